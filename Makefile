@@ -1,0 +1,58 @@
+# gridpipe: every task of the project, one line each. `make help` lists them.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+SCENARIO ?= steady
+export TZ := UTC
+# Everything that is written lies in .venv and var/, temporary files and caches included.
+export TMPDIR := $(CURDIR)/var/tmp
+export PIP_CACHE_DIR := $(CURDIR)/var/cache/pip
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup run demo test check format bench-smoke load clean lock
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(VENV)/.installed ## create .venv and install everything, pinned by hash
+
+$(VENV)/.installed: requirements/dev.txt pyproject.toml
+	@mkdir -p $(TMPDIR)
+	@test -x $(BIN)/python || { echo "creating .venv"; $(PYTHON) -c 'import sys; sys.exit("gridpipe needs Python 3.11 or newer; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)' && $(PYTHON) -m venv $(VENV); }
+	@echo "installing pinned packages (about a minute the first time)"
+	@$(BIN)/pip install -q --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: setup ## start the whole service with the simulated city on http://127.0.0.1:8080 (Ctrl-C stops it)
+	@exec $(BIN)/gridpipe up
+
+demo: setup ## feed the districts' published year, print published and measured side by side, exit 0
+	@exec $(BIN)/gridpipe demo
+
+test: setup ## every test that needs no other machine
+	@$(BIN)/pytest
+
+check: setup ## lint, format, strict types, secret scan, as in CI
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
+
+format: setup ## apply the formatter and the safe lint fixes
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench-smoke: setup ## events/s from topic to ClickHouse, against a plain Faust agent
+	@$(BIN)/python -m benchmarks.smoke
+
+load: setup ## locust load test: make load SCENARIO=steady
+	@$(BIN)/python -m benchmarks.load $(SCENARIO)
+
+lock: ## rewrite the pinned requirements from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-annotate --no-header -p 3.11 --universal -q -o requirements/runtime.txt
+	uv pip compile pyproject.toml --group dev --generate-hashes --no-emit-index-url --no-annotate --no-header -p 3.11 --universal -q -o requirements/dev.txt
+
+clean: ## remove .venv and var/
+	rm -rf $(VENV) var

@@ -1,0 +1,60 @@
+"""`gridpipe`: one command for every task. Each module in `COMMANDS` adds its own with `register(app)`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+
+from pipeline.cli.common import EXIT_UNREACHABLE, EXIT_USAGE, err
+from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
+
+COMMANDS = (
+    "pipeline.cli.serve",  # up, gateway, worker, api, migrate
+    "pipeline.cli.demo",
+    "pipeline.cli.keys",
+    "pipeline.cli.simulate",
+    "pipeline.cli.send",  # send, validate
+    "pipeline.cli.query",  # explain, case, kpi
+    "pipeline.cli.reference",
+    "pipeline.cli.rules",
+    "pipeline.cli.operate",  # config show, doctor
+)
+
+app = typer.Typer(
+    name="gridpipe",
+    help="Grid governance events (网格事件) from report to closure rate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def build() -> typer.Typer:
+    for name in COMMANDS:
+        importlib.import_module(name).register(app)
+    return app
+
+
+def run() -> None:
+    """Entry point: errors raised on purpose become one line each and the documented exit code."""
+    try:
+        build()()
+    except ConfigurationError as error:
+        for problem in error.problems:
+            err.print(f"[red]error:[/] {problem}", markup=True, soft_wrap=True)
+        sys.exit(EXIT_USAGE)
+    except UnavailableError as error:
+        err.print(f"[red]error:[/] {error}", soft_wrap=True)
+        sys.exit(EXIT_UNREACHABLE)
+    except GridpipeError as error:
+        err.print(f"[red]error:[/] {error}", soft_wrap=True)
+        sys.exit(EXIT_USAGE)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

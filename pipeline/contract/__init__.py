@@ -1,0 +1,1 @@
+"""The event contract: shape, JSON Schema, CloudEvents, personal data."""

@@ -1,0 +1,1 @@
+"""HTTP in: checked bytes to blocks on the topic."""

@@ -1,0 +1,117 @@
+"""The one registry of metrics: every metric object, its help text and its buckets.
+
+Metrics are emitted once per batch or request. Labels come from closed sets only: never an id, a person or
+free text (`SourceLabels` folds unknown sources into "other").
+A role owns its metrics: no name is written by two roles, so that their expositions can be joined.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+# --- gateway
+http_requests = Counter(
+    "gridpipe_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=REGISTRY
+)
+http_seconds = Histogram(
+    "gridpipe_http_seconds",
+    "Time to answer a request, by route.",
+    ["route"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+gateway_events = Counter(
+    "gridpipe_gateway_events",
+    "Events in requests, by what the gateway answered.",
+    ["answer"],
+    registry=REGISTRY,
+)
+gateway_refusals = Counter(
+    "gridpipe_gateway_refusals", "Events refused by the gateway, by error code.", ["code"], registry=REGISTRY
+)
+gateway_in_flight_bytes = Gauge(
+    "gridpipe_gateway_in_flight_bytes", "Bytes of requests being handled.", registry=REGISTRY
+)
+
+# --- worker
+events_received = Counter(
+    "gridpipe_events_received",
+    "Events taken from the topic and committed, by feeding source.",
+    ["source"],
+    registry=REGISTRY,
+)
+events = Counter(
+    "gridpipe_events",
+    "Events by outcome: admitted, rejected, recorded, duplicate, quarantined. Their sum is what was received.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+rejections = Counter(
+    "gridpipe_rejections", "Rejected reports by primary reason.", ["reason"], registry=REGISTRY
+)
+duplicates = Counter("gridpipe_duplicates", "Duplicates by level (L1, L2).", ["level"], registry=REGISTRY)
+stage_seconds = Histogram(
+    "gridpipe_stage_seconds",
+    "Time a block spends in a stage.",
+    ["stage"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+batch_rows = Histogram(
+    "gridpipe_batch_rows",
+    "Rows per block.",
+    buckets=(1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000, 100_000),
+    registry=REGISTRY,
+)
+ingest_delay_seconds = Histogram(
+    "gridpipe_ingest_delay_seconds", "From accepted to queryable.", buckets=_SECONDS, registry=REGISTRY
+)
+consumer_lag_records = Gauge(
+    "gridpipe_consumer_lag_records", "Records not yet committed.", ["partition"], registry=REGISTRY
+)
+consumer_lag_seconds = Gauge(
+    "gridpipe_consumer_lag_seconds",
+    "Age of the oldest record not yet committed.",
+    ["partition"],
+    registry=REGISTRY,
+)
+insert_seconds = Histogram(
+    "gridpipe_insert_seconds", "Time of one insert, by table.", ["table"], buckets=_SECONDS, registry=REGISTRY
+)
+insert_retries = Counter(
+    "gridpipe_insert_retries", "Inserts sent again after a passing error.", registry=REGISTRY
+)
+life_safety_rejections = Counter(
+    "gridpipe_life_safety_rejections",
+    "Rejected reports that may concern life and limb: a clerk must look at once.",
+    ["reason"],
+    registry=REGISTRY,
+)
+verifier_gap = Counter(
+    "gridpipe_verifier_gap", "Offsets skipped between committed blocks.", registry=REGISTRY
+)
+verifier_overlap = Counter(
+    "gridpipe_verifier_overlap", "Blocks that overlap a committed one.", registry=REGISTRY
+)
+verifier_backward = Counter("gridpipe_verifier_backward", "Commits that went backward.", registry=REGISTRY)
+dedup_entries = Gauge(
+    "gridpipe_dedup_entries", "Ids and report contents held for deduplication.", ["level"], registry=REGISTRY
+)
+reference_rows = Gauge(
+    "gridpipe_reference_rows", "Rows of reference data loaded.", ["kind"], registry=REGISTRY
+)
+
+# --- api: business figures of the KPI defaults (cohort, last 30 days, as of now)
+closure_ratio = Gauge("gridpipe_closure_ratio", "Closure rate (办结率).", ["district"], registry=REGISTRY)
+response_ratio = Gauge("gridpipe_response_ratio", "Response rate (响应率).", ["district"], registry=REGISTRY)
+open_cases = Gauge("gridpipe_open_cases", "Open cases (未办结).", ["district"], registry=REGISTRY)
+overdue_cases = Gauge(
+    "gridpipe_overdue_cases", "Open cases past their limit (超期).", ["district"], registry=REGISTRY
+)
+response_seconds = Gauge(
+    "gridpipe_response_seconds", "Response time (响应时间).", ["district", "quantile"], registry=REGISTRY
+)

@@ -1,0 +1,1 @@
+"""HTTP out: KPIs, explanations, cases, business metrics."""

@@ -1,0 +1,1 @@
+"""Reference data: grids, units, staff, organisations, persons, modes."""

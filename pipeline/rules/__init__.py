@@ -1,0 +1,1 @@
+"""The catalogue of matters and the admission rules, as data."""

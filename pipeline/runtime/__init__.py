@@ -1,0 +1,1 @@
+"""Processes: broker, supervisor, roles."""

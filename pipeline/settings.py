@@ -1,0 +1,193 @@
+"""Every setting, declared once: default, unit, meaning. Environment name: GRIDPIPE_<NAME>.
+
+Start-up calls `load_settings`, which reports every problem at once and refuses contradictory pairs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.errors import ConfigurationError
+
+ENV_PREFIX = "GRIDPIPE_"
+
+
+def _schemas_dir() -> Path:
+    """`schemas/` of the checkout, or the copy that a wheel carries."""
+    package = Path(__file__).parent
+    packed = package / "_schemas"
+    return packed if packed.is_dir() else package.parent / "schemas"
+
+
+class Settings(BaseSettings):
+    """Settings of all roles; flags of the command line override the environment, which overrides defaults."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    # --- where things are
+    data_dir: Path = Field(Path("var"), description="Directory for everything that gridpipe writes.")
+    schemas_dir: Path = Field(
+        default_factory=_schemas_dir, description="Directory of the contract and catalogue."
+    )
+    http: str = Field("127.0.0.1:8080", description="Address of the HTTP listener, host:port.")
+    admin_http: str | None = Field(
+        None, description="Address for /metrics and /health; unset: they share `http` while it is loopback."
+    )
+    kafka: str | None = Field(None, description="Kafka bootstrap servers; unset: the embedded broker.")
+    clickhouse: str | None = Field(
+        None,
+        description="ClickHouse URL, http(s)://user:password@host:port; unset: the embedded engine.",  # pragma: allowlist secret
+    )
+    database: str = Field("grid", pattern=r"^[a-z_][a-z0-9_]{0,62}$", description="ClickHouse database.")
+    topic: str = Field(
+        "grid.events", pattern=r"^[A-Za-z0-9._-]{1,200}$", description="Topic of incoming events."
+    )
+    partitions: int = Field(
+        12, ge=1, le=1024, description="Partitions of the topic when gridpipe creates it."
+    )
+    consumer_group: str = Field("gridpipe", min_length=1, description="Kafka consumer group of the workers.")
+
+    # --- gateway
+    max_body_bytes: int = Field(5_000_000, ge=1_000, description="Largest request body as sent, bytes.")
+    max_decompressed_bytes: int = Field(20_000_000, ge=1_000, description="Largest body decompressed, bytes.")
+    max_events_per_request: int = Field(5_000, ge=1, description="Most events in one request.")
+    max_json_depth: int = Field(32, ge=4, le=512, description="Deepest nesting of a document.")
+    max_block_bytes: int = Field(900_000, ge=10_000, description="Largest Arrow block on the topic, bytes.")
+    durability_timeout_seconds: float = Field(
+        20.0, gt=0, description="How long a request waits for its events to be durable before 503."
+    )
+    in_flight_limit_bytes: int = Field(
+        256_000_000, ge=1_000_000, description="Bytes of requests being handled at once; above it: 503."
+    )
+
+    # --- worker
+    block_max_rows: int = Field(50_000, ge=1, description="Rows after which a block is closed.")
+    block_linger_seconds: float = Field(0.05, ge=0, description="Longest wait for more records in a block.")
+    partition_buffer_bytes: int = Field(
+        64_000_000, ge=1_000_000, description="Bytes buffered per partition before fetching pauses."
+    )
+    insert_timeout_seconds: float = Field(30.0, gt=0, description="Longest wait for one insert.")
+    dedup_window_days: float = Field(
+        7.0, gt=0, le=90, description="Redelivery (L1) window, by ingested_at, days."
+    )
+    resend_window_seconds: int = Field(
+        600, ge=0, description="Resend (L2) window between occurred_ats, seconds."
+    )
+    submission_window_hours: float = Field(
+        72.0, ge=0, description="Window for an equal submission_id, hours."
+    )
+    direct_backfill_sources: tuple[str, ...] = Field(
+        (), description="Sources of direct Kafka records that are exempt from TOO_OLD and the late flags."
+    )
+    reference_refresh_seconds: float = Field(
+        5.0, gt=0, description="How often workers look for new reference data."
+    )
+
+    # --- domain
+    districts_taking_part: tuple[str, ...] = Field(
+        ("440703", "440704", "440705", "440781", "440783", "440784", "440785"),
+        description="Districts whose grids may report (rule 8).",
+    )
+    grid_tolerance_m: float = Field(
+        200.0, ge=0, description="Tolerance around a grid's polygon (rule 9), metres."
+    )
+
+    # --- simulated city
+    simulated_persons: int = Field(20_000, ge=0, le=5_000_000, description="Residents of the simulated city.")
+    simulate_seed: int = Field(20221001, ge=0, description="Seed of the simulated city and its events.")
+    simulate_events_per_second: float = Field(
+        5.0, ge=0, description="Pace of `up`'s simulated events, events/s."
+    )
+
+    # --- logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line shown."
+    )
+
+    # --- derived places under data_dir
+    @property
+    def clickhouse_dir(self) -> Path:
+        return self.data_dir / "clickhouse"
+
+    @property
+    def tmp_dir(self) -> Path:
+        return self.data_dir / "tmp"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.data_dir / "log"
+
+    @property
+    def run_dir(self) -> Path:
+        """Lock, pids and the addresses of the running processes."""
+        return self.data_dir / "run"
+
+    @property
+    def city_dir(self) -> Path:
+        return self.data_dir / "city"
+
+    @property
+    def keys_path(self) -> Path:
+        return self.data_dir / "keys.json"
+
+    @property
+    def local_key_path(self) -> Path:
+        return self.data_dir / "local.key"
+
+    @property
+    def pseudonym_key_path(self) -> Path:
+        return self.data_dir / "secrets" / "pseudonym.v1"
+
+    @property
+    def catalogue_dir(self) -> Path:
+        return self.schemas_dir / "catalogue"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """`host:port` -> (host, port). Raises ConfigurationError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ConfigurationError(f"address {address!r} must be host:port, for example 127.0.0.1:8080")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment and `overrides` (None values are left out), checked together.
+
+    Raises ConfigurationError with one line per problem.
+    """
+    problems: list[str] = []
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    problems += [
+        f"{name}: unknown setting; `gridpipe config show` lists them"
+        for name in sorted(os.environ)
+        if name.startswith(ENV_PREFIX) and name not in known and not name.startswith(ENV_PREFIX + "INTERNAL_")
+    ]
+    try:
+        settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        for item in error.errors():
+            name = ".".join(str(part) for part in item["loc"])
+            problems.append(f"{ENV_PREFIX}{name.upper()}: {item['msg']}")
+        raise ConfigurationError(problems) from None
+    for name in ("http", "admin_http"):
+        address = getattr(settings, name)
+        if address is not None:
+            try:
+                split_address(address)
+            except ConfigurationError as error:
+                problems += error.problems
+    if settings.max_decompressed_bytes < settings.max_body_bytes:
+        problems.append("GRIDPIPE_MAX_DECOMPRESSED_BYTES must not be below GRIDPIPE_MAX_BODY_BYTES")
+    if problems:
+        raise ConfigurationError(problems)
+    return settings

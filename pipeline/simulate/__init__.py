@@ -1,0 +1,1 @@
+"""The simulated city: reference files, events, ledger of truth."""

@@ -1,0 +1,1 @@
+"""ClickHouse: clients, migrations, the embedded engine and its HTTP bridge."""

@@ -1,0 +1,45 @@
+"""Fixtures that several folders share. A test database lives in the embedded engine of this process
+(one engine path per process), or on the server that GRIDPIPE_TEST_CLICKHOUSE names."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import clickhouse_connect
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from pipeline.store.migrate import migrate
+
+os.environ["TZ"] = "UTC"
+
+
+@pytest.fixture(scope="session")
+def engine_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("clickhouse")
+
+
+@pytest.fixture(scope="session")
+def open_client(engine_path: Path) -> Iterator[Client]:
+    """The session's client, no database chosen."""
+    url = os.environ.get("GRIDPIPE_TEST_CLICKHOUSE")
+    client = (
+        clickhouse_connect.get_client(dsn=url)
+        if url
+        else clickhouse_connect.get_client(interface="chdb", path=str(engine_path))
+    )
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def clickhouse(open_client: Client) -> Iterator[Client]:
+    """A client on a fresh, migrated database of its own."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    migrate(open_client, name)
+    yield open_client
+    open_client.command(f"DROP DATABASE {name}")
+    open_client.database = "default"
