@@ -46,7 +46,7 @@ events_received = Counter(
 )
 events = Counter(
     "gridpipe_events",
-    "Events by outcome: admitted, rejected, recorded, duplicate, quarantined. Their sum is what was received.",
+    "Events by outcome: admitted, rejected, recorded, duplicate or quarantined; they add up to received.",
     ["outcome"],
     registry=REGISTRY,
 )
