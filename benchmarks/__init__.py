@@ -1,0 +1,1 @@
+"""Benchmarks and load tests. Each verifies its output counts before it prints a figure."""
