@@ -185,6 +185,7 @@ DUPLICATE: Final[Schema] = {
     "original_source": pl.String(),
     "original_event_id": pl.String(),
     "original_case_id": pl.String(),
+    "content_hash": pl.UInt64(),  # of an L2 duplicate, so that its own redeliveries are recognised
 }
 
 #: One event as the case fold sees it; `sink` packs it into the tuple of `case_events`.

@@ -88,6 +88,7 @@ def upgrade() -> None:
             original_source LowCardinality(String),
             original_event_id String,
             original_case_id String,
+            content_hash UInt64 DEFAULT 0,
             stored_at DateTime64(3, 'UTC') DEFAULT now64(3),
             INDEX event_id_filter event_id TYPE bloom_filter(0.001) GRANULARITY 1,
             INDEX case_id_filter case_id TYPE bloom_filter(0.001) GRANULARITY 1
