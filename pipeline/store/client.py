@@ -1,0 +1,125 @@
+"""A ClickHouse client wherever the data are: a server, the running service, or the data directory itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.settings import Settings
+from pipeline.store.engine import CLIENT_SETTINGS, EmbeddedEngine
+
+CONNECT_TIMEOUT_SECONDS = 5
+#: Above the server's own limit, so that the server's answer is seen rather than our timeout (reliability C5).
+_GRACE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class BridgeAddress:
+    """Where a running store process answers, as it says in `<data-dir>/run/bridge.json` (0600)."""
+
+    url: str
+    token: str
+    pid: int
+
+    @staticmethod
+    def path(run_dir: Path) -> Path:
+        return run_dir / "bridge.json"
+
+    def write(self, run_dir: Path) -> None:
+        """Replace the file at once, readable by this user only."""
+        target = self.path(run_dir)
+        fresh = target.with_suffix(".new")
+        fresh.touch(mode=0o600)
+        fresh.chmod(0o600)
+        fresh.write_text(json.dumps({"url": self.url, "token": self.token, "pid": self.pid}))
+        fresh.replace(target)
+
+    @classmethod
+    def read(cls, run_dir: Path) -> BridgeAddress | None:
+        """None when no store process runs (no file, or its process is gone)."""
+        try:
+            found = cls(**json.loads(cls.path(run_dir).read_text()))
+            os.kill(found.pid, 0)
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"{cls.path(run_dir)} is damaged; delete it and start again") from error
+        except PermissionError as error:
+            raise ConfigurationError(f"{cls.path(run_dir)} belongs to another user") from error
+        return found
+
+
+def connect(settings: Settings, *, database: str | None = None) -> Client:
+    """A client for the store that the settings name.
+
+    A server if `clickhouse` is set; else the running service; else the embedded engine on the data
+    directory, which this process then owns until it ends.
+
+    database : default database; unset: `settings.database`. It must exist, except "" for none.
+    Raises UnavailableError (server or service unreachable), ConfigurationError (directory in use, bad URL).
+    """
+    name = settings.database if database is None else database or None
+    if settings.clickhouse is not None:
+        return connect_server(settings, name)
+    bridge = BridgeAddress.read(settings.run_dir)
+    if bridge is not None:
+        return connect_bridge(bridge, name, timeout=settings.insert_timeout_seconds + _GRACE_SECONDS)
+    return EmbeddedEngine(settings.clickhouse_dir, settings.tmp_dir).new_client(name)
+
+
+def connect_server(settings: Settings, database: str | None) -> Client:
+    """A client for the ClickHouse server of `settings.clickhouse`. Raises as `connect`."""
+    url = settings.clickhouse or ""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ConfigurationError(
+            "GRIDPIPE_CLICKHOUSE must be http://USER:PASSWORD@HOST:8123 or https://USER:PASSWORD@HOST:8443"
+        )
+    server_settings = CLIENT_SETTINGS | {"max_execution_time": str(int(settings.insert_timeout_seconds))}
+    try:
+        return clickhouse_connect.get_client(
+            dsn=url,
+            database=database,
+            settings=server_settings,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            send_receive_timeout=int(settings.insert_timeout_seconds + _GRACE_SECONDS),
+            autogenerate_session_id=False,
+        )
+    except ClickHouseError as error:
+        address = f"{parts.scheme}://{parts.hostname}:{parts.port or 8123}"  # without the password
+        raise UnavailableError(f"ClickHouse at {address} cannot be used: {_first_line(error)}") from error
+
+
+def connect_bridge(bridge: BridgeAddress, database: str | None, *, timeout: float) -> Client:
+    """A client for the store process. Uncompressed: both ends share a machine. Raises UnavailableError."""
+    parts = urlsplit(bridge.url)
+    try:
+        return clickhouse_connect.get_client(
+            interface="http",
+            host=parts.hostname,
+            port=parts.port,
+            username="default",
+            password=bridge.token,
+            database=database,
+            settings=dict(CLIENT_SETTINGS),
+            compress=False,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            send_receive_timeout=int(timeout),
+            autogenerate_session_id=False,
+        )
+    except ClickHouseError as error:
+        raise UnavailableError(
+            f"the store process at {bridge.url} cannot be used: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,80 @@
+"""The embedded ClickHouse (chDB): one process owns a data path, every thread role has a client of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chdb
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+
+from pipeline.errors import ConfigurationError
+from pipeline.store.lock import DirectoryLock
+
+#: Set on every client: the engine's own default hands the acknowledgement of an insert to a later flush.
+CLIENT_SETTINGS = {"async_insert": "0"}
+
+_connect: Callable[[str], Any] = chdb.connect
+
+
+class EmbeddedEngine:
+    """ClickHouse inside this process, on the directory `path`.
+
+    path : the engine's data; locked with a file beside it, so that a second process gets a clear message.
+    tmp_dir : private directory (0700) for insert files, emptied at start; Python's and the engine's temporary
+        files lie there, never in a directory that other users can read.
+
+    Raises ConfigurationError if another process uses `path` or the engine cannot open it.
+    Source: reliability D2 (lock), D3 (one client per role), D4 (temporary files), D5 (time zone).
+    """
+
+    def __init__(self, path: Path, tmp_dir: Path) -> None:
+        os.environ["TZ"] = "UTC"  # the engine's server time zone is the host's
+        time.tzset()
+        self.path = path.resolve()
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = DirectoryLock(self.path.with_name(self.path.name + ".lock"), path.parent)
+        try:
+            self._prepare_tmp(tmp_dir)
+            # Held open for the engine's whole life: with no handle left the engine would shut down.
+            self._anchor: Any = _connect(str(self.path))
+        except RuntimeError as error:
+            self._lock.release()
+            raise ConfigurationError(
+                f"the embedded ClickHouse cannot open {path}: "
+                f"{error or 'this process has another engine open'}"
+            ) from error
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @staticmethod
+    def _prepare_tmp(tmp_dir: Path) -> None:
+        shutil.rmtree(tmp_dir, ignore_errors=True)
+        tmp_dir.mkdir(parents=True, mode=0o700)
+        tmp_dir.chmod(0o700)
+        os.environ["TMPDIR"] = str(tmp_dir.resolve())
+        tempfile.tempdir = str(tmp_dir.resolve())
+
+    def new_client(self, database: str | None = None) -> Client:
+        """A client with a handle of its own. A client must not be shared by threads that stream results."""
+        return clickhouse_connect.get_client(
+            interface="chdb", path=str(self.path), database=database, settings=dict(CLIENT_SETTINGS)
+        )
+
+    def new_handle(self) -> Any:
+        """A raw chDB connection; session state (`USE`, `SET`) is the handle's own."""
+        return _connect(str(self.path))
+
+    def close(self) -> None:
+        """Close the engine and free the lock. Clients and handles must be closed before."""
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
+        self._lock.release()
