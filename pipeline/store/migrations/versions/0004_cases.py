@@ -5,6 +5,10 @@ Revision: 0004
 
 from __future__ import annotations
 
+from alembic import op
+
+from pipeline.store.case_views import CASE_TABLES, CASE_VIEWS
+
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
@@ -12,8 +16,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Filled by the step that brings these tables."""
+    for statement in (*CASE_TABLES.values(), *CASE_VIEWS.values()):
+        op.execute(statement.replace(":", "\\:"))
 
 
 def downgrade() -> None:
-    """Filled by the step that brings these tables."""
+    for view in reversed(CASE_VIEWS):
+        op.execute(f"DROP VIEW {view}")
+    for table in reversed(CASE_TABLES):
+        op.execute(f"DROP TABLE {table}")
