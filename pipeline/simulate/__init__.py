@@ -1,1 +1,1 @@
-"""The simulated city: reference files, events, ledger of truth."""
+"""The simulated city: reference files, events with their ledger of truth, the live feed and the demo."""
