@@ -1,0 +1,281 @@
+"""The event as a feeding system sends it: the one definition of the contract.
+
+`schemas/event.v1.json` is generated from these types (`python -m pipeline.contract.schema`), the gateway and
+the worker decode JSON straight into them. What one field alone can tell is a constraint on its type; what
+depends on another field is in `faults`. A code that is well formed but unknown (matter, grid, channel) passes
+here: admission judges it.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
+
+from pipeline.frames import EVENT_TYPES, PIPELINE_EVENT_TYPES
+
+SCHEMA_VERSION: Final = 1
+
+#: `$` alone would let a final newline pass in Python; the lookahead closes that and means nothing elsewhere.
+END: Final = r"$(?!\n)"
+
+ID_PATTERN: Final = r"^[A-Za-z0-9._:-]{1,64}" + END
+KEY_PATTERN: Final = r"^[A-Za-z0-9._:@/+=-]{1,128}" + END
+CODE_PATTERN: Final = r"^[A-Za-z][A-Za-z0-9_-]{0,63}" + END
+GRID_PATTERN: Final = r"^[0-9]{15}(-U[0-9]{3})?" + END
+ORGANISATION_CODE_PATTERN: Final = r"^[A-Za-z0-9._-]{1,64}" + END
+SHA256_PATTERN: Final = r"^[0-9A-Fa-f]{64}" + END
+
+MAX_ATTRIBUTES: Final = 32
+MAX_INT64: Final = 2**63 - 1
+#: `occurred_at` and every other time must lie in [EARLIEST, LATEST): what every store on the way can hold.
+EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
+
+CLIENT_EVENT_TYPES: Final = tuple(name for name in EVENT_TYPES if name not in PIPELINE_EVENT_TYPES)
+
+EventType = Literal[
+    "DISCOVERED", "REPORTED", "MERGED", "UNMERGED", "ACCEPTED", "DISPATCHED", "SIGNED", "RETURNED", "ARRIVED",
+    "HANDLING", "EXTENDED", "ESCALATED", "RESOLVED", "REWORK", "CLOSED", "FEEDBACK", "REOPENED", "ARCHIVED",
+    "VOIDED",
+]  # fmt: skip
+ActorType = Literal[
+    "full_time", "part_time", "professional", "unit_head", "leader", "police_deputy", "clerk", "department",
+    "citizen", "firm", "volunteer", "device", "system",
+]  # fmt: skip
+PersonRole = Literal["subject", "party", "contact", "reporter"]
+Crs = Literal["wgs84", "gcj02"]
+
+Id = Annotated[str, Meta(pattern=ID_PATTERN, max_length=64)]
+Key = Annotated[str, Meta(pattern=KEY_PATTERN, max_length=128)]
+Code = Annotated[str, Meta(pattern=CODE_PATTERN, max_length=64)]
+Time = Annotated[datetime, Meta(tz=True)]
+Text100 = Annotated[str, Meta(max_length=100)]
+Text200 = Annotated[str, Meta(max_length=200)]
+Text500 = Annotated[str, Meta(max_length=500)]
+Scalar = (
+    Annotated[str, Meta(max_length=1000)]
+    | Annotated[int, Meta(ge=-(2**63), le=MAX_INT64)]
+    | float
+    | bool
+    | None
+)
+
+
+class Actor(Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    """Reporter or handler. `id_number` and `phone` are pseudonymised, `name` is masked, at the gateway."""
+
+    type: ActorType
+    key: Key | None = None
+    id_number: Annotated[str, Meta(min_length=6, max_length=40)] | None = None
+    phone: Annotated[str, Meta(min_length=3, max_length=40)] | None = None
+    name: Text100 | None = None
+
+
+class Person(Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    """A person concerned."""
+
+    role: PersonRole
+    key: Key | None = None
+    id_number: Annotated[str, Meta(min_length=6, max_length=40)] | None = None
+
+
+class Location(Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    """A point in degrees and its coordinate system; Chinese phone maps give `gcj02`."""
+
+    lon: Annotated[float, Meta(ge=-180, le=180)]
+    lat: Annotated[float, Meta(ge=-90, le=90)]
+    crs: Crs
+    address: Text500 | None = None
+
+
+class Photo(Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    """The hash of a photo; the photo itself stays with the feeding system."""
+
+    sha256: Annotated[str, Meta(pattern=SHA256_PATTERN)]
+    taken_at: Time | None = None
+
+
+class Organisation(Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    """A firm or body concerned; at least one of the two is given."""
+
+    code: Annotated[str, Meta(pattern=ORGANISATION_CODE_PATTERN, max_length=64)] | None = None
+    name: Text200 | None = None
+
+
+class EventBody(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """What a CloudEvent carries in `data`: the event without what its envelope says."""
+
+    channel: Code
+    grid_code: Annotated[str, Meta(pattern=GRID_PATTERN)]
+    actor: Actor
+    matter_code: Code | None = None
+    submission_id: Id | None = None
+    persons: Annotated[list[Person], Meta(max_length=100)] | None = None
+    location: Location | None = None
+    photos: Annotated[list[Photo], Meta(max_length=50)] | None = None
+    title: Text200 | None = None
+    description: Annotated[str, Meta(max_length=4000)] | None = None
+    organisation: Organisation | None = None
+    attributes: (
+        Annotated[
+            dict[Annotated[str, Meta(min_length=1, max_length=64)], Scalar], Meta(max_length=MAX_ATTRIBUTES)
+        ]
+        | None
+    ) = None
+
+
+class Event(EventBody, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """One event; (`source`, `event_id`) is its identity. A field that is null counts as absent."""
+
+    event_id: Id
+    source: Id
+    event_type: EventType
+    case_id: Id
+    occurred_at: Time
+
+
+class Attributes(Struct, forbid_unknown_fields=False, frozen=True, gc=False):
+    """The attributes that mean something to a case; other names are free.
+
+    due_at, primary_case_id and reason are required on the event types of `REQUIRED_ATTRIBUTE`.
+    """
+
+    due_at: Time | None = None
+    primary_case_id: Id | None = None
+    reason: Annotated[str, Meta(max_length=500)] | None = None
+    rating: Annotated[int, Meta(ge=1, le=5)] | None = None
+    department: Code | None = None
+    level: str | int | None = None
+    self_handled: bool | None = None
+
+
+REQUIRED_ATTRIBUTE: Final = {"EXTENDED": "due_at", "MERGED": "primary_case_id", "VOIDED": "reason"}
+RESERVED_ATTRIBUTES: Final = frozenset(Attributes.__struct_fields__)
+
+#: Every code that an error can carry; a closed set, so that it can label a metric.
+CODES: Final = {
+    "malformed_json": "the text is not JSON, or the line is not one JSON document",
+    "not_an_object": "an event must be a JSON object",
+    "empty_body": "the body holds nothing",
+    "empty_batch": "the batch holds no event",
+    "too_deep": "the document is nested too deeply",
+    "too_many_events": "the request holds more events than one request may",
+    "bad_encoding": "the text is not UTF-8, or holds half a surrogate pair",
+    "unknown_field": "the field is not part of the contract",
+    "missing_field": "a required field is absent or null",
+    "bad_type": "the value has another JSON type",
+    "bad_pattern": "the text does not have the required form",
+    "unknown_value": "the value is not one of the closed list",
+    "out_of_range": "the number or time lies outside its range",
+    "too_long": "the text or list is longer than allowed",
+    "too_short": "the text is shorter than allowed",
+    "bad_time": "not an RFC 3339 time with a zone",
+    "bad_text": "the text holds control characters",
+    "personal_data_in_id": "an id, key or code holds an identity or mobile number",
+    "source_not_allowed": "the credential does not cover this source",
+    "unsupported_version": "the event is of a schema version that is not known here",
+    "not_written": "the partition of this event cannot be written at present",
+    "not_confirmed": "the event was sent but not confirmed in time; send it again",
+}
+#: Sending the same event again can succeed.
+RETRYABLE_CODES: Final = frozenset({"not_written", "not_confirmed"})
+
+
+class Fault(NamedTuple):
+    """One breach of the contract: code of `CODES`, JSON path, a sentence without the offending value."""
+
+    code: str
+    field: str
+    message: str
+
+
+#: Control characters but \n, \r, \t; and halves of surrogate pairs, which no store can encode.
+BAD_TEXT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _is_bad(text: str | None) -> bool:
+    return text is not None and not text.isprintable() and BAD_TEXT.search(text) is not None
+
+
+def text_faults(event: Event) -> Fault | None:
+    """The first text of `event` that holds a control character, or None."""
+    attributes = event.attributes or {}
+    texts: list[tuple[str, str | None]] = [
+        ("title", event.title),
+        ("description", event.description),
+        ("actor.name", event.actor.name),
+        ("actor.phone", event.actor.phone),
+        ("actor.id_number", event.actor.id_number),
+        ("location.address", event.location and event.location.address),
+        ("organisation.name", event.organisation and event.organisation.name),
+        *((f"persons[{at}].id_number", person.id_number) for at, person in enumerate(event.persons or ())),
+        *((f"attributes.{name}", value) for name, value in attributes.items() if isinstance(value, str)),
+    ]
+    for field, text in texts:
+        if _is_bad(text):
+            return Fault(
+                "bad_text", field, f"{field} holds a control character; only line breaks and tabs may"
+            )
+    if any(_is_bad(name) for name in attributes):
+        return Fault("bad_text", "attributes", "a name in attributes holds a control character")
+    return None
+
+
+def time_fault(field: str, value: datetime | None) -> Fault | None:
+    if value is None or EARLIEST <= value < LATEST:
+        return None
+    return Fault("out_of_range", field, f"{field} must lie in 2000–2100")
+
+
+def fault(event: Event) -> Fault | None:
+    """The first breach that concerns more than one field or needs more than its type, or None."""
+    if event.event_type == "REPORTED" and event.matter_code is None:
+        return Fault("missing_field", "matter_code", "matter_code is required on REPORTED")
+    found = time_fault("occurred_at", event.occurred_at)
+    for at, photo in enumerate(event.photos or ()):
+        found = found or time_fault(f"photos[{at}].taken_at", photo.taken_at)
+    if found:
+        return found
+    organisation = event.organisation
+    if organisation is not None and not organisation.code and not organisation.name:
+        return Fault("missing_field", "organisation", "organisation needs at least one of code and name")
+    return attribute_fault(event)
+
+
+def attribute_fault(event: Event) -> Fault | None:
+    given = event.attributes or {}
+    required = REQUIRED_ATTRIBUTE.get(event.event_type)
+    if required is not None:
+        value = given.get(required)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            field = f"attributes.{required}"
+            return Fault("missing_field", field, f"{field} is required on {event.event_type}")
+    if not RESERVED_ATTRIBUTES.isdisjoint(given):
+        try:
+            reserved = read_attributes(given)
+        except msgspec.ValidationError as error:
+            from pipeline.contract.explain import explain  # noqa: PLC0415 (explain needs the types above)
+
+            return explain(error, given, prefix="attributes")
+        return time_fault("attributes.due_at", reserved.due_at)
+    return None
+
+
+def read_attributes(given: dict[str, str | int | float | bool | None]) -> Attributes:
+    """The attributes that a case reads. Raises msgspec.ValidationError where one has the wrong form."""
+    return msgspec.convert(given, Attributes)
+
+
+def needs_check(event: Event) -> bool:
+    """Whether `fault` can find anything but a time out of range: one cheap look for the fast path."""
+    return (
+        event.attributes is not None
+        or event.organisation is not None
+        or event.photos is not None
+        or event.event_type in REQUIRED_ATTRIBUTE
+        or (event.matter_code is None and event.event_type == "REPORTED")
+    )

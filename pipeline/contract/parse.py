@@ -1,0 +1,318 @@
+"""JSON text to events: the whole list at once, and event by event only where something is wrong.
+
+The same functions serve the gateway (documents and NDJSON over HTTP) and the worker (NDJSON records from direct
+producers). An unreadable document raises DocumentError; what is wrong with one event is an EventError beside
+the good ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from pipeline.contract.event import (
+    CODES,
+    ID_PATTERN,
+    RETRYABLE_CODES,
+    Event,
+    Fault,
+    fault,
+    needs_check,
+    text_faults,
+    time_fault,
+    EARLIEST,
+    LATEST,
+)
+from pipeline.contract.explain import explain
+from pipeline.contract.privacy import holds_personal_number
+from pipeline.errors import ContractError
+
+MAX_DEPTH: Final = 32
+MAX_EVENTS: Final = 5_000
+
+_EVENT: Final = msgspec.json.Decoder(Event)
+_EVENTS: Final = msgspec.json.Decoder(list[Event])
+_RAW: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_ANY: Final = msgspec.json.Decoder()
+
+_ID: Final = re.compile(ID_PATTERN)
+#: Times finer than the decoder keeps would be rounded, not cut: their digits beyond microseconds go first.
+_FINE: Final = re.compile(rb":\d\d\.\d{7}")
+_FINE_TIME: Final = re.compile(rb'("\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d\.\d{6})\d+((?:[Zz]|[+-]\d\d:\d\d)")')
+_DIGITS18: Final = re.compile(r"[0-9]{17}[0-9Xx]|(?<![^\n])1[3-9][0-9]{9}(?![^\n])")
+_BLANK: Final = b" \t\r"
+
+
+class DocumentError(ContractError):
+    """The whole document is refused.
+
+    code : of `CODES`; status : HTTP status that says so.
+    """
+
+    def __init__(self, code: str, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
+
+
+class EventError(msgspec.Struct, frozen=True):
+    """Why the event at `index` (position in the request) is refused."""
+
+    index: int
+    event_id: str | None  # null where it is itself at fault
+    code: str
+    field: str
+    message: str
+    retryable: bool = False
+
+    @classmethod
+    def of(cls, index: int, event_id: str | None, found: Fault) -> EventError:
+        return cls(index, event_id, found.code, found.field, found.message, found.code in RETRYABLE_CODES)
+
+
+@dataclass(slots=True)
+class Parsed:
+    """What a request or record holds.
+
+    events : the good ones, in order; indexes : the position of each; errors : the others, in order of index.
+    raw : of each error, the bytes that were refused (same length as `errors`).
+    """
+
+    events: list[Event] = field(default_factory=list)
+    indexes: list[int] = field(default_factory=list)
+    errors: list[EventError] = field(default_factory=list)
+    raw: list[bytes] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.events) + len(self.errors)
+
+
+# --- whole documents
+
+
+def parse_document(body: bytes, *, max_depth: int = MAX_DEPTH, max_events: int = MAX_EVENTS) -> Parsed:
+    """An event, or a list of events.
+
+    Raises DocumentError: unreadable, too deep, empty, not an object or list of them (400), too many (413).
+    """
+    body = cut_fine_times(body)
+    first = body.lstrip(b" \t\r\n")[:1]
+    if not first:
+        raise DocumentError("empty_body", "the body is empty; send an event or a list of events")
+    try:
+        events = _EVENTS.decode(body) if first == b"[" else [_EVENT.decode(body)]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _parse_slowly(body, first, max_depth, max_events)
+    if first == b"[":
+        _check_count(len(events), max_events)
+    return check(events, body)
+
+
+def _check_count(count: int, max_events: int) -> None:
+    if count == 0:
+        raise DocumentError("empty_batch", "the list holds no event")
+    if count > max_events:
+        raise DocumentError(
+            "too_many_events", f"{count} events in one request; send at most {max_events}", status=413
+        )
+
+
+def split_document(body: bytes, max_depth: int, max_events: int) -> list[bytes]:
+    """The raw text of each element of a JSON list, or of the one object. Raises DocumentError."""
+    first = body.lstrip(b" \t\r\n")[:1]
+    if not first:
+        raise DocumentError("empty_body", "the body is empty; send an event or a list of events")
+    if depth_of(body) > max_depth:
+        raise DocumentError("too_deep", f"the document is nested deeper than {max_depth} levels")
+    try:
+        body.decode("utf-8")
+        if first != b"[":
+            _ANY.decode(body)
+            parts = [body]
+        else:
+            parts = [bytes(raw) for raw in _RAW.decode(body)]
+            _check_count(len(parts), max_events)
+    except UnicodeDecodeError as error:
+        raise DocumentError("bad_encoding", f"the body is not UTF-8 (byte {error.start})") from None
+    except msgspec.MsgspecError as error:
+        raise DocumentError("malformed_json", malformed(body, error)) from None
+    if first not in b"[{":
+        raise DocumentError("not_an_object", "the body must be an event or a list of events")
+    return parts
+
+
+def _parse_slowly(body: bytes, first: bytes, max_depth: int, max_events: int) -> Parsed:
+    parsed = Parsed()
+    for index, raw in enumerate(split_document(body, max_depth, max_events)):
+        _take(parsed, index, raw)
+    return parsed
+
+
+def malformed(body: bytes, error: Exception) -> str:
+    """What is wrong with text that is not JSON, with the byte where it was noticed."""
+    if body.startswith(b"\xef\xbb\xbf"):
+        return "the text begins with a byte order mark; send UTF-8 without it"
+    detail = str(error).removeprefix("JSON is malformed: ")
+    if "truncated" in detail:
+        detail = f"the text ends too early or holds a broken escape ({len(body)} bytes)"
+    return f"the text is not one JSON document: {detail}"
+
+
+# --- lines
+
+
+def parse_ndjson(body: bytes, *, max_depth: int = MAX_DEPTH, max_events: int | None = MAX_EVENTS) -> Parsed:
+    """One event per line; blank lines do not count. A line that is not JSON is that line's error.
+
+    Raises DocumentError: no line at all (400), too many (413).
+    """
+    body = cut_fine_times(body)
+    lines = [line for line in body.split(b"\n") if line.strip(_BLANK)]
+    if not lines:
+        raise DocumentError("empty_body", "the body is empty; send one event per line")
+    if max_events is not None:
+        _check_count(len(lines), max_events)
+    try:
+        events = list(map(_EVENT.decode, lines))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        parsed = Parsed()
+        for index, line in enumerate(lines):
+            if depth_of(line) > max_depth:
+                found = Fault("too_deep", "", f"the line is nested deeper than {max_depth} levels")
+                _refuse(parsed, index, line, None, found)
+            else:
+                _take(parsed, index, line)
+        return parsed
+    return check(events, body, lines)
+
+
+def parse_record(value: bytes | None, *, max_depth: int = MAX_DEPTH) -> Parsed:
+    """A direct record of the topic: NDJSON of one or many events. Never raises: what is unreadable is an error."""
+    try:
+        return parse_ndjson(value or b"", max_depth=max_depth, max_events=None)
+    except DocumentError as error:
+        found = Fault(error.code, "", error.message)
+        return Parsed(errors=[EventError.of(0, None, found)], raw=[value or b""])
+
+
+# --- one event
+
+
+def _take(parsed: Parsed, index: int, raw: bytes) -> None:
+    """Decode one event exactly and add it, or what is wrong with it, to `parsed`."""
+    try:
+        event = _EVENT.decode(raw)
+    except UnicodeDecodeError as error:
+        _refuse(parsed, index, raw, None, Fault("bad_encoding", "", f"not UTF-8 (byte {error.start})"))
+    except msgspec.ValidationError as error:
+        try:
+            document = _ANY.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as worse:
+            _refuse(parsed, index, raw, None, Fault("malformed_json", "", malformed(raw, worse)))
+        else:
+            _refuse(parsed, index, raw, shown_id(document), explain(error, document))
+    except (msgspec.DecodeError, RecursionError) as error:
+        _refuse(parsed, index, raw, None, Fault("malformed_json", "", malformed(raw, error)))
+    else:
+        found = whole_fault(event)
+        if found is None:
+            parsed.events.append(event)
+            parsed.indexes.append(index)
+        else:
+            hidden = found.code == "personal_data_in_id" and found.field == "event_id"
+            _refuse(parsed, index, raw, None if hidden else event.event_id, found)
+
+
+def _refuse(parsed: Parsed, index: int, raw: bytes, event_id: str | None, found: Fault) -> None:
+    assert found.code in CODES, found.code
+    parsed.errors.append(EventError.of(index, event_id, found))
+    parsed.raw.append(raw)
+
+
+def shown_id(document: Any) -> str | None:
+    """The event id of an untyped event, if it is one that may be shown."""
+    given = document.get("event_id") if isinstance(document, dict) else None
+    good = isinstance(given, str) and _ID.match(given) and not holds_personal_number(given)
+    return given if good else None
+
+
+def whole_fault(event: Event) -> Fault | None:
+    """The first breach that the types alone do not tell."""
+    return fault(event) or text_faults(event) or _id_fault(event)
+
+
+def _id_fault(event: Event) -> Fault | None:
+    for name in ("event_id", "source", "case_id", "submission_id", "matter_code", "channel"):
+        value = getattr(event, name)
+        if value is not None and holds_personal_number(value):
+            return Fault("personal_data_in_id", name, f"{name} holds an identity or mobile number")
+    if event.organisation and event.organisation.code and holds_personal_number(event.organisation.code):
+        return Fault(
+            "personal_data_in_id", "organisation.code", "organisation.code holds an identity or mobile number"
+        )
+    primary = (event.attributes or {}).get("primary_case_id")
+    if isinstance(primary, str) and holds_personal_number(primary):
+        name = "attributes.primary_case_id"
+        return Fault("personal_data_in_id", name, f"{name} holds an identity or mobile number")
+    return None
+
+
+def check(events: Sequence[Event], body: bytes, raws: Sequence[bytes] | None = None) -> Parsed:
+    """Split typed events into good ones and errors.
+
+    What can be wrong with any event is looked for in the batch as a whole; only then event by event.
+    body : the text they came from, or b"\\\\" to look at every text.
+    """
+    # A control character or half a surrogate pair reaches a text only through one of these bytes.
+    doubtful_text = b"\\" in body or b"\x7f" in body or b"\xc2" in body
+    occurred = [event.occurred_at for event in events]
+    doubtful_time = min(occurred) < EARLIEST or max(occurred) >= LATEST
+    ids = "\n".join(
+        [f"{event.event_id}\n{event.case_id}\n{event.submission_id}\n{event.source}" for event in events]
+    )
+    doubtful_id = _DIGITS18.search(ids) is not None
+    parsed = Parsed()
+    if not (doubtful_text or doubtful_time or doubtful_id or any(map(needs_check, events))):
+        parsed.events, parsed.indexes = list(events), list(range(len(events)))
+        return parsed
+    look_at_all = doubtful_time or doubtful_id
+    for index, event in enumerate(events):
+        found = fault(event) if look_at_all or needs_check(event) else None
+        if found is None and doubtful_text:
+            found = text_faults(event)
+        if found is None and (doubtful_id or event.organisation or event.attributes):
+            found = _id_fault(event)
+        if found is None:
+            parsed.events.append(event)
+            parsed.indexes.append(index)
+        else:
+            raw = raws[index] if raws is not None else msgspec.json.encode(event)
+            hidden = found.code == "personal_data_in_id" and found.field == "event_id"
+            _refuse(parsed, index, raw, None if hidden else event.event_id, found)
+    return parsed
+
+
+# --- cheap looks at bytes
+
+
+def cut_fine_times(body: bytes) -> bytes:
+    """`body` with times of more than 6 decimals cut there; anything else untouched."""
+    return _FINE_TIME.sub(rb"\1\2", body) if _FINE.search(body) else body
+
+
+def depth_of(text: bytes) -> int:
+    """Deepest nesting of brackets outside strings; no parsing, so that depth cannot exhaust the stack."""
+    opened = text.count(b"[") + text.count(b"{")
+    if opened <= 1:
+        return opened
+    bare = b"".join(text.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+    codes = np.frombuffer(bare, dtype=np.uint8)
+    step = ((codes == 0x5B) | (codes == 0x7B)).astype(np.int32) - ((codes == 0x5D) | (codes == 0x7D))
+    return int(np.cumsum(step).max(initial=0))

@@ -1,0 +1,304 @@
+"""Personal data stops here: pseudonyms of identity numbers and phones, masks, redaction of free text.
+
+Rules: domain model, section 9. A pseudonym is HMAC-SHA-256 over a domain word and the normalised value; a plain
+hash would not do, since all mobile numbers can be tried in seconds. Nothing in this module logs a value.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import re
+import secrets
+import stat
+import unicodedata
+from collections.abc import Callable, Iterable
+from datetime import date
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from pipeline.errors import ConfigurationError
+
+_PERSON: Final = b"gridpipe:person:"
+_PHONE: Final = b"gridpipe:phone:"
+
+MIN_SECRET_BYTES: Final = 32
+_PLACEHOLDERS: Final = ("changeme", "default", "secret", "password", "example", "0123456789")
+
+_WEIGHTS: Final = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+_CHECK_DIGITS: Final = "10X98765432"
+
+#: One character for one, so that positions in the folded text are positions in the original.
+_FOLD: Final = str.maketrans(
+    {
+        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
+        **{chr(0xFF21 + letter): chr(0x41 + letter) for letter in range(26)},
+        **{chr(0xFF41 + letter): chr(0x41 + letter) for letter in range(26)},
+        **{chr(0x61 + letter): chr(0x41 + letter) for letter in range(26)},
+        "\u3000": " ", "\uff0d": "-", "\u2013": "-", "\u2014": "-", "\u2212": "-", "\u00b7": ".", "\uff0b": "+",
+        "\uff0e": ".",
+    }
+)  # fmt: skip
+#: What people put between digits, zero-width characters included; at most two in a row.
+_GAP: Final = "[\\s.\u200b-\u200d\u2060\ufeff-]{0,2}"
+_ID: Final = re.compile(rf"(?<![0-9])[1-9](?:{_GAP}[0-9]){{16}}{_GAP}[0-9X](?![0-9])")
+_CARD: Final = re.compile(rf"(?<![0-9])[1-9](?:{_GAP}[0-9]){{15,18}}(?![0-9])")
+_MOBILE: Final = re.compile(rf"(?<![0-9])(?:(?:\+|00)?86{_GAP})?1{_GAP}[3-9](?:{_GAP}[0-9]){{9}}(?![0-9])")
+_PROVINCES: Final = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼"
+_SERIAL: Final = "[A-HJ-NP-Z0-9]"
+_PLATE: Final = re.compile(
+    rf"[{_PROVINCES}]{_GAP}[A-Z]{_GAP}(?:(?:{_SERIAL}{_GAP}){{5}}{_SERIAL}|(?:{_SERIAL}{_GAP}){{4}}[A-HJ-NP-Z0-9挂学警港澳领使])"
+    r"(?![A-Z0-9])"
+)
+#: A quick, generous look for texts that may hold any of the above (Rust regex, no lookaround).
+CANDIDATE: Final = (
+    "[0-9\uff10-\uff19](?:[\\s.\u00b7\u200b-\u200d\u2060\ufeff\u2013\u2014\u2212\uff0d\uff0e-]{0,2}[0-9\uff10-\uff19]){10}"
+    rf"|[{_PROVINCES}][\s.\u00b7\u200b-\u200d\u2060\ufeff\u3000-]{{0,2}}[A-Za-z\uff21-\uff3a\uff41-\uff5a]"
+)
+_CANDIDATE: Final = re.compile(CANDIDATE)
+
+ID_MARK, CARD_MARK, PHONE_MARK, PLATE_MARK = "[身份证号]", "[银行卡号]", "[手机号]", "[车牌号]"
+
+_COMPOUND_SURNAMES: Final = frozenset(
+    "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠 公孙 慕容 仲孙 "
+    "钟离 长孙 宇文 司徒 鲜于 司空 令狐".split()
+)
+_BUILDING: Final = re.compile(
+    r"^(?P<building>.*?(?:[0-9A-Za-z]|[一二三四五六七八九十])(?:栋|幢|座|号楼))"
+    r"[\s,，-]*(?:[0-9A-Za-z一二三四五六七八九十]+(?:单元|梯|层|楼|室|房|户|号)?[\s,，-]*)+$"
+)
+
+
+# --- identity and phone numbers
+
+
+def is_id_number(text: str) -> bool:
+    """Whether `text` is an 18-character citizen identity number: a date in it and the checksum hold."""
+    if len(text) != 18 or not text.isascii() or not text[:17].isdigit():
+        return False
+    total = sum(weight * int(digit) for weight, digit in zip(_WEIGHTS, text, strict=False))
+    if _CHECK_DIGITS[total % 11] != text[17].upper():
+        return False
+    try:
+        born = date(int(text[6:10]), int(text[10:12]), int(text[12:14]))
+    except ValueError:
+        return False
+    return 1850 <= born.year <= 2100
+
+
+def is_mobile(text: str) -> bool:
+    return len(text) == 11 and text.isascii() and text.isdigit() and text[0] == "1" and text[1] >= "3"
+
+
+def normalise_id(number: str) -> str:
+    """One spelling per identity number: full-width to ASCII, separators out, upper case, 15 digits to 18.
+
+    Documents of other kinds (passport, permit) are folded the same way and keep their length.
+    """
+    folded = "".join(
+        character for character in unicodedata.normalize("NFKC", number).upper() if character.isalnum()
+    )
+    if len(folded) == 15 and folded.isascii() and folded.isdigit():
+        longer = f"{folded[:6]}19{folded[6:]}"
+        total = sum(weight * int(digit) for weight, digit in zip(_WEIGHTS, longer, strict=True))
+        return longer + _CHECK_DIGITS[total % 11]
+    return folded
+
+
+def normalise_phone(phone: str) -> str:
+    """Digits only, full-width to ASCII, the country prefix +86 or 0086 of a mobile number left out."""
+    digits = "".join(
+        character for character in unicodedata.normalize("NFKC", phone) if "0" <= character <= "9"
+    )
+    for prefix in ("0086", "86"):
+        if digits.startswith(prefix) and is_mobile(digits.removeprefix(prefix)):
+            return digits.removeprefix(prefix)
+    return digits
+
+
+def is_personal_number(text: str) -> bool:
+    """Whether the whole of `text` is an identity or mobile number."""
+    return is_mobile(text) or is_id_number(text)
+
+
+def holds_personal_number(text: str) -> bool:
+    """Whether an id, key or code holds an identity number anywhere, or is a mobile number as a whole.
+
+    Mobile numbers inside longer ids are not looked for: counters and times would be refused by chance.
+    """
+    if is_mobile(text):
+        return True
+    return any(is_id_number(_bare(found[0])) for found in _ID.finditer(text.translate(_FOLD)))
+
+
+# --- masks and redaction
+
+
+def _bare(text: str) -> str:
+    return "".join(character for character in text if character.isalnum())
+
+
+def _luhn(digits: str) -> bool:
+    total = 0
+    for place, digit in enumerate(reversed(digits)):
+        value = int(digit) * (1 + place % 2)
+        total += value - 9 if value > 9 else value
+    return total % 10 == 0
+
+
+def _spans(folded: str) -> list[tuple[int, int, str]]:
+    """(start, end, mark) of personal numbers in the folded text, in order, none overlapping."""
+    found: list[tuple[int, int, str]] = []
+
+    def take(pattern: re.Pattern[str], mark: str, holds: Callable[[str], bool] | None = None) -> None:
+        position = 0
+        while match := pattern.search(folded, position):
+            start, end = match.span()
+            free = all(end <= first or start >= last for first, last, _ in found)
+            if free and (holds is None or holds(_bare(match[0]))):
+                found.append((start, end, mark))
+                position = end
+            else:
+                position = start + 1
+
+    take(_ID, ID_MARK, is_id_number)
+    take(_CARD, CARD_MARK, _luhn)
+    take(_MOBILE, PHONE_MARK)
+    take(_PLATE, PLATE_MARK)
+    return sorted(found)
+
+
+def redact(text: str) -> str:
+    """`text` with identity numbers (checksum), bank cards (Luhn), mobile numbers and plates replaced by marks.
+
+    Full-width digits and separators between digits do not hide a number. Text without one comes back as it is.
+
+    >>> redact("联系人 138-0000-1234")
+    '联系人 [手机号]'
+    """
+    if _CANDIDATE.search(text) is None:
+        return text
+    parts: list[str] = []
+    position = 0
+    for start, end, mark in _spans(text.translate(_FOLD)):
+        parts += (text[position:start], mark)
+        position = end
+    parts.append(text[position:])
+    return "".join(parts)
+
+
+def redact_column(texts: pl.Series) -> pl.Series:
+    """`redact` over a String column; only texts that may hold a number leave polars."""
+    doubtful = texts.str.contains(CANDIDATE).fill_null(value=False)
+    if not doubtful.any():
+        return texts
+    at = doubtful.arg_true()
+    return texts.scatter(at, [redact(text) for text in texts.gather(at)])
+
+
+def mask_name(name: str) -> str:
+    """The surname and two stars, whatever the length: `陈**`, `欧阳**`.
+
+    >>> mask_name("陈大文"), mask_name("欧阳小明"), mask_name("  ")
+    ('陈**', '欧阳**', '**')
+    """
+    name = name.strip()
+    surname = name[:2] if len(name) > 2 and name[:2] in _COMPOUND_SURNAMES else name[:1]
+    return f"{'' if surname.isdigit() else surname}**"
+
+
+def mask_phone(phone: str) -> str:
+    """`138****1234`; of other numbers only the last two digits stay.
+
+    >>> mask_phone("+86 138 0000 1234"), mask_phone("0750-3333333")
+    ('138****1234', '****33')
+    """
+    digits = normalise_phone(phone)
+    if is_mobile(digits):
+        return f"{digits[:3]}****{digits[-4:]}"
+    return "****" + (digits[-2:] if len(digits) > 5 else "")
+
+
+def cut_address(address: str) -> str:
+    """The address down to its building: unit, floor and room are left out.
+
+    >>> cut_address("礼乐街道文昌花园3栋2单元501室"), cut_address("江南街道东海路46号")
+    ('礼乐街道文昌花园3栋', '江南街道东海路46号')
+    """
+    match = _BUILDING.match(address)
+    return match["building"] if match else address
+
+
+# --- pseudonyms
+
+
+class Privacy:
+    """Pseudonyms under one secret. `key_version` is stored beside each, so that keys can be rotated."""
+
+    def __init__(self, secret: bytes, key_version: int = 1) -> None:
+        self._secret = secret
+        self.key_version = key_version
+
+    @classmethod
+    def load(cls, path: Path, create: bool) -> Privacy:
+        """Read the secret at `path` (`…/pseudonym.v<version>`); with `create`, make one where there is none.
+
+        Raises ConfigurationError where the file is missing, readable by others, short or a known placeholder.
+        """
+        if create and not path.exists():
+            _create_secret(path)
+        try:
+            mode = path.stat().st_mode
+            secret = path.read_bytes().strip()
+        except OSError as error:
+            reason = error.strerror or "cannot be read"
+            raise ConfigurationError(
+                f"pseudonym key {path}: {reason}; restore it from your backup (a new key makes new pseudonyms)"
+            ) from error
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigurationError(f"pseudonym key {path} can be read by others; run: chmod 600 {path}")
+        if len(secret) < MIN_SECRET_BYTES:
+            raise ConfigurationError(f"pseudonym key {path} must hold at least {MIN_SECRET_BYTES} bytes")
+        if len(set(secret)) < 8 or any(word.encode() in secret.lower() for word in _PLACEHOLDERS):
+            raise ConfigurationError(f"pseudonym key {path} is a placeholder; put a random secret there")
+        version = path.suffix.removeprefix(".v")
+        return cls(secret, int(version) if version.isdigit() else 1)
+
+    def _digest(self, domain: bytes, value: str) -> str:
+        return hmac.digest(self._secret, domain + value.encode("utf-8", "replace"), "sha256").hex()
+
+    def person_key(self, id_number: str) -> str:
+        """64 hexadecimal digits for a person's identity number, in whatever spelling it comes."""
+        return self._digest(_PERSON, normalise_id(id_number))
+
+    def person_keys(self, id_numbers: Iterable[str | None]) -> list[str | None]:
+        return [None if number is None else self.person_key(number) for number in id_numbers]
+
+    def phone_key(self, phone: str) -> str:
+        return self._digest(_PHONE, normalise_phone(phone))
+
+    def clean_key(self, key: str) -> str:
+        """A source's own key as it is, unless it is itself an identity or mobile number: then its pseudonym."""
+        if is_mobile(normalise_phone(key)) and len(key) <= 20 and not any(c.isalpha() for c in key):
+            return self.phone_key(key)
+        if holds_personal_number(key):
+            return self.person_key(key)
+        return key
+
+
+def _create_secret(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(secrets.token_hex(MIN_SECRET_BYTES).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(temporary, path)  # fails if another process was first: then its secret is the one
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()

@@ -1,0 +1,108 @@
+"""Accepted events as records of the topic: one Arrow IPC block per partition, split where it would be too large."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from pipeline.contract.event import SCHEMA_VERSION
+from pipeline.errors import ContractError
+from pipeline.frames import EVENT, expect
+
+ARROW: Final = "application/vnd.apache.arrow.stream"
+NDJSON: Final = "application/x-ndjson"
+HEADERS: Final[Mapping[str, bytes]] = {
+    "content-type": ARROW.encode(),
+    "schema-version": str(SCHEMA_VERSION).encode(),
+}
+
+_VILLAGE_DIGITS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One record to be. rows : positions in the frame that was encoded; key : village code of its first row."""
+
+    partition: int
+    rows: np.ndarray[tuple[int], np.dtype[np.int64]]
+    payload: bytes
+    key: bytes
+
+
+def murmur2(data: bytes) -> int:
+    """Kafka's murmur2 (seed 0x9747b28c) as a signed 32-bit integer, as `Utils.murmur2` of its Java client gives it."""
+    mask = 0xFFFFFFFF
+    magic = 0x5BD1E995
+    length = len(data)
+    value = (0x9747B28C ^ length) & mask
+    whole = length // 4 * 4
+    for at in range(0, whole, 4):
+        word = int.from_bytes(data[at : at + 4], "little") * magic & mask
+        word ^= word >> 24
+        value = (value * magic & mask) ^ (word * magic & mask)
+    if rest := data[whole:]:
+        value = ((value ^ int.from_bytes(rest, "little")) * magic) & mask
+    value ^= value >> 13
+    value = value * magic & mask
+    value ^= value >> 15
+    return value - (1 << 32) if value & 0x80000000 else value
+
+
+def partition_of(grid_code: str, partitions: int) -> int:
+    """Partition of a grid code: Kafka's default partitioner over the village code (first 12 digits)."""
+    return (murmur2(grid_code[:_VILLAGE_DIGITS].encode()) & 0x7FFFFFFF) % partitions
+
+
+def partitions_of(grid_codes: pl.Series, partitions: int) -> pl.Series:
+    """`partition_of` over a column, hashed once per village; `UInt16`."""
+    villages = grid_codes.str.head(_VILLAGE_DIGITS)
+    known = villages.unique()
+    numbers = [partition_of(village, partitions) for village in known]
+    return villages.replace_strict(known, pl.Series(numbers, dtype=pl.UInt16), return_dtype=pl.UInt16)
+
+
+def encode_blocks(frame: pl.DataFrame, *, partitions: int, max_bytes: int) -> list[Block]:
+    """Rows of `frames.EVENT` as blocks, ordered by partition; rows keep their order within one.
+
+    A block that would exceed `max_bytes` is halved until it fits; a single row is never split.
+    Raises ContractError if the frame is not `frames.EVENT`.
+    """
+    frame = expect(frame, EVENT, "events to send")
+    home = partitions_of(frame["grid_code"], partitions).to_numpy()
+    blocks: list[Block] = []
+    for partition in np.unique(home):
+        blocks += _encode(frame, np.flatnonzero(home == partition), int(partition), max_bytes)
+    return blocks
+
+
+def _encode(
+    frame: pl.DataFrame, rows: np.ndarray[tuple[int], np.dtype[np.int64]], partition: int, max_bytes: int
+) -> list[Block]:
+    part = frame if len(rows) == frame.height else frame[rows]
+    payload = encode_frame(part)
+    if len(payload) <= max_bytes or len(rows) == 1:
+        return [Block(partition, rows, payload, part["grid_code"][0][:_VILLAGE_DIGITS].encode())]
+    middle = len(rows) // 2
+    return _encode(frame, rows[:middle], partition, max_bytes) + _encode(
+        frame, rows[middle:], partition, max_bytes
+    )
+
+
+def encode_frame(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_ipc_stream(buffer, compression="zstd", compat_level=pl.CompatLevel.oldest())
+    return buffer.getvalue()
+
+
+def decode_block(payload: bytes) -> pl.DataFrame:
+    """Rows of `frames.EVENT`. Raises ContractError if the bytes are no Arrow stream or hold other columns."""
+    try:
+        frame = pl.read_ipc_stream(payload)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        raise ContractError(f"not an Arrow stream: {type(error).__name__}") from error
+    return expect(frame, EVENT, "Arrow block")
