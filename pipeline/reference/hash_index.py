@@ -99,6 +99,10 @@ class HashIndex:
             wanted_hi, wanted_lo = wanted_hi[other], wanted_lo[other]
         return found
 
+    def keys(self) -> tuple[UInt64s, UInt64s]:
+        """All keys, (n,) hi and lo, in the order of insertion."""
+        return self._hi[: self._count].copy(), self._lo[: self._count].copy()
+
     def __len__(self) -> int:
         return self._count
 
