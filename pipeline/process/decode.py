@@ -1,0 +1,274 @@
+"""Records to rows: Arrow blocks of the gateway and JSON of direct producers become the same frame.
+
+Nothing that a record holds can stop its partition: what cannot be read becomes a row of `quarantined` with
+its position. Every record gives at least one row, so that what was received can be counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from pipeline.contract.event import Event
+from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_record
+from pipeline.contract.privacy import Privacy, redact
+from pipeline.contract.rows import to_frame
+from pipeline.frames import DECODED, EVENT, EVENT_TYPES, PIPELINE_EVENT_TYPES, POSITION, QUARANTINED, expect
+from pipeline.ingest.blocks import decode_block
+from pipeline.process.hashes import content_hash, id_hash
+from pipeline.process.records import JSON_TYPES, MAX_EVENTS_PER_RECORD, SCHEMA_VERSION, Record
+
+MALFORMED: Final = "MALFORMED"
+UNSUPPORTED_VERSION: Final = "UNSUPPORTED_VERSION"
+
+#: Characters of a refused payload that are kept.
+PAYLOAD_CHARACTERS: Final = 16_384
+#: Redaction sees this much beyond the cut, so that a number across the cut is not left in half.
+_REDACTION_MARGIN: Final = 128
+#: Values of these JSON fields are personal whatever they look like.
+_PERSONAL_FIELDS: Final = re.compile(r'("(?:id_number|phone|name|key)"\s*:\s*")[^"]*')
+#: Lines parsed at once; bounds the objects alive between parsing and the frame.
+_BULK_LINES: Final = 20_000
+
+_REQUIRED: Final = (
+    "event_id", "source", "event_type", "case_id", "occurred_at", "ingested_at", "channel", "grid_code",
+    "actor_type",
+)  # fmt: skip
+_ID_PATTERN: Final = r"^[A-Za-z0-9._:-]{1,64}$"
+_CLIENT_TYPES: Final = [name for name in EVENT_TYPES if name not in PIPELINE_EVENT_TYPES]
+_EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
+
+#: Errors that bytes or values can cause; a Rust panic of polars is no Exception.
+DATA_ERRORS: Final = (Exception, pl.exceptions.PanicException)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """events : DECODED, in position order; quarantined : QUARANTINED, in position order."""
+
+    events: pl.DataFrame
+    quarantined: pl.DataFrame
+
+
+@dataclass
+class _Collected:
+    """Events and refusals of a block, gathered before the frames are built."""
+
+    partition: int
+    privacy: Privacy
+    frames: list[pl.DataFrame] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    positions: list[tuple[int, int, int]] = field(default_factory=list)  # offset, index, timestamp
+    refused: list[dict[str, object]] = field(default_factory=list)
+
+    def refuse(
+        self,
+        record: Record,
+        index: int,
+        detail: str,
+        *,
+        payload: bytes | None = None,
+        reason: str = MALFORMED,
+        event_id: str | None = None,
+    ) -> None:
+        raw = (record.value or b"") if payload is None else payload
+        self.refused.append(
+            {
+                "_part": self.partition,
+                "_off": record.offset,
+                "_idx": index,
+                "reason": reason,
+                "detail": detail[:500],
+                "event_id": event_id if event_id and re.fullmatch(_ID_PATTERN, event_id) else None,
+                "content_type": (record.content_type or "")[:100] or None,
+                "payload": redacted_payload(raw),
+                "payload_bytes": min(len(raw), 2**32 - 1),
+                "ingested_at": _instant(record.timestamp_ms),
+            }
+        )
+
+
+def decode(
+    records: Sequence[Record],
+    *,
+    partition: int,
+    privacy: Privacy,
+    backfill_sources: Iterable[str] = (),
+) -> Decoded:
+    """Rows of a block's records.
+
+    records : in offset order, of one partition.
+    backfill_sources : sources of direct records that are exempt from TOO_OLD and the late flags.
+
+    `ingested_at` is the gateway's receipt (Arrow block) or the record's timestamp (direct records), so that a
+    replay gives the same rows. `_idx` is the row in an Arrow block, the element of an array or the line.
+    """
+    collected = _Collected(partition, privacy)
+    single: list[tuple[Record, bytes]] = []
+    for record in records:
+        problem = _unreadable(record)
+        if problem is not None:
+            collected.refuse(record, 0, problem[1], reason=problem[0])
+        elif record.is_arrow:
+            _take_arrow(record, collected)
+        else:
+            body = (record.value or b"").strip()
+            if body.startswith(b"{") and b"\n" not in body and b"\r" not in body:
+                single.append((record, body))
+            else:
+                _take_parsed(record, _parse(record, body), collected)
+    for start in range(0, len(single), _BULK_LINES):
+        _take_lines(single[start : start + _BULK_LINES], collected)
+    return _frames(collected, frozenset(backfill_sources))
+
+
+def redacted_payload(raw: bytes) -> str:
+    """Readable, redacted and cut form of refused bytes: a clerk may read it, nobody is named in it."""
+    text = raw[: 4 * (PAYLOAD_CHARACTERS + _REDACTION_MARGIN)].decode("utf-8", "replace")
+    text = text[: PAYLOAD_CHARACTERS + _REDACTION_MARGIN].replace("\x00", "\ufffd")
+    return redact(_PERSONAL_FIELDS.sub(r"\1***", text))[:PAYLOAD_CHARACTERS]
+
+
+def _unreadable(record: Record) -> tuple[str, str] | None:
+    """(reason, detail) of a record that cannot be read at all."""
+    if record.value is None:
+        return MALFORMED, "tombstone: the record has no value"
+    if not record.value.strip():
+        return MALFORMED, "the record is empty"
+    if record.schema_version is not None and record.schema_version != SCHEMA_VERSION:
+        if record.schema_version.isdigit():
+            return UNSUPPORTED_VERSION, f"schema-version {record.schema_version[:20]}; this build reads 1"
+        return MALFORMED, "the schema-version header is no number"
+    if record.content_type is not None and not record.is_arrow and record.content_type not in JSON_TYPES:
+        return MALFORMED, "the content-type header is none of Arrow stream, JSON, NDJSON"
+    return None
+
+
+def _take_arrow(record: Record, collected: _Collected) -> None:
+    try:
+        block = expect(decode_block(record.value or b""), EVENT, "block")
+    except DATA_ERRORS as error:
+        collected.refuse(record, 0, f"unreadable Arrow block: {type(error).__name__}")
+        return
+    if not 0 < block.height < MAX_EVENTS_PER_RECORD:
+        collected.refuse(record, 0, f"an Arrow block of {block.height} events")
+        return
+    block = block.with_columns(
+        _part=pl.lit(collected.partition, pl.UInt16),
+        _off=pl.lit(record.offset, pl.UInt64),
+        _idx=pl.int_range(pl.len(), dtype=pl.UInt32),
+    )
+    good = block.select(_well_formed()).to_series()
+    for row in block.filter(~good).iter_rows(named=True):
+        collected.refuse(
+            record,
+            row["_idx"],
+            "a row breaks the contract",
+            payload=repr(row).encode(),
+            event_id=row["event_id"],
+        )
+    collected.frames.append(block.filter(good) if not good.all() else block)
+
+
+def _well_formed() -> pl.Expr:
+    """True where a row of an Arrow block holds what the gateway guarantees (never null)."""
+    ids = [
+        pl.col(name).str.contains(_ID_PATTERN).fill_null(False) for name in ("event_id", "source", "case_id")
+    ]
+    return pl.all_horizontal(
+        *[pl.col(name).is_not_null() for name in _REQUIRED],
+        *ids,
+        pl.col("event_type").is_in(_CLIENT_TYPES).fill_null(False),
+        pl.col("occurred_at").is_between(_EARLIEST, _LATEST).fill_null(False),
+        pl.col("ingested_at").is_between(_EARLIEST, _LATEST).fill_null(False),
+        pl.col("grid_code").str.contains(r"^[0-9]{15}$").fill_null(False),
+    )
+
+
+def _take_lines(lines: Sequence[tuple[Record, bytes]], collected: _Collected) -> None:
+    """Records of one event each, parsed as one text: a call per record costs more than the parsing."""
+    parsed = parse_record(b"\n".join(body for _, body in lines))
+    answered = np.zeros(len(lines), np.int64)
+    indexes = [*parsed.indexes, *(error.index for error in parsed.errors)]
+    if all(0 <= index < len(lines) for index in indexes):
+        np.add.at(answered, indexes, 1)
+    if not (answered == 1).all():  # the joined text hides where a record ends: take them one by one
+        for record, body in lines:
+            _take_parsed(record, _parse(record, body), collected)
+        return
+    for event, index in zip(parsed.events, parsed.indexes, strict=True):
+        record = lines[index][0]
+        collected.events.append(event)
+        collected.positions.append((record.offset, 0, record.timestamp_ms))
+    for error in parsed.errors:
+        record, body = lines[error.index]
+        collected.refuse(record, 0, _detail(error), payload=body, event_id=error.event_id)
+
+
+def _take_parsed(record: Record, parsed: Parsed, collected: _Collected) -> None:
+    if not 0 < parsed.count < MAX_EVENTS_PER_RECORD:
+        collected.refuse(record, 0, f"the record holds {parsed.count} events")
+        return
+    for event, index in zip(parsed.events, parsed.indexes, strict=True):
+        collected.events.append(event)
+        collected.positions.append((record.offset, index, record.timestamp_ms))
+    for error, raw in zip(parsed.errors, parsed.raw, strict=True):
+        collected.refuse(record, error.index, _detail(error), payload=raw, event_id=error.event_id)
+
+
+def _parse(record: Record, body: bytes) -> Parsed:
+    """A list or one object over several lines is a document; everything else is one event per line."""
+    if not body.startswith(b"[") and record.content_type != "application/json":
+        return parse_record(body)
+    try:
+        return parse_document(body, max_events=MAX_EVENTS_PER_RECORD)
+    except DocumentError as error:
+        found = EventError(0, None, error.code, "", error.message)
+        return Parsed(errors=[found], raw=[body])
+
+
+def _detail(error: EventError) -> str:
+    return (
+        f"{error.code}: {error.field}: {error.message}" if error.field else f"{error.code}: {error.message}"
+    )
+
+
+def _frames(collected: _Collected, backfill_sources: frozenset[str]) -> Decoded:
+    frames = list(collected.frames)
+    if collected.events:
+        frames.append(_rows_of(collected, backfill_sources))
+    events = pl.concat(frames) if frames else pl.DataFrame(schema={**EVENT, **POSITION})
+    if len(frames) > 1:
+        events = events.sort("_off", "_idx")
+    events = events.with_columns(*id_hash(), content_hash())
+    quarantined = pl.DataFrame(collected.refused, schema=QUARANTINED).sort("_off", "_idx")
+    return Decoded(expect(events, DECODED, "decoded"), quarantined)
+
+
+def _rows_of(collected: _Collected, backfill_sources: frozenset[str]) -> pl.DataFrame:
+    positions = np.array(collected.positions, np.int64)
+    rows = to_frame(
+        collected.events,
+        ingested_at=[_instant(int(timestamp)) for timestamp in positions[:, 2]],
+        request_id=None,
+        backfill=[event.source in backfill_sources for event in collected.events],
+        privacy=collected.privacy,
+    )
+    return expect(rows, EVENT, "parsed events").with_columns(
+        pl.lit(collected.partition, pl.UInt16).alias("_part"),
+        pl.Series("_off", positions[:, 0]).cast(pl.UInt64),
+        pl.Series("_idx", positions[:, 1]).cast(pl.UInt32),
+    )
+
+
+def _instant(timestamp_ms: int) -> datetime:
+    """The record's timestamp, held to the range that every store can keep."""
+    low, high = _EARLIEST.timestamp() * 1000, _LATEST.timestamp() * 1000
+    return datetime.fromtimestamp(min(max(timestamp_ms, low), high) / 1000, UTC)

@@ -1,0 +1,231 @@
+"""L1: the same event delivered again (design 9.18), decided by positions so that a replay decides alike.
+
+A row is a redelivery if and only if a *strictly smaller* position of its id was kept and both were received
+within the window, by the rows' own `ingested_at`. A row that is processed again therefore never takes itself
+for a duplicate, and the wall clock plays no part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.clock import utc_now
+from pipeline.frames import DECODED, DUPLICATE, QUARANTINED, expect
+from pipeline.process.records import MAX_EVENTS_PER_RECORD
+from pipeline.reference.hash_index import HashIndex
+
+Int64s = NDArray[np.int64]
+UInt64s = NDArray[np.uint64]
+
+ID_CONFLICT: Final = "ID_CONFLICT"
+_MILLISECOND: Final = timedelta(milliseconds=1)
+#: Entries of the past are kept this much longer than the window: receipts of several gateways interleave.
+_EVICTION_SLACK: Final = 3_600_000
+#: Position of rows of earlier incarnations of the topic: before every offset of this one.
+EARLIER: Final = -1
+
+
+def positions(frame: pl.DataFrame) -> Int64s:
+    """(offset, index) of each row as one ordered number, (n,) int64."""
+    offsets = frame["_off"].to_numpy().astype(np.int64)
+    return np.asarray(offsets * MAX_EVENTS_PER_RECORD + frame["_idx"].to_numpy().astype(np.int64))
+
+
+def milliseconds(times: pl.Series) -> Int64s:
+    """Unix milliseconds of a `Datetime("ms")` column without nulls, (n,) int64."""
+    return times.to_physical().to_numpy().astype(np.int64)
+
+
+class SeenIds:
+    """The ids that one partition has kept: per id its latest kept position, receipt and content.
+
+    Rebuilt from ClickHouse on assignment, extended only after a commit. Reads do not change it.
+    """
+
+    def __init__(self, window: timedelta, max_entries: int = 50_000_000) -> None:
+        """window : of redelivery; max_entries : above it the oldest are forgotten early (see `forgotten`)."""
+        self._window_ms = window // _MILLISECOND
+        self._max_entries = max_entries
+        self._index = HashIndex()
+        self._position = np.empty(0, np.int64)
+        self._ingested = np.empty(0, np.int64)
+        self._content = np.empty(0, np.uint64)
+        self._count = 0
+        self._latest = 0
+        self._next_eviction = 1 << 16
+        #: Entries dropped although inside the window, because of `max_entries`.
+        self.forgotten = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        return self._index.nbytes + self._position.nbytes + self._ingested.nbytes + self._content.nbytes
+
+    def find(self, hi: UInt64s, lo: UInt64s) -> Int64s:
+        """Entry numbers of ids, -1 where unknown."""
+        return self._index.find(hi, lo)
+
+    def entry(self, numbers: Int64s) -> tuple[Int64s, Int64s, UInt64s]:
+        """(position, ingested ms, content hash) of entries."""
+        return self._position[numbers], self._ingested[numbers], self._content[numbers]
+
+    def remember(
+        self, hi: UInt64s, lo: UInt64s, position: Int64s, ingested: Int64s, content: UInt64s
+    ) -> None:
+        """Add kept rows (n,); of one id the largest position stays. Call after the commit only."""
+        if len(hi) == 0:
+            return
+        rows = (
+            pl.DataFrame({"hi": hi, "lo": lo, "position": position, "ingested": ingested, "content": content})
+            .sort("position", maintain_order=True)
+            .unique(["hi", "lo"], keep="last", maintain_order=True)
+        )
+        hi, lo = rows["hi"].to_numpy(), rows["lo"].to_numpy()
+        columns = [rows[name].to_numpy() for name in ("position", "ingested", "content")]
+        numbers = self._index.find(hi, lo)
+        later = numbers >= 0
+        later[later] = columns[0][later] > self._position[numbers[later]]
+        for held, new in zip((self._position, self._ingested, self._content), columns, strict=True):
+            held[numbers[later]] = new[later]
+        fresh = numbers < 0
+        self._append(hi[fresh], lo[fresh], *(column[fresh] for column in columns))
+        # a producer's clock in the far future must not push everything else out
+        self._latest = min(max(self._latest, int(ingested.max())), int(utc_now().timestamp() * 1000))
+        if self._count >= self._next_eviction:
+            self._evict()
+
+    def _append(self, hi: UInt64s, lo: UInt64s, position: Int64s, ingested: Int64s, content: UInt64s) -> None:
+        first, total = self._count, self._count + len(hi)
+        if total > len(self._position):
+            size = max(total, len(self._position) * 3 // 2, 1024)
+            self._position = np.resize(self._position, size) if first else np.empty(size, np.int64)
+            self._ingested = np.resize(self._ingested, size) if first else np.empty(size, np.int64)
+            self._content = np.resize(self._content, size) if first else np.empty(size, np.uint64)
+        self._position[first:total], self._ingested[first:total] = position, ingested
+        self._content[first:total] = content
+        self._index.insert(hi, lo, np.arange(first, total, dtype=np.int64))
+        self._count = total
+
+    def _evict(self) -> None:
+        """Forget what no row can be compared with any more; rarely, so that its cost is spread."""
+        ingested = self._ingested[: self._count]
+        keep = ingested >= self._latest - self._window_ms - _EVICTION_SLACK
+        if int(keep.sum()) > self._max_entries:
+            cut = np.partition(ingested, self._count - self._max_entries // 2)
+            before = int(keep.sum())
+            keep &= ingested >= cut[self._count - self._max_entries // 2]
+            self.forgotten += before - int(keep.sum())
+        if keep.sum() <= 0.75 * self._count:
+            hi, lo = self._index.keys()
+            held = (hi[keep], lo[keep], self._position[: self._count][keep], ingested[keep])
+            content = self._content[: self._count][keep]
+            self._index, self._count = HashIndex(capacity_hint=len(held[0])), 0
+            self._append(*held, content)
+        self._next_eviction = min(max(1 << 16, self._count * 3 // 2), max(self._max_entries, self._count + 1))
+
+
+@dataclass(frozen=True)
+class Unique:
+    """kept : DECODED; duplicates : DUPLICATE (level L1); conflicts : QUARANTINED. Heights add up."""
+
+    kept: pl.DataFrame
+    duplicates: pl.DataFrame
+    conflicts: pl.DataFrame
+
+
+def deduplicate(events: pl.DataFrame, seen: SeenIds, window: timedelta) -> Unique:
+    """Split rows by whether their id was kept before.
+
+    events : DECODED, in position order. seen : not changed.
+    The same id with other content is a conflict: the first stays, the later one is quarantined.
+    Raises ContractError if a column is missing or has another dtype.
+    """
+    expect(events, DECODED, "deduplicate")
+    if events.is_empty():
+        return Unique(events, duplicate_rows(events, "L1"), _conflicts(events))
+    window_ms = window // _MILLISECOND
+    hi, lo = events["id_hi"].to_numpy(), events["id_lo"].to_numpy()
+    position, ingested = positions(events), milliseconds(events["ingested_at"])
+    content = events["content_hash"].to_numpy()
+
+    entries = seen.find(hi, lo)
+    copy = np.zeros(events.height, bool)
+    conflict = np.zeros(events.height, bool)
+    known = np.flatnonzero(entries >= 0)
+    if len(known):
+        first, received, held = seen.entry(entries[known])
+        hit = (first < position[known]) & (np.abs(ingested[known] - received) <= window_ms)
+        copy[known] = hit
+        conflict[known] = hit & (held != content[known])
+
+    repeated = np.flatnonzero(
+        events.select(pl.struct("id_hi", "id_lo").is_duplicated()).to_series().to_numpy()
+    )
+    kept_here: dict[tuple[int, int], int] = {}
+    for row in repeated.tolist():  # few: ids that occur twice in one block
+        key = (int(hi[row]), int(lo[row]))
+        anchor = kept_here.get(key)
+        if copy[row] and anchor is None:
+            continue
+        if anchor is not None and abs(int(ingested[row] - ingested[anchor])) <= window_ms:
+            copy[row], conflict[row] = True, content[row] != content[anchor]
+        else:
+            copy[row] = conflict[row] = False
+            kept_here[key] = row
+    if not copy.any():
+        return Unique(events, duplicate_rows(events.clear(), "L1"), _conflicts(events.clear()))
+    return Unique(
+        events.filter(~copy),
+        duplicate_rows(events.filter(copy & ~conflict), "L1"),
+        _conflicts(events.filter(conflict)),
+    )
+
+
+def duplicate_rows(events: pl.DataFrame, level: str) -> pl.DataFrame:
+    """DUPLICATE rows of copies whose original has the same id and case (L1), category still unknown."""
+    return events.select(
+        "_part", "_off", "_idx",
+        pl.lit(level).alias("level"),
+        "event_id", "source", "event_type", "case_id", "occurred_at", "ingested_at", "channel", "matter_code",
+        "grid_code",
+        pl.lit(None, pl.String).alias("category"),
+        pl.lit(None, pl.String).alias("lead_department"),
+        pl.col("source").alias("original_source"),
+        pl.col("event_id").alias("original_event_id"),
+        pl.col("case_id").alias("original_case_id"),
+        "content_hash",
+    ).select(list(DUPLICATE))  # fmt: skip
+
+
+def _conflicts(events: pl.DataFrame) -> pl.DataFrame:
+    detail = "this id was received before with other content; the first stays"
+    return refused_rows(events, ID_CONFLICT, detail)
+
+
+def refused_rows(events: pl.DataFrame, reason: str, detail: str) -> pl.DataFrame:
+    """QUARANTINED rows of readable events (DECODED or wider); the payload is the event as it was decoded."""
+    return (
+        events.select(
+            *("_part", "_off", "_idx", "source", "event_id", "event_type", "ingested_at"),
+            pl.lit(reason).alias("reason"),
+            pl.lit(detail).alias("detail"),
+            pl.lit(None, pl.String).alias("content_type"),
+            payload_of(),
+        )
+        .with_columns(pl.col("payload").str.len_bytes().alias("payload_bytes"))
+        .select(list(QUARANTINED))
+    )
+
+
+def payload_of() -> pl.Expr:
+    """The already redacted event as JSON text, for a clerk who compares it."""
+    names = [name for name in DECODED if not name.startswith(("_", "id_", "content_"))]
+    return pl.struct(names).struct.json_encode().alias("payload")

@@ -1,0 +1,70 @@
+"""Stable hashes of identity and content: xxh3 over canonical text, the same in every version and process.
+
+Parts are joined with control characters that the contract forbids in values, so that two different rows
+cannot give the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import polars as pl
+import polars_hash as plh
+
+from pipeline.frames import EVENT, PERSON, PHOTO
+
+_PART: Final = "\x1f"
+_ITEM: Final = "\x1e"
+_MEMBER: Final = "\x1d"
+_NULL: Final = "\x00"
+_LOW: Final = 2**64
+
+#: What the pipeline adds on the way; everything else of an event comes from the client.
+_NOT_CONTENT: Final = frozenset({"ingested_at", "request_id", "backfill", "key_version"})
+CONTENT_COLUMNS: Final = tuple(name for name in EVENT if name not in _NOT_CONTENT)
+
+
+def hash128(parts: Sequence[pl.Expr], hi: str, lo: str) -> list[pl.Expr]:
+    """Two UInt64 columns named `hi` and `lo`: xxh3-128 of the text parts, nulls distinct from every text."""
+    text = plh.concat_str(*[part.fill_null(_NULL) for part in parts], separator=_PART)
+    digest = text.nchash.xxh3_128()
+    return [(digest // _LOW).cast(pl.UInt64).alias(hi), (digest % _LOW).cast(pl.UInt64).alias(lo)]
+
+
+def hash64(parts: Sequence[pl.Expr], name: str) -> pl.Expr:
+    """A UInt64 column: xxh3-64 of the text parts."""
+    text = plh.concat_str(*[part.fill_null(_NULL) for part in parts], separator=_PART)
+    return text.nchash.xxh3_64().cast(pl.UInt64).alias(name)
+
+
+def id_hash(hi: str = "id_hi", lo: str = "id_lo") -> list[pl.Expr]:
+    """128 bit of an event's identity, (`source`, `event_id`)."""
+    return hash128([pl.col("source").cast(pl.String), pl.col("event_id")], hi, lo)
+
+
+def content_hash() -> pl.Expr:
+    """`content_hash`: 64 bit of everything that the client sent. Two copies of one event agree in it."""
+    return hash64([_text(name) for name in CONTENT_COLUMNS], "content_hash")
+
+
+def persons_text(column: str = "persons") -> pl.Expr:
+    """The people concerned as one text, in the order given."""
+    person = [pl.element().struct.field(field.name).fill_null(_NULL) for field in PERSON.fields]
+    return pl.col(column).list.eval(pl.concat_str(person, separator=_MEMBER)).list.join(_ITEM)
+
+
+def _text(name: str) -> pl.Expr:
+    column = pl.col(name)
+    dtype = EVENT[name]
+    if dtype == pl.String():
+        return column
+    if dtype == pl.List(PERSON):
+        return persons_text(name)
+    if dtype == pl.List(PHOTO):
+        taken = pl.element().struct.field("taken_at").to_physical().cast(pl.String).fill_null(_NULL)
+        photo = [pl.element().struct.field("sha256").fill_null(_NULL), taken]
+        return column.list.eval(pl.concat_str(photo, separator=_MEMBER)).list.join(_ITEM)
+    if isinstance(dtype, pl.Datetime):
+        return column.to_physical().cast(pl.String)
+    return column.cast(pl.String)

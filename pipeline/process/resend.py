@@ -1,0 +1,304 @@
+"""L2: a report sent again under a new id (design 9.19), decided after admission.
+
+A resend has the content of an earlier report within minutes, or the same submission id of the same source
+within days. What counts as the earlier report, the anchor, is the first *kept* one by position: a resend is
+never an anchor itself (no chaining), nor is a rejected report. Windows compare `occurred_at`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.clock import utc_now
+from pipeline.frames import DUPLICATE
+from pipeline.process.deduplicate import duplicate_rows, milliseconds, positions
+from pipeline.process.hashes import hash128, persons_text
+from pipeline.reference.hash_index import HashIndex
+
+Int64s = NDArray[np.int64]
+
+_MILLISECOND: Final = timedelta(milliseconds=1)
+_LATER_ITEM: Final = "\x1e"
+#: What an anchor must tell about itself.
+ANCHOR: Final = {
+    "position": pl.Int64(),
+    "occurred": pl.Int64(),
+    "ingested": pl.Int64(),
+    "l2_hi": pl.UInt64(),
+    "l2_lo": pl.UInt64(),
+    "sub_hi": pl.UInt64(),
+    "sub_lo": pl.UInt64(),
+    "event_id": pl.String(),
+    "source": pl.String(),
+    "case_id": pl.String(),
+}
+
+
+@dataclass(frozen=True)
+class ResendWindows:
+    """content : between `occurred_at`s of equal content; submission : of equal submission ids;
+    kept : how long after its receipt a report can be an anchor (bounds the memory; the redelivery window)."""
+
+    content: timedelta
+    submission: timedelta
+    kept: timedelta
+
+
+@dataclass(frozen=True)
+class Resends:
+    """kept : the rows judged plus l2_hi, l2_lo; duplicates : DUPLICATE, level L2. Heights add up."""
+
+    kept: pl.DataFrame
+    duplicates: pl.DataFrame
+
+
+class Anchors:
+    """The admitted reports of one partition that a resend can repeat, oldest position first per key.
+
+    Rebuilt from ClickHouse on assignment, extended only after a commit.
+    """
+
+    def __init__(self, windows: ResendWindows) -> None:
+        self.windows = windows
+        self._rows = pl.DataFrame(schema=ANCHOR)
+        self._pending: list[pl.DataFrame] = []
+        self._count = 0
+        self._next_eviction = 1 << 16
+        self._clear_index()
+
+    def _clear_index(self) -> None:
+        # key -> newest row with it; `_previous` leads from there to the older ones
+        self._by_content, self._by_submission = _Chains(), _Chains()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def candidates(self, content: tuple[int, int] | None, submission: tuple[int, int] | None) -> list[int]:
+        """Numbers of anchors with this content or submission, by position."""
+        found = set(self._by_content.of(content)) | set(self._by_submission.of(submission))
+        return sorted(found)
+
+    def known(
+        self, l2_hi: pl.Series, l2_lo: pl.Series, sub_hi: pl.Series, sub_lo: pl.Series
+    ) -> NDArray[np.bool_]:
+        """Whether any anchor shares the row's content or submission, (n,)."""
+        return self._by_content.known(l2_hi, l2_lo) | self._by_submission.known(sub_hi, sub_lo)
+
+    def row(self, number: int) -> dict[str, Any]:
+        """One anchor as a mapping of `ANCHOR`."""
+        self._join()
+        return self._rows.row(number, named=True)
+
+    def remember(self, anchors: pl.DataFrame) -> None:
+        """Add anchors (`ANCHOR`). Call after the commit only; positions already known are left out."""
+        if anchors.is_empty():
+            return
+        self._append(anchors.select(list(ANCHOR)).sort("position", maintain_order=True))
+        if self._count >= self._next_eviction:
+            self._evict()
+
+    def _append(self, anchors: pl.DataFrame) -> None:
+        numbers = np.arange(self._count, self._count + anchors.height, dtype=np.int64)
+        self._by_content.add(anchors["l2_hi"], anchors["l2_lo"], numbers)
+        self._by_submission.add(anchors["sub_hi"], anchors["sub_lo"], numbers)
+        self._pending.append(anchors)
+        self._count += anchors.height
+
+    def _join(self) -> None:
+        if self._pending:
+            self._rows = pl.concat([self._rows, *self._pending], rechunk=True)
+            self._pending = []
+
+    def _evict(self) -> None:
+        self._join()
+        latest = self._rows["ingested"].max()
+        assert isinstance(latest, int)
+        hold = min(latest, int(utc_now().timestamp() * 1000)) - self.windows.kept // _MILLISECOND - 3_600_000
+        keep = self._rows.filter(pl.col("ingested") >= hold)
+        if keep.height <= 0.75 * self._count:
+            self._rows, self._count = keep.clear(), 0
+            self._clear_index()
+            self._append(keep)
+        self._next_eviction = max(1 << 16, self._count * 3 // 2)
+
+
+class _Chains:
+    """128-bit keys, each with a chain of row numbers."""
+
+    def __init__(self) -> None:
+        self._index = HashIndex()  # key -> slot
+        self._slots: list[list[int]] = []
+
+    def known(self, hi: pl.Series, lo: pl.Series) -> NDArray[np.bool_]:
+        given = hi.is_not_null().to_numpy()
+        found = np.zeros(len(hi), bool)
+        if given.any() and len(self._index):
+            at = np.flatnonzero(given)
+            keys = hi.fill_null(0).to_numpy()[at], lo.fill_null(0).to_numpy()[at]
+            found[at] = self._index.find(*keys) >= 0
+        return found
+
+    def of(self, key: tuple[int, int] | None) -> list[int]:
+        if key is None or not len(self._index):
+            return []
+        slot = int(self._index.find(np.array([key[0]], np.uint64), np.array([key[1]], np.uint64))[0])
+        return self._slots[slot] if slot >= 0 else []
+
+    def add(self, hi: pl.Series, lo: pl.Series, numbers: Int64s) -> None:
+        given = hi.is_not_null().to_numpy()
+        rows = pl.DataFrame({"hi": hi, "lo": lo, "row": numbers}).filter(pl.Series(given))
+        grouped = rows.group_by("hi", "lo", maintain_order=True).agg("row")
+        keys = grouped["hi"].to_numpy(), grouped["lo"].to_numpy()
+        slots = self._index.find(*keys)
+        members = grouped["row"].to_list()
+        for at in np.flatnonzero(slots >= 0).tolist():
+            self._slots[slots[at]].extend(members[at])
+        fresh = np.flatnonzero(slots < 0)
+        first = len(self._slots)
+        self._slots.extend(members[at] for at in fresh.tolist())
+        self._index.insert(
+            keys[0][fresh], keys[1][fresh], np.arange(first, first + len(fresh), dtype=np.int64)
+        )
+
+
+def with_content_keys(judged: pl.DataFrame) -> pl.DataFrame:
+    """Add l2_hi, l2_lo (null where L2 does not apply: no REPORTED, no reporter key, neither text nor photo)
+    and sub_hi, sub_lo (null where there is no submission id or L2 does not apply)."""
+    text = pl.concat_str(_normal("title"), _normal("description"), separator=_LATER_ITEM)
+    photos = (
+        pl.col("photos").list.eval(pl.element().struct.field("sha256")).list.sort().list.join(_LATER_ITEM)
+    )
+    parts = [
+        pl.col("actor_key"), pl.col("matter_code"), pl.col("grid_code"), pl.col("unit_code"), text, photos,
+        _degrees("lon"), _degrees("lat"), pl.col("crs"), persons_text(),
+        pl.col("organisation_code"), _normal("organisation_name"),
+    ]  # fmt: skip
+    applies = (
+        (pl.col("event_type") == "REPORTED")
+        & pl.col("actor_key").is_not_null()
+        & ((_normal("title") != "") | (_normal("description") != "") | (pl.col("photos").list.len() > 0))
+    ).fill_null(False)
+    submission = applies & pl.col("submission_id").is_not_null()
+    return judged.with_columns(
+        *[pl.when(applies).then(column) for column in hash128(parts, "l2_hi", "l2_lo")],
+        *[
+            pl.when(submission).then(column)
+            for column in hash128([pl.col("source"), pl.col("submission_id")], "sub_hi", "sub_lo")
+        ],
+    )
+
+
+def drop_resends(judged: pl.DataFrame, anchors: Anchors) -> Resends:
+    """Take the resends out of the rows that admission has judged.
+
+    judged : DECODED + FEATURES + DECISION, in position order. anchors : not changed.
+    """
+    rows = with_content_keys(judged)
+    keys = rows.select("l2_hi", "l2_lo", "sub_hi", "sub_lo")
+    suspect = anchors.known(keys["l2_hi"], keys["l2_lo"], keys["sub_hi"], keys["sub_lo"])
+    for hi, lo in (("l2_hi", "l2_lo"), ("sub_hi", "sub_lo")):
+        repeated = keys.select(pl.struct(hi, lo).is_duplicated() & pl.col(hi).is_not_null())
+        suspect |= repeated.to_series().to_numpy()
+    originals = _originals(rows, np.flatnonzero(suspect), anchors)
+    kept = rows.drop("sub_hi", "sub_lo")
+    if not originals:
+        return Resends(kept, _resend_rows(kept.clear(), []))
+    at = np.zeros(rows.height, bool)
+    at[list(originals)] = True
+    return Resends(
+        kept.filter(~at), _resend_rows(kept.filter(at), [originals[row] for row in sorted(originals)])
+    )
+
+
+def anchors_of(kept: pl.DataFrame) -> pl.DataFrame:
+    """`ANCHOR` rows of the admitted reports among kept rows (with l2_hi, l2_lo and `outcome`)."""
+    reports = kept.filter((pl.col("outcome") == "admitted") & pl.col("l2_hi").is_not_null())
+    submission = hash128([pl.col("source"), pl.col("submission_id")], "sub_hi", "sub_lo")
+    return reports.with_columns(
+        *[pl.when(pl.col("submission_id").is_not_null()).then(column) for column in submission],
+        position=pl.Series(positions(reports), dtype=pl.Int64),
+        occurred=pl.col("occurred_at").to_physical(),
+        ingested=pl.col("ingested_at").to_physical(),
+    ).select([pl.col(name).cast(dtype) for name, dtype in ANCHOR.items()])
+
+
+def _originals(
+    rows: pl.DataFrame, suspects: NDArray[np.intp], anchors: Anchors
+) -> dict[int, tuple[str, str, str]]:
+    """Row number -> (source, event id, case id) of the report that it repeats. Walks only rows whose key
+    occurs elsewhere: a resend is rare, and each decision depends on the one before."""
+    if not len(suspects):
+        return {}
+    windows = anchors.windows
+    content_ms, submission_ms = windows.content // _MILLISECOND, windows.submission // _MILLISECOND
+    kept_ms = windows.kept // _MILLISECOND
+    part = rows[suspects.tolist()].with_columns(
+        position=pl.Series(positions(rows)[suspects], dtype=pl.Int64),
+        occurred=pl.Series(milliseconds(rows["occurred_at"])[suspects], dtype=pl.Int64),
+        ingested=pl.Series(milliseconds(rows["ingested_at"])[suspects], dtype=pl.Int64),
+    ).select(*ANCHOR, "outcome")  # fmt: skip
+    here: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    originals: dict[int, tuple[str, str, str]] = {}
+    for number, row in zip(suspects.tolist(), part.iter_rows(named=True), strict=True):
+        content = _key(row, "l2_hi", "l2_lo")
+        submission = _key(row, "sub_hi", "sub_lo")
+        known = [anchors.row(anchor) for anchor in anchors.candidates(content, submission)]
+        if content is not None:
+            known += here.get(("l2", *content), [])
+        if submission is not None:
+            known += here.get(("sub", *submission), [])
+        original = None
+        for anchor in sorted(known, key=lambda found: found["position"]):
+            if anchor["position"] >= row["position"] or abs(row["ingested"] - anchor["ingested"]) > kept_ms:
+                continue
+            apart = abs(row["occurred"] - anchor["occurred"])
+            same_content = content is not None and _key(anchor, "l2_hi", "l2_lo") == content
+            same_submission = submission is not None and _key(anchor, "sub_hi", "sub_lo") == submission
+            if (same_content and apart <= content_ms) or (same_submission and apart <= submission_ms):
+                original = anchor
+                break
+        if original is not None:
+            originals[number] = (
+                str(original["source"]), str(original["event_id"]), str(original["case_id"]),
+            )  # fmt: skip
+        elif row["outcome"] == "admitted":
+            if content is not None:
+                here.setdefault(("l2", *content), []).append(row)
+            if submission is not None:
+                here.setdefault(("sub", *submission), []).append(row)
+    return originals
+
+
+def _key(row: dict[str, Any], hi: str, lo: str) -> tuple[int, int] | None:
+    high, low = row[hi], row[lo]
+    return None if high is None or low is None else (int(high), int(low))
+
+
+def _resend_rows(copies: pl.DataFrame, originals: list[tuple[str, str, str]]) -> pl.DataFrame:
+    return (
+        duplicate_rows(copies, "L2")
+        .with_columns(
+            category=copies["category"],
+            lead_department=copies["lead_department"],
+            original_source=pl.Series([source for source, _, _ in originals], dtype=pl.String),
+            original_event_id=pl.Series([event_id for _, event_id, _ in originals], dtype=pl.String),
+            original_case_id=pl.Series([case_id for _, _, case_id in originals], dtype=pl.String),
+        )
+        .select(list(DUPLICATE))
+    )
+
+
+def _normal(name: str) -> pl.Expr:
+    """Text compared as people read it: compatibility forms folded, white space runs one blank."""
+    return pl.col(name).str.normalize("NFKC").str.replace_all(r"\s+", " ").str.strip_chars().fill_null("")
+
+
+def _degrees(name: str) -> pl.Expr:
+    """Degrees to 5 decimals (about a metre) as whole numbers."""
+    return (pl.col(name) * 100_000).round().cast(pl.Int64).cast(pl.String)
