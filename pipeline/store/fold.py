@@ -17,8 +17,9 @@ from typing import Final
 
 from pipeline.frames import EVENT_TYPES, RANK
 
-#: A case's state is the rank of the event type that led to it; 0: no report yet.
-STATES: Final = {"NONE": 0} | {
+#: A case's state is the rank of the event type that led to it; 0, the empty name: nothing yet.
+NO_STATE: Final = ""
+STATES: Final = {NO_STATE: 0} | {
     name: rank for name, rank in RANK.items() if name not in {"UNMERGED", "EXTENDED"}
 }
 TERMINAL: Final = ("REJECTED", "MERGED", "VOIDED", "ARCHIVED")
@@ -29,8 +30,8 @@ _WORKING = ("ACCEPTED", "DISPATCHED", "SIGNED", "RETURNED", "ARRIVED", "HANDLING
 #: In which states an event is legal. A later REPORTED is neither legal nor illegal: it only adds to
 #: `report_count`. ADMITTED and REJECTED are not stored: they are the outcome of their REPORTED.
 LEGAL_IN: Final[dict[str, tuple[str, ...]]] = {
-    "DISCOVERED": ("NONE",),
-    "REPORTED": ("NONE", "DISCOVERED"),
+    "DISCOVERED": (NO_STATE,),
+    "REPORTED": (NO_STATE, "DISCOVERED"),
     "ADMITTED": (),
     "REJECTED": (),
     "MERGED": ("ADMITTED", "ACCEPTED", "DISPATCHED"),
@@ -54,6 +55,8 @@ LEGAL_IN: Final[dict[str, tuple[str, ...]]] = {
 #: Self-handled (自行处置) events may also follow ACCEPTED directly.
 LEGAL_WHEN_SELF_HANDLED: Final = {"HANDLING": ("ACCEPTED",), "RESOLVED": ("ACCEPTED",)}
 MOST_EXTENSIONS: Final = 2
+#: Stands for "no limit known" while walking, ms since 1970: no extension is later than it.
+_NEVER: Final = 2**62
 HORIZON_DAYS: Final = 7
 
 #: Values of CASE_EVENT.outcome.
@@ -108,7 +111,7 @@ def state_name(state: str) -> str:
     """SQL: the name of a state number."""
     names = ", ".join(f"'{name}'" for name in STATES)
     numbers = ", ".join(str(number) for number in STATES.values())
-    return f"transform({state}, [{numbers}], [{names}], 'NONE')"
+    return f"transform({state}, [{numbers}], [{names}], '')"
 
 
 def _walk() -> str:
@@ -131,10 +134,10 @@ def _walk() -> str:
                 rank)),
             toUInt8(if({legal} AND rank = {r["MERGED"]}, a.1, a.2)),
             toInt64(multiIf(NOT {legal}, a.3,
-                rank = {r["REPORTED"]}, at + limit,
-                rank = {r["ACCEPTED"]} AND a.6 = 0, at + a.4,
+                rank = {r["REPORTED"]}, least(at + limit, {_NEVER}),
+                rank = {r["ACCEPTED"]} AND a.6 = 0, least(at + a.4, {_NEVER}),
                 rank = {r["EXTENDED"]}, due,
-                rank = {r["REOPENED"]}, at + a.4,
+                rank = {r["REOPENED"]}, least(at + a.4, {_NEVER}),
                 a.3)),
             toInt64(if({legal} AND rank = {r["REPORTED"]}, limit, a.4)),
             toUInt8(a.5 + ({legal} AND rank = {r["EXTENDED"]})),
@@ -146,7 +149,7 @@ def _walk() -> str:
         arrayMap(e -> toUInt8(e.outcome = {ADMITTED}), events),
         arrayMap(e -> toUInt8(e.self_handled), events),
         arrayMap(e -> toInt64(ifNull(toUnixTimestamp64Milli(e.due_at), 0)), events),
-        arrayMap(e -> toInt64(ifNull(e.resolution_limit_seconds, 0)) * 1000, events),
+        arrayMap(e -> ifNull(toInt64(e.resolution_limit_seconds) * 1000, toInt64({_NEVER})), events),
         {initial}
     )"""
 
@@ -200,10 +203,6 @@ def _count(event_type: str) -> str:
     return f"toUInt32(countEqual(ranks, {RANK[event_type]}))"
 
 
-def _last_named(field: str, event_type: str) -> str:
-    return f"arrayLastOrNull(x -> x != '', arrayMap(e -> ifNull(if(e.rank = {RANK[event_type]}, e.{field}, ''), ''), legal))"
-
-
 def _states(names: tuple[str, ...]) -> str:
     return "state_number IN (" + ", ".join(str(STATES[name]) for name in names) + ")"
 
@@ -211,10 +210,10 @@ def _states(names: tuple[str, ...]) -> str:
 _RESPONSES = ", ".join(str(RANK[name]) for name in ("SIGNED", "ARRIVED", "HANDLING", "RESOLVED"))
 _HAS_REPORT = f"has(ranks, {RANK['REPORTED']})"
 _REPORT = f"legal[indexOf(ranks, {RANK['REPORTED']})]"
-_ORPHAN = (
-    "Array(Tuple(occurred_at DateTime64(3, 'UTC'), grid_code String, channel String, "
-    "matter_code Nullable(String), category Nullable(String), lead_department Nullable(String)))"
-)
+_ORPHAN_FIELDS = ("occurred_at", "grid_code", "channel", "matter_code", "category", "lead_department")
+_ORPHANS = "Array(Tuple(" + ", ".join(f"{name} {TUPLE_TYPES[name]}" for name in _ORPHAN_FIELDS) + "))"
+_ORPHANS_OF_EVENTS = "arrayMap(e -> (" + ", ".join(f"e.{name}" for name in _ORPHAN_FIELDS) + "), events)"
+_QUOTED_ORPHANS = "'" + _ORPHANS.replace("'", "\\'") + "'"
 _WORD = "LowCardinality(String)"
 _MAYBE_WORD = "LowCardinality(Nullable(String))"
 _MAYBE_TIME = f"Nullable({_TIME})"
@@ -228,7 +227,7 @@ CASE_COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "first_event_at": (_TIME, "known[1].occurred_at"),
     "last_event_at": (_TIME, "known[-1].occurred_at"),
     "state": (_WORD, state_name("state_number")),
-    "is_orphan": ("Bool", f"NOT {_HAS_REPORT} AND empty(resent)"),
+    "orphan": ("Bool", f"NOT {_HAS_REPORT} AND empty(resent)"),
     "duplicate_case": ("Bool", f"NOT {_HAS_REPORT} AND notEmpty(resent)"),
     "is_admitted": ("Bool", f"{_HAS_REPORT} AND {_REPORT}.outcome = {ADMITTED}"),
     "is_counted": ("Bool", f"is_admitted AND NOT {_states(('MERGED', 'VOIDED'))}"),
@@ -245,13 +244,13 @@ CASE_COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "matter_code": (_MAYBE_WORD, f"{_REPORT}.matter_code"),
     "category": (_MAYBE_WORD, f"{_REPORT}.category"),
     "lead_department": (_MAYBE_WORD, f"{_REPORT}.lead_department"),
-    "department": (_MAYBE_WORD, f"ifNull({_last_named('department', 'DISPATCHED')}, lead_department)"),
+    "department": (_MAYBE_WORD, "ifNull(arrayLastOrNull(x -> x != '', departments), lead_department)"),
     # timestamps, each fixed by legal events only
     "found_at": (_MAYBE_TIME, _first("DISCOVERED")),
     "reported_at": (_MAYBE_TIME, _first("REPORTED")),
     "admitted_at": (_MAYBE_TIME, f"if(is_admitted, {_REPORT}.ingested_at, NULL)"),
     "rejected_at": (_MAYBE_TIME, f"if({_HAS_REPORT} AND NOT is_admitted, {_REPORT}.ingested_at, NULL)"),
-    "merged_at": (_MAYBE_TIME, f"if({_states(('MERGED',))}, {_last('MERGED')}, NULL)"),
+    "merged_at": (_MAYBE_TIME, _last("MERGED")),
     "accepted_at": (_MAYBE_TIME, _first("ACCEPTED")),
     "first_dispatched_at": (_MAYBE_TIME, _first("DISPATCHED")),
     "last_dispatched_at": (_MAYBE_TIME, _last("DISPATCHED")),
@@ -274,7 +273,7 @@ CASE_COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "response_due_at": (_MAYBE_TIME, "addSeconds(reported_at, response_limit_seconds)"),
     "due_at": (
         _MAYBE_TIME,
-        "if(isNull(resolution_limit_seconds), NULL, fromUnixTimestamp64Milli(due_ms, 'UTC'))",
+        f"if(due_ms = {_NEVER} OR empty(legal), NULL, fromUnixTimestamp64Milli(due_ms, 'UTC'))",
     ),
     # counts of legal events; report_count also counts later reports of the case
     "report_count": ("UInt32", f"countEqual(events.rank, {RANK['REPORTED']})"),
@@ -287,10 +286,11 @@ CASE_COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "resolved_count": ("UInt32", _count("RESOLVED")),
     "rework_count": ("UInt32", _count("REWORK")),
     "reopened_count": ("UInt32", _count("REOPENED")),
+    "closed_count": ("UInt32", _count("CLOSED")),
     "rating": ("Nullable(Int8)", "arrayLastOrNull(x -> isNotNull(x), ratings)"),
     "rating_count": ("UInt32", "arrayCount(x -> isNotNull(x), ratings)"),
     "satisfied_count": ("UInt32", "arrayCount(x -> ifNull(x >= 4, 0), ratings)"),
-    "escalation_level": (_MAYBE_WORD, _last_named("level", "ESCALATED")),
+    "level": (_MAYBE_WORD, f"arrayLast(e -> e.rank = {RANK['ESCALATED']}, legal).level"),
     "primary_case_id": (
         "Nullable(String)",
         f"multiIf({_states(('MERGED',))}, "
@@ -301,9 +301,9 @@ CASE_COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "evidence_pending": ("Bool", f"{_REPORT}.evidence_pending"),
     "resolved_without_evidence": ("Bool", "evidence_pending AND resolved_count > 0"),
     "illegal_count": ("UInt32", f"countEqual(verdicts, {ILLEGAL})"),
-    "illegal_event_ids": (
-        "Array(String)",
-        f"arrayMap(e -> e.event_id, arrayFilter((e, v) -> v = {ILLEGAL}, events, verdicts))",
+    "illegal_events": (
+        "Array(Tuple(source String, event_id String))",
+        f"arrayMap(e -> (e.source, e.event_id), arrayFilter((e, v) -> v = {ILLEGAL}, events, verdicts))",
     ),
     "late_count": (
         "UInt32",
@@ -311,13 +311,10 @@ CASE_COLUMNS: Final[dict[str, tuple[str, str]]] = {
         f"AND e.ingested_at > e.occurred_at + toIntervalDay({HORIZON_DAYS}), events)",
     ),
     # what the flow view counts by window
-    "closed_times": (f"Array({_TIME})", f"arrayFilter((t, r) -> r = {RANK['CLOSED']}, times, ranks)"),
+    "legal_times": (f"Array({_TIME})", "times"),
+    "legal_ranks": ("Array(UInt8)", "ranks"),
     "rated_times": (f"Array({_TIME})", "arrayFilter((t, x) -> isNotNull(x), times, ratings)"),
-    "orphan_events": (
-        _ORPHAN,
-        "if(is_orphan, arrayMap(e -> (e.occurred_at, e.grid_code, e.channel, e.matter_code, e.category, "
-        f"e.lead_department), events), CAST([], '{_ORPHAN.replace(chr(39), chr(39) * 2)}'))",
-    ),
+    "orphan_events": (_ORPHANS, f"CAST(if(orphan, {_ORPHANS_OF_EVENTS}, []), {_QUOTED_ORPHANS})"),
 }  # fmt: skip
 
 
@@ -332,7 +329,9 @@ def fold(tuples: str, as_of: str | None = None) -> str:
         for name, (kind, expression) in CASE_COLUMNS.items()
     )
     return f"""
-        WITH arrayMap(e -> if(e.rank = {RANK["FEEDBACK"]}, e.rating, NULL), legal) AS ratings
+        WITH
+            arrayMap(e -> if(e.rank = {RANK["FEEDBACK"]}, e.rating, NULL), legal) AS ratings,
+            arrayMap(e -> if(e.rank = {RANK["DISPATCHED"]}, ifNull(e.department, ''), ''), legal) AS departments
         SELECT
             {columns}
         FROM ({folded_sets(tuples, as_of)})"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 import xxhash
@@ -16,6 +16,7 @@ from pipeline.store.cases import pack_case_events, refresh_cases
 
 T0 = datetime(2024, 5, 1, tzinfo=UTC)
 GRID = "440704001001003"
+DISTRICTS = ("440703", "440704", "440705", "440781", "440783", "440784", "440785")
 INC = 1_700_000_000_000
 _OUTCOMES = {"recorded": 0, "admitted": 1, "rejected": 2, "resent": 3}
 
@@ -189,3 +190,15 @@ def chain(
 
 def flat(groups: Iterable[Iterable[Event]]) -> list[Event]:
     return [event for group in groups for event in group]
+
+
+class KpiNames:
+    """Names of keys as the KPI call needs them; the districts and channels of the tests."""
+
+    channel_kinds: ClassVar[dict[str, str]] = {"hotline_12345": "public", "grid_patrol": "staff"}
+
+    def listed_keys(self, by: str) -> Sequence[str]:
+        return {"city": ("4407",), "district": DISTRICTS}.get(by, ())
+
+    def name_zh(self, by: str, key: str) -> str | None:
+        return {"4407": "江门市", "440704": "江海区", "440703": "蓬江区"}.get(key)

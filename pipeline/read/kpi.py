@@ -1,0 +1,107 @@
+"""The KPI call: rows of the `kpi_cohort` and `kpi_flow` views with names, in the shape of the interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+from clickhouse_connect.driver.client import Client
+
+from pipeline.errors import ContractError
+from pipeline.read.times import aware, instant
+from pipeline.store.kpi_views import BY, DURATIONS, PERCENTILES, RATES
+
+__all__ = ["BY", "VIEWS", "Names", "kpi"]
+
+VIEWS: Final = ("cohort", "flow")
+#: Kinds of channels through which people bring demands (诉求).
+CITIZEN_KINDS: Final = frozenset({"public", "care", "desk"})
+
+#: Counts of a row; in the flow view those that are states, not events, are null.
+_COUNTS: Final = (
+    "reports", "admitted_reports", "rejected_reports", "cases", "voided", "merged", "orphans",
+    "orphans_overdue", "closed", "responded", "ratings", "open", "overdue", "evidence_pending",
+    "illegal_events", "late_events", "negative_durations",
+)  # fmt: skip
+
+
+class Names(Protocol):
+    """What the call needs to know of the catalogue."""
+
+    @property
+    def channel_kinds(self) -> Mapping[str, str]:
+        """Channel code → kind (public, care, desk, staff, device, system)."""
+
+    def listed_keys(self, by: str) -> Sequence[str]:
+        """Keys that have a row even without a report, in the order of reports: all of `city` and `district`,
+        none of the others."""
+
+    def name_zh(self, by: str, key: str) -> str | None:
+        """Chinese name of a key, None if it is not known."""
+
+
+def kpi(
+    client: Client, *, by: str, from_: datetime, to: datetime, as_of: datetime, view: str, names: Names
+) -> dict[str, Any]:
+    """Every metric per key.
+
+    by : one of BY; view : cohort (cases reported in [from_, to), state as of `as_of`) or flow (events there).
+    Returns {"from", "to", "as_of", "view", "rows"}: times RFC 3339 in UTC; rates 0–1, or None when the
+    denominator is 0; percentiles in whole seconds. `city` and `district` list their every key and no other,
+    the rest the keys that have a report or a case, sorted.
+    Raises ContractError for an unknown `by` or `view`.
+    Source: docs/metrics.md.
+    """
+    if by not in BY:
+        raise ContractError(f"by must be one of {', '.join(BY)}")
+    if view not in VIEWS:
+        raise ContractError(f"view must be one of {', '.join(VIEWS)}")
+    parameters: dict[str, Any] = {
+        "by": by,
+        "from": _parameter(from_),
+        "to": _parameter(to),
+        "as_of": _parameter(as_of),
+    }
+    arguments = (
+        "by = {by:String}, from = {from:DateTime64(3, 'UTC')}, to = {to:DateTime64(3, 'UTC')}, "
+        "as_of = {as_of:DateTime64(3, 'UTC')}"
+    )
+    if view == "cohort":
+        parameters["citizen_channels"] = sorted(
+            channel for channel, kind in names.channel_kinds.items() if kind in CITIZEN_KINDS
+        )
+        arguments += ", citizen_channels = {citizen_channels:Array(String)}"
+    found = client.query(f"SELECT * FROM kpi_{view}({arguments}) WHERE listed OR {{by:String}} IN ('city', 'district')",
+        parameters=parameters)  # fmt: skip
+    by_key = {row["key"]: row for row in found.named_results()}
+    listed = names.listed_keys(by)
+    return {
+        "from": instant(from_),
+        "to": instant(to),
+        "as_of": instant(as_of),
+        "view": view,
+        "rows": [
+            _row(key, names.name_zh(by, key), by_key.get(key, {}), view) for key in listed or sorted(by_key)
+        ],
+    }
+
+
+def _parameter(at: datetime) -> str:
+    """A time as ClickHouse reads a DateTime64(3, 'UTC') parameter."""
+    return aware(at).strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03d}"
+
+
+def _row(key: str, name_zh: str | None, found: Mapping[str, Any], view: str) -> dict[str, Any]:
+    """One row of the answer; a listed key without any report counts zero."""
+
+    def count(name: str) -> int | None:
+        return None if found and name not in found else int(found.get(name) or 0)
+
+    merged = count("merged")
+    row: dict[str, Any] = {"key": key, "name_zh": name_zh}
+    row |= {name: count(name) for name in _COUNTS}
+    row["duplicates"] = {"L1": count("duplicates_l1"), "L2": count("duplicates_l2"), "L3": merged}
+    row |= {rate: found.get(rate) for rate in RATES}
+    row |= {duration: {f"p{p}": found.get(f"{duration}_p{p}") for p in PERCENTILES} for duration in DURATIONS}
+    return row
