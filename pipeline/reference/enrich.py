@@ -1,0 +1,94 @@
+"""Adds places and persons to judged events: only what the matter at hand may see.
+
+Source: base data section 3 (which flags for which matters), domain 8.4 and 9 (care flags, minimisation).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from pipeline import frames
+from pipeline.reference.people import FLAG_BIT, FLAGS
+from pipeline.reference.snapshot import Reference
+
+#: Flags by category of the matter.
+_BY_CATEGORY: Final = {
+    "PS": ("elderly_alone", "disability", "hardship"),
+    "ER": ("elderly_alone", "disability"),
+}
+#: Flags by single matter, beside those of its category.
+_BY_MATTER: Final = {
+    "PS-02": ("pingantong_user",),
+    "PS-05": ("child_care",),
+    "PO-09": ("child_care",),
+}
+#: Health is seen by these categories, and only while an emergency mode acted on the report.
+_HEALTH_CATEGORIES: Final = ("PS", "ER")
+
+#: Row b holds the names of the bits set in b.
+_FLAG_NAMES: Final = pl.Series(
+    [[flag for flag in FLAGS if FLAG_BIT[flag] & bits] for bits in range(1 << len(FLAGS))],
+    dtype=pl.List(pl.String()),
+)
+
+
+def _bits(flags: tuple[str, ...]) -> int:
+    return sum(FLAG_BIT[flag] for flag in flags)
+
+
+def _visible_flags() -> pl.Expr:
+    """Bits of the flags that a row's matter may see, from `matter_code` and `mode`: UInt16."""
+    matter = pl.col("matter_code").fill_null("")
+    category = matter.str.head(3)
+    bits = pl.lit(0, dtype=pl.UInt16)
+    for code, flags in _BY_CATEGORY.items():
+        bits |= pl.when(category == f"{code}-").then(_bits(flags)).otherwise(0).cast(pl.UInt16)
+    for code, flags in _BY_MATTER.items():
+        bits |= pl.when(matter == code).then(_bits(flags)).otherwise(0).cast(pl.UInt16)
+    health = pl.col("mode").is_not_null() & category.is_in([f"{code}-" for code in _HEALTH_CATEGORIES])
+    return bits | pl.when(health).then(_bits(("health_care",))).otherwise(0).cast(pl.UInt16)
+
+
+def enrich(judged: pl.DataFrame, reference: Reference) -> pl.DataFrame:
+    """Add the ENRICHMENT columns to `judged` (at least grid_code, matter_code, mode and persons).
+
+    A fact per person given, in the same order; `found` is false and the rest null for an unknown key. Events
+    without a matter, and the matters of special groups (PO-05 to PO-07), see no flags.
+    """
+    grid = pl.col("grid_code")
+    return judged.with_columns(
+        grid.str.head(6).alias("district_code"),
+        grid.str.head(9).alias("town_code"),
+        grid.str.head(12).alias("village_code"),
+        _person_facts(judged, reference),
+    )
+
+
+def _person_facts(judged: pl.DataFrame, reference: Reference) -> pl.Series:
+    counts = judged["persons"].list.len().fill_null(0).to_numpy()
+    persons = judged["persons"].explode(empty_as_null=False, keep_nulls=False).struct.unnest()
+    positions = reference.people.find(persons["key"])
+    visible = judged.select(_visible_flags()).to_series().to_numpy()
+    known = reference.people.facts(positions)
+    bits = known["flags"].to_numpy() & np.repeat(visible, counts)
+    facts = (
+        pl.DataFrame(
+            {
+                "key": persons["key"],
+                "role": persons["role"],
+                "found": pl.Series(positions >= 0),
+                **{name: known[name] for name in ("age_band", "gender", "residence_kind", "home_grid_code")},
+                "flags": _FLAG_NAMES.gather(pl.Series(bits.astype(np.uint32))),
+            }
+        )
+        .to_struct()
+        .cast(frames.PERSON_FACT)
+    )
+    # the flat rows are in the order of their events: the counts alone say where each list ends
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    lists = pa.LargeListArray.from_arrays(offsets, facts.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    return pl.Series("person_facts", lists).cast(frames.ENRICHMENT["person_facts"])

@@ -1,0 +1,43 @@
+"""Reads reference tables into frames. Whatever goes wrong here is a missing store, never a missing record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import polars as pl
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from pipeline.errors import UnavailableError
+
+#: Keys named in one query; 64 bytes each stays well under ClickHouse's max_query_size.
+KEYS_PER_QUERY: Final = 1_000
+
+
+def read_frame(client: Client, query: str, keys: Sequence[str] | None = None) -> pl.DataFrame:
+    """Rows of `query`, where `%(keys)s` stands for `keys`. Raises UnavailableError."""
+    try:
+        table = client.query_arrow(query, parameters={"keys": list(keys)} if keys is not None else None)
+    except (ClickHouseError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UnavailableError(f"reference data cannot be read from ClickHouse: {reason}") from error
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def read_by_keys(client: Client, query: str, keys: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """`read_frame` for any number of keys, in portions; at least one frame, so that the schema is known."""
+    for start in range(0, max(len(keys), 1), KEYS_PER_QUERY):
+        yield read_frame(client, query, keys[start : start + KEYS_PER_QUERY])
+
+
+def announced(client: Client) -> dict[str, str]:
+    """The newest load that wrote rows, by kind. Raises UnavailableError."""
+    loads = read_frame(
+        client,
+        "SELECT toString(kind) AS kind, argMax(load_id, (loaded_at, load_id)) AS load_id "
+        "FROM ref_loads WHERE rows > 0 GROUP BY kind ORDER BY kind",
+    )
+    return dict(zip(loads["kind"].to_list(), loads["load_id"].to_list(), strict=True))
