@@ -1,0 +1,239 @@
+"""Computes the columns that the rules look at: the matter's terms, channel, mode, completeness, evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from pipeline.frames import TIMESTAMP
+from pipeline.rules.catalogue import Catalogues
+from pipeline.rules.model import REQUIRED_FIELDS, Matter
+from pipeline.rules.modes import mode_bits, strongest_active
+
+_SHA256_HEX: Final = r"^[0-9A-Fa-f]{64}$"
+_MILLISECONDS: Final = 1_000.0
+
+#: Terms of a matter in one version of the catalogue. `_row` numbers the entry; the bit sets are of modes
+#: and channels.
+_TERMS: Final[dict[str, Any]] = {
+    "_row": pl.Int32(),
+    "_version": pl.Int32(),
+    "matter_code": pl.String(),
+    "matter_temporary": pl.Boolean(),
+    "matter_effective_from": TIMESTAMP,
+    "matter_effective_to": TIMESTAMP,
+    "matter_emergency_only": pl.Boolean(),
+    "matter_urgency": pl.String(),
+    "matter_category": pl.String(),
+    "matter_needs_person": pl.Boolean(),
+    "matter_lead_department": pl.String(),
+    "matter_response_seconds": pl.Float64(),
+    "matter_resolution_seconds": pl.UInt32(),
+    **{f"requires_{field}": pl.Boolean() for field in REQUIRED_FIELDS},
+    "_modes": pl.Int64(),
+    "_only_modes": pl.Int64(),
+    "_channels": pl.Int64(),
+}
+
+
+class Terms:
+    """The catalogues as lookup tables; built once, read by every block."""
+
+    def __init__(self, catalogues: Catalogues) -> None:
+        self.catalogues = catalogues
+        modes = mode_bits(catalogues.modes)
+        channels = {code: 1 << number for number, code in enumerate(catalogues.channels)}
+        rows = [
+            _terms_row(index, matter, modes, channels)
+            for index, version in enumerate(catalogues.versions)
+            for matter in version.matters.values()
+        ]
+        self.matters = pl.DataFrame(rows, schema=_TERMS, orient="row").with_columns(
+            pl.int_range(pl.len(), dtype=pl.Int32()).alias("_row")
+        )
+        self.channels = pl.DataFrame(
+            [
+                (code, channels[code], channel.carries_photo, channel.reporter)
+                for code, channel in catalogues.channels.items()
+            ],
+            schema={
+                "channel": pl.String(),
+                "_channel": pl.Int64(),
+                "channel_carries_photo": pl.Boolean(),
+                "channel_reporter": pl.String(),
+            },
+            orient="row",
+        )
+        self.referrals = pl.DataFrame(
+            [(code, referral.reason) for code, referral in catalogues.referrals.items()],
+            schema={"matter_code": pl.String(), "referral_reason": pl.String()},
+            orient="row",
+        )
+        self._starts = np.array(
+            [int(version.effective_from.timestamp() * _MILLISECONDS) for version in catalogues.versions]
+        )
+        self.version_names = pl.Series(
+            [version.version for version in catalogues.versions], dtype=pl.String()
+        )
+
+    def version_index(self, occurred_at: pl.Series) -> npt.NDArray[np.int32]:
+        """Version that decides on each instant; the first one on everything before it."""
+        instants = occurred_at.to_physical().fill_null(0).to_numpy()
+        index = np.searchsorted(self._starts, instants, side="right") - 1
+        return np.asarray(index.clip(0), np.int32)
+
+
+def _terms_row(
+    version: int, matter: Matter, modes: dict[str, int] | Any, channels: dict[str, int]
+) -> tuple[Any, ...]:
+    return (
+        0,
+        version,
+        matter.code,
+        matter.temporary,
+        matter.effective_from_instant,
+        matter.effective_to_instant,
+        bool(matter.active_only_in_modes),
+        matter.urgency,
+        matter.category,
+        matter.needs_person,
+        matter.lead_department,
+        matter.response_minutes * 60.0,
+        matter.resolution_hours * 3_600,
+        *(field in matter.required_fields for field in REQUIRED_FIELDS),
+        sum(modes[mode] for mode in matter.prioritised_in),
+        sum(modes[mode] for mode in matter.active_only_in_modes),
+        sum(channels[channel] for channel in matter.allowed_channels),
+    )
+
+
+def add_terms(events: pl.DataFrame, terms: Terms) -> pl.DataFrame:
+    """Append `_version` and the matter's terms; null where the matter is not on the list."""
+    return events.with_columns(
+        pl.Series("_version", terms.version_index(events["occurred_at"])),
+        ((pl.col("ingested_at") - pl.col("occurred_at")).dt.total_milliseconds() / _MILLISECONDS).alias(
+            "age_seconds"
+        ),
+    ).join(terms.matters, on=["_version", "matter_code"], how="left", maintain_order="left")
+
+
+def add_features(
+    reports: pl.DataFrame, terms: Terms, modes: pl.DataFrame, districts: Sequence[str]
+) -> pl.DataFrame:
+    """Append `conditions.COMPUTED` to reports that `add_terms` has prepared. Height and order stay.
+
+    modes : rows of frames.MODE; districts : 6-digit codes of the districts that take part.
+    Also appends the `mode` that acts, its `mode_level` and `_response_factor`, null where none does.
+    """
+    reports = reports.join(terms.channels, on="channel", how="left", maintain_order="left").join(
+        terms.referrals, on="matter_code", how="left", maintain_order="left"
+    )
+    reports = reports.with_columns(
+        pl.col("_row").is_not_null().alias("matter_known"),
+        ((pl.col("_channels") & pl.col("_channel").fill_null(0)) != 0).alias("channel_allowed"),
+        pl.col("grid_code").str.slice(0, 6).is_in(list(districts)).alias("grid_in_scope"),
+        *_reporter(),
+        *_completeness(),
+        (pl.when(pl.col("persons").list.len() > 0).then(pl.col("persons_found") >= 1)).alias(
+            "person_resolved"
+        ),
+    )
+    return reports.with_columns(*_modes(reports, terms, modes), *_evidence(reports))
+
+
+def _reporter() -> list[pl.Expr]:
+    """Rule 7's inputs. Without a key nobody is known; in an unknown grid "own grid" cannot be said."""
+    known = pl.when(pl.col("actor_key").is_null()).then(False).otherwise(pl.col("staff_found"))
+    grid_known = pl.col("grid_found").fill_null(value=False)
+    of_staff = {
+        "reporter_in_grid": pl.when(grid_known).then(pl.col("staff_in_grid").fill_null(value=False)),
+        "reporter_in_district": pl.when(grid_known).then(pl.col("staff_in_district").fill_null(value=False)),
+        "reporter_has_right": pl.col("staff_channel_rights")
+        .list.contains(pl.col("channel"), nulls_equal=False)
+        .fill_null(value=False),
+    }
+    # null as long as reference data has not said whether the reporter is staff
+    return [
+        known.alias("reporter_known"),
+        *(
+            pl.when(pl.col("staff_found").is_not_null()).then(value).alias(name)
+            for name, value in of_staff.items()
+        ),
+    ]
+
+
+def _completeness() -> list[pl.Expr]:
+    """What each of a matter's required fields means (design, the event)."""
+    present = {
+        "has_location": pl.col("lon").is_not_null() & pl.col("lat").is_not_null(),
+        "has_photo": pl.col("photos").list.len() > 0,
+        "has_person": pl.col("persons").list.len() > 0,
+        "has_organisation": pl.col("organisation_code").is_not_null()
+        | pl.col("organisation_name").is_not_null(),
+        "has_description": pl.col("description").str.contains(r"\S"),
+    }
+    return [value.fill_null(value=False).alias(name) for name, value in present.items()]
+
+
+def _evidence(reports: pl.DataFrame) -> list[pl.Series]:
+    """Usability of each report's photos: all hashes well formed, and the farthest time taken."""
+    valid = np.zeros(reports.height, bool)
+    offset = np.zeros(reports.height)
+    has = reports["has_photo"].to_numpy()
+    photos = (
+        reports.lazy()
+        .select(
+            pl.int_range(pl.len(), dtype=pl.UInt32()).alias("_report"), "has_photo", "occurred_at", "photos"
+        )
+        .filter("has_photo")
+        .explode("photos")
+        .select(
+            "_report",
+            pl.col("photos").struct.field("sha256").str.contains(_SHA256_HEX).fill_null(value=False),
+            (pl.col("photos").struct.field("taken_at") - pl.col("occurred_at"))
+            .dt.total_milliseconds()
+            .abs()
+            .fill_null(0)
+            .alias("offset"),
+        )
+        .group_by("_report")
+        .agg(pl.col("sha256").all(), pl.col("offset").max())
+        .collect()
+    )
+    rows = photos["_report"].to_numpy()
+    valid[rows] = photos["sha256"].to_numpy()
+    offset[rows] = photos["offset"].to_numpy() / _MILLISECONDS
+    # null without photos: there is nothing to judge
+    given = pl.Series(has)
+    return [
+        pl.Series("photo_hash_valid", valid).zip_with(given, pl.Series([None], dtype=pl.Boolean())),
+        pl.Series("photo_offset_seconds", offset).zip_with(given, pl.Series([None], dtype=pl.Float64())),
+    ]
+
+
+def _modes(reports: pl.DataFrame, terms: Terms, modes: pl.DataFrame) -> list[pl.Series]:
+    """The mode that acts on each report. In an unknown grid none does: where it lies cannot be said."""
+    catalogue = terms.catalogues.modes
+    located = reports["grid_found"].fill_null(value=False).to_numpy()
+    wanted = np.where(located, reports["_modes"].fill_null(0).to_numpy(), 0)
+    only = np.where(located, reports["_only_modes"].fill_null(0).to_numpy(), 0)
+    prioritised = strongest_active(reports, wanted, modes, catalogue)
+    factors = pl.Series("_response_factor", [None, *(level.response_factor for level in catalogue.levels)])
+    required = strongest_active(reports, only, modes, catalogue)
+    return [
+        pl.Series("mode_prioritises", prioritised.active),
+        pl.Series("only_mode_active", required.active),
+        _names(prioritised.mode, [*catalogue.names]).alias("mode"),
+        _names(prioritised.level, [level.code for level in catalogue.levels]).alias("mode_level"),
+        factors.gather((prioritised.level + 1).astype(np.uint32)),
+    ]
+
+
+def _names(index: npt.NDArray[np.int8], names: list[str]) -> pl.Series:
+    """Names by position; null for -1."""
+    table = pl.Series([None, *names], dtype=pl.String())
+    return table.gather((index + 1).astype(np.uint32))
