@@ -17,16 +17,15 @@ import numpy as np
 
 from pipeline.contract.event import (
     CODES,
+    EARLIEST,
     ID_PATTERN,
+    LATEST,
     RETRYABLE_CODES,
     Event,
     Fault,
     fault,
     needs_check,
     text_faults,
-    time_fault,
-    EARLIEST,
-    LATEST,
 )
 from pipeline.contract.explain import explain
 from pipeline.contract.privacy import holds_personal_number

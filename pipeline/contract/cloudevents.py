@@ -1,0 +1,145 @@
+"""CloudEvents 1.0, structured and batch mode: the same event in an envelope.
+
+`id` is event_id, `source` and `subject` (case_id) keep their pattern, `type` is
+`cn.jiangmen.grid.<event type in lower case>.v1`, `time` is occurred_at, `data` holds the rest. Extension
+attributes are allowed and not kept.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from pipeline.contract.event import CLIENT_EVENT_TYPES, CODES, Event, EventBody, Fault, Id, Time
+from pipeline.contract.explain import explain, safe_name
+from pipeline.contract.parse import (
+    MAX_DEPTH,
+    MAX_EVENTS,
+    DocumentError,
+    EventError,
+    Parsed,
+    cut_fine_times,
+    shown_id,
+    split_document,
+    whole_fault,
+)
+from pipeline.frames import PIPELINE_EVENT_TYPES
+
+TYPE_PREFIX: Final = "cn.jiangmen.grid."
+_TYPE: Final = re.compile(r"cn\.jiangmen\.grid\.([a-z]+)\.v([0-9]{1,4})")
+#: Extension attributes: names of lower-case letters and digits (CloudEvents 1.0, naming conventions).
+_EXTENSION: Final = re.compile(r"[a-z0-9]{1,64}")
+
+
+class Envelope(Struct, frozen=True, kw_only=True):
+    """The attributes that we read; `dataschema` and extensions are allowed and ignored."""
+
+    specversion: str
+    id: Id
+    source: Id
+    type: str
+    time: Time
+    subject: Id
+    data: msgspec.Raw
+    datacontenttype: str | None = None
+
+
+_KNOWN: Final = frozenset({*Envelope.__struct_fields__, "dataschema"})
+_FIELDS: Final = {
+    "event_id": "id",
+    "event_type": "type",
+    "occurred_at": "time",
+    "case_id": "subject",
+    "source": "source",
+}
+_DATA: Final = msgspec.json.Decoder(EventBody)
+_ENVELOPE: Final = msgspec.json.Decoder(Envelope)
+_ANY: Final = msgspec.json.Decoder()
+
+
+def parse_cloudevents(
+    body: bytes, *, batch: bool, max_depth: int = MAX_DEPTH, max_events: int = MAX_EVENTS
+) -> Parsed:
+    """One structured CloudEvent, or a batch of them. Field paths in errors are those of the envelope.
+
+    Raises DocumentError as `parse_document` does.
+    """
+    body = cut_fine_times(body)
+    listed = body.lstrip(b" \t\r\n").startswith(b"[")
+    if body.strip() and listed != batch:
+        wanted = (
+            "a list of events" if batch else "one event; use application/cloudevents-batch+json for a list"
+        )
+        raise DocumentError("not_an_object", f"this content type carries {wanted}")
+    parsed = Parsed()
+    for index, raw in enumerate(split_document(body, max_depth, max_events)):
+        outcome = _open(raw)
+        if isinstance(outcome, Event):
+            parsed.events.append(outcome)
+            parsed.indexes.append(index)
+        else:
+            event_id, found = outcome
+            assert found.code in CODES, found.code
+            parsed.errors.append(EventError.of(index, event_id, found))
+            parsed.raw.append(raw)
+    return parsed
+
+
+def _open(raw: bytes) -> Event | tuple[str | None, Fault]:
+    """The event in one envelope, or its id (if it may be shown) and what is wrong."""
+    document = _ANY.decode(raw)
+    if not isinstance(document, dict):
+        return None, Fault("not_an_object", "", "a CloudEvent must be a JSON object")
+    event_id = shown_id({"event_id": document.get("id")})
+    try:
+        envelope = _ENVELOPE.decode(raw)
+    except msgspec.ValidationError as error:
+        return event_id, explain(error, document)
+    found = _envelope_fault(envelope, document)
+    if found is not None:
+        return event_id, found
+    try:
+        rest = _DATA.decode(envelope.data)
+    except msgspec.ValidationError as error:
+        return event_id, explain(error, document["data"], prefix="data")
+    event = Event(
+        event_id=envelope.id,
+        source=envelope.source,
+        event_type=envelope.type.split(".")[3].upper(),  # type: ignore[arg-type] # checked just above
+        case_id=envelope.subject,
+        occurred_at=envelope.time,
+        **{name: getattr(rest, name) for name in rest.__struct_fields__},
+    )
+    found = whole_fault(event)
+    if found is not None:
+        name = _FIELDS.get(found.field, f"data.{found.field}")
+        if found.code == "personal_data_in_id" and name == "id":
+            event_id = None
+        return event_id, found._replace(field=name, message=found.message.replace(found.field, name, 1))
+    return event
+
+
+def _envelope_fault(envelope: Envelope, document: dict[str, Any]) -> Fault | None:
+    if envelope.specversion != "1.0":
+        return Fault("unsupported_version", "specversion", "specversion must be 1.0")
+    if envelope.datacontenttype not in (None, "application/json"):
+        return Fault("unknown_value", "datacontenttype", "datacontenttype must be application/json")
+    match = _TYPE.fullmatch(envelope.type)
+    if match is None or match[1].upper() not in CLIENT_EVENT_TYPES:
+        if match is not None and match[1].upper() in PIPELINE_EVENT_TYPES:
+            return Fault(
+                "unknown_value", "type", "ADMITTED and REJECTED are decided by the pipeline, not sent"
+            )
+        return Fault("unknown_value", "type", f"type must be {TYPE_PREFIX}<event type in lower case>.v1")
+    if match[2] != "1":
+        return Fault("unsupported_version", "type", "only version v1 of the event is known here")
+    for name in document:
+        if name not in _KNOWN and (name == "data_base64" or not _EXTENSION.fullmatch(name)):
+            shown = safe_name(name)
+            return Fault(
+                "unknown_field", shown, f"{shown} is not an attribute of a CloudEvent that is read here"
+            )
+    return None

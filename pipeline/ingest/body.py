@@ -1,0 +1,113 @@
+"""A request's body: read under a limit and a deadline, decompressed under a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import zlib
+from collections.abc import Callable
+from typing import Final
+
+import zstandard
+from starlette.requests import ClientDisconnect, Request
+
+from pipeline.ingest.problem import ProblemError
+
+READ_SECONDS: Final = 30.0
+#: Largest zstd window taken, as RFC 8878 advises receivers: a frame cannot ask for gigabytes.
+_ZSTD_WINDOW_BYTES: Final = 8 * 1024 * 1024
+_STEP: Final = 256 * 1024
+
+
+def too_large(limit: int, what: str) -> ProblemError:
+    return ProblemError(
+        413, "body_too_large", f"the body is larger than {limit} bytes {what}; send less at once"
+    )
+
+
+def declared_length(request: Request, limit: int) -> int:
+    """Content-Length, refused before reading if it is over `limit`; 0 where it is not given."""
+    given = request.headers.get("content-length")
+    if given is None:
+        return 0
+    if not given.isascii() or not given.isdigit():
+        raise ProblemError(400, "bad_length", "Content-Length must be a whole number")
+    if len(given) > 18 or int(given) > limit:
+        raise too_large(limit, "as sent")
+    return int(given)
+
+
+async def read_body(request: Request, limit: int, grow: Callable[[int], None]) -> bytes:
+    """The body as sent. `grow` is told the bytes that came beyond the declared length.
+
+    Raises ProblemError: 413 over `limit`, 408 after `READ_SECONDS`, 400 when the client went away.
+    """
+    declared = declared_length(request, limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise too_large(limit, "as sent")
+                if size > declared:
+                    grow(size - max(declared, size - len(part)))
+                parts.append(part)
+    except TimeoutError:
+        raise ProblemError(
+            408, "body_too_slow", f"the body did not arrive within {READ_SECONDS:.0f} s"
+        ) from None
+    except ClientDisconnect:
+        raise ProblemError(400, "client_gone", "the client closed the connection") from None
+    return b"".join(parts)
+
+
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """The plain body, at most `limit` bytes: output is counted as it is made.
+
+    encoding : "" | identity | gzip | zstd. Raises ProblemError: 415 other encodings, 413 over `limit`, 400
+    damaged.
+    """
+    if encoding in ("", "identity"):
+        if len(body) > limit:
+            raise too_large(limit, "decompressed")
+        return body
+    if encoding not in ("gzip", "zstd"):
+        raise ProblemError(415, "unknown_encoding", "Content-Encoding must be gzip, zstd or absent")
+    try:
+        return _gunzip(body, limit) if encoding == "gzip" else _unzstd(body, limit)
+    except (zlib.error, zstandard.ZstdError, EOFError) as error:
+        raise ProblemError(400, "bad_compression", f"the body is not valid {encoding}") from error
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    """All members of a gzip file, one after another."""
+    output = bytearray()
+    rest = body
+    while rest:
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            output += member.decompress(rest, min(_STEP, limit + 1 - len(output)))
+            if len(output) > limit:
+                raise too_large(limit, "decompressed")
+            if not member.eof and not member.unconsumed_tail:
+                output += member.flush() if len(output) < limit else b""
+                if not member.eof:
+                    raise EOFError
+            rest = member.unconsumed_tail
+        rest = member.unused_data
+    return bytes(output)
+
+
+def _unzstd(body: bytes, limit: int) -> bytes:
+    """All frames of a zstd file, one after another."""
+    output = bytearray()
+    source = io.BytesIO(body)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+    with decompressor.stream_reader(source, read_across_frames=True, closefd=False) as reader:
+        while part := reader.read(min(_STEP, limit + 1 - len(output))):
+            output += part
+            if len(output) > limit:
+                raise too_large(limit, "decompressed")
+    return bytes(output)

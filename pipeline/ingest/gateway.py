@@ -1,0 +1,338 @@
+"""What happens to a request: parse, check the source, pseudonymise, split into blocks, write, confirm, answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeVar
+
+import polars as pl
+import structlog
+
+from pipeline import metrics
+from pipeline.clock import Clock, utc_now
+from pipeline.contract.cloudevents import parse_cloudevents
+from pipeline.contract.event import Fault
+from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_ndjson
+from pipeline.contract.privacy import Privacy
+from pipeline.contract.rows import to_frame
+from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.ingest.blocks import Block, encode_blocks
+from pipeline.ingest.body import decompress
+from pipeline.ingest.durability import Durability
+from pipeline.ingest.keys import Credential, KeyStore
+from pipeline.ingest.problem import ProblemError
+from pipeline.ingest.producer import BlockProducer, Written
+from pipeline.settings import Settings
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+JSON: Final = "application/json"
+NDJSON: Final = "application/x-ndjson"
+CLOUDEVENT: Final = "application/cloudevents+json"
+CLOUDEVENTS: Final = "application/cloudevents-batch+json"
+CONTENT_TYPES: Final = (JSON, NDJSON, CLOUDEVENT, CLOUDEVENTS)
+
+#: Bodies above this are handled on a thread, so that the loop goes on serving others.
+_THREAD_BYTES: Final = 16_384
+
+
+class Validator(Protocol):
+    """Tells what admission would decide."""
+
+    def decide(self, frame: pl.DataFrame) -> list[dict[str, Any]]:
+        """One report per row of `frames.EVENT`, in order. Raises UnavailableError if the store is away."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a request's events."""
+
+    count: int
+    errors: list[EventError]
+    accepted: list[int] = field(default_factory=list)
+
+    def members(self, request_id: str) -> dict[str, Any]:
+        self.errors.sort(key=lambda error: error.index)
+        return {
+            "accepted": len(self.accepted),
+            "rejected": self.count - len(self.accepted),
+            "errors": [
+                {
+                    "index": error.index,
+                    "event_id": error.event_id,
+                    "code": error.code,
+                    "field": error.field,
+                    "message": error.message,
+                    "retryable": error.retryable,
+                }
+                for error in self.errors
+            ],
+            "request_id": request_id,
+        }
+
+
+class Budget:
+    """Bytes of requests being handled, over all and per key, bounded.
+
+    Over all: 503, the gateway is full. One key above half: 429, so that one source leaves room for the others.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._by_key: Counter[str] = Counter()
+
+    def take(self, key_id: str, size: int) -> None:
+        if self._by_key[key_id] + size > self._limit // 2 and self._by_key[key_id] > 0:
+            raise ProblemError(429, "too_many_requests", "too much is under way with this key; send slower")
+        if self._used + size > self._limit:
+            raise ProblemError(503, "overloaded", "the gateway is handling all it can; send again")
+        self._used += size
+        self._by_key[key_id] += size
+        metrics.gateway_in_flight_bytes.set(self._used)
+
+    def give_back(self, key_id: str, size: int) -> None:
+        self._used -= size
+        self._by_key[key_id] -= size
+        if self._by_key[key_id] <= 0:
+            del self._by_key[key_id]
+        metrics.gateway_in_flight_bytes.set(self._used)
+
+
+class Gateway:
+    """The gateway's parts and the life of a request. One per process, used from its event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: KeyStore,
+        privacy: Privacy,
+        producer: BlockProducer,
+        durability: Durability,
+        validator: Validator | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        self.settings = settings
+        self.keys = keys
+        self.privacy = privacy
+        self.producer = producer
+        self.durability = durability
+        self.validator = validator
+        self.clock = clock
+        self.budget = Budget(settings.in_flight_limit_bytes)
+        self.draining = False
+
+    def available(self) -> bool:
+        """Whether requests are worth sending here: for readiness."""
+        return not self.draining and self.producer.available()
+
+    async def close(self) -> None:
+        """Refuse new requests, then let what is under way end."""
+        self.draining = True
+        await self.producer.close()
+        await self.durability.close()
+
+    # --- the two calls
+
+    async def take(
+        self, body: bytes, content_type: str, encoding: str, credential: Credential, request_id: str
+    ) -> dict[str, Any]:
+        """Write a request's events and answer when they are durable: the members of the 202.
+
+        Raises ProblemError, with the same members where events were looked at.
+        """
+        if not self.available():
+            raise _away("the log does not answer; nothing was taken")
+        try:
+            partitions = await self.producer.partitions()
+        except UnavailableError as error:
+            raise _away(str(error)) from error
+        prepare = self._prepare, body, content_type, encoding, credential, request_id, partitions
+        outcome, good, blocks = await _run(len(body), *prepare)
+        self._refuse_if_none_good(outcome, good, request_id)
+        await self._write(outcome, good, blocks)
+        members = outcome.members(request_id)
+        metrics.gateway_events.labels("accepted").inc(len(outcome.accepted))
+        self._count(outcome)
+        if not outcome.accepted:
+            raise ProblemError(
+                503, "not_written", "no event could be made durable; send again", members=members
+            )
+        return {**members, "durability": self.durability.name}
+
+    async def validate(
+        self, body: bytes, content_type: str, encoding: str, credential: Credential, request_id: str
+    ) -> dict[str, Any]:
+        """The report of `take` and, per good event, what admission would decide. Writes nothing."""
+        if self.validator is None:
+            raise ProblemError(503, "no_validator", "reference data is not connected here")
+        prepare = self._frame, body, content_type, encoding, credential, request_id
+        outcome, good, frame = await _run(len(body), *prepare)
+        self._refuse_if_none_good(outcome, good, request_id)
+        try:
+            reports = await asyncio.to_thread(self.validator.decide, frame)
+        except UnavailableError as error:
+            raise _away(str(error)) from error
+        outcome.accepted = list(good.indexes)
+        decisions = [
+            {"index": index, "event_id": event.event_id, **report}
+            for index, event, report in zip(good.indexes, good.events, reports, strict=True)
+        ]
+        self._count(outcome)
+        return {**outcome.members(request_id), "durability": None, "decisions": decisions}
+
+    # --- steps
+
+    def _frame(
+        self, body: bytes, content_type: str, encoding: str, credential: Credential, request_id: str
+    ) -> tuple[Outcome, Parsed, pl.DataFrame | None]:
+        parsed = self._parse(decompress(body, encoding, self.settings.max_decompressed_bytes), content_type)
+        outcome = Outcome(parsed.count, parsed.errors)
+        good = _allowed(parsed, credential)
+        if not good.events:
+            return outcome, good, None
+        frame = to_frame(
+            good.events,
+            ingested_at=self.clock(),
+            request_id=request_id,
+            backfill=credential.backfill,
+            privacy=self.privacy,
+        )
+        return outcome, good, frame
+
+    def _prepare(
+        self,
+        body: bytes,
+        content_type: str,
+        encoding: str,
+        credential: Credential,
+        request_id: str,
+        partitions: int,
+    ) -> tuple[Outcome, Parsed, list[Block]]:
+        outcome, good, frame = self._frame(body, content_type, encoding, credential, request_id)
+        if frame is None:
+            return outcome, good, []
+        return (
+            outcome,
+            good,
+            encode_blocks(frame, partitions=partitions, max_bytes=self.settings.max_block_bytes),
+        )
+
+    def _parse(self, body: bytes, content_type: str) -> Parsed:
+        depth, most = self.settings.max_json_depth, self.settings.max_events_per_request
+        try:
+            if content_type == NDJSON:
+                return parse_ndjson(body, max_depth=depth, max_events=most)
+            if content_type == JSON:
+                return parse_document(body, max_depth=depth, max_events=most)
+            return parse_cloudevents(
+                body, batch=content_type == CLOUDEVENTS, max_depth=depth, max_events=most
+            )
+        except DocumentError as error:
+            raise ProblemError(error.status, error.code, error.message) from None
+
+    async def _write(self, outcome: Outcome, good: Parsed, blocks: Sequence[Block]) -> None:
+        """Send the blocks, wait until they are durable; what is not becomes retryable errors."""
+        try:
+            deliveries = await self.producer.send(blocks)
+        except UnavailableError as error:
+            raise _away(str(error)) from error
+        written = [
+            (block, item) for block, item in zip(blocks, deliveries, strict=True) if isinstance(item, Written)
+        ]
+        confirmed = await self.durability.confirm([item for _, item in written])
+        sent = {id(block) for block, _ in written}
+        safe = {id(block) for (block, _), is_safe in zip(written, confirmed, strict=True) if is_safe}
+        for block in blocks:
+            for row in block.rows.tolist():
+                index = good.indexes[row]
+                if id(block) in safe:
+                    outcome.accepted.append(index)
+                    continue
+                found = (
+                    Fault(
+                        "not_confirmed", "", "sent but not confirmed in time; send it again with the same id"
+                    )
+                    if id(block) in sent
+                    else Fault("not_written", "", "its partition cannot be written now; send it again")
+                )
+                outcome.errors.append(EventError.of(index, good.events[row].event_id, found))
+
+    def _refuse_if_none_good(self, outcome: Outcome, good: Parsed, request_id: str) -> None:
+        if good.events:
+            return
+        self._count(outcome)
+        members = {**outcome.members(request_id), "durability": None}
+        if all(error.code == "source_not_allowed" for error in outcome.errors):
+            raise ProblemError(
+                403,
+                "source_not_allowed",
+                "the key does not cover the source of these events",
+                members=members,
+            )
+        raise ProblemError(422, "all_refused", "every event breaks the contract; see errors", members=members)
+
+    @staticmethod
+    def _count(outcome: Outcome) -> None:
+        codes = Counter(error.code for error in outcome.errors)
+        for code, number in codes.items():
+            metrics.gateway_refusals.labels(code).inc(number)
+        unwritten = codes["not_written"] + codes["not_confirmed"]
+        metrics.gateway_events.labels("not_written").inc(unwritten)
+        metrics.gateway_events.labels("refused").inc(len(outcome.errors) - unwritten)
+
+
+async def _run(size: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Call `function` here if the body is small, else on a thread."""
+    result: T = (
+        function(*arguments) if size <= _THREAD_BYTES else await asyncio.to_thread(function, *arguments)
+    )
+    return result
+
+
+def _allowed(parsed: Parsed, credential: Credential) -> Parsed:
+    """The events whose source the credential covers; the others become errors of `parsed`."""
+    foreign = {event.source for event in parsed.events} - credential.sources
+    if not foreign:
+        return parsed
+    good = Parsed(errors=parsed.errors, raw=parsed.raw)
+    for index, event in zip(parsed.indexes, parsed.events, strict=True):
+        if event.source in foreign:
+            found = Fault("source_not_allowed", "source", "the key does not cover this source")
+            parsed.errors.append(EventError.of(index, event.event_id, found))
+            parsed.raw.append(b"")
+        else:
+            good.events.append(event)
+            good.indexes.append(index)
+    return good
+
+
+def _away(message: str) -> ProblemError:
+    return ProblemError(503, "unavailable", message)
+
+
+def open_gateway(settings: Settings, bootstrap: str, validator: Validator | None = None) -> Gateway:
+    """The gateway of a running service.
+
+    bootstrap : the broker's address. With `settings.kafka` set it is a replicated log and the producer is
+    idempotent; otherwise the embedded one, and an event is durable once stored.
+    Raises ConfigurationError.
+    """
+    from pipeline.ingest.durability import Replicated, stored_in
+    from pipeline.ingest.producer import KafkaProducer
+
+    embedded = settings.kafka is None
+    if not bootstrap:
+        raise ConfigurationError("GRIDPIPE_KAFKA: no broker address")
+    return Gateway(
+        settings,
+        KeyStore(settings.keys_path),
+        Privacy.load(settings.pseudonym_key_path, create=True),
+        KafkaProducer(settings, bootstrap, idempotent=not embedded),
+        stored_in(settings, bootstrap) if embedded else Replicated(),
+        validator,
+    )

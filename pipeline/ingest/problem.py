@@ -1,0 +1,60 @@
+"""Refusals of the gateway as RFC 9457 problem documents."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+from starlette.responses import Response
+
+RETRY_AFTER_SECONDS: Final = 1
+
+
+class ProblemError(Exception):
+    """Ends a request with this status.
+
+    code : snake_case word from a closed set, for programs; message : one sentence for people, without values.
+    members : more members of the document. retry_after : seconds, for 429 and 503.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        members: dict[str, Any] | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.members = members or {}
+        self.retry_after = (
+            RETRY_AFTER_SECONDS if retry_after is None and status in (429, 503) else retry_after
+        )
+
+
+def problem_response(problem: ProblemError, request_id: str) -> Response:
+    """application/problem+json; a body that was not read to its end closes the connection."""
+    status = problem.status
+    document = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": problem.message,
+        "code": problem.code,
+        "message": problem.message,
+        "request_id": request_id,
+        **problem.members,
+    }
+    headers = {"X-Request-Id": request_id, "Cache-Control": "no-store"}
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(problem.retry_after)
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if status in (408, 413):
+        headers["Connection"] = "close"
+    return Response(orjson.dumps(document), status, headers, media_type="application/problem+json")

@@ -1,0 +1,244 @@
+"""Blocks to the topic: an awaitable delivery report for each, and a circuit that opens when no broker answers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.ingest.blocks import HEADERS, Block
+from pipeline.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between looks at a broker that did not answer; the circuit closes with the first answer.
+PROBE_SECONDS: Final = 1.0
+_CALL_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.1
+#: librdkafka counts the record with its headers.
+_RECORD_OVERHEAD_BYTES: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A block that the broker has confirmed."""
+
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unwritten:
+    """A block that was not confirmed; sending its events again is safe."""
+
+    partition: int
+    reason: str
+
+
+Delivery = Written | Unwritten
+
+
+class BlockProducer(Protocol):
+    """Where the gateway sends blocks."""
+
+    async def partitions(self) -> int:
+        """Number of partitions of the topic. Raises UnavailableError."""
+
+    async def send(self, blocks: Sequence[Block]) -> list[Delivery]:
+        """The broker's answer for each block, in order. Raises UnavailableError if no broker answers at all."""
+
+    def available(self) -> bool:
+        """Whether a request is worth taking now."""
+
+    async def close(self) -> None:
+        """Wait briefly for what is under way, then stop."""
+
+
+class _Flight:
+    """The blocks of one request on their way; done when each has its report or the circuit opens."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self.loop.create_future()
+        self.deliveries: list[Delivery] = [
+            Unwritten(block.partition, "no delivery report") for block in blocks
+        ]
+        self._open = len(blocks)
+        self._lock = threading.Lock()
+
+    def report(self, at: int, delivery: Delivery) -> None:
+        with self._lock:
+            self.deliveries[at] = delivery
+            self._open -= 1
+            last = self._open == 0
+        if last:
+            self.land()
+
+    def land(self) -> None:
+        self.loop.call_soon_threadsafe(self._finish)
+
+    def _finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class KafkaProducer:
+    """librdkafka behind `BlockProducer`. acks=all; idempotent where the broker can.
+
+    Delivery reports arrive on a thread of its own. When no broker answers, the circuit opens: what waits ends
+    as unwritten, new requests fail at once, and a probe each second closes it again.
+    """
+
+    def __init__(self, settings: Settings, bootstrap: str, *, idempotent: bool) -> None:
+        self._topic = settings.topic
+        self._timeout = settings.durability_timeout_seconds
+        self._partitions: int | None = None
+        self._open_since: float | None = None
+        self._flights: set[_Flight] = set()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._config: dict[str, str | int | bool | Callable[[KafkaError], None]] = {
+            "bootstrap.servers": bootstrap,
+            "client.id": "gridpipe-gateway",
+            "acks": "all",
+            "linger.ms": 1,
+            # Blocks are compressed Arrow already.
+            "compression.type": "none",
+            "partitioner": "murmur2_random",
+            "message.max.bytes": settings.max_block_bytes + _RECORD_OVERHEAD_BYTES,
+            "queue.buffering.max.kbytes": max(settings.in_flight_limit_bytes // 1024, 1024),
+            "message.timeout.ms": int(self._timeout * 1000),
+            "socket.timeout.ms": min(int(self._timeout * 1000), 10_000),
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 1000,
+            "socket.nagle.disable": True,
+            "error_cb": self._on_error,
+        }
+        self._idempotent = idempotent
+        self._producer = self._connect()
+        self._thread = threading.Thread(target=self._run, name="delivery-reports", daemon=True)
+        self._thread.start()
+
+    def _connect(self) -> Producer:
+        try:
+            return Producer({**self._config, "enable.idempotence": self._idempotent})
+        except KafkaException as error:
+            raise ConfigurationError(f"kafka: {error.args[0].str()}") from error
+
+    # --- BlockProducer
+
+    def available(self) -> bool:
+        return self._open_since is None
+
+    async def partitions(self) -> int:
+        if self._partitions is None:
+            if not self.available():
+                raise UnavailableError("kafka does not answer")
+            await asyncio.to_thread(self._look)
+        if self._partitions is None:
+            raise UnavailableError(f"kafka does not know the topic {self._topic}; run: gridpipe migrate")
+        return self._partitions
+
+    async def send(self, blocks: Sequence[Block]) -> list[Delivery]:
+        if not self.available():
+            raise UnavailableError("kafka does not answer")
+        flight = _Flight(blocks)
+        with self._lock:
+            self._flights.add(flight)
+        try:
+            for at, block in enumerate(blocks):
+                self._produce(flight, at, block)
+            async with asyncio.timeout(self._timeout + 1):
+                await flight.done
+        except TimeoutError:
+            log.warning("no delivery report in time", topic=self._topic, blocks=len(blocks))
+        finally:
+            with self._lock:
+                self._flights.discard(flight)
+        return list(flight.deliveries)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._producer.flush, 5.0)
+        self._stopping.set()
+        await asyncio.to_thread(self._thread.join, 5.0)
+
+    # --- the thread of delivery reports
+
+    def _produce(self, flight: _Flight, at: int, block: Block) -> None:
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                offset = message.offset()
+                flight.report(at, Written(block.partition, -1 if offset is None else offset))
+            else:
+                flight.report(at, Unwritten(block.partition, error.name()))
+                if error.code() in (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC):
+                    self._partitions = None  # the topic was replaced: look again
+
+        try:
+            self._producer.produce(
+                self._topic,
+                value=block.payload,
+                key=block.key,
+                partition=block.partition,
+                on_delivery=on_delivery,
+                headers=dict(HEADERS),
+            )
+        except BufferError:
+            flight.report(at, Unwritten(block.partition, "queue full"))
+        except KafkaException as error:
+            flight.report(at, Unwritten(block.partition, error.args[0].name()))
+
+    def _run(self) -> None:
+        probed_at = 0.0
+        while not self._stopping.is_set():
+            self._producer.poll(_POLL_SECONDS)
+            if self._open_since is not None and time.monotonic() - probed_at >= PROBE_SECONDS:
+                probed_at = time.monotonic()
+                self._look()
+
+    def _look(self) -> None:
+        """Ask for the topic; an answer closes the circuit."""
+        try:
+            topic = self._producer.list_topics(self._topic, timeout=_CALL_SECONDS).topics.get(self._topic)
+        except KafkaException:
+            self._open_circuit("no answer")
+            return
+        self._partitions = (
+            len(topic.partitions) or None if topic is not None and topic.error is None else None
+        )
+        if self._open_since is not None:
+            log.info("kafka answers again", after_seconds=round(time.monotonic() - self._open_since, 1))
+            self._open_since = None
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._open_circuit(error.name())
+        elif error.fatal() and self._idempotent:
+            # Some brokers take no idempotent producer. A retry may then repeat a block; deduplication by
+            # event id absorbs it.
+            log.warning("kafka takes no idempotent producer; going on without", error=error.name())
+            self._idempotent = False
+            self._producer = self._connect()
+            self._land_all()
+        else:
+            log.warning("kafka", error=error.name(), detail=error.str())
+
+    def _open_circuit(self, reason: str) -> None:
+        if self._open_since is None:
+            log.warning("kafka does not answer; requests get 503 until it does", reason=reason)
+            self._open_since = time.monotonic()
+        self._land_all()
+        self._producer.purge(in_queue=True, in_flight=True, blocking=False)
+
+    def _land_all(self) -> None:
+        with self._lock:
+            flights = list(self._flights)
+        for flight in flights:
+            flight.land()
