@@ -1,0 +1,186 @@
+"""Rows of a block to ClickHouse: five tables, each insert under a token that a replay repeats."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+import polars as pl
+import structlog
+from clickhouse_connect.driver.client import Client
+
+from pipeline import metrics
+from pipeline.errors import ContractError
+from pipeline.frames import DUPLICATE, QUARANTINED, STORED, Schema, expect
+from pipeline.process.deduplicate import positions, refused_rows
+from pipeline.process.flow import UNSTORABLE, BlockResult, case_events_of
+from pipeline.sink.retry import Failure, classify, persist
+from pipeline.store.cases import pack_case_events
+from pipeline.store.ddl import STORED_TYPES
+
+log = structlog.get_logger(__name__)
+
+#: Every insert says these itself: the engine's defaults have moved before.
+INSERT_SETTINGS: Final = {
+    "async_insert": 0,
+    "insert_deduplicate": 1,
+    "deduplicate_blocks_in_dependent_materialized_views": 1,
+}
+
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+_POSITION: Final = ("_part", "_off", "_idx")
+
+_NULLABLE_STORED: Final = frozenset(name for name, kind in STORED_TYPES.items() if "Nullable(" in kind)
+_NULLABLE_DUPLICATE: Final = frozenset({"matter_code", "category", "lead_department"})
+_NULLABLE_QUARANTINED: Final = frozenset({"source", "event_id", "event_type", "content_type"})
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a block stands: what its rows and its token say."""
+
+    inc: int
+    partition: int
+    lo: int
+    hi: int
+    rules: str
+    token: str
+
+
+class Sink:
+    """Writes blocks through one client. Not for use by two threads at once."""
+
+    def __init__(self, client: Client, topic: str, stopping: threading.Event | None = None) -> None:
+        self._client = client
+        self._topic = topic
+        self._stopping = stopping or threading.Event()
+
+    def write(
+        self, result: BlockResult, *, inc: int, partition: int, lo: int, hi: int, rules: str, suffix: str = ""
+    ) -> BlockResult:
+        """Insert every row of a block; returns when all are stored.
+
+        Passing failures are repeated for ever with the same token. A row that ClickHouse refuses is found by
+        halving the range at fixed points (so that a replay sends the same sub-blocks) and quarantined.
+        suffix : of the token, for rows of a block that its own token would not let in (recovery).
+        Returns the result as it was stored. Raises Stopping, or what could not be classified.
+        """
+        token = f"{self._topic}:{inc}:{partition}:{lo}-{hi}{suffix}"
+        place = _Place(inc, partition, lo, hi, rules, token)
+        events, refused_events = self._insert("events", result.events, place)
+        rejections, refused_rejections = self._insert("rejections", result.rejections, place)
+        self._insert("duplicates", result.duplicates, place, may_refuse=False)
+        quarantined = result.quarantined
+        refused = [rows for rows in (refused_events, refused_rejections) if not rows.is_empty()]
+        if refused:
+            quarantined = pl.concat(
+                [
+                    quarantined,
+                    *(refused_rows(rows, UNSTORABLE, "ClickHouse refused the row") for rows in refused),
+                ]
+            ).sort("_off", "_idx")
+            resent = result.duplicates.filter(pl.col("level") == "L2")
+            result = replace(
+                result,
+                events=events,
+                rejections=rejections,
+                quarantined=quarantined,
+                case_events=case_events_of(pl.concat([events, rejections]), resent),
+            )
+        self._insert("quarantine", quarantined, place, may_refuse=False)
+        self.write_case_events(result.case_events, inc, token)
+        return result
+
+    def write_case_events(self, case_events: pl.DataFrame, inc: int, token: str) -> None:
+        """Hand the block's events to their cases. Repeating it changes nothing: a case is a set."""
+        if not case_events.is_empty():
+            self._send("case_events", pack_case_events(case_events, inc), token)
+
+    def _insert(
+        self, table: str, rows: pl.DataFrame, place: _Place, *, may_refuse: bool = True
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """(stored, refused) rows."""
+        if rows.is_empty():
+            return rows, rows
+        return self._insert_part(table, rows, place, place.token, may_refuse)
+
+    def _insert_part(
+        self, table: str, rows: pl.DataFrame, place: _Place, token: str, may_refuse: bool
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        try:
+            self._send(table, _with_block(_checked(table, rows), place), token)
+        except Exception as error:
+            if not may_refuse or classify(error) is not Failure.DATA:
+                raise
+            if rows.height == 1:
+                log.error("a row cannot be stored", table=table, token=token, error=type(error).__name__)
+                return rows.clear(), rows
+        else:
+            return rows, rows.clear()
+        at = positions(rows)
+        middle = int(at[0] + (at[-1] - at[0]) // 2)
+        halves = rows.filter(at <= middle), rows.filter(at > middle)
+        done = [
+            self._insert_part(table, half, place, f"{place.token}/{first}-{last}", may_refuse)
+            for half, (first, last) in zip(
+                halves, ((int(at[0]), middle), (middle + 1, int(at[-1]))), strict=True
+            )
+        ]
+        return pl.concat([stored for stored, _ in done]), pl.concat([refused for _, refused in done])
+
+    def _send(self, table: str, rows: pl.DataFrame, token: str) -> None:
+        data = rows.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+        settings = {**INSERT_SETTINGS, "insert_deduplication_token": f"{token}:{table}"}
+
+        def insert() -> None:
+            started = time.perf_counter()
+            self._client.insert_arrow(table, data, settings=settings)
+            metrics.insert_seconds.labels(table).observe(time.perf_counter() - started)
+
+        persist(insert, stopping=self._stopping, what=f"{token} {table}")
+
+
+def _checked(table: str, rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows that Arrow carries without a silent change: exact dtypes, times in range, nulls where allowed.
+
+    Raises ContractError (the caller bisects).
+    """
+    schema, nullable = _SCHEMAS[table]
+    rows = expect(rows, schema, table)
+    lists = [name for name, dtype in schema.items() if isinstance(dtype, pl.List)]
+    rows = rows.with_columns(pl.col(name).fill_null([]) for name in lists)
+    times = [name for name, dtype in schema.items() if isinstance(dtype, pl.Datetime)]
+    wrong = rows.select(
+        *[pl.col(name).is_null().any() for name in schema if name not in nullable and name not in times],
+        *[
+            (~pl.col(name).is_between(_EARLIEST, _LATEST)).any()
+            if name in nullable
+            else (~pl.col(name).is_between(_EARLIEST, _LATEST).fill_null(False)).any()
+            for name in times
+        ],
+    ).row(0, named=True)
+    bad = [name for name, found in wrong.items() if found]
+    if bad:
+        raise ContractError(f"{table}: null or out of range in {', '.join(bad)}")
+    return rows
+
+
+def _with_block(rows: pl.DataFrame, place: _Place) -> pl.DataFrame:
+    return rows.with_columns(
+        _inc=pl.lit(place.inc, pl.UInt64),
+        _blk_lo=pl.lit(place.lo, pl.UInt64),
+        _blk_hi=pl.lit(place.hi, pl.UInt64),
+        _rules=pl.lit(place.rules),
+    )
+
+
+_SCHEMAS: Final[dict[str, tuple[Schema, frozenset[str]]]] = {
+    "events": (STORED, _NULLABLE_STORED),
+    "rejections": (STORED, _NULLABLE_STORED),
+    "duplicates": (DUPLICATE, _NULLABLE_DUPLICATE),
+    "quarantine": (QUARANTINED, _NULLABLE_QUARANTINED),
+}
