@@ -162,7 +162,7 @@ def _describe(grids: pl.DataFrame, staff: pl.DataFrame) -> pl.DataFrame:
         (width * (north - south) * 110.574).round(4).alias("area_km2"),
         pl.concat_str(pl.lit("S"), "village_code").alias("shelter_code"),
         pl.when("has_party").then(pl.concat_str(pl.lit("P"), "grid_code")).alias("party_org_code"),
-        pl.struct(**{category: pl.lit(department) for category, department in _ROUTES.items()}).alias(
+        pl.struct([pl.lit(department).alias(category) for category, department in _ROUTES.items()]).alias(
             "department_route"
         ),
         pl.lit("active").alias("status"),
@@ -170,8 +170,9 @@ def _describe(grids: pl.DataFrame, staff: pl.DataFrame) -> pl.DataFrame:
         pl.lit(SOURCE_SYSTEM).alias("source_system"),
     ).select(
         "grid_code", "version", "valid_from", "valid_to", "grid_name", "grid_type", "village_kind",
-        "boundary", "centroid_lon", "centroid_lat", "area_km2", "unit_count", "building_count", "dwelling_count",
-        "rental_count", "household_count", "population_registered", "population_floating", "elderly_60_count",
+        "boundary", "centroid_lon", "centroid_lat", "area_km2", "unit_count", "building_count",
+        "dwelling_count", "rental_count", "household_count", "population_registered",
+        "population_floating", "elderly_60_count",
         "elderly_alone_count", "disabled_count", "hardship_count", "children_care_count", "enterprise_count",
         "shop_count", "school_count", "medical_count", "risk_tags", "shelter_code", "party_org_code",
         "lead_worker_key", "worker_keys", "leader_in_residence_key", "police_deputy_key", "department_route",
