@@ -37,6 +37,10 @@ gateway_in_flight_bytes = Gauge(
     "gridpipe_gateway_in_flight_bytes", "Bytes of requests being handled.", registry=REGISTRY
 )
 
+process_up = Gauge(
+    "gridpipe_process_up", "Whether the process of this role answered this scrape.", ["role"], registry=REGISTRY
+)
+
 # --- worker
 events_received = Counter(
     "gridpipe_events_received",

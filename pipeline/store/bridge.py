@@ -62,7 +62,9 @@ _STREAMED_FORMATS: Final = frozenset({"Native", "TabSeparated", "TSV", "CSV", "R
 class Bridge:
     """Serves `engine` on 127.0.0.1 in a thread of its own until `close`.
 
-    token : the password every request but `/ping` must carry (Basic, `X-ClickHouse-Key` or Bearer).
+    engine : None serves `extra_routes` only.
+    token : the password every request but `/ping` must carry (Basic, `X-ClickHouse-Key` or Bearer);
+    None, only without an engine: anybody who reaches the listener.
     listener : a bound loopback socket; unset: a free port.
     extra_routes : further routes behind the same token, for what else the owning process answers.
 
@@ -72,13 +74,14 @@ class Bridge:
     def __init__(
         self,
         engine: EmbeddedEngine | None,
-        token: str,
+        token: str | None,
         *,
         listener: socket.socket | None = None,
         extra_routes: Sequence[BaseRoute] = (),
         handles: int = HANDLES,
     ) -> None:
-        self.token = token
+        if engine is not None and token is None:
+            raise ValueError("an engine is served behind a token only")
         self._engine = engine
         self._sessions: asyncio.Queue[Session] = asyncio.Queue()
         self._open: list[Session] = []
@@ -91,7 +94,7 @@ class Bridge:
             routes.append(Route("/", self._answer, methods=["GET", "POST"]))
         app = Starlette(routes=routes)
         config = uvicorn.Config(
-            _Guard(app, token),
+            app if token is None else _Guard(app, token),
             http="httptools",
             ws="none",
             lifespan="off",

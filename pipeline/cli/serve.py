@@ -1,0 +1,263 @@
+"""`gridpipe up`, and its roles alone: `gateway`, `worker`, `api`; `migrate`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.common import err, out, print_json
+from pipeline.errors import ConfigurationError
+from pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from pipeline.runtime.supervisor import Supervisor
+
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Directory for everything that is written.")]
+Http = Annotated[str | None, typer.Option("--http", help="Address of the HTTP listener, host:port.")]
+AdminHttp = Annotated[
+    str | None, typer.Option("--admin-http", help="Address for /metrics and /health instead of --http.")
+]
+Kafka = Annotated[
+    str | None, typer.Option("--kafka", help="Kafka bootstrap servers instead of the embedded one.")
+]
+ClickHouse = Annotated[
+    str | None, typer.Option("--clickhouse", help="ClickHouse URL instead of the embedded engine.")
+]
+#: How often `up` refreshes: the table on a terminal, a plain line elsewhere.
+_TABLE_SECONDS = 2.0
+_LINE_SECONDS = 10.0
+
+
+def up(
+    data_dir: DataDir = None,
+    http: Http = None,
+    admin_http: AdminHttp = None,
+    no_simulate: Annotated[
+        bool, typer.Option("--no-simulate", help="No simulated city: only what is sent.")
+    ] = False,
+    kafka: Kafka = None,
+    clickhouse: ClickHouse = None,
+) -> None:
+    """Run everything on this machine; Ctrl-C stops it."""
+    from pipeline import logs
+    from pipeline.runtime.process import harden
+    from pipeline.runtime.supervisor import Supervisor
+
+    harden()
+    settings = load_settings(
+        data_dir=data_dir, http=http, admin_http=admin_http, kafka=kafka, clickhouse=clickhouse
+    )
+    logs.configure(level=settings.log_level, role="up", log_dir=settings.log_dir, console=False)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with Supervisor(settings, simulate=not no_simulate) as supervisor:
+        if not _until_ready(supervisor, stop):
+            return
+        _announce(supervisor, simulate=not no_simulate)
+        _watch(supervisor, stop)
+        if sys.stdout.isatty():
+            out.print("stopping …")
+
+
+def _until_ready(supervisor: Supervisor, stop: threading.Event) -> bool:
+    """False when asked to stop before."""
+    from pipeline.errors import UnavailableError
+    from pipeline.runtime.supervisor import READY_SECONDS
+
+    for _ in range(int(READY_SECONDS / 0.25)):
+        if stop.is_set():
+            return False
+        if supervisor.ready_within(0.25):
+            return True
+    raise UnavailableError(
+        f"the service was not ready within {READY_SECONDS:g} s; see {supervisor.settings.log_dir}"
+    )
+
+
+def _announce(supervisor: Supervisor, *, simulate: bool) -> None:
+    settings = supervisor.settings
+    out.print(f"gridpipe is ready: {supervisor.url} (API: {supervisor.url}/docs)", soft_wrap=True)
+    if supervisor.new_key:
+        out.print(f"key for source `local`: {supervisor.local_key}", soft_wrap=True)
+    out.print(f"key of source `local` is kept in {settings.local_key_path}", soft_wrap=True)
+    if simulate:
+        out.print("feeding the simulated city; figures are of simulated events")
+    if settings.kafka is None:
+        out.print("embedded broker: for evaluation and small sites; answers mean stored")
+
+
+def _watch(supervisor: Supervisor, stop: threading.Event) -> None:
+    """Show closure rates until asked to stop or the service ends. Raises what ended the service."""
+    from rich.live import Live
+
+    from pipeline.cli.board import Board
+
+    board = Board(supervisor.url, supervisor.read_headers)
+    if not sys.stdout.isatty():
+        while not stop.wait(0.2):
+            if supervisor.wait(0):
+                return
+            board.print_line_every(_LINE_SECONDS)
+        return
+    with Live(board.table(), console=out, refresh_per_second=4, transient=True) as live:
+        while not stop.wait(_TABLE_SECONDS):
+            if supervisor.wait(0):
+                return
+            live.update(board.table())
+
+
+def gateway(
+    kafka: Kafka = None,
+    clickhouse: ClickHouse = None,
+    http: Http = None,
+    admin_http: AdminHttp = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Take events over HTTP and write them to Kafka."""
+    settings = _role_settings(
+        data_dir=data_dir, http=http, admin_http=admin_http, kafka=kafka, clickhouse=clickhouse
+    )
+    _serve_http(settings, "gateway")
+
+
+def api(
+    kafka: Kafka = None,
+    clickhouse: ClickHouse = None,
+    http: Http = None,
+    admin_http: AdminHttp = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Answer reads and show metrics."""
+    settings = _role_settings(
+        data_dir=data_dir,
+        http=http,
+        admin_http=admin_http,
+        kafka=kafka,
+        clickhouse=clickhouse,
+        needs_kafka=False,
+    )
+    _serve_http(settings, "api")
+
+
+def worker(
+    kafka: Kafka = None, clickhouse: ClickHouse = None, admin_http: AdminHttp = None, data_dir: DataDir = None
+) -> None:
+    """Process events from Kafka into ClickHouse; run one per share of the partitions."""
+    from pipeline import logs
+    from pipeline.runtime.process import harden
+    from pipeline.runtime.store import run_store
+    from pipeline.runtime.supervisor import bind
+
+    harden()
+    settings = _role_settings(data_dir=data_dir, admin_http=admin_http, kafka=kafka, clickhouse=clickhouse)
+    assert settings.kafka is not None
+    logs.configure(level=settings.log_level, role="worker", log_dir=settings.log_dir, console=True)
+    listener = bind(settings.admin_http, "--admin-http") if settings.admin_http else None
+    run_store(settings, bootstrap=settings.kafka, listener=listener, token=None)
+
+
+def migrate(
+    kafka: Kafka = None,
+    clickhouse: ClickHouse = None,
+    data_dir: DataDir = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Bring the database to the newest schema, publish the catalogue, create the topic (with --kafka)."""
+    from pipeline.rules.catalogue import load_catalogues
+    from pipeline.rules.publish import publish
+    from pipeline.runtime import broker
+    from pipeline.store.client import connect
+    from pipeline.store.migrate import migrate as run_migrations
+
+    settings = load_settings(data_dir=data_dir, kafka=kafka, clickhouse=clickhouse)
+    catalogues = load_catalogues(settings.catalogue_dir)
+    client = connect(settings, database="")
+    before, after = run_migrations(client, settings.database)
+    publish(client, catalogues)
+    client.close()
+    done: dict[str, object] = {"database": settings.database, "before": before, "after": after}
+    if settings.kafka is not None:
+        admin = broker.wait_until_up(settings.kafka, seconds=10)
+        done |= {
+            "topic": settings.topic,
+            "partitions": broker.ensure_topic(admin, settings.topic, settings.partitions),
+        }
+    if json:
+        print_json(done)
+        return
+    change = f"schema {after}" if before == after else f"schema {before or 'none'} → {after}"
+    out.print(f"database {settings.database}: {change}; catalogue published")
+    if "topic" in done:
+        out.print(f"topic {done['topic']}: {done['partitions']} partitions")
+
+
+def _role_settings(
+    *,
+    needs_kafka: bool = True,
+    data_dir: Path | None,
+    kafka: str | None,
+    clickhouse: str | None,
+    http: str | None = None,
+    admin_http: str | None = None,
+) -> Settings:
+    """Settings of a role alone, which needs the servers that `up` would embed. Raises ConfigurationError."""
+    settings = load_settings(
+        data_dir=data_dir, http=http, admin_http=admin_http, kafka=kafka, clickhouse=clickhouse
+    )
+    problems = []
+    if needs_kafka and settings.kafka is None:
+        problems.append(
+            "this role needs --kafka BOOTSTRAP (or GRIDPIPE_KAFKA); `gridpipe up` embeds a broker"
+        )
+    if settings.clickhouse is None:
+        problems.append(
+            "this role needs --clickhouse URL (or GRIDPIPE_CLICKHOUSE); `gridpipe up` embeds the engine"
+        )
+    if problems:
+        raise ConfigurationError(problems)
+    return settings
+
+
+def _serve_http(settings: Settings, role: str) -> None:
+    from pipeline import logs
+    from pipeline.contract.privacy import Privacy
+    from pipeline.ingest.durability import Replicated
+    from pipeline.runtime import broker
+    from pipeline.runtime.access import check_listeners
+    from pipeline.runtime.http import assemble, serve
+    from pipeline.runtime.process import harden
+    from pipeline.runtime.supervisor import bind
+    from pipeline.store.client import connect_server
+
+    harden()
+    check_listeners(settings)
+    logs.configure(level=settings.log_level, role=role, log_dir=settings.log_dir, console=True)
+    connect_server(settings, None).close()
+    bootstrap = None
+    if role == "gateway":
+        assert settings.kafka is not None
+        broker.wait_until_up(settings.kafka, seconds=10)
+        bootstrap = settings.kafka
+        Privacy.load(settings.pseudonym_key_path, create=True)
+    parts = assemble(
+        settings,
+        bootstrap=bootstrap,
+        client_factory=lambda: connect_server(settings, settings.database),
+        control=None,
+        durable=Replicated if bootstrap else None,
+        read=role == "api",
+    )
+    admin = bind(settings.admin_http, "--admin-http") if settings.admin_http else None
+    err.print(f"{role} listens on http://{settings.http}")
+    serve(parts, bind(settings.http, "--http"), admin)
+
+
+def register(app: typer.Typer) -> None:
+    for command in (up, gateway, worker, api, migrate):
+        app.command()(command)

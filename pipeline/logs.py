@@ -1,0 +1,102 @@
+"""Logs: one JSON object a line in `<data-dir>/log/<role>.log`, readable lines on a terminal.
+
+Everything goes through the standard library's root logger, so that Faust, uvicorn and aiokafka end up in the
+same place. No personal data: every text passes the redaction that the gateway applies to descriptions.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import structlog
+from structlog.types import Processor
+
+from pipeline.contract.privacy import redact
+
+MAX_TEXT: Final = 4_000
+_FILE_BYTES: Final = 20_000_000
+_FILES_KEPT: Final = 5
+#: Libraries that tell their life story at INFO.
+_QUIET: Final = ("aiokafka", "kafka", "faust", "mode", "urllib3", "clickhouse_connect", "asyncio", "alembic")
+
+Event = MutableMapping[str, Any]
+
+
+def _clean(_: Any, __: str, event: Event) -> Event:
+    """Cut long texts and take id numbers, phones, plates and bank cards out of every one of them."""
+    for key, value in event.items():
+        if isinstance(value, str) and key not in {"level", "timestamp", "logger"}:
+            text = redact(value[:MAX_TEXT])
+            event[key] = text if len(value) <= MAX_TEXT else text + f"… ({len(value)} characters)"
+    return event
+
+
+def _json(_: Any, __: str, event: Event) -> str:
+    return orjson.dumps(event, default=str).decode()
+
+
+def configure(*, level: str = "info", role: str, log_dir: Path | None, console: bool) -> None:
+    """Send the logs of this process to `<log_dir>/<role>.log` and, with `console`, to stderr.
+
+    Called once per process. On stderr a terminal gets readable lines, anything else JSON.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        _clean,
+    ]
+    strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    as_json = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[strip, _json])
+    handlers: list[logging.Handler] = []
+    if log_dir is not None:
+        log_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        to_file = logging.handlers.RotatingFileHandler(
+            log_dir / f"{role}.log", maxBytes=_FILE_BYTES, backupCount=_FILES_KEPT, encoding="utf-8"
+        )
+        to_file.setFormatter(as_json)
+        handlers.append(to_file)
+    if console:
+        to_stderr = logging.StreamHandler(sys.stderr)
+        readable = structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[strip, structlog.dev.ConsoleRenderer()]
+        )
+        to_stderr.setFormatter(readable if sys.stderr.isatty() else as_json)
+        handlers.append(to_stderr)
+    root = logging.getLogger()
+    root.handlers[:] = handlers
+    root.setLevel(level.upper())
+    logging.captureWarnings(True)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    structlog.contextvars.bind_contextvars(role=role)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """The logger of a module; context such as `request_id` is bound with structlog.contextvars."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger

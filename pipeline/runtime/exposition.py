@@ -1,0 +1,50 @@
+"""One Prometheus page for all roles: each metric family comes from the process that counts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+
+from pipeline.metrics import REGISTRY
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_HTTP_PREFIXES: Final = ("gridpipe_http_", "gridpipe_gateway_", "gridpipe_process_up")
+_BUSINESS_GAUGES: Final = frozenset(
+    {
+        "gridpipe_closure_ratio",
+        "gridpipe_response_ratio",
+        "gridpipe_open_cases",
+        "gridpipe_overdue_cases",
+        "gridpipe_response_seconds",
+    }
+)
+
+
+def counted_by_http(family: str) -> bool:
+    """Whether gateway and api count this family; all others are the worker's. Every process knows every
+    family, so that without this rule a page joined from two would hold each of them twice."""
+    return family.startswith(_HTTP_PREFIXES) or family in _BUSINESS_GAUGES
+
+
+class _Part(CollectorRegistry):
+    """The families of a registry that one role counts."""
+
+    def __init__(self, wanted: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._wanted = wanted
+
+    def collect(self) -> Iterator[Metric]:
+        return (family for family in REGISTRY.collect() if self._wanted(family.name))
+
+
+def http_part() -> bytes:
+    """Exposition of what gateway and api count."""
+    return generate_latest(_Part(counted_by_http))
+
+
+def worker_part() -> bytes:
+    """Exposition of what the worker counts."""
+    return generate_latest(_Part(lambda family: not counted_by_http(family)))

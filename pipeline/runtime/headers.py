@@ -1,0 +1,65 @@
+"""Response headers that every answer carries, and the check of the Host header on a loopback listener."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+#: Nothing is loaded from elsewhere. Swagger UI sets styles on elements, hence 'unsafe-inline' for styles.
+_SECURITY: Final = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+        "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class SecurityHeaders:
+    """ASGI wrapper.
+
+    loopback_only : refuse requests whose Host is no loopback name: reading needs no key on a loopback
+    listener, and a web page elsewhere could reach it under a name of its own (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, *, loopback_only: bool) -> None:
+        self._app = app
+        self._loopback_only = loopback_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _SECURITY.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        if self._loopback_only and not _is_loopback_name(scope):
+            refusal = PlainTextResponse("this listener answers to 127.0.0.1 and localhost only\n", 421)
+            await refusal(scope, receive, send_with_headers)
+            return
+        await self._app(scope, receive, send_with_headers)
+
+
+def _is_loopback_name(scope: Scope) -> bool:
+    for name, value in scope["headers"]:
+        if name == b"host":
+            host = value.decode("latin-1").lower()
+            bare = (
+                host[: host.index("]") + 1]
+                if host.startswith("[") and "]" in host
+                else host.partition(":")[0]
+            )
+            return bare in _LOOPBACK_NAMES or bare.startswith("127.")
+    return True  # HTTP/1.0 without Host: no browser sends that

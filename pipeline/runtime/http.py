@@ -1,0 +1,261 @@
+"""The HTTP process: gateway and api in one Starlette app on uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import uvicorn
+import uvloop
+from clickhouse_connect.driver.client import Client
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from pipeline import logs, metrics
+from pipeline.clock import utc_now
+from pipeline.contract.privacy import Privacy
+from pipeline.errors import GridpipeError, UnavailableError
+from pipeline.ingest.durability import Durability, Replicated, stored_in
+from pipeline.ingest.gateway import Gateway
+from pipeline.ingest.keys import KeyStore
+from pipeline.ingest.openapi import OPENAPI_PATHS as GATEWAY_PATHS
+from pipeline.ingest.producer import KafkaProducer
+from pipeline.ingest.routes import gateway_routes
+from pipeline.ingest.validate import Validator
+from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
+from pipeline.read.routes import Reader, read_routes
+from pipeline.rules.catalogue import Catalogues, load_catalogues
+from pipeline.runtime.access import ReadKeys
+from pipeline.runtime.control import ControlClient
+from pipeline.runtime.exposition import CONTENT_TYPE, http_part
+from pipeline.runtime.headers import SecurityHeaders
+from pipeline.runtime.health import Check, Health, broker_check
+from pipeline.runtime.pages import page_routes
+from pipeline.runtime.process import Order, receive_order, report_problem
+from pipeline.settings import Settings, is_loopback, split_address
+from pipeline.store.client import BridgeAddress, connect_bridge, connect_server
+
+#: A read that takes longer is a fault; the client is told so.
+_READ_SECONDS: Final = 30.0
+#: What an answer may still take once we were asked to stop: below the supervisor's patience.
+_DRAIN_SECONDS: Final = 7
+
+log = logs.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the app is made of. gateway, reader : None where the process has not that role;
+    control : the store process on this machine, None where there is none."""
+
+    settings: Settings
+    catalogues: Catalogues
+    keys: KeyStore
+    gateway: Gateway | None
+    reader: Reader | None
+    control: ControlClient | None
+    checks: dict[str, Check]
+
+
+def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
+    """The public app and, with `admin_http`, the one for /metrics and /health."""
+    settings = parts.settings
+    paths: dict[str, Any] = {}
+    routes: list[BaseRoute] = []
+    if parts.gateway is not None:
+        routes += gateway_routes(parts.gateway)
+        paths |= GATEWAY_PATHS
+    if parts.reader is not None:
+        routes += read_routes(parts.reader)
+        for path, item in READ_PATHS.items():
+            paths[path] = paths.get(path, {}) | item
+    admin = [*Health(parts.checks).routes(), Route("/metrics", _metrics_of(parts.control), methods=["GET"])]
+    routes += page_routes(paths)
+    if settings.admin_http is None:
+        routes += admin
+    loopback = is_loopback(split_address(settings.http)[0])
+    app: ASGIApp = Starlette(routes=routes, lifespan=_lifespan(parts))
+    if not loopback:
+        app = ReadKeys(app, parts.keys)
+    public = SecurityHeaders(app, loopback_only=loopback)
+    if settings.admin_http is None:
+        return public, None
+    admin_loopback = is_loopback(split_address(settings.admin_http)[0])
+    return public, SecurityHeaders(Starlette(routes=admin), loopback_only=admin_loopback)
+
+
+def _metrics_of(control: ControlClient | None) -> Callable[[Request], Any]:
+    async def page(_: Request) -> Response:
+        worker = b""
+        if control is not None:
+            try:
+                worker = await control.metrics()
+            except UnavailableError:
+                log.warning("worker_metrics_missing")
+            metrics.process_up.labels(role="store").set(1 if worker else 0)
+        return Response(http_part() + worker, media_type=CONTENT_TYPE)
+
+    return page
+
+
+def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def run(_: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            if parts.control is not None:
+                stack.push_async_callback(parts.control.close)
+            if parts.reader is not None:
+                stack.callback(parts.reader.close)
+                stack.enter_context(business_gauges(parts.reader))
+            if parts.gateway is not None:
+                stack.push_async_callback(parts.gateway.close)
+            yield
+
+    return run
+
+
+def assemble(
+    settings: Settings,
+    *,
+    bootstrap: str | None,
+    client_factory: Callable[[], Client],
+    control: ControlClient | None,
+    durable: Callable[[], Durability] | None,
+    read: bool,
+) -> Parts:
+    """Build the parts of this process. bootstrap, durable : for the gateway role; read : the api role.
+
+    Raises ConfigurationError.
+    """
+    catalogues = load_catalogues(settings.catalogue_dir)
+    keys = KeyStore(settings.keys_path)
+    gateway: Gateway | None = None
+    checks: dict[str, Check] = {}
+    if bootstrap is not None and durable is not None:
+        gateway = Gateway(
+            settings,
+            keys=keys,
+            privacy=Privacy.load(settings.pseudonym_key_path, create=False),
+            producer=KafkaProducer(settings, bootstrap, idempotent=settings.kafka is not None),
+            durability=durable(),
+            validator=Validator(client_factory, catalogues, settings),
+            clock=utc_now,
+        )
+        checks["broker"] = broker_check(bootstrap, settings.topic)
+    reader = Reader(client_factory, catalogues=catalogues, settings=settings)
+    checks["store"] = _store_check(reader)
+
+    async def catalogue() -> str:
+        versions = ", ".join(version.version for version in catalogues.versions)
+        return f"{versions}, rules {catalogues.digest[:12]}"
+
+    checks["catalogue"] = catalogue
+    if control is not None:
+        checks["worker"] = _worker_check(control)
+    return Parts(settings, catalogues, keys, gateway, reader if read else None, control, checks)
+
+
+def _store_check(reader: Reader) -> Check:
+    def ask(client: Client) -> str:
+        rows = client.query("SELECT version_num FROM alembic_version").result_rows
+        return f"schema {rows[0][0]}" if rows else "no schema"
+
+    async def check() -> str:
+        return await reader.run(ask)
+
+    return check
+
+
+def _worker_check(control: ControlClient) -> Check:
+    async def check() -> str:
+        status = await control.status()
+        if status.worker != "assigned":
+            raise UnavailableError(f"the worker is {status.worker}")
+        return "partitions assigned"
+
+    return check
+
+
+def serve(parts: Parts, listener: socket.socket, admin_listener: socket.socket | None) -> None:
+    """Answer until SIGTERM or SIGINT, then finish running requests."""
+    public, admin = build_app(parts)
+    common: dict[str, Any] = {
+        "http": "httptools",
+        "ws": "none",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": _DRAIN_SECONDS,
+    }
+    server = uvicorn.Server(uvicorn.Config(public, lifespan="on", **common))
+    admin_server = _Second(uvicorn.Config(admin, lifespan="off", **common)) if admin is not None else None
+
+    async def run() -> None:
+        if admin_server is None or admin_listener is None:
+            await server.serve(sockets=[listener])
+            return
+        second = asyncio.create_task(admin_server.serve(sockets=[admin_listener]))
+        await server.serve(sockets=[listener])
+        admin_server.should_exit = True
+        await second
+
+    # uvicorn raises the signal again when it has stopped; it must not end this process with an error.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+class _Second(uvicorn.Server):
+    """A server beside another one, which takes the signals for both."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main() -> None:
+    """Child process of the supervisor."""
+    order = receive_order()
+    logs.configure(level=order.settings.log_level, role="http", log_dir=order.settings.log_dir, console=False)
+    sys.exit(_run(order))
+
+
+def _run(order: Order) -> int:
+    settings, details = order.settings, order.details
+    bootstrap, control = details["bootstrap"], details["control"]
+    address = BridgeAddress(control["url"], control["token"], 0)
+
+    def client_factory() -> Client:
+        if settings.clickhouse is not None:
+            return connect_server(settings, settings.database)
+        return connect_bridge(address, settings.database, timeout=_READ_SECONDS)
+
+    try:
+        parts = assemble(
+            settings,
+            bootstrap=bootstrap,
+            client_factory=client_factory,
+            control=ControlClient(control["url"], control["token"]),
+            durable=lambda: Replicated() if settings.kafka is not None else stored_in(settings, bootstrap),
+            read=True,
+        )
+    except GridpipeError as error:
+        log.error("http_refused", problem=str(error))
+        return report_problem(order, error)
+    admin = socket.socket(fileno=details["admin_fd"]) if details["admin_fd"] is not None else None
+    serve(parts, socket.socket(fileno=details["fd"]), admin)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

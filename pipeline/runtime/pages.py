@@ -1,0 +1,74 @@
+"""The API description and its page, served from what is installed: no file comes from another host."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from swagger_ui_bundle import swagger_ui_path
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>gridpipe API</title>
+<link rel="stylesheet" href="/docs/assets/swagger-ui.css">
+<link rel="icon" href="data:,">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/assets/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+_START = (
+    'SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null});\n'
+)
+
+
+def openapi(paths: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of these path items."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "gridpipe",
+            "version": version("gridpipe"),
+            "summary": "Grid governance events (网格事件) from report to closure rate.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": dict(sorted(paths.items())),
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def page_routes(paths: dict[str, Any]) -> list[BaseRoute]:
+    """`/openapi.json`, `/docs` with its assets, and `/`, which leads to `/docs`."""
+    document = orjson.dumps(openapi(paths))
+
+    async def description(_: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(_PAGE)
+
+    async def start(_: Request) -> Response:
+        return Response(_START, media_type="text/javascript")
+
+    async def root(_: Request) -> Response:
+        return RedirectResponse("/docs", 307)
+
+    return [
+        Route("/openapi.json", description, methods=["GET"]),
+        Route("/docs", page, methods=["GET"]),
+        Route("/docs/start.js", start, methods=["GET"]),
+        Mount("/docs/assets", StaticFiles(directory=Path(swagger_ui_path))),
+        Route("/", root, methods=["GET"]),
+    ]

@@ -1,0 +1,121 @@
+"""The store process: embedded ClickHouse, bridge and worker. With a ClickHouse server: the worker alone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from clickhouse_connect.driver.client import Client
+
+from pipeline import logs
+from pipeline.contract.privacy import Privacy
+from pipeline.errors import GridpipeError
+from pipeline.runtime.control import Status, StatusBoard, control_routes
+from pipeline.runtime.process import Order, receive_order, report_problem
+from pipeline.settings import Settings
+from pipeline.store.bridge import Bridge
+from pipeline.store.client import connect_server
+from pipeline.store.engine import EmbeddedEngine
+from pipeline.store.migrate import migrate
+
+log = logs.get_logger(__name__)
+
+
+def run_store(
+    settings: Settings, *, bootstrap: str, listener: socket.socket | None, token: str | None
+) -> None:
+    """Open the store, migrate it, publish the catalogue, answer on the bridge, work until SIGTERM.
+
+    bootstrap : Kafka bootstrap servers; listener, token : where other processes reach this one, and the
+    password they need (None: no listener; no password, only without an embedded engine).
+
+    Raises ConfigurationError and UnavailableError before the first event is taken.
+    """
+    from pipeline.rules.catalogue import load_catalogues  # noqa: PLC0415  slow, and only this role needs it
+    from pipeline.rules.publish import publish  # noqa: PLC0415
+
+    catalogues = load_catalogues(settings.catalogue_dir)
+    privacy = Privacy.load(settings.pseudonym_key_path, create=False)
+    engine: EmbeddedEngine | None = None
+    client_factory: Callable[[], Client]
+    if settings.clickhouse is None:
+        engine = EmbeddedEngine(settings.clickhouse_dir, settings.tmp_dir)
+        owned = engine
+        client_factory = lambda: owned.new_client(settings.database)  # noqa: E731
+        client = engine.new_client()
+    else:
+        client_factory = lambda: connect_server(settings, settings.database)  # noqa: E731
+        client = connect_server(settings, None)
+    before, after = migrate(client, settings.database)
+    if before != after:
+        log.info("migrated", before=before, after=after)
+    publish(client, catalogues)
+    client.close()
+    board = StatusBoard(Status(catalogue=catalogues.digest, revision=after or ""))
+    bridge: Bridge | None = None
+    if listener is not None:
+        bridge = Bridge(engine, token, listener=listener, extra_routes=control_routes(board)).start()
+        log.info("bridge_listens", url=bridge.url)
+    try:
+        asyncio.run(_work(settings, client_factory, bootstrap, privacy, board))
+    finally:
+        board.worker_is("stopping")
+        if bridge is not None:
+            bridge.close()
+        if engine is not None:
+            engine.close()
+    log.info("store_stopped")
+
+
+async def _work(
+    settings: Settings,
+    client_factory: Callable[[], Client],
+    bootstrap: str,
+    privacy: Privacy,
+    board: StatusBoard,
+) -> None:
+    from pipeline.process.worker import run_worker  # noqa: PLC0415  Faust is slow to import
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run_worker(
+        settings,
+        client_factory=client_factory,
+        bootstrap=bootstrap,
+        privacy=privacy,
+        stop=stop,
+        ready=lambda: board.worker_is("assigned"),
+    )
+
+
+def main() -> None:
+    """Child process of the supervisor."""
+    order = receive_order()
+    logs.configure(
+        level=order.settings.log_level, role="store", log_dir=order.settings.log_dir, console=False
+    )
+    sys.exit(_run(order))
+
+
+def _run(order: Order) -> int:
+    details = order.details
+    try:
+        run_store(
+            order.settings,
+            bootstrap=details["bootstrap"],
+            listener=socket.socket(fileno=details["fd"]),
+            token=details["token"],
+        )
+    except GridpipeError as error:
+        log.error("store_refused", problem=str(error))
+        return report_problem(order, error)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+"""Runs the whole service on one machine: broker, store process, HTTP process, and the simulated city."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+
+from pipeline import logs
+from pipeline.contract.privacy import Privacy
+from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
+from pipeline.runtime import broker
+from pipeline.runtime.access import LOCAL_SOURCE, READ_SOURCE, check_listeners
+from pipeline.runtime.process import EXIT_CONFIGURATION, EXIT_UNREACHABLE, Child
+from pipeline.settings import Settings, is_loopback, split_address
+from pipeline.store.client import BridgeAddress
+from pipeline.store.lock import DirectoryLock
+
+READY_SECONDS: Final = 60.0
+#: Stop: HTTP first (running requests get their answer), then the worker's drain, then the broker: 25 s.
+_STOP_SECONDS: Final = {"city": 2.0, "http": 8.0, "store": 14.0}
+_BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+#: A child that lived this long starts again with the shortest backoff.
+_STEADY_SECONDS: Final = 60.0
+_TICK_SECONDS: Final = 0.1
+
+log = logs.get_logger(__name__)
+
+
+@dataclass
+class _Role:
+    """How to start one child, and how often it died lately."""
+
+    start: Callable[[], Child]
+    child: Child | None = None
+    deaths: int = 0
+    started_at: float = 0.0
+    start_at: float = 0.0
+
+
+@dataclass
+class _State:
+    """Shared between the supervising thread and the callers."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    failure: GridpipeError | None = None
+    ready: threading.Event = field(default_factory=threading.Event)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+class Supervisor:
+    """The service as child processes of this one.
+
+    >>> with Supervisor(settings, simulate=False, quiet=True) as up:  # doctest: +SKIP
+    ...     up.wait_ready()
+    ...     up.url, up.local_key, up.pids
+
+    simulate : also load the simulated city and feed it; quiet : write no log of our own to the terminal.
+    `new_key` is True when this start made `local_key`.
+
+    A child that dies is started again. When the embedded broker dies its log is gone: HTTP and store are
+    killed first, so that nothing sent to the old log can be acknowledged from offsets of the new one.
+    Children are killed by the kernel when this process ends in any way.
+
+    Source: design 6; reliability T1 (the memory broker), D6 (native crash of the engine).
+    """
+
+    def __init__(self, settings: Settings, *, simulate: bool = True, quiet: bool = False) -> None:
+        self.settings = settings
+        self.quiet = quiet
+        self.local_key = ""
+        self.new_key = False
+        self._simulate = simulate
+        self._state = _State()
+        self._roles: dict[str, _Role] = {}
+        self._broker: Child | None = None
+        self._sockets: list[socket.socket] = []
+        self._token = secrets.token_urlsafe(32)
+        self._lock: DirectoryLock | None = None
+        self._bootstrap = settings.kafka or ""
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    # --- for callers
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Address of the API, known from `start` on."""
+        return _url(self._http)
+
+    @property
+    def admin_url(self) -> str:
+        """Where /metrics and /health answer."""
+        return _url(self._admin or self._http)
+
+    @property
+    def read_headers(self) -> dict[str, str]:
+        """What a reader on this machine must send: a key where the listener is public."""
+        return {"Authorization": f"Bearer {self.local_key}"} if self._public else {}
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Running children by role: broker, store, http, city."""
+        with self._state.lock:
+            found = {name: role.child for name, role in self._roles.items()} | {"broker": self._broker}
+        return {name: child.pid for name, child in found.items() if child and child.exit_code is None}
+
+    def start(self) -> None:
+        """Check everything that can be checked here, then start the children.
+
+        Raises ConfigurationError (directory in use, port in use, broken catalogue or key file).
+        """
+        try:
+            self._prepare()
+        except BaseException:
+            self._release()
+            raise
+        self._thread.start()
+
+    def wait_ready(self, seconds: float = READY_SECONDS) -> None:
+        """Return when the service answers that it is ready.
+
+        Raises what made a child refuse to start, UnavailableError when time is up.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.ready_within(0.05):
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"the service was not ready within {seconds:g} s; see {self.settings.log_dir}"
+                )
+
+    def ready_within(self, seconds: float) -> bool:
+        """Whether the service was ready once, waiting at most `seconds`. Raises as `wait_ready`."""
+        if self._state.ready.wait(seconds):
+            return True
+        if self._state.failure is not None:
+            raise self._state.failure
+        if self._state.ended.is_set():
+            raise UnavailableError("the service stopped before it was ready")
+        return False
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether the service ended within `seconds`. Raises what ended it, unless it was `stop`."""
+        ended = self._state.ended.wait(seconds)
+        if ended and self._state.failure is not None:
+            raise self._state.failure
+        return ended
+
+    def stop(self) -> None:
+        """Stop all children in order, at most 25 s. Calling it twice is fine."""
+        self._state.stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._release()
+
+    # --- before the children
+
+    def _prepare(self) -> None:
+        from pipeline.rules.catalogue import load_catalogues  # noqa: PLC0415  only to refuse a broken one early
+
+        settings = self.settings
+        for directory in (settings.data_dir, settings.run_dir, settings.log_dir):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings.data_dir.chmod(0o700)
+        self._lock = DirectoryLock(settings.run_dir / "gridpipe.lock", settings.data_dir)
+        BridgeAddress.path(settings.run_dir).unlink(missing_ok=True)
+        load_catalogues(settings.catalogue_dir)
+        # A store that holds pseudonyms needs the secret they were made with: never a new one in its place.
+        Privacy.load(settings.pseudonym_key_path, create=not settings.clickhouse_dir.exists())
+        self._prepare_key()
+        check_listeners(settings)
+        self._public = not is_loopback(split_address(settings.http)[0])
+        self._http = self._bind(settings.http, "--http")
+        self._admin = self._bind(settings.admin_http, "--admin-http") if settings.admin_http else None
+        self._control = _listen("127.0.0.1", 0)
+        self._sockets.append(self._control)
+        if settings.kafka is None:
+            broker.binary()
+
+    def _prepare_key(self) -> None:
+        from pipeline.ingest.keys import KeyStore  # noqa: PLC0415
+
+        path = self.settings.local_key_path
+        keys = KeyStore(self.settings.keys_path)
+        if path.exists():
+            self.local_key = path.read_text().strip()
+            if keys.verify(self.local_key) is not None:
+                return
+        self.local_key = keys.create([LOCAL_SOURCE, READ_SOURCE])
+        self.new_key = True
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(self.local_key + "\n")
+
+    def _bind(self, address: str, flag: str) -> socket.socket:
+        listener = bind(address, flag)
+        self._sockets.append(listener)
+        return listener
+
+    def _release(self) -> None:
+        for listener in self._sockets:
+            listener.close()
+        self._sockets = []
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # --- the supervising thread
+
+    def _run(self) -> None:
+        try:
+            self._start_broker()
+            self._roles = {"store": _Role(self._start_store), "http": _Role(self._start_http)}
+            if self._simulate:
+                self._roles["city"] = _Role(self._start_city)
+            while not self._state.stopping.is_set():
+                self._tend()
+                if not self._state.ready.is_set() and self._answers_ready():
+                    self._state.ready.set()
+                self._state.stopping.wait(_TICK_SECONDS)
+        except GridpipeError as error:
+            self._state.failure = error
+        except Exception as error:
+            log.exception("supervisor_failed")
+            self._state.failure = GridpipeError(f"the supervisor failed: {error}")
+        finally:
+            self._stop_children()
+            BridgeAddress.path(self.settings.run_dir).unlink(missing_ok=True)
+            self._state.ended.set()
+
+    def _tend(self) -> None:
+        """Start what should run and does not."""
+        if self._broker is not None and self._broker.exit_code is not None:
+            if not self._state.ready.is_set() and self._roles["http"].child is None:
+                raise UnavailableError(f"the embedded broker did not start; see {self._broker.log_path}")
+            log.error("broker_died", exit_code=self._broker.exit_code)
+            for name in ("city", "http", "store"):
+                if (role := self._roles.get(name)) and role.child is not None:
+                    role.child.kill()
+            self._start_broker()
+        for name, role in self._roles.items():
+            if role.child is not None and role.child.exit_code is not None:
+                self._bury(name, role)
+            if role.child is None and time.monotonic() >= role.start_at:
+                role.started_at = time.monotonic()
+                child = role.start()
+                with self._state.lock:
+                    role.child = child
+                log.info("started", child=name, pid=child.pid)
+
+    def _bury(self, name: str, role: _Role) -> None:
+        """Take note of a dead child and of when to start it again."""
+        assert role.child is not None
+        code = role.child.exit_code
+        if not self._state.ready.is_set() and code in {EXIT_CONFIGURATION, EXIT_UNREACHABLE}:
+            raise role.child.problem() or ConfigurationError(
+                f"{name} refused to start; see {role.child.log_path}"
+            )
+        lived = time.monotonic() - role.started_at
+        role.deaths = 0 if lived > _STEADY_SECONDS else role.deaths
+        role.start_at = time.monotonic() + _BACKOFF_SECONDS[min(role.deaths, len(_BACKOFF_SECONDS) - 1)]
+        role.deaths += 1
+        with self._state.lock:
+            role.child = None
+        log.error("child_died", child=name, exit_code=code, lived_seconds=round(lived, 1))
+
+    def _start_broker(self) -> None:
+        if self.settings.kafka is not None:
+            admin = broker.wait_until_up(self.settings.kafka, seconds=10)
+        else:
+            port = broker.free_port()
+            self._bootstrap = f"127.0.0.1:{port}"
+            child = Child("broker", "pipeline.runtime.broker", self.settings, {"port": port})
+            with self._state.lock:
+                self._broker = child
+            admin = broker.wait_until_up(self._bootstrap, seconds=15)
+        broker.ensure_topic(admin, self.settings.topic, self.settings.partitions)
+
+    def _start_store(self) -> Child:
+        details = {"bootstrap": self._bootstrap, "token": self._token, "fd": self._control.fileno()}
+        fds = (self._control.fileno(),)
+        child = Child("store", "pipeline.runtime.store", self.settings, details, fds=fds)
+        if self.settings.clickhouse is None:
+            BridgeAddress(_url(self._control), self._token, child.pid).write(self.settings.run_dir)
+        return child
+
+    def _start_http(self) -> Child:
+        admin = self._admin.fileno() if self._admin else None
+        details: dict[str, Any] = {
+            "bootstrap": self._bootstrap,
+            "control": {"url": _url(self._control), "token": self._token},
+            "fd": self._http.fileno(),
+            "admin_fd": admin,
+        }
+        fds = tuple(listener.fileno() for listener in (self._http, self._admin) if listener)
+        return Child("http", "pipeline.runtime.http", self.settings, details, fds=fds)
+
+    def _start_city(self) -> Child:
+        details = {"url": self.url, "admin_url": self.admin_url, "key": self.local_key}
+        return Child("city", "pipeline.runtime.city", self.settings, details)
+
+    def _answers_ready(self) -> bool:
+        try:
+            return (
+                httpx.get(f"{self.admin_url}/health/ready", timeout=2.0, trust_env=False).status_code == 200
+            )
+        except httpx.HTTPError:
+            return False
+
+    def _stop_children(self) -> None:
+        for name in ("city", "http", "store"):
+            role = self._roles.get(name)
+            if role is not None and role.child is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    role.child.stop(_STOP_SECONDS[name])
+        if self._broker is not None:
+            self._broker.kill()  # it holds nothing but memory, and does not listen to SIGTERM
+
+
+def bind(address: str, flag: str) -> socket.socket:
+    """A listening socket on `address`. Raises ConfigurationError that names `flag`, in one line."""
+    host, port = split_address(address)
+    try:
+        return _listen(host, port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            problem = f"address {address} is in use by another program; choose another with {flag}"
+        else:
+            problem = f"cannot listen on {address}: {error.strerror}; choose another with {flag}"
+        raise ConfigurationError(problem) from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket that children inherit: the address stays ours while a child is replaced."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    if host in {"0.0.0.0", "::"}:  # noqa: S104  every address: reach it through loopback
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
