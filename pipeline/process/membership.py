@@ -1,0 +1,209 @@
+"""The worker's place in the consumer group: the one module that knows Faust.
+
+Faust gives assignment, rebalancing and the stream; it must never commit. Its own acknowledgements lose data: it
+acknowledges what it skips after a rebalance, commits past a hole at the head, and on its way down commits what is
+acknowledged. The topic is therefore declared with `acks=False`, which leaves it nothing to commit, and the
+offsets of stored blocks are committed explicitly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
+
+import faust
+import structlog
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.types import TP
+
+from pipeline.process.records import Record
+from pipeline.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+#: No timed commit happens within this; there is nothing that Faust could commit anyway.
+_NEVER_SECONDS: Final = 3600.0
+_REBALANCE_SECONDS: Final = 6.0
+_SESSION_SECONDS: Final = 6.0
+_HEARTBEAT_SECONDS: Final = 1.5
+_COMMIT_TRIES: Final = 5
+
+
+class Partitions(Protocol):
+    """What the group tells the worker; all called on the event loop."""
+
+    def take(self, partition: int, record: Record) -> None: ...
+    async def assigned(self, partitions: set[int]) -> None: ...
+    async def revoked(self, partitions: set[int]) -> None: ...
+
+
+class Membership:
+    """One member of the consumer group, reading one topic."""
+
+    def __init__(self, settings: Settings, bootstrap: str, partitions: Partitions) -> None:
+        self._topic = settings.topic
+        self._partitions = partitions
+        self._failure: asyncio.Future[BaseException] | None = None
+        urls = [f"kafka://{address.strip()}" for address in bootstrap.split(",")]
+        self._app = faust.App(
+            settings.consumer_group,
+            broker=";".join(urls),
+            autodiscover=False,
+            web_enabled=False,
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            stream_wait_empty=False,
+            broker_commit_interval=_NEVER_SECONDS,
+            broker_rebalance_timeout=_REBALANCE_SECONDS,
+            broker_session_timeout=_SESSION_SECONDS,
+            broker_heartbeat_interval=_HEARTBEAT_SECONDS,
+            consumer_auto_offset_reset="earliest",
+            value_serializer="raw",
+            key_serializer="raw",
+        )
+        topic = self._app.topic(
+            self._topic,
+            value_type=bytes,
+            key_type=bytes,
+            value_serializer="raw",
+            key_serializer="raw",
+            acks=False,
+        )
+        self._app.agent(topic, name="gridpipe.worker")(self._collect)
+        self._app.on_partitions_assigned.connect(self._on_assigned)
+        self._app.on_partitions_revoked.connect(self._on_revoked)
+
+    async def start(self) -> None:
+        """Join the group. Raises what Faust raises if the broker cannot be used."""
+        self._failure = asyncio.get_running_loop().create_future()
+        logging.getLogger("faust").setLevel(logging.WARNING)
+        await self._app.start()
+
+    async def stop(self, seconds: float) -> None:
+        """Leave the group within `seconds`; a broker that does not answer is not waited for."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._app.stop(), seconds)
+
+    async def failed(self) -> BaseException:
+        """Waits until the member cannot go on; returns why."""
+        assert self._failure is not None
+        while not self._failure.done():
+            if self._app.crashed:
+                return self._app.crash_reason or RuntimeError("the consumer crashed")
+            await asyncio.wait([self._failure], timeout=0.5)
+        return self._failure.result()
+
+    # --- what the group delivers
+
+    async def _collect(self, stream: Any) -> None:
+        try:
+            async for event in stream.noack().events():
+                message = event.message
+                self._partitions.take(
+                    message.partition,
+                    Record.of(
+                        message.offset,
+                        round((message.timestamp or 0) * 1000),
+                        message.value,
+                        _headers(message.headers),
+                    ),
+                )
+        except Exception as error:  # Faust would restart the agent and go on behind what was lost
+            self._fail(error)
+            raise
+
+    async def _on_assigned(self, _app: Any, assigned: set[TP], **_: Any) -> None:
+        await self._guarded(
+            self._partitions.assigned, {tp.partition for tp in assigned if tp.topic == self._topic}
+        )
+
+    async def _on_revoked(self, _app: Any, revoked: set[TP], **_: Any) -> None:
+        await self._guarded(
+            self._partitions.revoked, {tp.partition for tp in revoked if tp.topic == self._topic}
+        )
+
+    async def _guarded(self, call: Callable[[set[int]], Awaitable[None]], partitions: set[int]) -> None:
+        try:
+            await call(partitions)
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_result(error)
+
+    # --- what the worker asks for
+
+    def owns(self, partition: int) -> bool:
+        """Whether the group has this partition with us right now."""
+        return TP(self._topic, partition) in self._app.consumer.assignment()
+
+    async def committed(self, partition: int) -> int | None:
+        """The group's committed offset (next to be read), None if there is none."""
+        offset = await self._call("committed", TopicPartition(self._topic, partition))
+        return None if offset is None else int(offset)
+
+    async def commit(self, offsets: Mapping[int, int]) -> set[int]:
+        """Commit the next offset of each partition; returns the partitions whose commit stands.
+
+        A partition that was taken from us meanwhile is left out: its new owner finds the rows. A broker that does
+        not answer is asked again a few times; then the rows count as not committed and the next commit covers them.
+        """
+        pending = {part: offset for part, offset in offsets.items() if self.owns(part)}
+        for attempt in range(_COMMIT_TRIES):
+            if not pending:
+                return set()
+            try:
+                await self._call(
+                    "commit",
+                    {
+                        TopicPartition(self._topic, part): OffsetAndMetadata(offset, "")
+                        for part, offset in pending.items()
+                    },
+                )
+            except (CommitFailedError, IllegalStateError) as error:
+                log.info("the group moved on before the commit", partitions=sorted(pending), error=str(error))
+                pending = {part: offset for part, offset in pending.items() if self.owns(part)}
+            except KafkaError as error:
+                log.warning("commit failed; trying again", partitions=sorted(pending), error=str(error))
+            else:
+                return set(pending)
+            await asyncio.sleep(0.1 * 2**attempt)
+        return set()
+
+    def end_offset(self, partition: int) -> int | None:
+        """Next offset to be written, as of the last fetch."""
+        offset = self._app.consumer.highwater(TP(self._topic, partition))
+        return None if offset is None else int(offset)
+
+    def pause(self, partition: int) -> None:
+        """Fetch no more of this partition; what was fetched still arrives.
+
+        `pause_partitions` would drop records that are already fetched, and the commit after them would lose them.
+        """
+        self._app.consumer.on_buffer_full(TP(self._topic, partition))
+
+    def resume(self, partition: int) -> None:
+        """Fetch again after `pause`."""
+        if self.owns(partition):
+            self._app.consumer.on_buffer_drop(TP(self._topic, partition))
+
+    async def rewind(self, partition: int, offset: int) -> None:
+        """Read this partition again from `offset`."""
+        await self._app.consumer.seek(TP(self._topic, partition), offset)
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        """Call the Kafka consumer in the thread whose event loop it belongs to."""
+        thread = self._app.consumer._thread
+        return await thread.call_thread(getattr(thread._ensure_consumer(), method), *arguments)
+
+
+def _headers(headers: Any) -> list[tuple[str, bytes | None]]:
+    if not headers:
+        return []
+    return list(headers.items()) if isinstance(headers, Mapping) else list(headers)

@@ -1,0 +1,234 @@
+"""What a partition finds in ClickHouse when it is assigned: its ids, its anchors, the blocks that a crash left.
+
+A block whose rows are (partly) stored but not committed is rebuilt with exactly its old bounds and completed
+under its old token. Positions that are already stored, in whichever table, are never written again: reference
+data or rules may have changed since, and the first answer stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+from clickhouse_connect.driver.client import Client
+
+from pipeline.clock import utc_now
+from pipeline.frames import CASE_EVENT, DUPLICATE, POSITION, TIMESTAMP
+from pipeline.process.deduplicate import milliseconds, positions
+from pipeline.process.flow import BlockResult, PartitionState, case_events_of
+from pipeline.process.hashes import id_hash
+from pipeline.process.resend import anchors_of
+from pipeline.settings import Settings
+
+OUTCOME_TABLES: Final = ("events", "rejections", "duplicates", "quarantine")
+
+#: Receipts of several gateways interleave; look this much further back than the oldest row to come.
+_SLACK: Final = timedelta(hours=1)
+_STORED_FOR_CASES: Final = (
+    "case_id", "occurred_at", "ingested_at", "time_adjusted", "event_type", "event_id", "source", "_part",
+    "_off", "_idx", "outcome", "response_limit_seconds", "resolution_limit_seconds", "due_at", "primary_case_id",
+    "self_handled", "rating", "department", "level", "evidence_pending", "backfill", "channel", "matter_code",
+    "grid_code", "category", "lead_department",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Span:
+    """Offsets lo … hi that some rows say were one block. rules : the rule set that judged it."""
+
+    lo: int
+    hi: int
+    rules: str
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """committed : next offset to process; spans : blocks to rebuild, ascending, disjoint, from there on."""
+
+    committed: int
+    spans: tuple[Span, ...]
+    state: PartitionState
+
+
+def recover(client: Client, *, inc: int, partition: int, committed: int, settings: Settings) -> Recovered:
+    """Rebuild a partition's state and the bounds of its unfinished blocks.
+
+    committed : the group's committed offset, 0 if none. Raises what the client raises.
+    """
+    state = PartitionState.empty(settings)
+    since = _since(client, inc, partition, committed)
+    if since is not None:
+        since -= timedelta(days=settings.dedup_window_days) + _SLACK
+        _load_ids(client, state, inc, partition, since)
+        _load_anchors(client, state, inc, partition, since)
+    return Recovered(committed, _spans(client, inc, partition, committed), state)
+
+
+def _spans(client: Client, inc: int, partition: int, committed: int) -> tuple[Span, ...]:
+    each = " UNION ALL ".join(
+        f"SELECT DISTINCT _blk_lo, _blk_hi, _rules FROM {table} "
+        "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} AND _off >= {from:UInt64}"
+        for table in OUTCOME_TABLES
+    )
+    rows = client.query(
+        f"SELECT _blk_lo, _blk_hi, any(_rules) FROM ({each}) "
+        "GROUP BY _blk_lo, _blk_hi ORDER BY _blk_lo, _blk_hi",
+        parameters={"inc": inc, "part": partition, "from": committed},
+    ).result_rows
+    spans: list[Span] = []
+    first = committed
+    for lo, hi, rules in rows:
+        # two owners may have cut differently before one was fenced off: make the rest disjoint
+        span = Span(max(int(lo), first), int(hi), str(rules))
+        if span.lo <= span.hi:
+            spans.append(span)
+            first = span.hi + 1
+    return tuple(spans)
+
+
+def _since(client: Client, inc: int, partition: int, committed: int) -> datetime | None:
+    """Receipt from which on rows can meet a row to come, None when the partition has no rows."""
+    each = " UNION ALL ".join(
+        "SELECT maxOrNullIf(ingested_at, _inc < {inc:UInt64} OR _off < {from:UInt64}) AS before, "
+        "minOrNullIf(ingested_at, _inc = {inc:UInt64} AND _off >= {from:UInt64}) AS after "
+        f"FROM {table} WHERE _part = {{part:UInt16}}"
+        for table in OUTCOME_TABLES
+    )
+    before, after = client.query(
+        f"SELECT max(before), min(after) FROM ({each})",
+        parameters={"inc": inc, "part": partition, "from": committed},
+    ).result_rows[0]
+    known = [
+        moment for moment in (before, after, utc_now() if before or after else None) if moment is not None
+    ]
+    return min(known) if known else None
+
+
+def _rows(client: Client, query: str, parameters: dict[str, Any]) -> pl.DataFrame:
+    frame = pl.from_arrow(client.query_arrow(query, parameters=parameters, use_strings=True))
+    assert isinstance(frame, pl.DataFrame)
+    return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
+
+
+def _ordered_positions(rows: pl.DataFrame, inc: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Positions of rows sorted by (_inc, _off, _idx); those of earlier incarnations come before offset 0."""
+    own = rows["_inc"].to_numpy() == inc
+    earlier = np.arange(len(own), dtype=np.int64) - int((~own).sum())
+    return np.where(own, positions(rows), earlier)
+
+
+def _load_ids(client: Client, state: PartitionState, inc: int, partition: int, since: datetime) -> None:
+    columns = "_inc, _off, _idx, ingested_at, content_hash"
+    where = "_part = {part:UInt16} AND ingested_at >= {since:DateTime64(3)}"
+    parameters = {"part": partition, "since": since}
+    kept = " UNION ALL ".join(
+        f"SELECT id_hi, id_lo, {columns} FROM {table} WHERE {where}" for table in ("events", "rejections")
+    )
+    ids = [
+        _rows(client, kept, parameters),
+        _rows(
+            client,
+            f"SELECT source, event_id, {columns} FROM duplicates WHERE {where} AND level = 'L2'",
+            parameters,
+        )
+        .with_columns(pl.col("source").cast(pl.String), pl.col("event_id").cast(pl.String))
+        .with_columns(*id_hash()),
+    ]
+    names = ["id_hi", "id_lo", "_inc", "_off", "_idx", "ingested_at", "content_hash"]
+    rows = pl.concat([_typed(frame).select(names) for frame in ids]).sort("_inc", "_off", "_idx")
+    state.seen.remember(
+        rows["id_hi"].to_numpy(),
+        rows["id_lo"].to_numpy(),
+        _ordered_positions(rows, inc),
+        milliseconds(rows["ingested_at"]),
+        rows["content_hash"].to_numpy(),
+    )
+
+
+def _load_anchors(client: Client, state: PartitionState, inc: int, partition: int, since: datetime) -> None:
+    rows = _rows(
+        client,
+        "SELECT _inc, _part, _off, _idx, occurred_at, ingested_at, l2_hi, l2_lo, source, event_id, case_id, "
+        "submission_id, outcome FROM events WHERE _part = {part:UInt16} AND event_type = 'REPORTED' "
+        "AND outcome = 'admitted' AND l2_hi IS NOT NULL AND ingested_at >= {since:DateTime64(3)} "
+        "ORDER BY _inc, _off, _idx LIMIT 1 BY _inc, _off, _idx",
+        {"part": partition, "since": since},
+    )
+    rows = _typed(rows)
+    anchors = anchors_of(rows).with_columns(position=pl.Series(_ordered_positions(rows, inc)))
+    state.anchors.remember(anchors)
+
+
+_TYPES: Final[dict[str, Any]] = {
+    **DUPLICATE,
+    **{name: dtype for name, dtype in CASE_EVENT.items() if name not in {"rank", "outcome"}},
+    **POSITION,
+    "_inc": pl.UInt64(),
+    "id_hi": pl.UInt64(),
+    "id_lo": pl.UInt64(),
+    "l2_hi": pl.UInt64(),
+    "l2_lo": pl.UInt64(),
+    "submission_id": pl.String(),
+    "event_type": pl.String(),
+    "outcome": pl.String(),
+    "time_adjusted": pl.Boolean(),
+    "ingested_at": TIMESTAMP,
+}
+
+
+def _typed(rows: pl.DataFrame) -> pl.DataFrame:
+    """ClickHouse's Arrow types back to those of the frames."""
+    return rows.with_columns(pl.col(name).cast(_TYPES[name]) for name in rows.columns)
+
+
+def stored_positions(client: Client, *, inc: int, partition: int, lo: int, hi: int) -> pl.DataFrame:
+    """Positions of rows stored in any outcome table, (n, {_off, _idx}), sorted, distinct."""
+    each = " UNION ALL ".join(
+        f"SELECT _off, _idx FROM {table} "
+        "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} AND _off BETWEEN {lo:UInt64} AND {hi:UInt64}"
+        for table in OUTCOME_TABLES
+    )
+    rows = _rows(
+        client,
+        f"SELECT DISTINCT _off, _idx FROM ({each}) ORDER BY _off, _idx",
+        {"inc": inc, "part": partition, "lo": lo, "hi": hi},
+    )
+    return _typed(rows)
+
+
+def without(result: BlockResult, present: pl.DataFrame) -> BlockResult:
+    """`result` without the rows at the positions `present`."""
+    if present.is_empty():
+        return result
+    left = {
+        name: getattr(result, name).join(present, on=["_off", "_idx"], how="anti", maintain_order="left")
+        for name in ("events", "rejections", "duplicates", "quarantined", "case_events")
+    }
+    received = sum(frame.height for name, frame in left.items() if name != "case_events")
+    return replace(result, **left, received=received)
+
+
+def stored_case_events(client: Client, *, inc: int, partition: int, lo: int, hi: int) -> pl.DataFrame:
+    """CASE_EVENT rows of what is stored in a range: what the fold must know whoever judged the rows."""
+    where = "_inc = {inc:UInt64} AND _part = {part:UInt16} AND _off BETWEEN {lo:UInt64} AND {hi:UInt64}"
+    parameters = {"inc": inc, "part": partition, "lo": lo, "hi": hi}
+    columns = ", ".join(_STORED_FOR_CASES)
+    kept = _rows(
+        client,
+        " UNION ALL ".join(
+            f"SELECT {columns} FROM {table} WHERE {where}" for table in ("events", "rejections")
+        ),
+        parameters,
+    )
+    resent = _rows(
+        client, f"SELECT {', '.join(DUPLICATE)} FROM duplicates WHERE {where} AND level = 'L2'", parameters
+    )
+    unique: Sequence[str] = ("_off", "_idx")
+    return case_events_of(
+        _typed(kept).unique(unique, maintain_order=True).sort(unique),
+        _typed(resent).unique(unique, maintain_order=True).sort(unique),
+    )
