@@ -274,7 +274,7 @@ def _examples(
     columns: Schema,
     problems: Problems,
 ) -> pl.DataFrame | None:
-    """The examples as rows of the columns that are looked at; giving any other column is a slip of the pen."""
+    """The examples as rows of the columns looked at; giving any other column is a slip of the pen."""
     sound = True
     for number, example in enumerate(examples):
         for name in sorted(set(example.given) - used):

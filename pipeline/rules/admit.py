@@ -7,13 +7,12 @@ from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from pipeline.frames import DECISION, DECODED, FEATURES, MODE, expect
 from pipeline.rules.admission import CompiledRule
 from pipeline.rules.catalogue import Catalogues
-from pipeline.rules.features import Terms, add_features, add_terms
+from pipeline.rules.features import Terms, add_features, add_terms, matter_terms
 from pipeline.rules.model import RULE_COUNT
 
 PASSED, FAILED, UNKNOWN = 1, 0, 2
@@ -46,7 +45,8 @@ def admit(
     where = is_report.arg_true()
     if len(where) < events.height:
         others = _recorded(events.height - len(where))
-        reports = pl.concat([reports, others])
+        # one chunk: gathering across chunks costs ten times as much
+        reports = pl.concat([reports, others], rechunk=True)
         # position of every event's decision: reports come first, then the others, both in order
         order = np.empty(events.height, np.uint32)
         order[np.concatenate([where.to_numpy(), (~is_report).arg_true().to_numpy()])] = np.arange(
@@ -89,7 +89,8 @@ def _terms(catalogues: Catalogues) -> Terms:
 
 def _common(judged: pl.DataFrame, terms: Terms, catalogues: Catalogues) -> pl.DataFrame:
     """What is said of every event: the matter's terms, the catalogue's version, lateness."""
-    return judged.select(
+    columns = ("matter_category", "matter_urgency", "matter_lead_department")
+    return pl.concat([judged, matter_terms(judged, terms, columns)], how="horizontal").select(
         pl.col("matter_category").alias("category"),
         pl.col("matter_urgency").alias("urgency"),
         pl.col("matter_lead_department").alias("lead_department"),
@@ -170,24 +171,19 @@ def _add(conditions: dict[str, pl.Expr], name: str, condition: pl.Expr) -> None:
 def _names_of_true(flags: pl.DataFrame) -> pl.Series:
     """Per row the names of the columns that are true, in column order; (n,) List(String).
 
-    Built from offsets over the true entries only, because most rows have none.
+    Few combinations occur: each is named once, and rows pick theirs.
     """
-    matrix: npt.NDArray[np.bool_] = np.column_stack(
-        [flags[name].fill_null(value=False).to_numpy() for name in flags.columns]
-    )
-    rows, columns = np.nonzero(matrix)
-    found = pl.DataFrame(
-        {"row": rows.astype(np.uint32), "name": pl.Series(flags.columns, dtype=pl.String()).gather(columns)}
-    )
-    lists = found.group_by("row", maintain_order=True).agg("name")
-    position = np.zeros(flags.height, np.uint32)
-    position[lists["row"].to_numpy()] = np.arange(1, lists.height + 1, dtype=np.uint32)
-    empty = pl.Series("name", [[]], dtype=pl.List(pl.String()))
-    return pl.concat([empty, lists["name"]]).gather(position)
+    names = flags.columns
+    combination = np.zeros(flags.height, np.uint64)
+    for bit, name in enumerate(names):
+        combination |= flags[name].fill_null(value=False).to_numpy().astype(np.uint64) << np.uint64(bit)
+    distinct, position = np.unique(combination, return_inverse=True)
+    lists = [[name for bit, name in enumerate(names) if int(mask) >> bit & 1] for mask in distinct]
+    return pl.Series(lists, dtype=pl.List(pl.String())).gather(position.astype(np.uint32))
 
 
 def _response_limit(terms: Terms) -> pl.Expr:
-    """Response limit in seconds: the matter's, times the factor of the level that acts, not under the floor."""
+    """The matter's response limit, seconds, times the factor of the level that acts, not under the floor."""
     floor = terms.catalogues.modes.response_floor_seconds
     base, factor = pl.col("matter_response_seconds"), pl.col("_response_factor")
     # a matter whose own limit lies under the floor keeps it: a mode never makes a limit longer

@@ -14,7 +14,7 @@ from pipeline.rules.catalogue import Catalogues
 from pipeline.rules.model import REQUIRED_FIELDS, Matter
 from pipeline.rules.modes import mode_bits, strongest_active
 
-_SHA256_HEX: Final = r"^[0-9A-Fa-f]{64}$"
+_SHA256_HEX_DIGITS: Final = 64
 _MILLISECONDS: Final = 1_000.0
 
 #: Terms of a matter in one version of the catalogue. `_row` numbers the entry; the bit sets are of modes
@@ -112,13 +112,24 @@ def _terms_row(
 
 
 def add_terms(events: pl.DataFrame, terms: Terms) -> pl.DataFrame:
-    """Append `_version` and the matter's terms; null where the matter is not on the list."""
-    return events.with_columns(
+    """Append `age_seconds`, `_version` and `_row`, the matter's entry in `terms.matters` or null."""
+    events = events.with_columns(
         pl.Series("_version", terms.version_index(events["occurred_at"])),
         ((pl.col("ingested_at") - pl.col("occurred_at")).dt.total_milliseconds() / _MILLISECONDS).alias(
             "age_seconds"
         ),
-    ).join(terms.matters, on=["_version", "matter_code"], how="left", maintain_order="left")
+    )
+    return events.join(
+        terms.matters.select("_row", "_version", "matter_code"),
+        on=["_version", "matter_code"],
+        how="left",
+        maintain_order="left",
+    )
+
+
+def matter_terms(events: pl.DataFrame, terms: Terms, columns: Sequence[str]) -> pl.DataFrame:
+    """Columns of `terms.matters` for events prepared by `add_terms`; null where the matter is unknown."""
+    return terms.matters.select(pl.col(columns).gather(events["_row"]))
 
 
 def add_features(
@@ -129,6 +140,8 @@ def add_features(
     modes : rows of frames.MODE; districts : 6-digit codes of the districts that take part.
     Also appends the `mode` that acts, its `mode_level` and `_response_factor`, null where none does.
     """
+    names = [name for name in terms.matters.columns if name not in reports.columns]
+    reports = pl.concat([reports, matter_terms(reports, terms, names)], how="horizontal")
     reports = reports.join(terms.channels, on="channel", how="left", maintain_order="left").join(
         terms.referrals, on="matter_code", how="left", maintain_order="left"
     )
@@ -180,35 +193,28 @@ def _completeness() -> list[pl.Expr]:
 
 
 def _evidence(reports: pl.DataFrame) -> list[pl.Series]:
-    """Usability of each report's photos: all hashes well formed, and the farthest time taken."""
+    """Usability of each report's photos: all hashes well formed, and the farthest time taken.
+
+    The photos of all reports lie behind one another; reduceat folds each report's stretch.
+    """
     valid = np.zeros(reports.height, bool)
     offset = np.zeros(reports.height)
-    has = reports["has_photo"].to_numpy()
-    photos = (
-        reports.lazy()
-        .select(
-            pl.int_range(pl.len(), dtype=pl.UInt32()).alias("_report"), "has_photo", "occurred_at", "photos"
-        )
-        .filter("has_photo")
-        .explode("photos")
-        .select(
-            "_report",
-            pl.col("photos").struct.field("sha256").str.contains(_SHA256_HEX).fill_null(value=False),
-            (pl.col("photos").struct.field("taken_at") - pl.col("occurred_at"))
-            .dt.total_milliseconds()
-            .abs()
-            .fill_null(0)
-            .alias("offset"),
-        )
-        .group_by("_report")
-        .agg(pl.col("sha256").all(), pl.col("offset").max())
-        .collect()
-    )
-    rows = photos["_report"].to_numpy()
-    valid[rows] = photos["sha256"].to_numpy()
-    offset[rows] = photos["offset"].to_numpy() / _MILLISECONDS
+    given = reports["has_photo"]
+    has = given.to_numpy()
+    if has.any():
+        with_photos = reports.select("occurred_at", "photos").filter(given)
+        counts = with_photos["photos"].list.len().to_numpy().astype(np.int64)
+        starts = counts.cumsum() - counts
+        photos = with_photos["photos"].explode()
+        sha256, taken = photos.struct.field("sha256"), photos.struct.field("taken_at").to_physical()
+        well_formed = (sha256.str.len_bytes() == _SHA256_HEX_DIGITS) & sha256.str.decode(
+            "hex", strict=False
+        ).is_not_null()
+        occurred = np.repeat(with_photos["occurred_at"].to_physical().to_numpy(), counts)
+        distance = (taken - pl.Series(occurred)).abs().fill_null(0).to_numpy()
+        valid[has] = np.logical_and.reduceat(well_formed.fill_null(value=False).to_numpy(), starts)
+        offset[has] = np.maximum.reduceat(distance, starts) / _MILLISECONDS
     # null without photos: there is nothing to judge
-    given = pl.Series(has)
     return [
         pl.Series("photo_hash_valid", valid).zip_with(given, pl.Series([None], dtype=pl.Boolean())),
         pl.Series("photo_offset_seconds", offset).zip_with(given, pl.Series([None], dtype=pl.Float64())),
