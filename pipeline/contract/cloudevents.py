@@ -13,8 +13,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from pipeline.contract.event import CLIENT_EVENT_TYPES, CODES, Event, EventBody, Fault, Id, Time
-from pipeline.contract.explain import explain, safe_name
+from pipeline.contract.event import CLIENT_EVENT_TYPES, CODES, Event, EventBody, Id, Time
+from pipeline.contract.explain import Fault, explain, safe_name
+from pipeline.contract.faults import fault
 from pipeline.contract.parse import (
     MAX_DEPTH,
     MAX_EVENTS,
@@ -24,7 +25,6 @@ from pipeline.contract.parse import (
     cut_fine_times,
     shown_id,
     split_document,
-    whole_fault,
 )
 from pipeline.frames import PIPELINE_EVENT_TYPES
 
@@ -113,7 +113,7 @@ def _open(raw: bytes) -> Event | tuple[str | None, Fault]:
         occurred_at=envelope.time,
         **{name: getattr(rest, name) for name in rest.__struct_fields__},
     )
-    found = whole_fault(event)
+    found = fault(event)
     if found is not None:
         name = _FIELDS.get(found.field, f"data.{found.field}")
         if found.code == "personal_data_in_id" and name == "id":

@@ -1,18 +1,16 @@
 """The event as a feeding system sends it: the one definition of the contract.
 
-`schemas/event.v1.json` is generated from these types (`python -m pipeline.contract.schema`), the gateway and
-the worker decode JSON straight into them. What one field alone can tell is a constraint on its type; what
-depends on another field is in `faults`. A code that is well formed but unknown (matter, grid, channel) passes
-here: admission judges it.
+`schemas/event.v1.json` is generated from these types (`python -m pipeline.contract.schema`); gateway and
+worker decode JSON straight into them. What one field alone can tell is a constraint on its type; what
+depends on another field is in `contract.faults`. A code that is well formed but unknown (matter, grid,
+channel) passes here: admission judges it.
 """
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from pipeline.frames import EVENT_TYPES, PIPELINE_EVENT_TYPES
@@ -183,99 +181,3 @@ CODES: Final = {
 }
 #: Sending the same event again can succeed.
 RETRYABLE_CODES: Final = frozenset({"not_written", "not_confirmed"})
-
-
-class Fault(NamedTuple):
-    """One breach of the contract: code of `CODES`, JSON path, a sentence without the offending value."""
-
-    code: str
-    field: str
-    message: str
-
-
-#: Control characters but \n, \r, \t; and halves of surrogate pairs, which no store can encode.
-BAD_TEXT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def _is_bad(text: str | None) -> bool:
-    return text is not None and not text.isprintable() and BAD_TEXT.search(text) is not None
-
-
-def text_faults(event: Event) -> Fault | None:
-    """The first text of `event` that holds a control character, or None."""
-    attributes = event.attributes or {}
-    texts: list[tuple[str, str | None]] = [
-        ("title", event.title),
-        ("description", event.description),
-        ("actor.name", event.actor.name),
-        ("actor.phone", event.actor.phone),
-        ("actor.id_number", event.actor.id_number),
-        ("location.address", event.location and event.location.address),
-        ("organisation.name", event.organisation and event.organisation.name),
-        *((f"persons[{at}].id_number", person.id_number) for at, person in enumerate(event.persons or ())),
-        *((f"attributes.{name}", value) for name, value in attributes.items() if isinstance(value, str)),
-    ]
-    for field, text in texts:
-        if _is_bad(text):
-            return Fault(
-                "bad_text", field, f"{field} holds a control character; only line breaks and tabs may"
-            )
-    if any(_is_bad(name) for name in attributes):
-        return Fault("bad_text", "attributes", "a name in attributes holds a control character")
-    return None
-
-
-def time_fault(field: str, value: datetime | None) -> Fault | None:
-    if value is None or EARLIEST <= value < LATEST:
-        return None
-    return Fault("out_of_range", field, f"{field} must lie in 2000–2100")
-
-
-def fault(event: Event) -> Fault | None:
-    """The first breach that concerns more than one field or needs more than its type, or None."""
-    if event.event_type == "REPORTED" and event.matter_code is None:
-        return Fault("missing_field", "matter_code", "matter_code is required on REPORTED")
-    found = time_fault("occurred_at", event.occurred_at)
-    for at, photo in enumerate(event.photos or ()):
-        found = found or time_fault(f"photos[{at}].taken_at", photo.taken_at)
-    if found:
-        return found
-    organisation = event.organisation
-    if organisation is not None and not organisation.code and not organisation.name:
-        return Fault("missing_field", "organisation", "organisation needs at least one of code and name")
-    return attribute_fault(event)
-
-
-def attribute_fault(event: Event) -> Fault | None:
-    given = event.attributes or {}
-    required = REQUIRED_ATTRIBUTE.get(event.event_type)
-    if required is not None:
-        value = given.get(required)
-        if value is None or (isinstance(value, str) and not value.strip()):
-            field = f"attributes.{required}"
-            return Fault("missing_field", field, f"{field} is required on {event.event_type}")
-    if not RESERVED_ATTRIBUTES.isdisjoint(given):
-        try:
-            reserved = read_attributes(given)
-        except msgspec.ValidationError as error:
-            from pipeline.contract.explain import explain  # noqa: PLC0415 (explain needs the types above)
-
-            return explain(error, given, prefix="attributes")
-        return time_fault("attributes.due_at", reserved.due_at)
-    return None
-
-
-def read_attributes(given: dict[str, str | int | float | bool | None]) -> Attributes:
-    """The attributes that a case reads. Raises msgspec.ValidationError where one has the wrong form."""
-    return msgspec.convert(given, Attributes)
-
-
-def needs_check(event: Event) -> bool:
-    """Whether `fault` can find anything but a time out of range: one cheap look for the fast path."""
-    return (
-        event.attributes is not None
-        or event.organisation is not None
-        or event.photos is not None
-        or event.event_type in REQUIRED_ATTRIBUTE
-        or (event.matter_code is None and event.event_type == "REPORTED")
-    )

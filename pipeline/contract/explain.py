@@ -6,7 +6,7 @@ The value at fault is never repeated: it may be personal.
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -19,10 +19,18 @@ from pipeline.contract.event import (
     KEY_PATTERN,
     ORGANISATION_CODE_PATTERN,
     SHA256_PATTERN,
-    Fault,
 )
 from pipeline.contract.privacy import holds_personal_number
 from pipeline.frames import PIPELINE_EVENT_TYPES
+
+
+class Fault(NamedTuple):
+    """One breach of the contract: code of `CODES`, JSON path, a sentence without the offending value."""
+
+    code: str
+    field: str
+    message: str
+
 
 _AT: Final = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`$")
 _SAFE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")

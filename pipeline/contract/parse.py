@@ -1,6 +1,6 @@
 """JSON text to events: the whole list at once, and event by event only where something is wrong.
 
-The same functions serve the gateway (documents and NDJSON over HTTP) and the worker (NDJSON records from direct
+The same functions serve the gateway (documents and NDJSON over HTTP) and the worker (records of direct
 producers). An unreadable document raises DocumentError; what is wrong with one event is an EventError beside
 the good ones.
 """
@@ -15,19 +15,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from pipeline.contract.event import (
-    CODES,
-    EARLIEST,
-    ID_PATTERN,
-    LATEST,
-    RETRYABLE_CODES,
-    Event,
-    Fault,
-    fault,
-    needs_check,
-    text_faults,
-)
-from pipeline.contract.explain import explain
+from pipeline.contract.event import CODES, ID_PATTERN, RETRYABLE_CODES, Event
+from pipeline.contract.explain import Fault, explain
+from pipeline.contract.faults import fault, suspects
 from pipeline.contract.privacy import holds_personal_number
 from pipeline.errors import ContractError
 
@@ -43,7 +33,6 @@ _ID: Final = re.compile(ID_PATTERN)
 #: Times finer than the decoder keeps would be rounded, not cut: their digits beyond microseconds go first.
 _FINE: Final = re.compile(rb":\d\d\.\d{7}")
 _FINE_TIME: Final = re.compile(rb'("\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d\.\d{6})\d+((?:[Zz]|[+-]\d\d:\d\d)")')
-_DIGITS18: Final = re.compile(r"[0-9]{17}[0-9Xx]|(?<![^\n])1[3-9][0-9]{9}(?![^\n])")
 _BLANK: Final = b" \t\r"
 
 
@@ -193,7 +182,7 @@ def parse_ndjson(body: bytes, *, max_depth: int = MAX_DEPTH, max_events: int | N
 
 
 def parse_record(value: bytes | None, *, max_depth: int = MAX_DEPTH) -> Parsed:
-    """A direct record of the topic: NDJSON of one or many events. Never raises: what is unreadable is an error."""
+    """A direct record of the topic: NDJSON of one or many events. Never raises: unreadable is an error."""
     try:
         return parse_ndjson(value or b"", max_depth=max_depth, max_events=None)
     except DocumentError as error:
@@ -220,13 +209,12 @@ def _take(parsed: Parsed, index: int, raw: bytes) -> None:
     except (msgspec.DecodeError, RecursionError) as error:
         _refuse(parsed, index, raw, None, Fault("malformed_json", "", malformed(raw, error)))
     else:
-        found = whole_fault(event)
+        found = fault(event)
         if found is None:
             parsed.events.append(event)
             parsed.indexes.append(index)
         else:
-            hidden = found.code == "personal_data_in_id" and found.field == "event_id"
-            _refuse(parsed, index, raw, None if hidden else event.event_id, found)
+            _refuse(parsed, index, raw, event_id_beside(event, found), found)
 
 
 def _refuse(parsed: Parsed, index: int, raw: bytes, event_id: str | None, found: Fault) -> None:
@@ -242,60 +230,29 @@ def shown_id(document: Any) -> str | None:
     return given if good else None
 
 
-def whole_fault(event: Event) -> Fault | None:
-    """The first breach that the types alone do not tell."""
-    return fault(event) or text_faults(event) or _id_fault(event)
-
-
-def _id_fault(event: Event) -> Fault | None:
-    for name in ("event_id", "source", "case_id", "submission_id", "matter_code", "channel"):
-        value = getattr(event, name)
-        if value is not None and holds_personal_number(value):
-            return Fault("personal_data_in_id", name, f"{name} holds an identity or mobile number")
-    if event.organisation and event.organisation.code and holds_personal_number(event.organisation.code):
-        return Fault(
-            "personal_data_in_id", "organisation.code", "organisation.code holds an identity or mobile number"
-        )
-    primary = (event.attributes or {}).get("primary_case_id")
-    if isinstance(primary, str) and holds_personal_number(primary):
-        name = "attributes.primary_case_id"
-        return Fault("personal_data_in_id", name, f"{name} holds an identity or mobile number")
-    return None
-
-
 def check(events: Sequence[Event], body: bytes, raws: Sequence[bytes] | None = None) -> Parsed:
     """Split typed events into good ones and errors.
 
-    What can be wrong with any event is looked for in the batch as a whole; only then event by event.
-    body : the text they came from, or b"\\\\" to look at every text.
+    body : the text they came from; raws : the text of each, where it is at hand.
     """
-    # A control character or half a surrogate pair reaches a text only through one of these bytes.
-    doubtful_text = b"\\" in body or b"\x7f" in body or b"\xc2" in body
-    occurred = [event.occurred_at for event in events]
-    doubtful_time = min(occurred) < EARLIEST or max(occurred) >= LATEST
-    ids = "\n".join(
-        [f"{event.event_id}\n{event.case_id}\n{event.submission_id}\n{event.source}" for event in events]
-    )
-    doubtful_id = _DIGITS18.search(ids) is not None
+    faults = {at: found for at in suspects(events, body) if (found := fault(events[at])) is not None}
     parsed = Parsed()
-    if not (doubtful_text or doubtful_time or doubtful_id or any(map(needs_check, events))):
+    if not faults:
         parsed.events, parsed.indexes = list(events), list(range(len(events)))
         return parsed
-    look_at_all = doubtful_time or doubtful_id
-    for index, event in enumerate(events):
-        found = fault(event) if look_at_all or needs_check(event) else None
-        if found is None and doubtful_text:
-            found = text_faults(event)
-        if found is None and (doubtful_id or event.organisation or event.attributes):
-            found = _id_fault(event)
-        if found is None:
+    for at, event in enumerate(events):
+        if at not in faults:
             parsed.events.append(event)
-            parsed.indexes.append(index)
+            parsed.indexes.append(at)
         else:
-            raw = raws[index] if raws is not None else msgspec.json.encode(event)
-            hidden = found.code == "personal_data_in_id" and found.field == "event_id"
-            _refuse(parsed, index, raw, None if hidden else event.event_id, found)
+            raw = raws[at] if raws is not None else msgspec.json.encode(event)
+            _refuse(parsed, at, raw, event_id_beside(event, faults[at]), faults[at])
     return parsed
+
+
+def event_id_beside(event: Event, found: Fault) -> str | None:
+    """The event's id, unless it is what must not be shown."""
+    return None if (found.code, found.field) == ("personal_data_in_id", "event_id") else event.event_id
 
 
 # --- cheap looks at bytes

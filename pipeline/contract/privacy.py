@@ -1,7 +1,7 @@
 """Personal data stops here: pseudonyms of identity numbers and phones, masks, redaction of free text.
 
-Rules: domain model, section 9. A pseudonym is HMAC-SHA-256 over a domain word and the normalised value; a plain
-hash would not do, since all mobile numbers can be tried in seconds. Nothing in this module logs a value.
+Rules: domain model, section 9. A pseudonym is HMAC-SHA-256 over a domain word and the normalised value; a
+plain hash would not do, since all mobile numbers can be tried in seconds. Nothing here logs a value.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ _FOLD: Final = str.maketrans(
         **{chr(0xFF21 + letter): chr(0x41 + letter) for letter in range(26)},
         **{chr(0xFF41 + letter): chr(0x41 + letter) for letter in range(26)},
         **{chr(0x61 + letter): chr(0x41 + letter) for letter in range(26)},
-        "\u3000": " ", "\uff0d": "-", "\u2013": "-", "\u2014": "-", "\u2212": "-", "\u00b7": ".", "\uff0b": "+",
-        "\uff0e": ".",
+        "\u3000": " ",
+        **dict.fromkeys("\uff0d\u2013\u2014\u2212", "-"),
+        **dict.fromkeys("\u00b7\uff0e", "."),
+        "\uff0b": "+",
     }
-)  # fmt: skip
+)
 #: What people put between digits, zero-width characters included; at most two in a row.
 _GAP: Final = "[\\s.\u200b-\u200d\u2060\ufeff-]{0,2}"
 _ID: Final = re.compile(rf"(?<![0-9])[1-9](?:{_GAP}[0-9]){{16}}{_GAP}[0-9X](?![0-9])")
@@ -62,8 +64,12 @@ _CANDIDATE: Final = re.compile(CANDIDATE)
 ID_MARK, CARD_MARK, PHONE_MARK, PLATE_MARK = "[身份证号]", "[银行卡号]", "[手机号]", "[车牌号]"
 
 _COMPOUND_SURNAMES: Final = frozenset(
-    ["欧阳", "太史", "端木", "上官", "司马", "东方", "独孤", "南宫", "万俟", "闻人", "夏侯", "诸葛", "尉迟", "公羊", "赫连", "澹台", "皇甫", "宗政", "濮阳", "公冶", "太叔", "申屠", "公孙", "慕容", "仲孙", "钟离", "长孙", "宇文", "司徒", "鲜于", "司空", "令狐"]
-)
+    (
+        "欧阳", "太史", "端木", "上官", "司马", "东方", "独孤", "南宫", "万俟", "闻人", "夏侯",
+        "诸葛", "尉迟", "公羊", "赫连", "澹台", "皇甫", "宗政", "濮阳", "公冶", "太叔", "申屠",
+        "公孙", "慕容", "仲孙", "钟离", "长孙", "宇文", "司徒", "鲜于", "司空", "令狐",
+    )
+)  # fmt: skip
 _BUILDING: Final = re.compile(
     r"^(?P<building>.*?(?:[0-9A-Za-z]|[一二三四五六七八九十])(?:栋|幢|座|号楼))"
     r"[\s,，-]*(?:[0-9A-Za-z一二三四五六七八九十]+(?:单元|梯|层|楼|室|房|户|号)?[\s,，-]*)+$"
@@ -96,9 +102,9 @@ def normalise_id(number: str) -> str:
 
     Documents of other kinds (passport, permit) are folded the same way and keep their length.
     """
-    folded = "".join(
-        character for character in unicodedata.normalize("NFKC", number).upper() if character.isalnum()
-    )
+    folded = number.upper()
+    if not (folded.isascii() and folded.isalnum()):
+        folded = _bare(unicodedata.normalize("NFKC", folded))
     if len(folded) == 15 and folded.isascii() and folded.isdigit():
         longer = f"{folded[:6]}19{folded[6:]}"
         total = sum(weight * int(digit) for weight, digit in zip(_WEIGHTS, longer, strict=True))
@@ -108,9 +114,9 @@ def normalise_id(number: str) -> str:
 
 def normalise_phone(phone: str) -> str:
     """Digits only, full-width to ASCII, the country prefix +86 or 0086 of a mobile number left out."""
-    digits = "".join(
-        character for character in unicodedata.normalize("NFKC", phone) if "0" <= character <= "9"
-    )
+    digits = phone
+    if not (digits.isascii() and digits.isdigit()):
+        digits = "".join(sign for sign in unicodedata.normalize("NFKC", phone) if "0" <= sign <= "9")
     for prefix in ("0086", "86"):
         if digits.startswith(prefix) and is_mobile(digits.removeprefix(prefix)):
             return digits.removeprefix(prefix)
@@ -170,9 +176,9 @@ def _spans(folded: str) -> list[tuple[int, int, str]]:
 
 
 def redact(text: str) -> str:
-    """`text` with identity numbers (checksum), bank cards (Luhn), mobile numbers and plates replaced by marks.
+    """`text` with identity numbers (checksum), bank cards (Luhn), mobile numbers and plates as marks.
 
-    Full-width digits and separators between digits do not hide a number. Text without one comes back as it is.
+    Full-width digits and separators between digits hide no number. Text without one comes back as it is.
 
     >>> redact("联系人 138-0000-1234")
     '联系人 [手机号]'
@@ -254,7 +260,7 @@ class Privacy:
         except OSError as error:
             reason = error.strerror or "cannot be read"
             raise ConfigurationError(
-                f"pseudonym key {path}: {reason}; restore it from your backup (a new key makes new pseudonyms)"
+                f"pseudonym key {path}: {reason}; restore it from your backup (another key, other pseudonyms)"
             ) from error
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigurationError(f"pseudonym key {path} can be read by others; run: chmod 600 {path}")
@@ -279,7 +285,7 @@ class Privacy:
         return self._digest(_PHONE, normalise_phone(phone))
 
     def clean_key(self, key: str) -> str:
-        """A source's own key as it is, unless it is itself an identity or mobile number: then its pseudonym."""
+        """A source's own key as it is; if it is itself an identity or mobile number, its pseudonym."""
         if is_mobile(normalise_phone(key)) and len(key) <= 20 and not any(c.isalpha() for c in key):
             return self.phone_key(key)
         if holds_personal_number(key):

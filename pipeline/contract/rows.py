@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import msgspec
 import orjson
 import polars as pl
 import pyarrow as pa
 
-from pipeline.contract.event import Attributes, Event, read_attributes
+from pipeline.contract.event import Attributes, Event
 from pipeline.contract.privacy import Privacy, cut_address, mask_name, mask_phone, redact, redact_column
 from pipeline.frames import EVENT, PERSON, PHOTO, TIMESTAMP
 
@@ -102,7 +103,7 @@ def _times(values: Iterable[datetime | None]) -> pl.Series:
 
 
 def _attributes(event: Event) -> Attributes:
-    return _NONE if event.attributes is None else read_attributes(event.attributes)
+    return _NONE if event.attributes is None else msgspec.convert(event.attributes, Attributes)
 
 
 def _actor_key(key: str | None, id_number: str | None, phone: str | None, privacy: Privacy) -> str | None:

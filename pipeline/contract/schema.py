@@ -1,4 +1,7 @@
-"""The contract as JSON Schema 2020-12, generated from the types: `python -m pipeline.contract.schema [FILE]`."""
+"""The contract as JSON Schema 2020-12, generated from the types.
+
+`python -m pipeline.contract.schema [FILE]` writes it (default: schemas/event.v1.json).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def _tidy(node: Any) -> Any:
 
 def event_schema(*, inline: bool = False) -> dict[str, Any]:
     """JSON Schema of one event. inline : without `$ref`, for embedding in another document."""
-    (root,), parts = msgspec.json.schema_components([Event], ref_template="#/$defs/{name}")
+    _, parts = msgspec.json.schema_components([Event], ref_template="#/$defs/{name}")
     parts = _tidy(parts)
     event = parts.pop("Event")
     _, reserved = msgspec.json.schema_components([Attributes], ref_template="#/$defs/{name}")
@@ -65,7 +68,8 @@ def event_schema(*, inline: bool = False) -> dict[str, Any]:
         ),
     ]
     if inline:
-        return _resolve(event, parts)
+        resolved: dict[str, Any] = _resolve(event, parts)
+        return resolved
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": SCHEMA_ID,

@@ -1,4 +1,4 @@
-"""Accepted events as records of the topic: one Arrow IPC block per partition, split where it would be too large."""
+"""Accepted events as records of the topic: Arrow IPC blocks, one per partition or more where it is large."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _VILLAGE_DIGITS: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One record to be. rows : positions in the frame that was encoded; key : village code of its first row."""
+    """One record to be. rows : positions in the encoded frame; key : village code of the first row."""
 
     partition: int
     rows: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -35,7 +35,7 @@ class Block:
 
 
 def murmur2(data: bytes) -> int:
-    """Kafka's murmur2 (seed 0x9747b28c) as a signed 32-bit integer, as `Utils.murmur2` of its Java client gives it."""
+    """Kafka's murmur2 (seed 0x9747b28c), a signed 32-bit integer like `Utils.murmur2` of its Java client."""
     mask = 0xFFFFFFFF
     magic = 0x5BD1E995
     length = len(data)
@@ -73,6 +73,8 @@ def encode_blocks(frame: pl.DataFrame, *, partitions: int, max_bytes: int) -> li
     Raises ContractError if the frame is not `frames.EVENT`.
     """
     frame = expect(frame, EVENT, "events to send")
+    if frame.is_empty():
+        return []
     home = partitions_of(frame["grid_code"], partitions).to_numpy()
     blocks: list[Block] = []
     for partition in np.unique(home):

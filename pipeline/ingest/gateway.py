@@ -1,4 +1,4 @@
-"""What happens to a request: parse, check the source, pseudonymise, split into blocks, write, confirm, answer."""
+"""The life of a request: parse, check sources, pseudonymise, split into blocks, write, confirm, answer."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import structlog
 from pipeline import metrics
 from pipeline.clock import Clock, utc_now
 from pipeline.contract.cloudevents import parse_cloudevents
-from pipeline.contract.event import Fault
+from pipeline.contract.explain import Fault
 from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_ndjson
 from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import to_frame
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.ingest.blocks import Block, encode_blocks
 from pipeline.ingest.body import decompress
-from pipeline.ingest.durability import Durability
+from pipeline.ingest.durability import Durability, Replicated, stored_in
 from pipeline.ingest.keys import Credential, KeyStore
 from pipeline.ingest.problem import ProblemError
-from pipeline.ingest.producer import BlockProducer, Written
+from pipeline.ingest.producer import BlockProducer, KafkaProducer, Written
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,21 @@ class Validator(Protocol):
     """Tells what admission would decide."""
 
     def decide(self, frame: pl.DataFrame) -> list[dict[str, Any]]:
-        """One report per row of `frames.EVENT`, in order. Raises UnavailableError if the store is away."""
+        """One report per row of `frames.EVENT`, in order. UnavailableError: no store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request whose headers are in order.
+
+    content_type : one of `CONTENT_TYPES`; encoding : "", identity, gzip or zstd.
+    """
+
+    body: bytes
+    content_type: str
+    encoding: str
+    credential: Credential
+    request_id: str
 
 
 @dataclass(slots=True)
@@ -109,6 +123,7 @@ class Gateway:
     def __init__(
         self,
         settings: Settings,
+        *,
         keys: KeyStore,
         privacy: Privacy,
         producer: BlockProducer,
@@ -138,9 +153,7 @@ class Gateway:
 
     # --- the two calls
 
-    async def take(
-        self, body: bytes, content_type: str, encoding: str, credential: Credential, request_id: str
-    ) -> dict[str, Any]:
+    async def take(self, call: Call) -> dict[str, Any]:
         """Write a request's events and answer when they are durable: the members of the 202.
 
         Raises ProblemError, with the same members where events were looked at.
@@ -151,28 +164,25 @@ class Gateway:
             partitions = await self.producer.partitions()
         except UnavailableError as error:
             raise _away(str(error)) from error
-        prepare = self._prepare, body, content_type, encoding, credential, request_id, partitions
-        outcome, good, blocks = await _run(len(body), *prepare)
-        self._refuse_if_none_good(outcome, good, request_id)
+        outcome, good, blocks = await _run(_weight(call), self._prepare, call, partitions)
+        self._refuse_if_none_good(outcome, good, call.request_id)
         await self._write(outcome, good, blocks)
-        members = outcome.members(request_id)
+        members = {**outcome.members(call.request_id), "durability": self.durability.name}
         metrics.gateway_events.labels("accepted").inc(len(outcome.accepted))
         self._count(outcome)
         if not outcome.accepted:
+            members["durability"] = None
             raise ProblemError(
                 503, "not_written", "no event could be made durable; send again", members=members
             )
-        return {**members, "durability": self.durability.name}
+        return members
 
-    async def validate(
-        self, body: bytes, content_type: str, encoding: str, credential: Credential, request_id: str
-    ) -> dict[str, Any]:
+    async def validate(self, call: Call) -> dict[str, Any]:
         """The report of `take` and, per good event, what admission would decide. Writes nothing."""
         if self.validator is None:
             raise ProblemError(503, "no_validator", "reference data is not connected here")
-        prepare = self._frame, body, content_type, encoding, credential, request_id
-        outcome, good, frame = await _run(len(body), *prepare)
-        self._refuse_if_none_good(outcome, good, request_id)
+        outcome, good, frame = await _run(_weight(call), self._frame, call)
+        self._refuse_if_none_good(outcome, good, call.request_id)
         try:
             reports = await asyncio.to_thread(self.validator.decide, frame)
         except UnavailableError as error:
@@ -183,44 +193,29 @@ class Gateway:
             for index, event, report in zip(good.indexes, good.events, reports, strict=True)
         ]
         self._count(outcome)
-        return {**outcome.members(request_id), "durability": None, "decisions": decisions}
+        return {**outcome.members(call.request_id), "durability": None, "decisions": decisions}
 
     # --- steps
 
-    def _frame(
-        self, body: bytes, content_type: str, encoding: str, credential: Credential, request_id: str
-    ) -> tuple[Outcome, Parsed, pl.DataFrame | None]:
-        parsed = self._parse(decompress(body, encoding, self.settings.max_decompressed_bytes), content_type)
+    def _frame(self, call: Call) -> tuple[Outcome, Parsed, pl.DataFrame]:
+        """The good events as rows of `frames.EVENT`, and what is wrong with the others."""
+        body = decompress(call.body, call.encoding, self.settings.max_decompressed_bytes)
+        parsed = self._parse(body, call.content_type)
         outcome = Outcome(parsed.count, parsed.errors)
-        good = _allowed(parsed, credential)
-        if not good.events:
-            return outcome, good, None
+        good = _allowed(parsed, call.credential)
         frame = to_frame(
             good.events,
             ingested_at=self.clock(),
-            request_id=request_id,
-            backfill=credential.backfill,
+            request_id=call.request_id,
+            backfill=call.credential.backfill,
             privacy=self.privacy,
         )
         return outcome, good, frame
 
-    def _prepare(
-        self,
-        body: bytes,
-        content_type: str,
-        encoding: str,
-        credential: Credential,
-        request_id: str,
-        partitions: int,
-    ) -> tuple[Outcome, Parsed, list[Block]]:
-        outcome, good, frame = self._frame(body, content_type, encoding, credential, request_id)
-        if frame is None:
-            return outcome, good, []
-        return (
-            outcome,
-            good,
-            encode_blocks(frame, partitions=partitions, max_bytes=self.settings.max_block_bytes),
-        )
+    def _prepare(self, call: Call, partitions: int) -> tuple[Outcome, Parsed, list[Block]]:
+        outcome, good, frame = self._frame(call)
+        blocks = encode_blocks(frame, partitions=partitions, max_bytes=self.settings.max_block_bytes)
+        return outcome, good, blocks
 
     def _parse(self, body: bytes, content_type: str) -> Parsed:
         depth, most = self.settings.max_json_depth, self.settings.max_events_per_request
@@ -286,6 +281,11 @@ class Gateway:
         metrics.gateway_events.labels("refused").inc(len(outcome.errors) - unwritten)
 
 
+def _weight(call: Call) -> int:
+    """Bytes to handle, roughly: a compressed body is some ten times as long."""
+    return len(call.body) * (10 if call.encoding in ("gzip", "zstd") else 1)
+
+
 async def _run(size: int, function: Callable[..., T], *arguments: Any) -> T:
     """Call `function` here if the body is small, else on a thread."""
     result: T = (
@@ -322,17 +322,14 @@ def open_gateway(settings: Settings, bootstrap: str, validator: Validator | None
     idempotent; otherwise the embedded one, and an event is durable once stored.
     Raises ConfigurationError.
     """
-    from pipeline.ingest.durability import Replicated, stored_in
-    from pipeline.ingest.producer import KafkaProducer
-
     embedded = settings.kafka is None
     if not bootstrap:
         raise ConfigurationError("GRIDPIPE_KAFKA: no broker address")
     return Gateway(
         settings,
-        KeyStore(settings.keys_path),
-        Privacy.load(settings.pseudonym_key_path, create=True),
-        KafkaProducer(settings, bootstrap, idempotent=not embedded),
-        stored_in(settings, bootstrap) if embedded else Replicated(),
-        validator,
+        keys=KeyStore(settings.keys_path),
+        privacy=Privacy.load(settings.pseudonym_key_path, create=True),
+        producer=KafkaProducer(settings, bootstrap, idempotent=not embedded),
+        durability=stored_in(settings, bootstrap) if embedded else Replicated(),
+        validator=validator,
     )

@@ -66,7 +66,7 @@ class KeyStore:
         self._verified: dict[bytes, Credential] = {}
 
     def create(self, source: str | Sequence[str], backfill: bool = False) -> str:
-        """Make a key for one source or several and return it; it is shown this once, only its hash is kept."""
+        """Make a key for one source or several and return it: shown this once, only its hash is kept."""
         sources = [source] if isinstance(source, str) else list(dict.fromkeys(source))
         wrong = [name for name in sources if not _SOURCE.match(name)]
         if wrong or not sources:

@@ -44,8 +44,11 @@ _DECISION: Final = {
             "items": {
                 "type": "object",
                 "properties": {
-                    "rule": {"type": "integer"},
-                    "result": {"type": "string", "enum": ["passed", "failed", "unknown"]},
+                    "number": {"type": "integer"},
+                    "name_zh": {"type": "string"},
+                    "name_en": {"type": "string"},
+                    "result": {"type": "string", "enum": ["true", "false", "unknown"]},
+                    "reasons": {"type": "array", "items": {"type": "string"}},
                 },
             },
         },

@@ -1,4 +1,4 @@
-"""Blocks to the topic: an awaitable delivery report for each, and a circuit that opens when no broker answers."""
+"""Blocks to the topic: a delivery report for each, and a circuit that opens when no broker answers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BlockProducer(Protocol):
         """Number of partitions of the topic. Raises UnavailableError."""
 
     async def send(self, blocks: Sequence[Block]) -> list[Delivery]:
-        """The broker's answer for each block, in order. Raises UnavailableError if no broker answers at all."""
+        """The broker's answer for each block, in order. Raises UnavailableError if none answers at all."""
 
     def available(self) -> bool:
         """Whether a request is worth taking now."""

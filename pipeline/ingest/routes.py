@@ -1,4 +1,4 @@
-"""`POST /v1/events` and `POST /v1/events:validate`: credentials, headers, limits; the rest is the gateway's."""
+"""`POST /v1/events` and `POST /v1/events:validate`: credentials, headers, limits; then the gateway's part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from pipeline import metrics
 from pipeline.ingest.body import declared_length, read_body
-from pipeline.ingest.gateway import CONTENT_TYPES, Gateway
+from pipeline.ingest.gateway import CONTENT_TYPES, Call, Gateway
 from pipeline.ingest.keys import Credential
 from pipeline.ingest.openapi import OPENAPI_PATHS
 from pipeline.ingest.problem import ProblemError, problem_response
@@ -30,7 +30,7 @@ _KEY_PARAMETERS: Final = frozenset({"key", "api_key", "apikey", "token", "access
 EVENTS: Final = "/v1/events"
 VALIDATE: Final = "/v1/events:validate"
 
-_Call = Callable[[bytes, str, str, Credential, str], Awaitable[dict[str, Any]]]
+_Handler = Callable[[Call], Awaitable[dict[str, Any]]]
 
 
 def gateway_routes(gateway: Gateway) -> list[BaseRoute]:
@@ -48,13 +48,13 @@ def gateway_routes(gateway: Gateway) -> list[BaseRoute]:
     ]
 
 
-async def _answer(gateway: Gateway, request: Request, route: str, call: _Call, success: int) -> Response:
+async def _answer(gateway: Gateway, request: Request, route: str, handle: _Handler, success: int) -> Response:
     started = time.perf_counter()
     given = request.headers.get("x-request-id", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     request.scope["gridpipe.request_id"] = request_id
     try:
-        members = await _handle(gateway, request, call, request_id)
+        members = await _handle(gateway, request, handle, request_id)
         headers = {"X-Request-Id": request_id, "Cache-Control": "no-store"}
         response = Response(orjson.dumps(members), success, headers, media_type="application/json")
     except ProblemError as problem:
@@ -62,14 +62,14 @@ async def _answer(gateway: Gateway, request: Request, route: str, call: _Call, s
     except Exception:
         # The error goes to the log; the sender learns only that it is ours, and that sending again is safe.
         log.exception("request failed", route=route, request_id=request_id)
-        problem = ProblemError(500, "internal_error", "something failed here; send again with the same ids")
-        response = problem_response(problem, request_id)
+        failure = ProblemError(500, "internal_error", "something failed here; send again with the same ids")
+        response = problem_response(failure, request_id)
     metrics.http_requests.labels(route, str(response.status_code)).inc()
     metrics.http_seconds.labels(route).observe(time.perf_counter() - started)
     return response
 
 
-async def _handle(gateway: Gateway, request: Request, call: _Call, request_id: str) -> dict[str, Any]:
+async def _handle(gateway: Gateway, request: Request, handle: _Handler, request_id: str) -> dict[str, Any]:
     credential = _credential(gateway, request)
     content_type, encoding = content_type_of(request), encoding_of(request)
     limit = gateway.settings.max_body_bytes
@@ -85,7 +85,7 @@ async def _handle(gateway: Gateway, request: Request, call: _Call, request_id: s
             held += size
 
         body = await read_body(request, limit, grow)
-        return await call(body, content_type, encoding, credential, request_id)
+        return await handle(Call(body, content_type, encoding, credential, request_id))
     finally:
         gateway.budget.give_back(credential.id, held)
 
@@ -103,7 +103,7 @@ def _credential(gateway: Gateway, request: Request) -> Credential:
 
 
 def content_type_of(request: Request) -> str:
-    """The media type without parameters. Raises ProblemError 415 where it is not one of ours, or not UTF-8."""
+    """The media type without parameters. Raises ProblemError 415: not one of ours, or not UTF-8."""
     kind, _, parameters = request.headers.get("content-type", "").partition(";")
     kind = kind.strip().lower()
     if kind not in CONTENT_TYPES:
