@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.store.fold import CASE_COLUMNS, TUPLE_TYPES, fold
+from pipeline.store.fold import HISTORY, STATE, TUPLE_TYPES, prefix, states_of
 
 AS_OF: Final = "{as_of:DateTime64(3, 'UTC')}"
 
 _TUPLE = ", ".join(f"{name} {kind}" for name, kind in TUPLE_TYPES.items())
-_COLUMNS = ",\n        ".join(f"{name} {kind}" for name, (kind, _) in CASE_COLUMNS.items())
+_COLUMNS = ",\n        ".join(f"{name} {kind}" for name, (kind, _) in (HISTORY | STATE).items())
 
 CASE_TABLES: Final = {
     # Small granules: a refresh reads some hundreds of cases scattered over the key.
@@ -31,23 +31,18 @@ CASE_TABLES: Final = {
     SETTINGS index_granularity = 1024, non_replicated_deduplication_window = 1000""",
 }
 
-_NAMES = ", ".join(CASE_COLUMNS)
-
-_TUPLES_CHANGED_SINCE = f"""
-    SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events
-    WHERE case_id IN (
-        SELECT case_id FROM cases FINAL WHERE last_event_at > {AS_OF} AND first_event_at <= {AS_OF}
-    )
-    GROUP BY case_id"""
+_NAMES = ", ".join((*HISTORY, *STATE))
 
 CASE_VIEWS: Final = {
     # What is known today about every case at an instant: the stored state where nothing happened since,
-    # else the fold of what had happened until then.
+    # else the state at the end of the history until then.
     "case_states": f"""
     CREATE VIEW case_states AS
     SELECT {_NAMES} FROM cases FINAL WHERE last_event_at <= {AS_OF}
     UNION ALL
-    SELECT {_NAMES} FROM ({fold(_TUPLES_CHANGED_SINCE, AS_OF)})""",
+    SELECT {_NAMES} FROM (
+        {states_of(prefix(f"SELECT * FROM cases FINAL WHERE last_event_at > {AS_OF} AND first_event_at <= {AS_OF}", AS_OF))}
+    )""",
     "case_as_of": f"""
     CREATE VIEW case_as_of AS
     SELECT states.*, toUInt32(merged.merged_count) AS merged_count

@@ -9,7 +9,7 @@ import polars as pl
 from clickhouse_connect.driver.client import Client
 
 from pipeline.frames import CASE_EVENT, expect
-from pipeline.store.fold import CASE_COLUMNS, TUPLE_TYPES, fold
+from pipeline.store.fold import HISTORY, STATE, TUPLE_TYPES, fold
 
 _TABLE: Final = "cases"
 
@@ -55,7 +55,7 @@ def refresh_cases(client: Client, inc: int, ranges: Sequence[tuple[int, int, int
     )
     where = f"_inc = {int(inc)} AND ({positions})"
     client.command(
-        f"INSERT INTO {_TABLE} ({', '.join(CASE_COLUMNS)}) "
+        f"INSERT INTO {_TABLE} ({', '.join((*HISTORY, *STATE))}) "
         + fold(
             f"""
             SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events

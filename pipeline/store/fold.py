@@ -4,9 +4,12 @@ A case's state is a function of its *set* of events, never of their order of arr
 
 1. keeps one tuple per (source, event_id), the one with the smallest position;
 2. sorts by (occurred_at, rank, event_id);
-3. walks the sorted events once with `arrayFold`, which decides for each event whether the transition is legal,
-   and carries only what legality depends on: the state, the state before a merge, the current limit;
-4. reads every timestamp, count and name off the legal events.
+3. walks the sorted events once with `arrayFold`, which decides for each event whether the transition is legal
+   and notes state and limit after it: the case's history;
+4. reads every timestamp, count and name off the legal events of the history.
+
+Legality looks only backward in time, so the history up to an instant is a prefix of the whole: the state "as of
+T" needs no second fold, only the prefix and step 4 again.
 
 Source of the rules: docs/metrics.md, "How a case is folded".
 """
@@ -62,20 +65,21 @@ HORIZON_DAYS: Final = 7
 #: Values of CASE_EVENT.outcome.
 RECORDED, ADMITTED, REJECTED, RESENT = 0, 1, 2, 3
 #: What the fold decides about an event.
-ILLEGAL, LEGAL, REPEATED_REPORT = 0, 1, 2
+ILLEGAL, LEGAL, REPEATED_REPORT, OF_ANOTHER_CASE = 0, 1, 2, 3
 
 _TIME = "DateTime64(3, 'UTC')"
 
 #: The tuple of `case_events`, ClickHouse type of each element. Same names as frames.CASE_EVENT, plus `_inc`.
+#: Identity and position come first, so that a plain sort puts the first copy of an id before the others.
 TUPLE_TYPES: Final[dict[str, str]] = {
-    "occurred_at": _TIME,
-    "rank": "UInt8",
-    "event_id": "String",
     "source": "String",
+    "event_id": "String",
     "_inc": "UInt64",
     "_part": "UInt16",
     "_off": "UInt64",
     "_idx": "UInt32",
+    "occurred_at": _TIME,
+    "rank": "UInt8",
     "ingested_at": _TIME,
     "outcome": "UInt8",
     "response_limit_seconds": "Nullable(UInt32)",
@@ -100,11 +104,14 @@ def _mask(states: tuple[str, ...]) -> int:
     return sum(1 << STATES[state] for state in states)
 
 
-def _legality_masks() -> str:
-    """Bit sets of states by event rank (1-based), first for ordinary events, then for self-handled ones."""
+def _states_where_legal() -> str:
+    """SQL: set of states, as bits, in which each event is legal; self-handled events have a row of their own."""
     plain = [_mask(LEGAL_IN[name]) for name in EVENT_TYPES]
     self_handled = [_mask((*LEGAL_IN[name], *LEGAL_WHEN_SELF_HANDLED.get(name, ()))) for name in EVENT_TYPES]
-    return "[" + ", ".join(f"toUInt32({mask})" for mask in plain + self_handled) + "]"
+    masks = "[" + ", ".join(map(str, plain + self_handled)) + "]"
+    # L2 duplicates of other reports are no REPORTED of this case: legal nowhere
+    return f"""arrayMap((r, s, o) -> if(o = {RESENT}, toUInt32(0),
+            CAST({masks} AS Array(UInt32))[r + {len(EVENT_TYPES)} * toUInt8(s)]), ranks, self_handled, outcomes)"""
 
 
 def state_name(state: str) -> str:
@@ -115,141 +122,201 @@ def state_name(state: str) -> str:
 
 
 def _walk() -> str:
-    """SQL: the `arrayFold` over the sorted events; its result is the accumulator described beside it."""
+    """SQL: the `arrayFold` over the sorted events; its result is the accumulator described below."""
     r = RANK
-    # accumulator: 1 state, 2 state before a merge, 3 due_at ms, 4 resolution limit ms, 5 extensions,
-    # 6 accepted before, 7 verdict on each event so far
-    initial = "(toUInt8(0), toUInt8(0), toInt64(0), toInt64(0), toUInt8(0), toUInt8(0), emptyArrayUInt8())"
-    legal = (
-        f"(bitTest({_legality_masks()}[toUInt8(rank + {len(EVENT_TYPES)} * self_handled)], a.1)"
-        f" AND NOT (rank = {r['EXTENDED']} AND (a.5 >= {MOST_EXTENSIONS} OR due <= a.3)))"
+    # a.1 state, a.2 state before a merge, a.3 due_at ms, a.4 resolution limit ms, a.5 extensions,
+    # a.6 accepted before; then per event so far: a.7 verdict, a.8 state after it, a.9 due_at ms after it
+    initial = (
+        f"(toUInt8(0), toUInt8(0), toInt64({_NEVER}), toInt64({_NEVER}), toUInt8(0), toUInt8(0), "
+        "emptyArrayUInt8(), emptyArrayUInt8(), emptyArrayInt64())"
     )
-    verdict = f"multiIf({legal}, {LEGAL}, rank = {r['REPORTED']}, {REPEATED_REPORT}, {ILLEGAL})"
-    return f"""arrayFold(
-        (a, at, rank, admitted, self_handled, due, limit) -> (
-            toUInt8(multiIf(NOT {legal}, a.1,
-                rank = {r["REPORTED"]}, if(admitted, {STATES["ADMITTED"]}, {STATES["REJECTED"]}),
-                rank = {r["UNMERGED"]}, a.2,
-                rank = {r["EXTENDED"]}, a.1,
-                rank)),
-            toUInt8(if({legal} AND rank = {r["MERGED"]}, a.1, a.2)),
-            toInt64(multiIf(NOT {legal}, a.3,
+    no_extension = f"(rank = {r['EXTENDED']} AND (a.5 >= {MOST_EXTENSIONS} OR due <= a.3))"
+    legal = f"(bitTest(states, a.1) AND NOT {no_extension})"
+    verdict = (
+        f"multiIf({legal}, {LEGAL}, outcome = {RESENT}, {OF_ANOTHER_CASE}, "
+        f"rank = {r['REPORTED']}, {REPEATED_REPORT}, {ILLEGAL})"
+    )
+    # after: the accumulator's new state and limit, needed both as such and at the end of the history
+    state = (
+        f"toUInt8(multiIf(NOT {legal} OR rank = {r['EXTENDED']}, a.1, rank = {r['UNMERGED']}, a.2, moves_to))"
+    )
+    due = f"""toInt64(multiIf(NOT {legal}, a.3,
                 rank = {r["REPORTED"]}, least(at + limit, {_NEVER}),
-                rank = {r["ACCEPTED"]} AND a.6 = 0, least(at + a.4, {_NEVER}),
+                rank = {r["REOPENED"]} OR (rank = {r["ACCEPTED"]} AND a.6 = 0), least(at + a.4, {_NEVER}),
                 rank = {r["EXTENDED"]}, due,
-                rank = {r["REOPENED"]}, least(at + a.4, {_NEVER}),
-                a.3)),
-            toInt64(if({legal} AND rank = {r["REPORTED"]}, limit, a.4)),
-            toUInt8(a.5 + ({legal} AND rank = {r["EXTENDED"]})),
-            toUInt8(a.6 OR ({legal} AND rank = {r["ACCEPTED"]})),
-            arrayPushBack(a.7, toUInt8({verdict}))
+                a.3))"""
+    return f"""arrayFold(
+        (a, at, rank, outcome, states, moves_to, due, limit) -> (
+            {state},
+            toUInt8(if(rank = {r["MERGED"]} AND {legal}, a.1, a.2)),
+            {due},
+            toInt64(if(rank = {r["REPORTED"]} AND {legal}, limit, a.4)),
+            toUInt8(a.5 + (rank = {r["EXTENDED"]} AND {legal})),
+            toUInt8(a.6 OR (rank = {r["ACCEPTED"]} AND {legal})),
+            arrayPushBack(a.7, toUInt8({verdict})),
+            arrayPushBack(a.8, {state}),
+            arrayPushBack(a.9, {due})
         ),
-        arrayMap(e -> toUnixTimestamp64Milli(e.occurred_at), events),
-        events.rank,
-        arrayMap(e -> toUInt8(e.outcome = {ADMITTED}), events),
-        arrayMap(e -> toUInt8(e.self_handled), events),
-        arrayMap(e -> toInt64(ifNull(toUnixTimestamp64Milli(e.due_at), 0)), events),
-        arrayMap(e -> ifNull(toInt64(e.resolution_limit_seconds) * 1000, toInt64({_NEVER})), events),
+        arrayMap(t -> toUnixTimestamp64Milli(t), times), ranks, outcomes,
+        {_states_where_legal()},
+        arrayMap((r, o) -> if(r = {r["REPORTED"]}, if(o = {ADMITTED}, {STATES["ADMITTED"]}, {STATES["REJECTED"]}), r),
+            ranks, outcomes),
+        arrayMap(t -> ifNull(toUnixTimestamp64Milli(t), toInt64(0)), dues),
+        arrayMap(s -> ifNull(toInt64(s) * 1000, toInt64({_NEVER})), resolution_limits),
         {initial}
     )"""
 
 
-def sorted_sets(tuples: str, as_of: str | None = None) -> str:
-    """SQL query: case_id, version, events (sorted, one per id), resent (L2 duplicates of other reports).
+#: Arrays that the walk and the history are made of: name → element of the tuple. All of one length, fold order.
+_ARRAYS: Final = {
+    "times": "occurred_at",
+    "ranks": "rank",
+    "sources": "source",
+    "event_ids": "event_id",
+    "ingested": "ingested_at",
+    "outcomes": "outcome",
+    "response_limits": "response_limit_seconds",
+    "resolution_limits": "resolution_limit_seconds",
+    "dues": "due_at",
+    "primaries": "primary_case_id",
+    "self_handled": "self_handled",
+    "ratings": "rating",
+    "departments": "department",
+    "levels": "level",
+    "evidence": "evidence_pending",
+    "backfilled": "backfill",
+    "channels": "channel",
+    "matters": "matter_code",
+    "grids": "grid_code",
+    "categories": "category",
+    "lead_departments": "lead_department",
+}
+
+
+# Each step is a query of its own: an alias used twice in one SELECT would be analysed twice, and the steps
+# build on each other. The tuples become plain arrays early: functions over them are quicker to analyse.
+def sorted_sets(tuples: str) -> str:
+    """SQL query: case_id, version, and the arrays of _ARRAYS: one entry per distinct event, in fold order.
 
     tuples : query with the columns case_id and tuples, one row per case.
-    as_of : SQL expression of the instant; later events are left out. None: all that is known.
     """
-    until = f"e -> e.occurred_at <= {as_of}" if as_of else "e -> 1"
+    arrays = ", ".join(f"known.{element} AS {name}" for name, element in _ARRAYS.items())
     return f"""
-        SELECT
-            case_id,
-            length(tuples) AS version,
-            arraySort(e -> (e._inc, e._part, e._off, e._idx), tuples) AS arrived,
-            arrayFilter(
-                (e, nth) -> nth = 1, arrived, arrayEnumerateUniq(arrived.source, arrived.event_id)
-            ) AS kept,
-            arraySort(e -> (e.occurred_at, e.rank, e.event_id, e.source), arrayFilter({until}, kept)) AS known,
-            arrayFilter(e -> e.outcome != {RESENT}, known) AS events,
-            arrayFilter(e -> e.outcome = {RESENT}, known) AS resent
-        FROM ({tuples})
-        {"WHERE notEmpty(known)" if as_of else ""}"""
+        SELECT case_id, version, {arrays}
+        FROM (
+            SELECT case_id, version, arraySort(e -> (e.occurred_at, e.rank, e.event_id, e.source),
+                arrayFilter((e, nth) -> nth = 1, arrived, arrayEnumerateUniq(arrived.source, arrived.event_id))
+            ) AS known
+            FROM (SELECT case_id, toUInt32(length(tuples)) AS version, arraySort(tuples) AS arrived FROM ({tuples}))
+        )"""
 
 
-def folded_sets(tuples: str, as_of: str | None = None) -> str:
-    """SQL query: `sorted_sets` plus the walk: state number, due_at in ms, verdict on each event, legal events."""
+def walked_sets(tuples: str) -> str:
+    """SQL query: `sorted_sets` with verdicts, states and due_ms, one entry per event."""
     return f"""
-        SELECT
-            case_id, version, known, events, resent,
-            {_walk()} AS walked,
-            walked.1 AS state_number,
-            walked.3 AS due_ms,
-            walked.7 AS verdicts,
-            arrayFilter((e, verdict) -> verdict = {LEGAL}, events, verdicts) AS legal,
-            legal.rank AS ranks,
-            legal.occurred_at AS times
-        FROM ({sorted_sets(tuples, as_of)})"""
+        SELECT *, walked.7 AS verdicts, walked.8 AS states, walked.9 AS due_ms
+        FROM (SELECT *, {_walk()} AS walked FROM ({sorted_sets(tuples)}))"""
 
 
-def _first(event_type: str) -> str:
-    return f"arrayElementOrNull(times, indexOf(ranks, {RANK[event_type]}))"
-
-
-def _last(event_type: str) -> str:
-    return f"arrayElementOrNull(reverse(times), indexOf(reverse(ranks), {RANK[event_type]}))"
-
-
-def _count(event_type: str) -> str:
-    return f"toUInt32(countEqual(ranks, {RANK[event_type]}))"
-
-
-def _states(names: tuple[str, ...]) -> str:
-    return "state_number IN (" + ", ".join(str(STATES[name]) for name in names) + ")"
-
-
-_RESPONSES = ", ".join(str(RANK[name]) for name in ("SIGNED", "ARRIVED", "HANDLING", "RESOLVED"))
-_HAS_REPORT = f"has(ranks, {RANK['REPORTED']})"
-_REPORT = f"legal[indexOf(ranks, {RANK['REPORTED']})]"
-_ORPHAN_FIELDS = ("occurred_at", "grid_code", "channel", "matter_code", "category", "lead_department")
-_ORPHANS = "Array(Tuple(" + ", ".join(f"{name} {TUPLE_TYPES[name]}" for name in _ORPHAN_FIELDS) + "))"
-_ORPHANS_OF_EVENTS = "arrayMap(e -> (" + ", ".join(f"e.{name}" for name in _ORPHAN_FIELDS) + "), events)"
-_QUOTED_ORPHANS = "'" + _ORPHANS.replace("'", "\\'") + "'"
-_WORD = "LowCardinality(String)"
 _MAYBE_WORD = "LowCardinality(Nullable(String))"
+_WORD = "LowCardinality(String)"
 _MAYBE_TIME = f"Nullable({_TIME})"
+_OPENING = f"indexOf(legal_ranks, {RANK['REPORTED']})"
 
-#: Columns of a folded case: name → (ClickHouse type, SQL over the columns of `folded_sets`).
-#: Order matters: an expression may use the columns above it.
-CASE_COLUMNS: Final[dict[str, tuple[str, str]]] = {
+
+def _legal(array: str) -> str:
+    return f"arrayFilter((x, v) -> v = {LEGAL}, {array}, verdicts)"
+
+
+def _opening(array: str) -> str:
+    """SQL over `walked_sets`: an attribute of the report that opened the case, the type's default without one."""
+    return f"{array}[arrayFirstIndex((r, v) -> r = {RANK['REPORTED']} AND v = {LEGAL}, ranks, verdicts)]"
+
+
+#: What is stored of a case so that its state at any instant can be read off a prefix:
+#: name → (ClickHouse type, SQL over the columns of `walked_sets`).
+HISTORY: Final[dict[str, tuple[str, str]]] = {
     "case_id": ("String", "case_id"),
     # the set only grows, so that of two folds of one case the later has the greater version
     "version": ("UInt32", "version"),
-    "first_event_at": (_TIME, "known[1].occurred_at"),
-    "last_event_at": (_TIME, "known[-1].occurred_at"),
+    # all events, in fold order
+    "event_times": (f"Array({_TIME})", "times"),
+    "event_verdicts": ("Array(UInt8)", "verdicts"),
+    "event_lates": (
+        "Array(UInt8)",
+        f"arrayMap((t, i, b) -> NOT b AND i > t + toIntervalDay({HORIZON_DAYS}), times, ingested, backfilled)",
+    ),
+    "illegal_ids": (
+        "Array(Tuple(source String, event_id String))",
+        f"arrayFilter((x, v) -> v = {ILLEGAL}, arrayZip(sources, event_ids), verdicts)",
+    ),
+    "resent_of": ("String", f"ifNull(primaries[indexOf(verdicts, {OF_ANOTHER_CASE})], '')"),
+    # legal events, in fold order
+    "legal_times": (f"Array({_TIME})", _legal("times")),
+    "legal_ranks": ("Array(UInt8)", _legal("ranks")),
+    "legal_states": ("Array(UInt8)", _legal("states")),
+    "legal_due_ms": ("Array(Int64)", _legal("due_ms")),
+    "legal_ratings": ("Array(Int8)", f"arrayMap((x, r) -> if(r = {RANK['FEEDBACK']}, ifNull(x, 0), 0), "
+        f"{_legal('ratings')}, {_legal('ranks')})"),
+    "legal_departments": ("Array(LowCardinality(String))", f"arrayMap((x, r) -> if(r = {RANK['DISPATCHED']}, ifNull(x, ''), ''), "
+        f"{_legal('departments')}, {_legal('ranks')})"),
+    "legal_levels": ("Array(LowCardinality(String))", f"arrayMap(x -> ifNull(x, ''), {_legal('levels')})"),
+    "legal_primaries": ("Array(String)", f"arrayMap(x -> ifNull(x, ''), {_legal('primaries')})"),
+    # the opening report
+    "report_source": (_WORD, _opening("sources")),
+    "report_event_id": ("String", _opening("event_ids")),
+    "report_ingested_at": (_TIME, _opening("ingested")),
+    "report_evidence_pending": ("Bool", _opening("evidence")),
+    "response_limit_seconds": ("Nullable(UInt32)", _opening("response_limits")),
+    "resolution_limit_seconds": ("Nullable(UInt32)", _opening("resolution_limits")),
+    "grid_code": (_WORD, _opening("grids")),
+    "channel": (_WORD, _opening("channels")),
+    "matter_code": (_MAYBE_WORD, _opening("matters")),
+    "category": (_MAYBE_WORD, _opening("categories")),
+    "lead_department": (_MAYBE_WORD, _opening("lead_departments")),
+}  # fmt: skip
+
+
+def _first(event_type: str) -> str:
+    return f"arrayElementOrNull(legal_times, indexOf(legal_ranks, {RANK[event_type]}))"
+
+
+def _last(event_type: str) -> str:
+    return f"arrayElementOrNull(legal_times, {_last_index(event_type)})"
+
+
+def _last_index(event_type: str) -> str:
+    # counted from the end; 0, no element, when there is none
+    return f"-toInt32(indexOf(backward, {RANK[event_type]}))"
+
+
+def _count(event_type: str) -> str:
+    return f"toUInt32(countEqual(legal_ranks, {RANK[event_type]}))"
+
+
+def _is(*states: str) -> str:
+    return "state_number IN (" + ", ".join(str(STATES[name]) for name in states) + ")"
+
+
+_RESPONSES = ", ".join(str(RANK[name]) for name in ("SIGNED", "ARRIVED", "HANDLING", "RESOLVED"))
+
+#: The state of a case: name → (ClickHouse type, SQL over `with_helpers`).
+STATE: Final[dict[str, tuple[str, str]]] = {
+    "first_event_at": (_TIME, "event_times[1]"),
+    "last_event_at": (_TIME, "event_times[-1]"),
     "state": (_WORD, state_name("state_number")),
-    "orphan": ("Bool", f"NOT {_HAS_REPORT} AND empty(resent)"),
-    "duplicate_case": ("Bool", f"NOT {_HAS_REPORT} AND notEmpty(resent)"),
-    "is_admitted": ("Bool", f"{_HAS_REPORT} AND {_REPORT}.outcome = {ADMITTED}"),
-    "is_counted": ("Bool", f"is_admitted AND NOT {_states(('MERGED', 'VOIDED'))}"),
-    "is_closed": ("Bool", _states(CLOSED_STATES)),
-    "is_resolved": ("Bool", _states((*CLOSED_STATES, "RESOLVED"))),
-    # attribution: the opening report's
-    "report_source": (_WORD, f"{_REPORT}.source"),
-    "report_event_id": ("String", f"{_REPORT}.event_id"),
-    "grid_code": (_WORD, f"{_REPORT}.grid_code"),
-    "district_code": (_WORD, "substring(grid_code, 1, 6)"),
-    "town_code": (_WORD, "substring(grid_code, 1, 9)"),
-    "village_code": (_WORD, "substring(grid_code, 1, 12)"),
-    "channel": (_WORD, f"{_REPORT}.channel"),
-    "matter_code": (_MAYBE_WORD, f"{_REPORT}.matter_code"),
-    "category": (_MAYBE_WORD, f"{_REPORT}.category"),
-    "lead_department": (_MAYBE_WORD, f"{_REPORT}.lead_department"),
-    "department": (_MAYBE_WORD, "ifNull(arrayLastOrNull(x -> x != '', departments), lead_department)"),
+    "orphan": ("Bool", "NOT reported AND NOT resent"),
+    "duplicate_case": ("Bool", "NOT reported AND resent"),
+    "is_admitted": ("Bool", "admitted"),
+    "is_counted": ("Bool", f"admitted AND NOT {_is('MERGED', 'VOIDED')}"),
+    "is_closed": ("Bool", _is(*CLOSED_STATES)),
+    "is_resolved": ("Bool", _is(*CLOSED_STATES, "RESOLVED")),
+    "department": (_MAYBE_WORD, "if(last_department = '', lead_department, last_department)"),
     # timestamps, each fixed by legal events only
     "found_at": (_MAYBE_TIME, _first("DISCOVERED")),
     "reported_at": (_MAYBE_TIME, _first("REPORTED")),
-    "admitted_at": (_MAYBE_TIME, f"if(is_admitted, {_REPORT}.ingested_at, NULL)"),
-    "rejected_at": (_MAYBE_TIME, f"if({_HAS_REPORT} AND NOT is_admitted, {_REPORT}.ingested_at, NULL)"),
+    "admitted_at": (_MAYBE_TIME, "if(admitted, report_ingested_at, NULL)"),
+    "rejected_at": (_MAYBE_TIME, "if(reported AND NOT admitted, report_ingested_at, NULL)"),
     "merged_at": (_MAYBE_TIME, _last("MERGED")),
     "accepted_at": (_MAYBE_TIME, _first("ACCEPTED")),
     "first_dispatched_at": (_MAYBE_TIME, _first("DISPATCHED")),
@@ -266,18 +333,19 @@ CASE_COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "reopened_at": (_MAYBE_TIME, _last("REOPENED")),
     "archived_at": (_MAYBE_TIME, _last("ARCHIVED")),
     "voided_at": (_MAYBE_TIME, _last("VOIDED")),
-    "first_response_at": (_MAYBE_TIME, f"arrayFirstOrNull((t, r) -> r IN ({_RESPONSES}), times, ranks)"),
+    "first_response_at": (
+        _MAYBE_TIME,
+        f"arrayElementOrNull(legal_times, arrayFirstIndex(r -> r IN ({_RESPONSES}), legal_ranks))",
+    ),
     # limits
-    "response_limit_seconds": ("Nullable(UInt32)", f"{_REPORT}.response_limit_seconds"),
-    "resolution_limit_seconds": ("Nullable(UInt32)", f"{_REPORT}.resolution_limit_seconds"),
-    "response_due_at": (_MAYBE_TIME, "addSeconds(reported_at, response_limit_seconds)"),
+    "response_due_at": (_MAYBE_TIME, f"addSeconds({_first('REPORTED')}, response_limit_seconds)"),
     "due_at": (
         _MAYBE_TIME,
-        f"if(due_ms = {_NEVER} OR empty(legal), NULL, fromUnixTimestamp64Milli(due_ms, 'UTC'))",
+        f"if(reported AND legal_due_ms[-1] < {_NEVER}, fromUnixTimestamp64Milli(legal_due_ms[-1], 'UTC'), NULL)",
     ),
     # counts of legal events; report_count also counts later reports of the case
-    "report_count": ("UInt32", f"countEqual(events.rank, {RANK['REPORTED']})"),
-    "event_count": ("UInt32", "length(events)"),
+    "report_count": ("UInt32", f"reported + countEqual(event_verdicts, {REPEATED_REPORT})"),
+    "event_count": ("UInt32", f"length(event_verdicts) - countEqual(event_verdicts, {OF_ANOTHER_CASE})"),
     "accepted_count": ("UInt32", _count("ACCEPTED")),
     "dispatched_count": ("UInt32", _count("DISPATCHED")),
     "returned_count": ("UInt32", _count("RETURNED")),
@@ -285,53 +353,87 @@ CASE_COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "escalated_count": ("UInt32", _count("ESCALATED")),
     "resolved_count": ("UInt32", _count("RESOLVED")),
     "rework_count": ("UInt32", _count("REWORK")),
-    "reopened_count": ("UInt32", _count("REOPENED")),
     "closed_count": ("UInt32", _count("CLOSED")),
-    "rating": ("Nullable(Int8)", "arrayLastOrNull(x -> isNotNull(x), ratings)"),
-    "rating_count": ("UInt32", "arrayCount(x -> isNotNull(x), ratings)"),
-    "satisfied_count": ("UInt32", "arrayCount(x -> ifNull(x >= 4, 0), ratings)"),
-    "level": (_MAYBE_WORD, f"arrayLast(e -> e.rank = {RANK['ESCALATED']}, legal).level"),
+    "reopened_count": ("UInt32", _count("REOPENED")),
+    "rating": ("Nullable(Int8)", "nullIf(arrayLast(x -> x != 0, legal_ratings), 0)"),
+    "rating_count": ("UInt32", "length(legal_ratings) - countEqual(legal_ratings, 0)"),
+    "satisfied_count": ("UInt32", "arrayCount(x -> x >= 4, legal_ratings)"),
+    "level": (_MAYBE_WORD, f"nullIf(legal_levels[{_last_index('ESCALATED')}], '')"),
     "primary_case_id": (
         "Nullable(String)",
-        f"multiIf({_states(('MERGED',))}, "
-        f"arrayLast(e -> e.rank = {RANK['MERGED']}, legal).primary_case_id, "
-        "duplicate_case, resent[1].primary_case_id, NULL)",
+        f"nullIf(multiIf({_is('MERGED')}, legal_primaries[{_last_index('MERGED')}], "
+        "NOT reported AND resent, resent_of, ''), '')",
     ),
     # flags and faults
-    "evidence_pending": ("Bool", f"{_REPORT}.evidence_pending"),
-    "resolved_without_evidence": ("Bool", "evidence_pending AND resolved_count > 0"),
-    "illegal_count": ("UInt32", f"countEqual(verdicts, {ILLEGAL})"),
-    "illegal_events": (
-        "Array(Tuple(source String, event_id String))",
-        f"arrayMap(e -> (e.source, e.event_id), arrayFilter((e, v) -> v = {ILLEGAL}, events, verdicts))",
+    "evidence_pending": ("Bool", "reported AND report_evidence_pending"),
+    "resolved_without_evidence": (
+        "Bool",
+        f"reported AND report_evidence_pending AND has(legal_ranks, {RANK['RESOLVED']})",
     ),
-    "late_count": (
-        "UInt32",
-        "arrayCount(e -> NOT e.backfill "
-        f"AND e.ingested_at > e.occurred_at + toIntervalDay({HORIZON_DAYS}), events)",
-    ),
-    # what the flow view counts by window
-    "legal_times": (f"Array({_TIME})", "times"),
-    "legal_ranks": ("Array(UInt8)", "ranks"),
-    "rated_times": (f"Array({_TIME})", "arrayFilter((t, x) -> isNotNull(x), times, ratings)"),
-    "orphan_events": (_ORPHANS, f"CAST(if(orphan, {_ORPHANS_OF_EVENTS}, []), {_QUOTED_ORPHANS})"),
+    "illegal_count": ("UInt32", f"countEqual(event_verdicts, {ILLEGAL})"),
+    "late_count": ("UInt32", "arraySum(event_lates)"),
+}
+
+#: Attributes of the opening report: blank until it has been made.
+_ATTRIBUTES: Final = (
+    "report_source", "report_event_id", "grid_code", "channel", "matter_code", "category", "lead_department",
+    "response_limit_seconds", "resolution_limit_seconds",
+)  # fmt: skip
+#: Arrays of the history that `prefix` cuts → the length that it leaves.
+_CUT: Final = {
+    "event_times": "events", "event_verdicts": "events", "event_lates": "events", "illegal_ids": "illegal",
+    "legal_times": "legals", "legal_ranks": "legals", "legal_states": "legals", "legal_due_ms": "legals",
+    "legal_ratings": "legals", "legal_departments": "legals", "legal_levels": "legals",
+    "legal_primaries": "legals",
 }  # fmt: skip
 
 
-def fold(tuples: str, as_of: str | None = None) -> str:
-    """SQL query: the folded cases, the columns of CASE_COLUMNS.
+def states_of(histories: str) -> str:
+    """SQL query: the columns of HISTORY and STATE, from a query that gives those of HISTORY."""
+    columns = ", ".join(f"CAST({sql} AS {kind}) AS {name}" for name, (kind, sql) in STATE.items())
+    return f"""
+        SELECT {", ".join(HISTORY)},
+            {columns}
+        FROM (
+            SELECT *,
+                reverse(legal_ranks) AS backward,
+                has(legal_ranks, {RANK["REPORTED"]}) AS reported,
+                has(event_verdicts, {OF_ANOTHER_CASE}) AS resent,
+                has(legal_states, {STATES["ADMITTED"]}) AS admitted,
+                legal_states[-1] AS state_number,
+                arrayLast(x -> x != '', legal_departments) AS last_department
+            FROM ({histories})
+        )"""
+
+
+def fold(tuples: str) -> str:
+    """SQL query: the folded cases, the columns of HISTORY and STATE.
 
     tuples : query with the columns case_id and tuples, one row per case.
-    as_of : SQL expression; events after it are left out, and cases without any event left.
     """
-    columns = ",\n            ".join(
-        f"CAST({expression} AS {kind}) AS {name}" if name not in ("case_id", "version") else name
-        for name, (kind, expression) in CASE_COLUMNS.items()
-    )
+    columns = ", ".join(f"CAST({sql} AS {kind}) AS {name}" for name, (kind, sql) in HISTORY.items())
+    return states_of(f"SELECT {columns} FROM ({walked_sets(tuples)})")
+
+
+def prefix(histories: str, as_of: str) -> str:
+    """SQL query: histories cut after `as_of`; cases that did not begin by then are left out."""
+
+    def column(name: str) -> str:
+        if name in _CUT:
+            return f"arraySlice(whole.{name}, 1, whole.{_CUT[name]})"
+        if name in _ATTRIBUTES:
+            return f"if(whole.opened <= {as_of}, whole.{name}, defaultValueOfTypeName('{HISTORY[name][0]}'))"
+        return f"whole.{name}"
+
+    columns = ", ".join(f"{column(name)} AS {name}" for name in HISTORY)
     return f"""
-        WITH
-            arrayMap(e -> if(e.rank = {RANK["FEEDBACK"]}, e.rating, NULL), legal) AS ratings,
-            arrayMap(e -> if(e.rank = {RANK["DISPATCHED"]}, ifNull(e.department, ''), ''), legal) AS departments
-        SELECT
-            {columns}
-        FROM ({folded_sets(tuples, as_of)})"""
+        SELECT {columns}
+        FROM (
+            SELECT *,
+                legal_times[indexOf(legal_ranks, {RANK["REPORTED"]})] AS opened,
+                arrayCount((t, v) -> v = {ILLEGAL} AND t <= {as_of}, event_times, event_verdicts) AS illegal,
+                arrayCount(t -> t <= {as_of}, event_times) AS events,
+                arrayCount(t -> t <= {as_of}, legal_times) AS legals
+            FROM ({histories})
+        ) AS whole
+        WHERE events > 0"""

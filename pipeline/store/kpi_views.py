@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from pipeline.frames import RANK
+from pipeline.store.fold import HORIZON_DAYS, OF_ANOTHER_CASE, sorted_sets
 
 #: What a row of the KPI call can stand for, and where its key comes from.
 BY: Final = ("city", "district", "town", "village", "grid", "matter", "category", "department", "channel")
@@ -74,6 +75,16 @@ _DURATION_ENDS: Final = {
     "resolution_seconds": ("accepted_at", "closed_at"),
 }
 
+#: Attributes of an orphan event: array of `sorted_sets` → column.
+_ORPHAN_COLUMNS: Final = {
+    "times": "occurred_at",
+    "grids": "grid_code",
+    "channels": "channel",
+    "matters": "matter_code",
+    "categories": "category",
+    "lead_departments": "lead_department",
+}
+
 # --- reports: from the outcome tables, one count per (source, event_id), one per position for copies
 _REPORT_FIELDS = "occurred_at, grid_code, channel, matter_code, category, lead_department"
 _REPORT_FILTER = f"event_type = 'REPORTED' AND {_in_window('occurred_at')} AND occurred_at <= {_AS_OF}"
@@ -107,25 +118,32 @@ _KPI_REPORTS = f"""
     WHERE key != ''
     GROUP BY key"""
 
+# --- orphans: events of cases that, as of T, have neither a report nor a resend of one
 _KPI_ORPHANS = f"""
     CREATE VIEW kpi_orphans AS
     SELECT
         {_key("lead_department")} AS key,
         count() AS orphans,
-        countIf(occurred_at < {_AS_OF} - toIntervalDay(7)) AS orphans_overdue
+        countIf(occurred_at < {_AS_OF} - toIntervalDay({HORIZON_DAYS})) AS orphans_overdue
     FROM (
-        SELECT
-            tupleElement(event, 'occurred_at') AS occurred_at,
-            tupleElement(event, 'grid_code') AS grid_code,
-            tupleElement(event, 'channel') AS channel,
-            tupleElement(event, 'matter_code') AS matter_code,
-            tupleElement(event, 'category') AS category,
-            tupleElement(event, 'lead_department') AS lead_department
-        FROM case_states(as_of = {_AS_OF})
-        ARRAY JOIN orphan_events AS event
-        WHERE orphan
+        SELECT {", ".join(f"{name}[n] AS {column}" for name, column in _ORPHAN_COLUMNS.items())}
+        FROM ({
+    sorted_sets(
+        f'''
+            SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events
+            WHERE case_id IN (
+                SELECT case_id FROM cases FINAL
+                WHERE first_event_at <= {_AS_OF}
+                    AND NOT arrayExists(
+                        (t, v) -> t <= {_AS_OF} AND v = {OF_ANOTHER_CASE}, event_times, event_verdicts)
+                    AND ifNull(reported_at > {_AS_OF}, 1)
+            )
+            GROUP BY case_id'''
     )
-    WHERE {_in_window("occurred_at")} AND key != ''
+})
+        ARRAY JOIN arrayEnumerate(times) AS n
+    )
+    WHERE {_in_window("occurred_at")} AND occurred_at <= {_AS_OF} AND key != ''
     GROUP BY key"""
 
 # --- cohort: cases reported in the window, state as of T
@@ -233,7 +251,7 @@ _FLOW_SUMS: Final = {
     "voided": f"length({_in_window_of_rank(RANK['VOIDED'])})",
     "merged": f"length({_in_window_of_rank(RANK['MERGED'])})",
     "responded": f"ifNull({_in_window('first_response_at')}, 0)",
-    "ratings": f"arrayCount(t -> {_in_window('t')}, rated_times)",
+    "ratings": f"arrayCount((t, x) -> x != 0 AND {_in_window('t')}, legal_times, legal_ratings)",
 }
 _FLOW_ENDS: Final = {name: ends for name, ends in _DURATION_ENDS.items() if name != "resolution_seconds"}
 _RESOLUTIONS_MS = "toUnixTimestamp64Milli(t) - toUnixTimestamp64Milli(assumeNotNull(accepted_at))"
