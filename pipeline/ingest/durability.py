@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.ingest.producer import Written
 from pipeline.settings import Settings
@@ -115,10 +115,21 @@ class Stored:
             await asyncio.to_thread(self._close)
 
 
+def _ignore(_: KafkaError) -> None:
+    """Errors of the connection show in the call that they spoil."""
+
+
 def stored_in(settings: Settings, bootstrap: str) -> Stored:
     """`Stored` over the committed offsets of the workers' consumer group."""
     consumer = Consumer(
-        {"bootstrap.servers": bootstrap, "group.id": settings.consumer_group, "enable.auto.commit": False}
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": settings.consumer_group,
+            "enable.auto.commit": False,
+            # A refused connection is repeated many times a second; `Stored` says it once.
+            "log_level": 0,
+            "error_cb": _ignore,
+        }
     )
 
     def committed(partitions: Sequence[int]) -> dict[int, int]:

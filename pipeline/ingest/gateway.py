@@ -92,7 +92,7 @@ class Outcome:
 class Budget:
     """Bytes of requests being handled, over all and per key, bounded.
 
-    Over all: 503, the gateway is full. One key above half: 429, so that one source leaves room for the others.
+    Over all: 503, the gateway is full. One key above half: 429, so that it leaves room for the others.
     """
 
     def __init__(self, limit: int) -> None:

@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 PROBE_SECONDS: Final = 1.0
 _CALL_SECONDS: Final = 0.5
 _POLL_SECONDS: Final = 0.1
+#: Passing errors of a connection are logged at most this often.
+_WARN_SECONDS: Final = 10.0
 #: librdkafka counts the record with its headers.
 _RECORD_OVERHEAD_BYTES: Final = 100_000
 
@@ -101,6 +103,7 @@ class KafkaProducer:
         self._timeout = settings.durability_timeout_seconds
         self._partitions: int | None = None
         self._open_since: float | None = None
+        self._warned_at = float("-inf")
         self._flights: set[_Flight] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -119,6 +122,8 @@ class KafkaProducer:
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 1000,
             "socket.nagle.disable": True,
+            # librdkafka repeats a refused connection many times a second; `_on_error` says it once.
+            "log_level": 0,
             "error_cb": self._on_error,
         }
         self._idempotent = idempotent
@@ -227,7 +232,8 @@ class KafkaProducer:
             self._idempotent = False
             self._producer = self._connect()
             self._land_all()
-        else:
+        elif self._open_since is None and time.monotonic() - self._warned_at > _WARN_SECONDS:
+            self._warned_at = time.monotonic()
             log.warning("kafka", error=error.name(), detail=error.str())
 
     def _open_circuit(self, reason: str) -> None:
