@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     )
 
     # --- domain
+    event_retention_days: int = Field(
+        90, ge=7, description="Days after receipt for which single events are shown; later: 410 Gone."
+    )
     districts_taking_part: tuple[str, ...] = Field(
         ("440703", "440704", "440705", "440781", "440783", "440784", "440785"),
         description="Districts whose grids may report (rule 8).",

@@ -1,0 +1,267 @@
+"""Where an event is and why: what the outcome tables say about one (source, event_id)."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import polars as pl
+from clickhouse_connect.driver.client import Client
+
+from pipeline.process.hashes import id_hash
+from pipeline.read.mask import reporter_is_protected, short_key
+from pipeline.read.times import aware, instant
+from pipeline.rules.admit import explain_rules
+from pipeline.rules.catalogue import Catalogues
+
+_POSITION: Final = "_inc, _part, _off, _idx, _blk_lo, _blk_hi, _rules"
+#: Identity of a stored event. `id_lo` has an index; the strings decide.
+_SAME_ID: Final = "id_lo = {id_lo:UInt64} AND source = {source:String} AND event_id = {event_id:String}"
+_SAME_NAME: Final = "source = {source:String} AND event_id = {event_id:String}"
+
+_STORED_COLUMNS: Final = f"""
+    outcome, event_type, case_id, occurred_at, ingested_at, stored_at, channel, matter_code, grid_code,
+    unit_code, actor_type, actor_key, actor_name, actor_phone, persons, backfill, request_id, reasons,
+    missing_fields, rule_results, evidence_pending, life_safety, category, urgency, lead_department, response_limit_seconds,
+    resolution_limit_seconds, mode, mode_level, catalogue_version, late_beyond_horizon, time_adjusted,
+    district_code, town_code, village_code, grid_found, grid_active, grid_version, grid_name, grid_type,
+    grid_risk_tags, unit_found, point_in_grid, point_distance_m, staff_found, staff_active, staff_kind,
+    staff_department, staff_in_grid, staff_in_district, staff_channel_rights, organisation_code,
+    organisation_found, route_department, person_facts, {_POSITION}
+"""
+
+
+class PastRetentionError(Exception):
+    """The event was stored, and its time to be kept is over."""
+
+
+def explain(
+    client: Client, source: str, event_id: str, *, catalogues: Catalogues, now: datetime, retention: timedelta
+) -> dict[str, Any] | None:
+    """Everything that is known about one event, personal data masked; None when nothing is written.
+
+    The outcome is that of the first copy; later copies (redeliveries, same id with other content) are listed.
+    Raises PastRetentionError when the event was received longer ago than `retention`.
+    """
+    identity = (
+        pl.DataFrame({"source": [source], "event_id": [event_id]}).select(*id_hash()).row(0, named=True)
+    )
+    parameters = {"source": source, "event_id": event_id, "id_lo": identity["id_lo"]}
+    stored = _rows(
+        client,
+        " UNION ALL ".join(
+            f"SELECT {_STORED_COLUMNS} FROM {table} WHERE {_SAME_ID}" for table in ("events", "rejections")
+        ),
+        parameters,
+    )
+    copies = _rows(
+        client,
+        f"""SELECT level, event_type, case_id, occurred_at, ingested_at, stored_at, channel, matter_code,
+            grid_code, original_source, original_event_id, original_case_id, {_POSITION}
+            FROM duplicates WHERE {_SAME_NAME}""",
+        parameters,
+    )
+    refused = _rows(
+        client,
+        f"""SELECT reason, detail, event_type, ingested_at, stored_at, {_POSITION}
+            FROM quarantine WHERE {_SAME_NAME}""",
+        parameters,
+    )
+    for found in (stored, copies, refused):
+        found.sort(key=_place)
+    resends = [copy for copy in copies if copy["level"] == "L2"]
+    written = stored or resends or copies or refused
+    if not written:
+        return None
+    first = written[0]
+    if now - aware(first["ingested_at"]) > retention:
+        raise PastRetentionError(f"{source}/{event_id}")
+    answer: dict[str, Any] = {
+        "source": source,
+        "event_id": event_id,
+        "received": True,
+        "received_at": instant(first["ingested_at"]),
+        "stored_at": instant(first["stored_at"]),
+    }
+    if stored:
+        hidden = any(map(reporter_is_protected, _matters(client, first)))
+        answer |= _stored(first, catalogues, hidden=hidden)
+    elif copies:
+        answer |= _duplicate(first)
+    else:
+        answer |= _quarantined(first)
+    answer["position"] = _position(first)
+    answer["copies"] = [
+        {
+            "outcome": "duplicate",
+            "level": copy["level"],
+            "received_at": instant(copy["ingested_at"]),
+            "position": _position(copy),
+        }
+        for copy in copies
+        if copy is not first
+    ] + [
+        {
+            "outcome": "duplicate",
+            "level": "L1",
+            "received_at": instant(row["ingested_at"]),
+            "position": _position(row),
+        }
+        for row in stored[1:]
+        if _place(row) != _place(first)
+    ]
+    answer["conflicts"] = [
+        {"reason": row["reason"], "received_at": instant(row["ingested_at"]), "position": _position(row)}
+        for row in refused
+        if row is not first
+    ]
+    return answer
+
+
+def _rows(client: Client, sql: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """One dict per stored position: a block that was inserted twice shows once."""
+    distinct: dict[tuple[int, ...], dict[str, Any]] = {}
+    for row in client.query(sql, parameters=parameters).named_results():
+        distinct.setdefault(_place(row), dict(row))
+    return list(distinct.values())
+
+
+def _matters(client: Client, row: dict[str, Any]) -> list[str | None]:
+    """The event's own matter and those that its case was reported under: later events may name none."""
+    reported = client.query(
+        """SELECT DISTINCT matter_code FROM
+           (SELECT matter_code FROM events WHERE case_id = {case_id:String} AND event_type = 'REPORTED'
+            UNION ALL
+            SELECT matter_code FROM rejections WHERE case_id = {case_id:String})""",
+        parameters={"case_id": row["case_id"]},
+    )
+    return [row["matter_code"], *(matter for (matter,) in reported.result_rows)]
+
+
+def _place(row: dict[str, Any]) -> tuple[int, ...]:
+    return (row["_inc"], row["_part"], row["_off"], row["_idx"])
+
+
+def _position(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "incarnation": row["_inc"],
+        "partition": row["_part"],
+        "offset": row["_off"],
+        "index": row["_idx"],
+        "block": [row["_blk_lo"], row["_blk_hi"]],
+        "rules": row["_rules"],
+    }
+
+
+def _stored(row: dict[str, Any], catalogues: Catalogues, *, hidden: bool) -> dict[str, Any]:
+    return {
+        "outcome": row["outcome"],
+        "event_type": row["event_type"],
+        "case_id": row["case_id"],
+        "occurred_at": instant(row["occurred_at"]),
+        "channel": row["channel"],
+        "matter_code": row["matter_code"],
+        "grid_code": row["grid_code"],
+        "unit_code": row["unit_code"],
+        "reasons": list(row["reasons"]),
+        "missing_fields": list(row["missing_fields"]),
+        "rules": explain_rules(row, catalogues),
+        "decision": {
+            "catalogue_version": row["catalogue_version"],
+            "category": row["category"],
+            "urgency": row["urgency"],
+            "lead_department": row["lead_department"],
+            "response_limit_seconds": row["response_limit_seconds"],
+            "resolution_limit_seconds": row["resolution_limit_seconds"],
+            "mode": row["mode"],
+            "mode_level": row["mode_level"],
+            "evidence_pending": row["evidence_pending"],
+            "life_safety": row["life_safety"],
+            "late_beyond_horizon": row["late_beyond_horizon"],
+            "time_adjusted": row["time_adjusted"],
+            "backfill": row["backfill"],
+        },
+        "enrichment": _enrichment(row, hidden=hidden),
+        "actor": _actor(row, hidden=hidden),
+        "request_id": row["request_id"],
+    }
+
+
+def _enrichment(row: dict[str, Any], *, hidden: bool) -> dict[str, Any]:
+    staff = None
+    if row["staff_found"] is not None and not hidden:
+        staff = {
+            "found": row["staff_found"],
+            "active": row["staff_active"],
+            "kind": row["staff_kind"],
+            "department": row["staff_department"],
+            "in_grid": row["staff_in_grid"],
+            "in_district": row["staff_in_district"],
+            "channel_rights": list(row["staff_channel_rights"]),
+        }
+    return {
+        "district_code": row["district_code"],
+        "town_code": row["town_code"],
+        "village_code": row["village_code"],
+        "grid": {
+            "found": row["grid_found"],
+            "active": row["grid_active"],
+            "version": row["grid_version"],
+            "name": row["grid_name"],
+            "type": row["grid_type"],
+            "risk_tags": list(row["grid_risk_tags"]),
+            "unit_found": row["unit_found"],
+            "point_in_grid": row["point_in_grid"],
+            "point_distance_m": row["point_distance_m"],
+        },
+        "staff": staff,
+        "persons": [
+            {**fact, "key": short_key(fact["key"])}
+            for fact in map(dict, row["person_facts"])
+            if not (hidden and fact["role"] == "reporter")
+        ],
+        "organisation": {"code": row["organisation_code"], "found": row["organisation_found"]},
+        "route_department": row["route_department"],
+    }
+
+
+def _actor(row: dict[str, Any], *, hidden: bool) -> dict[str, Any]:
+    if hidden:
+        return {"type": None, "key": None, "name": None, "phone": None, "protected": True}
+    return {
+        "type": row["actor_type"],
+        "key": short_key(row["actor_key"]),
+        "name": row["actor_name"],
+        "phone": row["actor_phone"],
+        "protected": False,
+    }
+
+
+def _duplicate(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "outcome": "duplicate",
+        "level": row["level"],
+        "event_type": row["event_type"],
+        "case_id": row["case_id"],
+        "occurred_at": instant(row["occurred_at"]),
+        "channel": row["channel"],
+        "matter_code": row["matter_code"],
+        "grid_code": row["grid_code"],
+        "duplicate_of": {
+            "source": row["original_source"],
+            "event_id": row["original_event_id"],
+            "case_id": row["original_case_id"],
+        },
+        "rules": [],
+        "reasons": [],
+    }
+
+
+def _quarantined(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "outcome": "quarantined",
+        "event_type": row["event_type"],
+        "reasons": [row["reason"]],
+        "detail": row["detail"],
+        "rules": [],
+    }
