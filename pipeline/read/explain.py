@@ -22,12 +22,13 @@ _SAME_NAME: Final = "source = {source:String} AND event_id = {event_id:String}"
 _STORED_COLUMNS: Final = f"""
     outcome, event_type, case_id, occurred_at, ingested_at, stored_at, channel, matter_code, grid_code,
     unit_code, actor_type, actor_key, actor_name, actor_phone, persons, backfill, request_id, reasons,
-    missing_fields, rule_results, evidence_pending, life_safety, category, urgency, lead_department, response_limit_seconds,
-    resolution_limit_seconds, mode, mode_level, catalogue_version, late_beyond_horizon, time_adjusted,
-    district_code, town_code, village_code, grid_found, grid_active, grid_version, grid_name, grid_type,
-    grid_risk_tags, unit_found, point_in_grid, point_distance_m, staff_found, staff_active, staff_kind,
-    staff_department, staff_in_grid, staff_in_district, staff_channel_rights, organisation_code,
-    organisation_found, route_department, person_facts, {_POSITION}
+    missing_fields, rule_results, evidence_pending, life_safety, category, urgency, lead_department,
+    response_limit_seconds, resolution_limit_seconds, mode, mode_level, catalogue_version,
+    late_beyond_horizon, time_adjusted, district_code, town_code, village_code, grid_found, grid_active,
+    grid_version, grid_name, grid_type, grid_risk_tags, unit_found, point_in_grid, point_distance_m,
+    staff_found, staff_active, staff_kind, staff_department, staff_in_grid, staff_in_district,
+    staff_channel_rights, organisation_code, organisation_found, route_department, person_facts,
+    {_POSITION}
 """
 
 
