@@ -148,7 +148,7 @@ _SPOILERS: Final[dict[str, Spoiler]] = {
 def spoil(scene: Scene, rng: np.random.Generator, drawn: pl.DataFrame, end_ms: int) -> pl.DataFrame:
     """Break every report of `drawn` (columns of `reports.draw`); adds matter_code, grid_code and reason.
 
-    matter_code and grid_code : what the report says instead of its matter and grid, null where it says the truth.
+    matter_code, grid_code : what the report says instead of the truth, null where it says the truth.
     reason : primary reason code that admission must give (domain model, section 7).
     """
     if drawn.is_empty():

@@ -1,0 +1,84 @@
+"""What to simulate: how many cases of which districts, in which time, and how much noise around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from pipeline.simulate.lifecycle import Rates
+from pipeline.simulate.published import DISTRICTS, PUBLISHED_YEARS
+
+
+@dataclass(frozen=True)
+class DistrictPlan:
+    """Counted cases of one district. closed : how many are closed at the end; None: as life goes.
+
+    mix : name of a channel mix (`reports.CHANNEL_MIXES`).
+    """
+
+    code: str
+    cases: int
+    closed: int | None
+    mix: str
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What comes on top of the counted cases: shares of cases, or of events where it says so (assumed)."""
+
+    merged: float = 0.05
+    voided: float = 0.015
+    rejected: float = 0.03
+    orphans: float = 0.003
+    supplements: float = 0.006  # a second report under the same case
+    resends: float = 0.02
+    redeliveries: float = 0.01  # of events
+    conflicts: float = 0.0002  # of events: the id of an earlier event with other content
+
+
+@dataclass(frozen=True)
+class Plan:
+    """start, end : every case is reported in [start, end); nothing but rejected reports lies behind `end`.
+
+    tag : letters that begin every id, so that two runs do not meet; source : feeding system of the events.
+    """
+
+    districts: tuple[DistrictPlan, ...]
+    start: datetime
+    end: datetime
+    seed: int
+    tag: str
+    source: str
+    rates: Rates = field(default_factory=Rates)
+    noise: Noise = field(default_factory=Noise)
+
+    @property
+    def start_ms(self) -> int:
+        return int(self.start.timestamp() * 1_000)
+
+    @property
+    def end_ms(self) -> int:
+        return int(self.end.timestamp() * 1_000)
+
+
+YEAR: Final = timedelta(days=365)
+_MIXES: Final = {"440703": "public", "440704": "general", "440784": "rider", "440785": "general"}
+
+
+def published_year(end: datetime, seed: int, source: str) -> Plan:
+    """The districts' published volumes in the 365 days before `end` (design 9.22). Dates are simulated."""
+    districts = tuple(
+        DistrictPlan(year.code, year.received, year.closed, _MIXES[year.code]) for year in PUBLISHED_YEARS
+    )
+    return Plan(districts, end - YEAR, end, seed, "demo", source)
+
+
+def ordinary_days(cases: int, start: datetime, end: datetime, *, seed: int, tag: str, source: str) -> Plan:
+    """About `cases` cases of all seven districts, by residents, living as they do."""
+    residents = sum(facts.residents for facts in DISTRICTS)
+    districts = tuple(
+        DistrictPlan(facts.code, max(1, round(cases * facts.residents / residents)), None, "general")
+        for facts in DISTRICTS
+    )
+    return Plan(districts, start, end, seed, tag, source)
