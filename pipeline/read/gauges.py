@@ -1,0 +1,76 @@
+"""Business gauges for Prometheus: the KPI call's defaults by district, refreshed beside the requests.
+
+A scrape only reads the last figures; it never waits for ClickHouse. When ClickHouse does not answer, the last
+figures stay, and the next refresh tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+from clickhouse_connect.driver.client import Client
+from prometheus_client import Gauge
+
+from pipeline import metrics
+from pipeline.errors import UnavailableError
+from pipeline.read.kpi import kpi
+from pipeline.read.names import KpiNames
+from pipeline.read.reader import Reader
+
+WINDOW: Final = timedelta(days=30)
+REFRESH_SECONDS: Final = 5.0
+#: Prometheus writes quantiles as fractions.
+_QUANTILES: Final = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
+_GAUGES: Final = {
+    "closure_rate": metrics.closure_ratio,
+    "response_rate": metrics.response_ratio,
+    "open": metrics.open_cases,
+    "overdue": metrics.overdue_cases,
+}
+
+log = structlog.get_logger(__name__)
+
+
+async def refresh_for_ever(reader: Reader, *, interval_seconds: float = REFRESH_SECONDS) -> None:
+    """Refresh the gauges until cancelled. A failing refresh is logged once per spell, never raised."""
+    failing = False
+    while True:
+        try:
+            await refresh(reader)
+            failing = False
+        except UnavailableError:
+            if not failing:
+                log.warning("gauges_not_refreshed", reason="ClickHouse does not answer")
+            failing = True
+        except Exception:
+            if not failing:
+                log.exception("gauges_not_refreshed")
+            failing = True
+        await asyncio.sleep(interval_seconds)
+
+
+async def refresh(reader: Reader) -> None:
+    """Set the gauges once. Raises UnavailableError when ClickHouse does not answer."""
+    now = reader.clock()
+
+    def query(client: Client) -> dict[str, Any]:
+        names = KpiNames(reader.areas, reader.catalogues, client)
+        return kpi(client, by="district", from_=now - WINDOW, to=now, as_of=now, view="cohort", names=names)
+
+    for row in (await reader.run(query))["rows"]:
+        district = row["key"]
+        for field, gauge in _GAUGES.items():
+            _set(gauge, row[field], district)
+        for percentile, quantile in _QUANTILES.items():
+            _set(metrics.response_seconds, row["response_seconds"][percentile], district, quantile)
+
+
+def _set(gauge: Gauge, value: float | None, *labels: str) -> None:
+    """A figure that does not exist (no case in the window) has no series, rather than a false zero."""
+    if value is None:
+        gauge.remove(*labels)
+    else:
+        gauge.labels(*labels).set(value)
