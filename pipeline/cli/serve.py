@@ -34,6 +34,7 @@ _LINE_SECONDS = 10.0
 
 
 def up(
+    *,
     data_dir: DataDir = None,
     http: Http = None,
     admin_http: AdminHttp = None,

@@ -31,6 +31,7 @@ from pipeline.ingest.openapi import OPENAPI_PATHS as GATEWAY_PATHS
 from pipeline.ingest.producer import KafkaProducer
 from pipeline.ingest.routes import gateway_routes
 from pipeline.ingest.validate import Validator
+from pipeline.read.gauges import refresh_for_ever
 from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
 from pipeline.read.routes import Reader, read_routes
 from pipeline.rules.catalogue import Catalogues, load_catalogues
@@ -47,7 +48,7 @@ from pipeline.store.client import BridgeAddress, connect_bridge, connect_server
 #: A read that takes longer is a fault; the client is told so.
 _READ_SECONDS: Final = 30.0
 #: What an answer may still take once we were asked to stop: below the supervisor's patience.
-_DRAIN_SECONDS: Final = 7
+_DRAIN_SECONDS: Final = 4
 
 log = logs.get_logger(__name__)
 
@@ -115,7 +116,8 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
                 stack.push_async_callback(parts.control.close)
             if parts.reader is not None:
                 stack.callback(parts.reader.close)
-                stack.enter_context(business_gauges(parts.reader))
+                gauges = asyncio.create_task(refresh_for_ever(parts.reader), name="business-gauges")
+                stack.callback(gauges.cancel)
             if parts.gateway is not None:
                 stack.push_async_callback(parts.gateway.close)
             yield

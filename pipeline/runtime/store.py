@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 
 from clickhouse_connect.driver.client import Client
@@ -13,8 +14,9 @@ from clickhouse_connect.driver.client import Client
 from pipeline import logs
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import GridpipeError
+from pipeline.ingest.keys import KeyStore
 from pipeline.runtime.control import Status, StatusBoard, control_routes
-from pipeline.runtime.process import Order, receive_order, report_problem
+from pipeline.runtime.process import EXIT_FAILED, Order, receive_order, report_problem
 from pipeline.settings import Settings
 from pipeline.store.bridge import Bridge
 from pipeline.store.client import connect_server
@@ -59,14 +61,12 @@ def run_store(
     if listener is not None:
         bridge = Bridge(engine, token, listener=listener, extra_routes=control_routes(board)).start()
         log.info("bridge_listens", url=bridge.url)
-    try:
-        asyncio.run(_work(settings, client_factory, bootstrap, privacy, board))
-    finally:
-        board.worker_is("stopping")
-        if bridge is not None:
-            bridge.close()
-        if engine is not None:
-            engine.close()
+    asyncio.run(_work(settings, client_factory, bootstrap, privacy, board))
+    board.worker_is("stopping")
+    if bridge is not None:
+        bridge.close()
+    if engine is not None:
+        engine.close()
     log.info("store_stopped")
 
 
@@ -90,7 +90,18 @@ async def _work(
         privacy=privacy,
         stop=stop,
         ready=lambda: board.worker_is("assigned"),
+        known_sources=_Sources(KeyStore(settings.keys_path)),
     )
+
+
+class _Sources:
+    """The sources that keys name: the closed set of the `source` label."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self._keys = keys
+
+    def __call__(self) -> frozenset[str]:
+        return frozenset(source for key in self._keys.list() for source in key.sources)
 
 
 def main() -> None:
@@ -99,7 +110,11 @@ def main() -> None:
     logs.configure(
         level=order.settings.log_level, role="store", log_dir=order.settings.log_dir, console=False
     )
-    sys.exit(_run(order))
+    code = _run(order)
+    if code != 0:
+        # Threads of the engine may be in any state now: end without waiting for them.
+        logging.shutdown()
+        os._exit(code)
 
 
 def _run(order: Order) -> int:
@@ -114,6 +129,9 @@ def _run(order: Order) -> int:
     except GridpipeError as error:
         log.error("store_refused", problem=str(error))
         return report_problem(order, error)
+    except Exception:
+        log.exception("store_failed")
+        return EXIT_FAILED  # the supervisor starts it again, from the last commit
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import socket
@@ -28,7 +29,7 @@ from pipeline.store.lock import DirectoryLock
 
 READY_SECONDS: Final = 60.0
 #: Stop: HTTP first (running requests get their answer), then the worker's drain, then the broker: 25 s.
-_STOP_SECONDS: Final = {"city": 2.0, "http": 8.0, "store": 14.0}
+_STOP_SECONDS: Final = {"city": 1.0, "http": 4.5, "store": 19.0}
 _BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 #: A child that lived this long starts again with the shortest backoff.
 _STEADY_SECONDS: Final = 60.0
@@ -243,7 +244,8 @@ class Supervisor:
             self._state.failure = GridpipeError(f"the supervisor failed: {error}")
         finally:
             self._stop_children()
-            BridgeAddress.path(self.settings.run_dir).unlink(missing_ok=True)
+            for name in (BridgeAddress.path(self.settings.run_dir), self.settings.run_dir / "pids.json"):
+                name.unlink(missing_ok=True)
             self._state.ended.set()
 
     def _tend(self) -> None:
@@ -265,6 +267,11 @@ class Supervisor:
                 with self._state.lock:
                     role.child = child
                 log.info("started", child=name, pid=child.pid)
+                self._write_pids()
+
+    def _write_pids(self) -> None:
+        """For `gridpipe doctor` and whoever looks for a process to look at."""
+        (self.settings.run_dir / "pids.json").write_text(json.dumps(self.pids | {"up": os.getpid()}))
 
     def _bury(self, name: str, role: _Role) -> None:
         """Take note of a dead child and of when to start it again."""

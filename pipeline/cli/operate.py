@@ -1,0 +1,106 @@
+"""`gridpipe config show` and `gridpipe doctor`: what is set, and whether all is well."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import typer
+from pydantic_core import PydanticUndefined
+from rich.table import Table
+
+from pipeline.cli.common import out, print_json
+from pipeline.settings import ENV_PREFIX, Settings, load_settings
+
+config = typer.Typer(help="Settings.", no_args_is_help=True)
+
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Directory of the installation.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_SIGN = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]failed[/]"}
+
+
+def setting_rows(settings: Settings) -> list[dict[str, Any]]:
+    """One row per setting: name, value, default, env, meaning. Passwords are masked."""
+    rows = []
+    for name, declared in Settings.model_fields.items():
+        default = declared.get_default(call_default_factory=True, validated_data={})
+        rows.append(
+            {
+                "name": name,
+                "value": _shown(getattr(settings, name)),
+                "default": None if default is PydanticUndefined else _shown(default),
+                "env": ENV_PREFIX + name.upper(),
+                "meaning": declared.description,
+            }
+        )
+    return rows
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, str) and "://" in value:
+        return mask_password(value)
+    return value
+
+
+def mask_password(url: str) -> str:
+    """The address with its password replaced.
+
+    >>> mask_password("https://grid:secret@ch.example:8443/?compress=1")
+    'https://grid:***@ch.example:8443/?compress=1'
+    """
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+@config.command("show")
+def show(data_dir: DataDir = None, json: Json = False) -> None:
+    """Every setting with its value, default, environment name and meaning."""
+    rows = setting_rows(load_settings(data_dir=data_dir))
+    if json:
+        print_json(rows)
+        return
+    table = Table("setting", "value", "environment", "meaning", title="settings (changed ones in bold)")
+    for row in rows:
+        style = "" if row["value"] == row["default"] else "bold"
+        table.add_row(row["name"], _text(row["value"]), row["env"], row["meaning"], style=style)
+    out.print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def doctor(
+    data_dir: DataDir = None,
+    http: Annotated[str | None, typer.Option("--http", help="Where the service listens.")] = None,
+    kafka: Annotated[str | None, typer.Option("--kafka", help="Kafka bootstrap servers.")] = None,
+    clickhouse: Annotated[str | None, typer.Option("--clickhouse", help="ClickHouse URL.")] = None,
+    json: Json = False,
+) -> None:
+    """Check this installation and say what to do. Exit 0 well, 1 faulty, 2 configuration, 3 unreachable."""
+    from pipeline.runtime.doctor import examine, exit_code
+
+    findings = examine(load_settings(data_dir=data_dir, http=http, kafka=kafka, clickhouse=clickhouse))
+    if json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            advice = f" → {finding.do}" if finding.do else ""
+            out.print(f"{_SIGN[finding.level]:<18} {finding.check}: {finding.what}{advice}", soft_wrap=True)
+    raise typer.Exit(exit_code(findings))
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(config, name="config")
+    app.command()(doctor)

@@ -1,0 +1,277 @@
+"""Looks at an installation and says what is wrong and what to do about it. Reads only."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final, Literal
+
+import httpx
+import psutil
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from pipeline.contract.privacy import Privacy
+from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
+from pipeline.ingest.keys import KeyStore
+from pipeline.rules.catalogue import load_catalogues
+from pipeline.runtime import broker
+from pipeline.runtime.access import check_listeners
+from pipeline.runtime.supervisor import bind
+from pipeline.settings import Settings
+from pipeline.store.client import BridgeAddress, connect
+from pipeline.store.migrate import current_revision, head_revision
+
+Level = Literal["ok", "warning", "failed"]
+
+_LITTLE_DISK_BYTES: Final = 2_000_000_000
+_NO_DISK_BYTES: Final = 200_000_000
+#: The embedded broker never frees a record: past this its site should move to Kafka (design 2.10).
+_BROKER_BYTES: Final = 512_000_000
+_REFERENCE_TABLES: Final = (
+    "ref_grids",
+    "ref_units",
+    "ref_staff",
+    "ref_persons",
+    "ref_organisations",
+    "ref_modes",
+)
+_WINDOW: Final = re.compile(r"(?:non_)?replicated_deduplication_window\s*=\s*(\d+)")
+
+EXIT_FAILED, EXIT_CONFIGURATION, EXIT_UNREACHABLE = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """what : found; do : what to do about it, empty when all is well; exit_code : of a failure."""
+
+    check: str
+    level: Level
+    what: str
+    do: str = ""
+    exit_code: int = 0
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Every check, in the order of the list below; a check that fails does not stop the others."""
+    findings: list[Finding] = []
+    running = _service(settings)
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("python", _python),
+        ("data directory", lambda: _data_dir(settings)),
+        ("service", lambda: iter(running)),
+        ("listeners", lambda: _listeners(settings, running=running[0].level == "ok")),
+        ("broker", lambda: _broker(settings)),
+        ("catalogue", lambda: _catalogue(settings)),
+        ("keys", lambda: _keys(settings)),
+        ("ClickHouse", lambda: _store(settings)),
+    ]
+    for name, check in checks:
+        try:
+            findings += check()
+        except ConfigurationError as error:
+            findings += [
+                Finding(name, "failed", line, exit_code=EXIT_CONFIGURATION) for line in error.problems
+            ]
+        except UnavailableError as error:
+            findings.append(Finding(name, "failed", str(error), exit_code=EXIT_UNREACHABLE))
+        except (GridpipeError, OSError, ClickHouseError) as error:
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            findings.append(Finding(name, "failed", first_line, exit_code=EXIT_FAILED))
+    return findings
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """0 without a failure, else the highest code of the failures."""
+    return max((finding.exit_code for finding in findings if finding.level == "failed"), default=0)
+
+
+def _python() -> Iterator[Finding]:
+    packages = ("chdb", "clickhouse-connect", "polars", "faust-streaming", "confluent-kafka")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    yield Finding("python", "ok", f"{'.'.join(str(part) for part in sys.version_info[:3])}; {versions}")
+
+
+def _data_dir(settings: Settings) -> Iterator[Finding]:
+    directory = settings.data_dir
+    if not directory.exists():
+        yield Finding(
+            "data directory", "warning", f"{directory} does not exist yet", "the first start makes it"
+        )
+        return
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & 0o077:
+        yield Finding(
+            "data directory",
+            "failed",
+            f"{directory} can be read by others",
+            f"chmod 700 {directory}",
+            EXIT_CONFIGURATION,
+        )
+    else:
+        yield Finding("data directory", "ok", f"{directory}, mode {mode:o}")
+    free = shutil.disk_usage(directory).free
+    gigabytes = f"{free / 1e9:.1f} GB free"
+    if free < _NO_DISK_BYTES:
+        yield Finding("disk", "failed", gigabytes, "free some space: inserts will fail", EXIT_FAILED)
+    elif free < _LITTLE_DISK_BYTES:
+        yield Finding("disk", "warning", gigabytes, "free some space soon")
+    else:
+        yield Finding("disk", "ok", gigabytes)
+
+
+def _service(settings: Settings) -> list[Finding]:
+    url = f"http://{settings.admin_http or settings.http}"
+    try:
+        answer = httpx.get(f"{url}/health/ready", timeout=5, trust_env=False)
+        checks: dict[str, Any] = answer.json()["checks"]
+    except (httpx.HTTPError, ValueError, KeyError):
+        return [Finding("service", "warning", f"nothing answers on {url}", "start it with `gridpipe up`")]
+    failed = [f"{name}: {check['detail']}" for name, check in checks.items() if not check["ok"]]
+    if failed:
+        return [
+            Finding(
+                "service",
+                "failed",
+                f"{url} is not ready: {'; '.join(failed)}",
+                f"see the logs in {settings.log_dir}",
+                EXIT_UNREACHABLE,
+            )
+        ]
+    return [Finding("service", "ok", f"{url} is ready")]
+
+
+def _listeners(settings: Settings, *, running: bool) -> Iterator[Finding]:
+    check_listeners(settings)
+    if not running:
+        bind(settings.http, "--http").close()
+    yield Finding("listeners", "ok", settings.http + (" in use by the service" if running else " is free"))
+
+
+def _broker(settings: Settings) -> Iterator[Finding]:
+    if settings.kafka is not None:
+        topics = broker.wait_until_up(settings.kafka, seconds=5).list_topics(timeout=3).topics
+        if settings.topic not in topics:
+            what = f"{settings.kafka} has no topic {settings.topic}"
+            yield Finding("broker", "failed", what, "run `gridpipe migrate --kafka …`", EXIT_FAILED)
+            return
+        partitions = len(topics[settings.topic].partitions)
+        yield Finding("broker", "ok", f"{settings.kafka}, {settings.topic}: {partitions} partitions")
+        return
+    try:
+        pid = json.loads((settings.run_dir / "pids.json").read_text()).get("broker", 0)
+        used = psutil.Process(pid).memory_info().rss if pid else 0
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        used = 0
+    if used > _BROKER_BYTES:
+        yield Finding(
+            "broker",
+            "warning",
+            f"the embedded broker holds {used / 1e6:.0f} MB",
+            "this site has outgrown it: use Kafka (`gridpipe up --kafka …`), or restart the service",
+        )
+    elif used:
+        yield Finding("broker", "ok", f"embedded, {used / 1e6:.0f} MB")
+    else:
+        yield Finding("broker", "ok", f"embedded, not running; executable {broker.binary().name} is there")
+
+
+def _catalogue(settings: Settings) -> Iterator[Finding]:
+    catalogues = load_catalogues(settings.catalogue_dir)
+    versions = ", ".join(version.version for version in catalogues.versions)
+    yield Finding("catalogue", "ok", f"versions {versions}; rules {catalogues.digest[:12]}")
+
+
+def _keys(settings: Settings) -> Iterator[Finding]:
+    active = [key for key in KeyStore(settings.keys_path).list() if key.revoked_at is None]
+    if active:
+        sources = sorted({source for key in active for source in key.sources})
+        yield Finding("keys", "ok", f"{len(active)} in force, for {', '.join(sources)}")
+    else:
+        yield Finding("keys", "warning", "no key in force", "run `gridpipe keys add --source S`")
+    if settings.pseudonym_key_path.exists():
+        privacy = Privacy.load(settings.pseudonym_key_path, create=False)
+        what = f"version {privacy.key_version}, readable by this user only"
+        yield Finding("pseudonym key", "ok", what)
+    elif settings.clickhouse_dir.exists():
+        Privacy.load(settings.pseudonym_key_path, create=False)  # says what to do
+    else:
+        yield Finding("pseudonym key", "warning", "none yet", "the first start makes it")
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    if settings.clickhouse is None and BridgeAddress.read(settings.run_dir) is None:
+        if not settings.clickhouse_dir.exists():
+            yield Finding("ClickHouse", "warning", "embedded, no data yet", "the first start makes them")
+            return
+        if _service(settings)[0].level == "ok":
+            yield Finding(
+                "ClickHouse", "warning", "the service uses another data directory", "pass --data-dir"
+            )
+            return
+    with closing(connect(settings, database="")) as client:
+        yield Finding("ClickHouse", "ok", f"version {client.server_version}")
+        databases = client.query(
+            "SELECT name FROM system.databases WHERE name = {name:String}", {"name": settings.database}
+        ).result_rows
+        if not databases:
+            what = f"database {settings.database} does not exist"
+            yield Finding("schema", "failed", what, "run `gridpipe migrate`", EXIT_FAILED)
+            return
+        client.database = settings.database
+        yield from _schema(client, settings.database)
+
+
+def _schema(client: Client, database: str) -> Iterator[Finding]:
+    revision, head = current_revision(client), head_revision()
+    if revision == head:
+        yield Finding("schema", "ok", f"revision {revision}")
+    else:
+        what = f"revision {revision or 'none'}, this version needs {head}"
+        yield Finding("schema", "failed", what, "run `gridpipe migrate`", EXIT_FAILED)
+    tables = client.query(
+        "SELECT name, engine, create_table_query FROM system.tables "
+        "WHERE database = {database:String} AND engine LIKE '%MergeTree' AND name != 'alembic_version'",
+        {"database": database},
+    ).result_rows
+    open_to_repeats = [name for name, _, statement in tables if not _has_window(statement)]
+    if open_to_repeats:
+        yield Finding(
+            "deduplication windows",
+            "failed",
+            f"no window on {', '.join(sorted(open_to_repeats))}: a repeated insert would count twice",
+            "ALTER TABLE … MODIFY SETTING non_replicated_deduplication_window = 100000",
+            EXIT_FAILED,
+        )
+    else:
+        yield Finding("deduplication windows", "ok", f"set on all {len(tables)} tables")
+    zone = str(client.command("SELECT timezone()"))
+    if zone != "UTC":
+        what = f"the server's time zone is {zone}"
+        yield Finding("time zone", "failed", what, "set it to UTC in the server's configuration", EXIT_FAILED)
+    counts = dict(
+        client.query(
+            "SELECT name, total_rows FROM system.tables "
+            "WHERE database = {database:String} AND name IN {names:Array(String)}",
+            {"database": database, "names": list(_REFERENCE_TABLES)},
+        ).result_rows
+    )
+    missing = [name.removeprefix("ref_") for name in ("ref_grids", "ref_staff") if not counts.get(name)]
+    if missing:
+        what = f"no {' and no '.join(missing)}: reports will be rejected"
+        yield Finding("reference data", "warning", what, "run `gridpipe reference load DIR`")
+    else:
+        rows = ", ".join(f"{name.removeprefix('ref_')} {count:,}" for name, count in sorted(counts.items()))
+        yield Finding("reference data", "ok", rows)
+
+
+def _has_window(statement: str) -> bool:
+    found = _WINDOW.search(statement)
+    return found is not None and int(found.group(1)) > 0
