@@ -7,6 +7,8 @@ figures stay, and the next refresh tries again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final
 
@@ -32,6 +34,18 @@ _GAUGES: Final = {
 }
 
 log = structlog.get_logger(__name__)
+
+
+@contextlib.contextmanager
+def business_gauges(reader: Reader, *, interval_seconds: float = REFRESH_SECONDS) -> Iterator[None]:
+    """Refresh the gauges in a task of the running event loop while the context is open."""
+    task = asyncio.get_running_loop().create_task(
+        refresh_for_ever(reader, interval_seconds=interval_seconds), name="business gauges"
+    )
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 async def refresh_for_ever(reader: Reader, *, interval_seconds: float = REFRESH_SECONDS) -> None:
