@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.store.fold import HISTORY, STATE, TUPLE_TYPES, prefix, states_of
+from pipeline.frames import RANK
+from pipeline.store.fold import HISTORY, STATE, TUPLE_TYPES, states_at
 
 AS_OF: Final = "{as_of:DateTime64(3, 'UTC')}"
 
@@ -31,25 +32,22 @@ CASE_TABLES: Final = {
     SETTINGS index_granularity = 1024, non_replicated_deduplication_window = 1000""",
 }
 
-_NAMES = ", ".join((*HISTORY, *STATE))
 
-CASE_VIEWS: Final = {
-    # What is known today about every case at an instant: the stored state where nothing happened since,
-    # else the state at the end of the history until then.
-    "case_states": f"""
-    CREATE VIEW case_states AS
-    SELECT {_NAMES} FROM cases FINAL WHERE last_event_at <= {AS_OF}
-    UNION ALL
-    SELECT {_NAMES} FROM (
-        {states_of(prefix(f"SELECT * FROM cases FINAL WHERE last_event_at > {AS_OF} AND first_event_at <= {AS_OF}", AS_OF))}
-    )""",
-    "case_as_of": f"""
-    CREATE VIEW case_as_of AS
+def _case_view(as_of: str) -> str:
+    """One row per case as of an instant, with the number of cases merged into it."""
+    merges = states_at(as_of, ("case_id", "state", "primary_case_id"), f"has(legal_ranks, {RANK['MERGED']})")
+    return f"""
     SELECT states.*, toUInt32(merged.merged_count) AS merged_count
-    FROM case_states(as_of = {AS_OF}) AS states
+    FROM ({states_at(as_of)}) AS states
     LEFT JOIN (
         SELECT assumeNotNull(primary_case_id) AS primary, count() AS merged_count
-        FROM case_states(as_of = {AS_OF}) WHERE state = 'MERGED' GROUP BY primary
-    ) AS merged ON merged.primary = states.case_id""",
-    "case_current": "CREATE VIEW case_current AS SELECT * FROM case_as_of(as_of = now64(3, 'UTC'))",
+        FROM ({merges}) WHERE state = 'MERGED' GROUP BY primary
+    ) AS merged ON merged.primary = states.case_id"""
+
+
+# The views repeat their text instead of reading each other: a parameterised view is analysed anew at each
+# level of nesting.
+CASE_VIEWS: Final = {
+    "case_as_of": f"CREATE VIEW case_as_of AS {_case_view(AS_OF)}",
+    "case_current": "CREATE VIEW case_current AS " + _case_view("now64(3, 'UTC')"),
 }

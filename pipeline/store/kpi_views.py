@@ -1,6 +1,6 @@
-"""The views that define every metric once: `kpi_cohort` and `kpi_flow` give finished rows, the others parts.
+"""The views that define every metric once: `kpi_cohort` and `kpi_flow`, one row per key.
 
-All are parameterised: `by` (what a key is), `from` and `to` (the window, `to` excluded), `as_of`;
+Both are parameterised: `by` (what a key is), `from` and `to` (the window, `to` excluded), `as_of`;
 `kpi_cohort` also takes `citizen_channels`, the channels of kind public, care and desk. Formulae and their
 corners: docs/metrics.md. Beside the rates stand the numerators and denominators they are made of.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from pipeline.frames import RANK
-from pipeline.store.fold import HORIZON_DAYS, OF_ANOTHER_CASE, sorted_sets
+from pipeline.store.fold import HORIZON_DAYS, OF_ANOTHER_CASE, states_at
 
 #: What a row of the KPI call can stand for, and where its key comes from.
 BY: Final = ("city", "district", "town", "village", "grid", "matter", "category", "department", "channel")
@@ -31,7 +31,6 @@ RATES: Final = (
 _AS_OF = "{as_of:DateTime64(3, 'UTC')}"
 _FROM = "{from:DateTime64(3, 'UTC')}"
 _TO = "{to:DateTime64(3, 'UTC')}"
-_WINDOW = f"from = {_FROM}, to = {_TO}, as_of = {_AS_OF}"
 
 
 def _key(department: str) -> str:
@@ -75,22 +74,10 @@ _DURATION_ENDS: Final = {
     "resolution_seconds": ("accepted_at", "closed_at"),
 }
 
-#: Attributes of an orphan event: array of `sorted_sets` → column.
-_ORPHAN_COLUMNS: Final = {
-    "times": "occurred_at",
-    "grids": "grid_code",
-    "channels": "channel",
-    "matters": "matter_code",
-    "categories": "category",
-    "lead_departments": "lead_department",
-}
-
 # --- reports: from the outcome tables, one count per (source, event_id), one per position for copies
-_REPORT_FIELDS = "occurred_at, grid_code, channel, matter_code, category, lead_department"
 _REPORT_FILTER = f"event_type = 'REPORTED' AND {_in_window('occurred_at')} AND occurred_at <= {_AS_OF}"
 
-_KPI_REPORTS = f"""
-    CREATE VIEW kpi_reports AS
+_REPORTS = f"""
     SELECT
         key,
         countIf(kind = 1) AS admitted_reports,
@@ -119,29 +106,23 @@ _KPI_REPORTS = f"""
     GROUP BY key"""
 
 # --- orphans: events of cases that, as of T, have neither a report nor a resend of one
-_KPI_ORPHANS = f"""
-    CREATE VIEW kpi_orphans AS
+_ORPHAN_FIELDS = ("grid_code", "channel", "matter_code", "category", "lead_department")
+_ORPHANS = f"""
     SELECT
         {_key("lead_department")} AS key,
         count() AS orphans,
         countIf(occurred_at < {_AS_OF} - toIntervalDay({HORIZON_DAYS})) AS orphans_overdue
     FROM (
-        SELECT {", ".join(f"{name}[n] AS {column}" for name, column in _ORPHAN_COLUMNS.items())}
-        FROM ({
-    sorted_sets(
-        f'''
-            SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events
-            WHERE case_id IN (
-                SELECT case_id FROM cases FINAL
-                WHERE first_event_at <= {_AS_OF}
-                    AND NOT arrayExists(
-                        (t, v) -> t <= {_AS_OF} AND v = {OF_ANOTHER_CASE}, event_times, event_verdicts)
-                    AND ifNull(reported_at > {_AS_OF}, 1)
-            )
-            GROUP BY case_id'''
-    )
-})
-        ARRAY JOIN arrayEnumerate(times) AS n
+        SELECT e.occurred_at AS occurred_at, {", ".join(f"e.{name} AS {name}" for name in _ORPHAN_FIELDS)}
+        FROM case_events
+        ARRAY JOIN events AS e
+        WHERE case_id IN (
+            SELECT case_id FROM cases FINAL
+            WHERE first_event_at <= {_AS_OF} AND ifNull(reported_at > {_AS_OF}, 1) AND NOT arrayExists(
+                (t, v) -> v = {OF_ANOTHER_CASE} AND t <= {_AS_OF}, event_times, event_verdicts)
+        )
+        ORDER BY e._inc, e._part, e._off, e._idx
+        LIMIT 1 BY case_id, e.source, e.event_id
     )
     WHERE {_in_window("occurred_at")} AND occurred_at <= {_AS_OF} AND key != ''
     GROUP BY key"""
@@ -201,17 +182,20 @@ def _columns(items: dict[str, str]) -> str:
     return ",\n            ".join(f"{expression} AS {name}" for name, expression in items.items())
 
 
-def _arrays(names: tuple[str, ...]) -> dict[str, str]:
-    return {f"{name}_values": f"arraySort(groupArray({name}))" for name in names}
-
-
 _NEGATIVE = " + ".join(
     f"ifNull(toUnixTimestamp64Milli({end}) < toUnixTimestamp64Milli({start}), 0)"
     for start, end in _DURATION_ENDS.values()
 )
 
-_KPI_COHORT_CASES = f"""
-    CREATE VIEW kpi_cohort_cases AS
+_ATTRIBUTES = ("grid_code", "channel", "matter_code", "category", "department")
+_COHORT_COLUMNS: Final = (
+    *_ATTRIBUTES, "state", "is_counted", "is_closed", "is_resolved", "reported_at", "accepted_at",
+    "first_dispatched_at", "first_signed_at", "first_response_at", "resolved_at", "closed_at",
+    "response_due_at", "due_at", "accepted_count", "dispatched_count", "returned_count", "extended_count",
+    "resolved_count", "rework_count", "reopened_count", "rating", "rating_count", "satisfied_count",
+    "evidence_pending", "illegal_count", "late_count",
+)  # fmt: skip
+_COHORT_CASES = f"""
     SELECT
         key,
         {_columns({name: f"countIf({condition})" for name, condition in _COHORT_COUNTS.items()})},
@@ -234,8 +218,13 @@ _KPI_COHORT_CASES = f"""
         }
     )
 }
-        FROM case_states(as_of = {_AS_OF})
-        WHERE is_admitted AND {_in_window("reported_at")}
+        FROM ({
+    states_at(
+        _AS_OF,
+        _COHORT_COLUMNS,
+        f"is_admitted AND {_in_window('reported_at')} AND reported_at <= {_AS_OF}",
+    )
+})
     )
     WHERE key != ''
     GROUP BY key"""
@@ -256,8 +245,11 @@ _FLOW_SUMS: Final = {
 _FLOW_ENDS: Final = {name: ends for name, ends in _DURATION_ENDS.items() if name != "resolution_seconds"}
 _RESOLUTIONS_MS = "toUnixTimestamp64Milli(t) - toUnixTimestamp64Milli(assumeNotNull(accepted_at))"
 
-_KPI_FLOW_CASES = f"""
-    CREATE VIEW kpi_flow_cases AS
+_FLOW_COLUMNS: Final = (
+    *_ATTRIBUTES, "legal_times", "legal_ranks", "legal_ratings", "reported_at", "accepted_at",
+    "first_dispatched_at", "first_signed_at", "first_response_at",
+)  # fmt: skip
+_FLOW_CASES = f"""
     SELECT
         key,
         {_columns({name: f"sum(n_{name})" for name in _FLOW_SUMS})},
@@ -277,9 +269,14 @@ _KPI_FLOW_CASES = f"""
     )
 },
             arrayMap(t -> intDiv({_RESOLUTIONS_MS}, 1000), closed_times) AS resolutions
-        FROM case_states(as_of = {_AS_OF})
-        WHERE is_admitted AND last_event_at >= {_FROM} AND reported_at < {_TO}
-            AND arrayExists(t -> {_in_window("t")}, legal_times)
+        FROM ({
+    states_at(
+        _AS_OF,
+        _FLOW_COLUMNS,
+        f"is_admitted AND last_event_at >= {_FROM} AND reported_at < {_TO} AND reported_at <= {_AS_OF}",
+    )
+})
+        WHERE arrayExists(t -> {_in_window("t")}, legal_times)
     )
     WHERE key != ''
     GROUP BY key"""
@@ -287,15 +284,14 @@ _KPI_FLOW_CASES = f"""
 
 def _joined(cases: str, case_counts: tuple[str, ...]) -> str:
     """SQL query: the parts of a row side by side; a key that one part lacks counts zero there."""
-
-    def part(view: str, given: tuple[str, ...], from_cases: bool) -> str:
-        counts = (*case_counts, *_REPORT_COUNTS, *_ORPHAN_COUNTS)
-        columns = [f"{name if name in given else 'toUInt64(0)'} AS {name}" for name in counts]
-        columns += [f"CAST({name if from_cases else '[]'} AS Array(Int64)) AS {name}" for name in DURATIONS]
-        columns.append(f"toUInt8({int(view != 'kpi_orphans')}) AS listed")
-        return f"SELECT key, {', '.join(columns)} FROM {view}(by = {{by:String}}, {_WINDOW}{_extra(view)})"
-
     counts = (*case_counts, *_REPORT_COUNTS, *_ORPHAN_COUNTS)
+
+    def part(source: str, given: tuple[str, ...]) -> str:
+        columns = [name if name in given else f"toUInt64(0) AS {name}" for name in counts]
+        columns += [name if name in given else f"CAST([] AS Array(Int64)) AS {name}" for name in DURATIONS]
+        # orphans alone do not put a key on the list
+        return f"SELECT key, {', '.join(columns)}, {int(source != _ORPHANS)} AS listed FROM ({source})"
+
     return f"""
         SELECT
             key,
@@ -303,15 +299,11 @@ def _joined(cases: str, case_counts: tuple[str, ...]) -> str:
             {_columns({name: f"groupArrayArray(part.{name})" for name in DURATIONS})},
             max(part.listed) AS listed
         FROM (
-            {part(cases, case_counts, True)}
-            UNION ALL {part("kpi_reports", _REPORT_COUNTS, False)}
-            UNION ALL {part("kpi_orphans", _ORPHAN_COUNTS, False)}
+            {part(cases, (*case_counts, *DURATIONS))}
+            UNION ALL {part(_REPORTS, _REPORT_COUNTS)}
+            UNION ALL {part(_ORPHANS, _ORPHAN_COUNTS)}
         ) AS part
         GROUP BY key"""
-
-
-def _extra(view: str) -> str:
-    return ", citizen_channels = {citizen_channels:Array(String)}" if view == "kpi_cohort_cases" else ""
 
 
 def _row(name: str, source: str, counts: tuple[str, ...], rates: tuple[str, ...]) -> str:
@@ -334,14 +326,9 @@ def _row(name: str, source: str, counts: tuple[str, ...], rates: tuple[str, ...]
 
 
 _COHORT_NAMES = (*_COHORT_COUNTS, *_COHORT_SUMS, "negative_durations")
+_FLOW_NAMES = tuple(_FLOW_SUMS)
 
 KPI_VIEWS: Final = {
-    "kpi_reports": _KPI_REPORTS,
-    "kpi_orphans": _KPI_ORPHANS,
-    "kpi_cohort_cases": _KPI_COHORT_CASES,
-    "kpi_flow_cases": _KPI_FLOW_CASES,
-    "kpi_cohort": _row("kpi_cohort", _joined("kpi_cohort_cases", _COHORT_NAMES), _COHORT_NAMES, RATES),
-    "kpi_flow": _row(
-        "kpi_flow", _joined("kpi_flow_cases", tuple(_FLOW_SUMS)), tuple(_FLOW_SUMS), ("closure_rate",)
-    ),
+    "kpi_cohort": _row("kpi_cohort", _joined(_COHORT_CASES, _COHORT_NAMES), _COHORT_NAMES, RATES),
+    "kpi_flow": _row("kpi_flow", _joined(_FLOW_CASES, _FLOW_NAMES), _FLOW_NAMES, ("closure_rate",)),
 }
