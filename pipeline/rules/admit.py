@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
-from pipeline.frames import DECISION, DECODED, FEATURES, MODE, expect
+from pipeline.frames import DECISION, DECODED, FEATURES, MODE, TIMESTAMP, expect
 from pipeline.rules.admission import CompiledRule
 from pipeline.rules.catalogue import Catalogues
 from pipeline.rules.features import Terms, add_features, add_terms, matter_terms
@@ -155,12 +156,14 @@ def _conditions(rules: Sequence[CompiledRule]) -> tuple[dict[str, pl.Expr], dict
     return reasons, fields
 
 
-def _while(entry: CompiledRule, until: Any, fails: pl.Expr) -> pl.Expr:
+def _while(entry: CompiledRule, until: datetime | None, fails: pl.Expr) -> pl.Expr:
     """The condition while the entry is in force, false outside."""
     if entry.effective_from is not None:
-        fails = pl.when(pl.col("occurred_at") >= entry.effective_from).then(fails).otherwise(False)
+        start = pl.lit(entry.effective_from, dtype=TIMESTAMP)
+        fails = pl.when(pl.col("occurred_at") >= start).then(fails).otherwise(False)
     if until is not None:
-        fails = pl.when(pl.col("occurred_at") < until).then(fails).otherwise(False)
+        end = pl.lit(until, dtype=TIMESTAMP)
+        fails = pl.when(pl.col("occurred_at") < end).then(fails).otherwise(False)
     return fails
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -165,5 +165,5 @@ class Condition(_Item, frozen=True, kw_only=True):
 
 
 def local_midnight(day: date) -> datetime:
-    """The instant at which a local day starts (Asia/Shanghai keeps one offset all year)."""
-    return datetime(day.year, day.month, day.day, tzinfo=LOCAL_ZONE)
+    """The instant (UTC) at which a day starts in Shanghai."""
+    return datetime(day.year, day.month, day.day, tzinfo=LOCAL_ZONE).astimezone(UTC)
