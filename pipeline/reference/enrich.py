@@ -9,9 +9,9 @@ from typing import Final
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from pipeline import frames
+from pipeline.reference.lists import flatten, regroup
 from pipeline.reference.people import FLAG_BIT, FLAGS
 from pipeline.reference.snapshot import Reference
 
@@ -69,8 +69,8 @@ def enrich(judged: pl.DataFrame, reference: Reference) -> pl.DataFrame:
 
 
 def _person_facts(judged: pl.DataFrame, reference: Reference) -> pl.Series:
-    counts = judged["persons"].list.len().fill_null(0).to_numpy()
-    persons = judged["persons"].explode(empty_as_null=False, keep_nulls=False).struct.unnest()
+    flat, counts = flatten(judged["persons"])
+    persons = flat.struct.unnest()
     positions = reference.people.find(persons["key"])
     visible = judged.select(_visible_flags()).to_series().to_numpy()
     known = reference.people.facts(positions)
@@ -88,7 +88,4 @@ def _person_facts(judged: pl.DataFrame, reference: Reference) -> pl.Series:
         .to_struct()
         .cast(frames.PERSON_FACT)
     )
-    # the flat rows are in the order of their events: the counts alone say where each list ends
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    lists = pa.LargeListArray.from_arrays(offsets, facts.to_arrow(compat_level=pl.CompatLevel.oldest()))
-    return pl.Series("person_facts", lists).cast(frames.ENRICHMENT["person_facts"])
+    return regroup(facts.alias("person_facts"), counts)

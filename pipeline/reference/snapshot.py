@@ -21,6 +21,7 @@ from pipeline.frames import TIMESTAMP
 from pipeline.reference.geo import Boundaries, gcj02_to_wgs84
 from pipeline.reference.hash_index import Int64s
 from pipeline.reference.keys import KeyIndex, VersionIndex, instant_ms, take
+from pipeline.reference.lists import flatten, rows_of
 from pipeline.reference.people import People
 from pipeline.reference.query import announced, read_by_keys, read_frame
 
@@ -162,7 +163,7 @@ class Reference:
         Costs one query per kind, whatever the size of the store. Raises UnavailableError.
         """
         loads = announced(client)
-        persons = events["persons"].explode(empty_as_null=False).struct.field("key")
+        persons = flatten(events["persons"])[0].struct.field("key")
         parts = _Parts(
             grids=_read_grids(client, _mentioned(events["grid_code"])),
             units=_read_keys(client, _UNITS_SQL, "unit_code", _mentioned(events["unit_code"])),
@@ -256,11 +257,10 @@ class Reference:
         }
 
     def _persons(self, events: pl.DataFrame) -> dict[str, pl.Series]:
-        given = events["persons"].list.len().fill_null(0)
-        keys = events["persons"].explode(empty_as_null=False, keep_nulls=False).struct.field("key")
-        owner = np.repeat(np.arange(events.height), given.to_numpy())
-        found = np.bincount(owner[self._parts.people.find(keys) >= 0], minlength=events.height)
-        return {"persons_given": given, "persons_found": pl.Series(found)}
+        persons, given = flatten(events["persons"])
+        known = self._parts.people.find(persons.struct.field("key")) >= 0
+        found = np.bincount(rows_of(given)[known], minlength=events.height)
+        return {"persons_given": pl.Series(given), "persons_found": pl.Series(found)}
 
     def _route(self, events: pl.DataFrame, grid: Int64s) -> pl.Series:
         asked = pl.DataFrame(

@@ -1,0 +1,167 @@
+"""`gridpipe reference load`: reference files into the store, with a report of what was refused and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipeline.cli.common import EXIT_DONE, EXIT_SOME_REFUSED, err, out, print_json
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+    from pipeline.reference.report import LoadReport
+    from pipeline.settings import Settings
+
+reference = typer.Typer(
+    no_args_is_help=True, help="Grids, units, staff, persons, organisations and emergency modes."
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(reference, name="reference")
+
+
+@reference.callback()
+def group() -> None:
+    """Grids, units, staff, persons, organisations and emergency modes."""
+
+
+@reference.command()
+def load(
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Directory with grids, units, staff, … as .parquet, .csv or .ndjson.", metavar="DIR"
+        ),
+    ] = None,
+    *,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Store nothing of a file with a refused row.")
+    ] = False,
+    template: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write empty CSV files with the right columns to this directory, and stop.", metavar="DIR"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    data_dir: Annotated[Path | None, typer.Option(help="Data directory (default var).")] = None,
+    clickhouse: Annotated[
+        str | None, typer.Option(help="ClickHouse URL; without it the running service or the data directory.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Address of the running service; refuse unless it is there.")
+    ] = None,
+) -> None:
+    """Load reference files: good rows are stored as versions, refused ones are listed with line and reason.
+
+    Running it again adds nothing that is already stored. Exit 1 when rows were refused.
+    """
+    from pipeline.contract.privacy import Privacy
+    from pipeline.errors import ConfigurationError
+    from pipeline.reference.load import load_directory, write_templates
+    from pipeline.settings import load_settings
+
+    if template is not None:
+        written = write_templates(template)
+        if as_json:
+            print_json({"written": [str(path) for path in written]})
+        else:
+            out.print(f"wrote {', '.join(path.name for path in written) or 'nothing: the files exist'}")
+        raise typer.Exit(EXIT_DONE)
+    if directory is None:
+        raise ConfigurationError("name the directory of the reference files, or --template DIR")
+    settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
+    # a second key would give the same person a second pseudonym: only the first load of a site makes one
+    privacy = Privacy.load(settings.pseudonym_key_path, create=True)
+    client = _connect(settings, url)
+    try:
+        with _Bars(quiet=as_json) as bars:
+            report = load_directory(client, directory, privacy, strict=strict, progress=bars.progress)
+    finally:
+        client.close()
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        _print(report)
+    raise typer.Exit(EXIT_DONE if report.fine else EXIT_SOME_REFUSED)
+
+
+def _connect(settings: Settings, url: str | None) -> Client:
+    """The store of the running service, of the settings, or the data directory itself, migrated.
+
+    Raises ConfigurationError, UnavailableError.
+    """
+    import httpx
+
+    from pipeline.errors import ConfigurationError, UnavailableError
+    from pipeline.store.client import BridgeAddress, connect
+    from pipeline.store.migrate import current_revision, head_revision, migrate
+
+    running = BridgeAddress.read(settings.run_dir) is not None
+    if url is not None:
+        try:
+            httpx.get(f"{url}/health/live", timeout=5.0, trust_env=False)
+        except httpx.HTTPError as error:
+            raise UnavailableError(f"no service answers at {url}; start one with `gridpipe up`") from error
+        if settings.clickhouse is None and not running:
+            raise ConfigurationError(
+                f"{settings.data_dir} is not the data directory of the service at {url}; "
+                "name it with --data-dir, or its ClickHouse with --clickhouse"
+            )
+    if settings.clickhouse is None and not running:
+        client = connect(settings, database="")
+        migrate(client, settings.database)
+        return client
+    client = connect(settings)
+    if current_revision(client) != head_revision():
+        raise ConfigurationError(f"database {settings.database} is not up to date: run `gridpipe migrate`")
+    return client
+
+
+class _Bars:
+    """A progress bar per file on stderr; none when quiet or when stderr is no terminal."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        columns = (
+            TextColumn("{task.description:>14}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+        )
+        self._progress = Progress(*columns, console=err, disable=quiet or not err.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def progress(self, kind: str, done: int, total: int) -> None:
+        if kind not in self._tasks:
+            self._tasks[kind] = self._progress.add_task(kind, total=total)
+        self._progress.update(self._tasks[kind], completed=done, total=total)
+
+
+def _print(report: LoadReport) -> None:
+    table = Table(box=None)
+    table.add_column("file")
+    for name in ("rows", "stored", "unchanged", "older", "refused"):
+        table.add_column(name, justify="right")
+    for file in report.files:
+        numbers = (file.rows, file.stored, file.unchanged, file.older, file.refused)
+        table.add_row(file.file, *(f"{number:,}" for number in numbers))
+    out.print(table)
+    for file in report.files:
+        for line in file.lines():
+            err.print(line, markup=False, soft_wrap=True)
+        if file.held_back:
+            err.print(f"{file.file}: nothing stored (--strict)", markup=False, soft_wrap=True)
+    out.print(f"load {report.load_id} took {report.seconds:.1f} s; workers use it within seconds")

@@ -1,0 +1,27 @@
+"""Between lists per row and the flat rows of their elements; the counts alone say where each list ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+def flatten(lists: pl.Series) -> tuple[pl.Series, NDArray[np.int64]]:
+    """All elements of `lists` (n,) in order, and how many each row has (n,); a null list has none."""
+    counts = lists.list.len().fill_null(0).cast(pl.Int64).to_numpy()
+    return lists.explode(empty_as_null=False, keep_nulls=False), counts
+
+
+def regroup(elements: pl.Series, counts: NDArray[np.int64]) -> pl.Series:
+    """The inverse: lists of `counts` (n,) successive elements."""
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    values = elements.to_arrow(compat_level=pl.CompatLevel.oldest())
+    lists = pl.Series(elements.name, pa.LargeListArray.from_arrays(offsets, values))
+    return lists.cast(pl.List(elements.dtype))
+
+
+def rows_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The row that each element belongs to."""
+    return np.repeat(np.arange(len(counts)), counts)

@@ -1,0 +1,327 @@
+"""Loads a directory of reference files into ClickHouse: checked, pseudonymised, as versions of records.
+
+A load is repeatable: it compares with what is stored and writes only differences, so that one that was cut
+off is completed by running it again. Workers look for a kind's new data once its row in `ref_loads` is there,
+which is written last.
+"""
+
+from __future__ import annotations
+
+import csv
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+import polars as pl
+import xxhash
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+from numpy.typing import NDArray
+
+from pipeline.clock import LOCAL_ZONE, utc_now
+from pipeline.errors import ConfigurationError, ContractError, UnavailableError
+from pipeline.frames import TIMESTAMP
+from pipeline.reference import history
+from pipeline.reference.hash_index import HashIndex
+from pipeline.reference.query import read_frame
+from pipeline.reference.read import FORMATS, Slice, find_file, place_word, read_slices
+from pipeline.reference.report import FileReport, LoadReport
+from pipeline.reference.schema import KINDS, Kind
+from pipeline.reference.validate import check_cells, check_keys, check_parents, typed_schema
+
+#: Every insert names its token, also for small tables: the driver may send one twice (reliability C1, C13).
+_INSERT_SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 1}
+#: Columns whose ClickHouse type is narrower than the frame's; the schema's ranges were checked before.
+_INSERT_TYPES: Final[dict[str, pl.DataType]] = {"version": pl.UInt32(), "key_version": pl.UInt16()}
+_TICK: Final = timedelta(milliseconds=1)
+_PLACE: Final = "_place"
+
+
+class Pseudonyms(Protocol):
+    """The part of `pipeline.contract.privacy.Privacy` that loading needs."""
+
+    key_version: int
+
+    def person_keys(self, id_numbers: list[str | None]) -> list[str | None]: ...
+
+
+class Progress(Protocol):
+    """Told after every slice: bytes (CSV, NDJSON) or rows (Parquet) done of a kind's file, and in all."""
+
+    def __call__(self, kind: str, done: int, total: int) -> None: ...
+
+
+def load_directory(
+    client: Client,
+    directory: Path,
+    privacy: Pseudonyms,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> LoadReport:
+    """Load every reference file in `directory`, parents first. Good rows are stored, refused ones reported.
+
+    client : on the migrated gridpipe database. strict : a file with a refused row stores nothing.
+    Id numbers are replaced by `privacy` and reach neither the store nor the report.
+    Raises ConfigurationError (no such directory, no file, two files of one kind), UnavailableError.
+    """
+    if not directory.is_dir():
+        raise ConfigurationError(f"{directory} is not a directory")
+    try:
+        files = [(kind, path) for kind in KINDS.values() if (path := find_file(directory, kind)) is not None]
+    except ContractError as error:
+        raise ConfigurationError(str(error)) from None
+    if not files:
+        names = ", ".join(KINDS)
+        raise ConfigurationError(
+            f"{directory} holds no reference file: {names}, each as {', '.join(FORMATS)}; "
+            "`gridpipe reference load --template DIR` writes empty ones"
+        )
+    started, now = time.monotonic(), utc_now()
+    report = LoadReport(load_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}")
+    for kind, path in files:
+        load = _Load(client, kind, path, privacy, report.load_id, now, strict, progress)
+        report.files.append(load.run())
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def write_templates(directory: Path) -> list[Path]:
+    """Write an empty CSV file with the right header for every kind; files that exist stay as they are.
+
+    Returns the files written. Raises ConfigurationError if the directory cannot be written.
+    """
+    written = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for kind in KINDS.values():
+            path = directory / f"{kind.name}.csv"
+            if find_file(directory, kind) is None:
+                with path.open("x", encoding="utf-8", newline="") as file:
+                    csv.writer(file).writerow(kind.names)
+                written.append(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write templates to {directory}: {error.strerror or error}"
+        ) from error
+    except ContractError as error:
+        raise ConfigurationError(str(error)) from None
+    return written
+
+
+@dataclass
+class _Load:
+    """One file on its way into its table."""
+
+    client: Client
+    kind: Kind
+    path: Path
+    privacy: Pseudonyms
+    load_id: str
+    now: datetime
+    strict: bool
+    progress: Progress | None
+
+    def run(self) -> FileReport:
+        report = self._fresh_report()
+        try:
+            if self.strict:
+                for _ in self._checked(report):
+                    pass
+                if report.refused:
+                    report.held_back = True
+                    return report
+                report = self._fresh_report()
+            self._store(report)
+        except ContractError as error:
+            report.problem = str(error)
+        return report
+
+    def _fresh_report(self) -> FileReport:
+        return FileReport(self.kind.name, self.path.name, place_word(self.path))
+
+    def _checked(self, report: FileReport) -> Iterator[pl.DataFrame]:
+        """Good rows, slice by slice; kinds with a history as one frame, since versions must be compared."""
+        seen = HashIndex()
+        grids = _known_grids(self.client) if self.kind.parents else None
+        slices = self._good_slices(report, seen, grids)
+        if self.kind.history == "plain":
+            yield from slices
+        else:
+            whole = list(slices)
+            if whole:
+                yield pl.concat(whole)
+
+    def _good_slices(
+        self, report: FileReport, seen: HashIndex, grids: pl.Series | None
+    ) -> Iterator[pl.DataFrame]:
+        today = self.now.astimezone(LOCAL_ZONE).date()
+        for piece in read_slices(self.path, self.kind):
+            report.rows += len(piece.places) + len(piece.broken)
+            report.refusals.unreadable(piece.broken)
+            rows = check_cells(self.kind, piece.cells, piece.places, report.refusals, today)
+            if "id_number" in self.kind.names:
+                rows = self._pseudonyms(rows)
+            rows = check_keys(self.kind, rows, _repeated(self.kind, rows, seen), report.refusals)
+            if grids is not None:
+                rows = check_parents(self.kind, rows, grids, report.refusals)
+            self._tell(piece)
+            if rows.height:
+                yield rows
+
+    def _tell(self, piece: Slice) -> None:
+        if self.progress is not None:
+            self.progress(self.kind.name, piece.done, piece.total)
+
+    def _pseudonyms(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The number becomes a key and is gone; a key that came without a number stays."""
+        numbers = rows["id_number"]
+        keys = pl.Series(self.privacy.person_keys(numbers.to_list()), dtype=pl.String)
+        version = pl.when(keys.is_not_null()).then(self.privacy.key_version).otherwise("key_version")
+        return rows.with_columns(
+            pl.coalesce(keys, "person_key").alias("person_key"), version.alias("key_version")
+        ).with_columns(pl.lit(None, dtype=pl.String).alias("id_number"))
+
+    def _store(self, report: FileReport) -> None:
+        announced = _announced_at(self.client, self.kind)
+        # the clock may have been set back: what this load writes must be newer than what it found
+        at = max(self.now, announced + 2 * _TICK)
+        stored: history.Stored | None = None
+        digest, chunk = xxhash.xxh3_64(), 0
+        for rows in self._checked(report):
+            stored = stored or history.Stored.load(self.client, self.kind)
+            keyed = rows.with_columns(history.key_text(self.kind), history.row_digest(self.kind))
+            compared = history.compare(self.kind, keyed, stored, at)
+            actions = compared["action"]
+            report.unchanged += int((actions == history.UNCHANGED).sum())
+            report.older += int((actions == history.OLDER).sum())
+            fresh = compared.filter(~actions.is_in([history.UNCHANGED, history.OLDER]))
+            if fresh.height:
+                self._insert(fresh, at, f"reference:{self.load_id}:{self.kind.name}:{chunk}")
+                digest.update(fresh["row_digest"].to_numpy().tobytes())
+                chunk += 1
+                report.stored += fresh.height
+        waiting = _rows_after(self.client, self.kind, announced)
+        if waiting:
+            self._close_superseded(announced, at)
+        if waiting or report.rows:
+            self._announce(waiting, digest.hexdigest(), at + 2 * _TICK)
+
+    def _insert(self, rows: pl.DataFrame, at: datetime, token: str) -> None:
+        columns = [
+            pl.col(name).cast(_INSERT_TYPES.get(name, dtype))
+            for name, dtype in typed_schema(self.kind).items()
+            if self.kind.column(name).stored
+        ]
+        if self.kind.history == "plain":
+            columns += [pl.col("version").cast(pl.UInt32), pl.col("valid_from"), pl.col("valid_to")]
+        frame = rows.select(
+            *columns,
+            "row_digest",
+            pl.lit(self.load_id).alias("load_id"),
+            pl.lit(at).cast(TIMESTAMP).alias("loaded_at"),
+        )
+        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+        with _reaching_clickhouse():
+            self.client.insert_arrow(
+                self.kind.table, table, settings=_INSERT_SETTINGS | {"insert_deduplication_token": token}
+            )
+
+    def _close_superseded(self, announced: datetime, at: datetime) -> None:
+        """Write the end of versions that a newer one follows; the rows themselves stay as they are."""
+        if self.kind.history == "numbered":
+            return
+        names = [column.name for column in self.kind.columns if column.stored and column.name != "valid_to"]
+        names += [name for name in ("version", "valid_from") if name not in names]
+        names += ["row_digest", "load_id"]
+        columns, key = ", ".join(names), self.kind.key[0]
+        since = f"loaded_at > fromUnixTimestamp64Milli({_epoch_ms(announced)}, 'UTC')"
+        for number, portion in enumerate(history.portions(self.kind)):
+            statement = f"""
+                INSERT INTO {self.kind.table} ({columns}, valid_to, loaded_at)
+                SELECT {columns}, next_from, fromUnixTimestamp64Milli({_epoch_ms(at + _TICK)}, 'UTC')
+                FROM
+                (
+                    SELECT {columns}, valid_to, leadInFrame(toNullable(valid_from)) OVER (
+                        PARTITION BY {key} ORDER BY valid_from, version
+                        ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS next_from
+                    FROM {self.kind.table} FINAL
+                    WHERE {portion} AND {key} IN (
+                        SELECT {key} FROM {self.kind.table}
+                        WHERE {portion} AND {key} IN (
+                            SELECT {key} FROM {self.kind.table} WHERE {portion} AND {since})
+                        GROUP BY {key} HAVING uniqExact(version) > 1)
+                )
+                WHERE next_from IS NOT NULL AND (valid_to IS NULL OR valid_to > next_from)
+            """
+            token = f"reference:{self.load_id}:{self.kind.name}:close:{number}"
+            with _reaching_clickhouse():
+                self.client.command(
+                    statement, settings=_INSERT_SETTINGS | {"insert_deduplication_token": token}
+                )
+
+    def _announce(self, rows: int, digest: str, at: datetime) -> None:
+        with _reaching_clickhouse():
+            self.client.insert(
+                "ref_loads",
+                [[self.kind.name, self.load_id, rows, digest, at]],
+                column_names=["kind", "load_id", "rows", "digest", "loaded_at"],
+                settings=_INSERT_SETTINGS
+                | {"insert_deduplication_token": f"reference:{self.load_id}:{self.kind.name}:announce"},
+            )
+
+
+@contextmanager
+def _reaching_clickhouse() -> Iterator[None]:
+    """Failures to write become UnavailableError, one line."""
+    try:
+        yield
+    except (ClickHouseError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UnavailableError(f"reference data cannot be written to ClickHouse: {reason}") from error
+
+
+def _repeated(kind: Kind, rows: pl.DataFrame, seen: HashIndex) -> NDArray[np.bool_]:
+    """Rows (n,) whose key stood before in the file; the others are remembered in `seen`."""
+    parts = [history.key_text(kind)]
+    if kind.history == "dated":
+        parts.append(pl.col("valid_from").dt.epoch("ms").cast(pl.String))
+    elif kind.history == "numbered":
+        parts.append(pl.col("version").cast(pl.String).fill_null(""))
+    keys = rows.select(pl.concat_str(parts, separator="|")).to_series()
+    hi, lo = history.key_words(keys)
+    repeated = ~keys.is_first_distinct().to_numpy() | (seen.find(hi, lo) >= 0)
+    fresh = ~repeated
+    seen.insert(hi[fresh], lo[fresh], np.zeros(int(fresh.sum()), np.int64))
+    result: NDArray[np.bool_] = repeated
+    return result
+
+
+def _known_grids(client: Client) -> pl.Series:
+    return read_frame(client, "SELECT DISTINCT grid_code FROM ref_grids").to_series()
+
+
+def _announced_at(client: Client, kind: Kind) -> datetime:
+    """When the newest load of `kind` was announced, 1970 if none was."""
+    found = read_frame(
+        client,
+        "SELECT toUnixTimestamp64Milli(max(loaded_at)) AS at FROM ref_loads "
+        f"WHERE kind = '{kind.name}' AND rows > 0",
+    ).item()
+    return datetime.fromtimestamp(max(int(found or 0), 0) / 1000, UTC)
+
+
+def _rows_after(client: Client, kind: Kind, announced: datetime) -> int:
+    """Rows that no load has announced yet: this one's, and those of a load that was cut off."""
+    since = f"fromUnixTimestamp64Milli({_epoch_ms(announced)}, 'UTC')"
+    return int(read_frame(client, f"SELECT count() AS n FROM {kind.table} WHERE loaded_at > {since}").item())
+
+
+def _epoch_ms(time_: datetime) -> int:
+    return round(time_.timestamp() * 1000)
