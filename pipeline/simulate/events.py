@@ -23,8 +23,6 @@ from pipeline.simulate.texts import hashes, notes
 
 _MINUTE_MS: Final = 60_000
 _HOUR_MS: Final = 60 * _MINUTE_MS
-#: Cases are reported at least this long before the end, so that their lives fit.
-_LEAST_LIFE_MS: Final = 6 * _HOUR_MS
 _VOID_REASONS: Final = ("重复登记", "误报，现场无异常", "上报人撤回", "信息不实，无法核实", "测试数据清理")
 
 
@@ -64,7 +62,6 @@ class _District:
             raise ConfigurationError(f"the simulated city has no district {district.code}")
         self.number = number
         self.noise = plan.noise
-        self.latest_ms = max(plan.start_ms + 1, plan.end_ms - _LEAST_LIFE_MS)
 
     def run(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Events of this district, in no particular order, and its cases."""
@@ -89,7 +86,7 @@ class _District:
     def _draw(self, count: int) -> pl.DataFrame:
         return draw(
             self.scene, self.rng, district=self.number, count=count, mix=self.district.mix,
-            start_ms=self.plan.start_ms, end_ms=self.latest_ms,
+            start_ms=self.plan.start_ms, end_ms=self.plan.last_report_ms,
         )  # fmt: skip
 
     def _cases(self) -> tuple[pl.DataFrame, pl.DataFrame, Lives]:
@@ -103,7 +100,13 @@ class _District:
         reports = pl.concat([own, self._same_incident(own, primary)])
         fates = np.r_[fate, np.full(merged, lifecycle.MERGED, dtype=np.int64)]
         lives = live(
-            self.rng, self.scene, reports, fate=fates, end_ms=self.plan.end_ms, rates=self.plan.rates
+            self.rng,
+            self.scene,
+            reports,
+            fate=fates,
+            end_ms=self.plan.end_ms,
+            rates=self.plan.rates,
+            time_lapse=self.plan.time_lapse,
         )
         count = len(reports)
         case_id = pl.select(
@@ -304,7 +307,7 @@ class _District:
         count = len(rows)
         draw_ = self.rng.random(count)
         delay = np.select(
-            [draw_ < 0.85, draw_ < 0.97],
+            [draw_ < 0.88 - self.noise.offline, draw_ < 1 - self.noise.offline],
             [self.rng.exponential(20_000, count), self.rng.exponential(30 * _MINUTE_MS, count)],
             self.rng.uniform(_HOUR_MS, 72 * _HOUR_MS, count),
         )
@@ -361,18 +364,16 @@ class _District:
 
 
 def keep_exactly(simulation: Simulation, count: int) -> Simulation:
-    """Keep exactly `count` events: whole units in order of their first arrival, filled up with redeliveries.
+    """Keep exactly `count` events: whole units drawn at random, filled up with redeliveries.
 
     Raises ValueError if the simulation holds fewer events.
     """
     events = simulation.events
     if len(events) < count:
         raise ValueError(f"{len(events)} events simulated, {count} wanted")
-    sizes = (
-        events.group_by("district", "unit", maintain_order=True)
-        .len()
-        .with_columns(upto=pl.col("len").cum_sum())
-    )
+    sizes = events.group_by("district", "unit", maintain_order=True).len()
+    shuffled = np.random.default_rng([simulation.plan.seed, 101]).permutation(len(sizes))
+    sizes = sizes[shuffled.tolist()].with_columns(upto=pl.col("len").cum_sum())
     kept_units = sizes.filter(pl.col("upto") <= count).select("district", "unit")
     kept = events.join(kept_units, on=["district", "unit"], how="semi", maintain_order="left")
     missing = count - len(kept)

@@ -186,18 +186,26 @@ def _stop(rng: np.random.Generator, mask: Bools, fate: Ints, rates: Rates) -> No
 
 
 def live(
-    rng: np.random.Generator, scene: Scene, frame: pl.DataFrame, *, fate: Ints, end_ms: int, rates: Rates
+    rng: np.random.Generator,
+    scene: Scene,
+    frame: pl.DataFrame,
+    *,
+    fate: Ints,
+    end_ms: int,
+    rates: Rates,
+    time_lapse: float = 1.0,
 ) -> Lives:
     """Lives of the reports in `frame` (columns of `reports.draw`), by fate (n,), all over before `end_ms`.
 
     A life that would run past the end is pressed together, unless its fate is NATURAL: then it is cut there.
+    time_lapse : how many times faster than in life everything but archiving goes.
     """
     mask, self_handled = _choose_steps(rng, frame, scene, rates)
     _stop(rng, mask, fate, rates)
     matter = frame["matter"].to_numpy()
     response = scene.matters.frame["response_seconds"].to_numpy()[matter] * 1_000.0
     resolution = scene.matters.frame["resolution_seconds"].to_numpy()[matter] * 1_000.0
-    gaps = _gaps(rng, len(frame), response, resolution)
+    gaps = np.maximum(_gaps(rng, len(frame), response, resolution) / time_lapse, _LEAST_GAP_MS)
     gaps[~mask] = 0
     gaps[:, : STEP["reported"] + 1] = 0
     reported = frame["at"].to_numpy()
@@ -228,4 +236,4 @@ def _gaps(rng: np.random.Generator, count: int, response: Floats, resolution: Fl
     median = (
         response[:, None] * share[None, :, 0] + resolution[:, None] * share[None, :, 1] + share[None, :, 2]
     )
-    return np.maximum(median * rng.lognormal(0, 0.75, (count, len(_STEPS))), _LEAST_GAP_MS)
+    return median * rng.lognormal(0, 0.75, (count, len(_STEPS)))

@@ -9,6 +9,9 @@ from typing import Final
 from pipeline.simulate.lifecycle import Rates
 from pipeline.simulate.published import DISTRICTS, PUBLISHED_YEARS
 
+YEAR: Final = timedelta(days=365)
+_LEAST_LIFE: Final = timedelta(hours=6)
+
 
 @dataclass(frozen=True)
 class DistrictPlan:
@@ -34,13 +37,16 @@ class Noise:
     supplements: float = 0.006  # a second report under the same case
     resends: float = 0.02
     redeliveries: float = 0.01  # of events
+    offline: float = 0.03  # of events: arrive hours or days later
     conflicts: float = 0.0002  # of events: the id of an earlier event with other content
 
 
 @dataclass(frozen=True)
 class Plan:
-    """start, end : every case is reported in [start, end); nothing but rejected reports lies behind `end`.
+    """start, end : cases are reported in [start, end); nothing but some rejected reports lies behind `end`.
 
+    last_report : cases are reported before it; None: six hours before the end, so that their lives fit.
+    time_lapse : how many times faster than in life cases are handled.
     tag : letters that begin every id, so that two runs do not meet; source : feeding system of the events.
     """
 
@@ -52,6 +58,13 @@ class Plan:
     source: str
     rates: Rates = field(default_factory=Rates)
     noise: Noise = field(default_factory=Noise)
+    last_report: datetime | None = None
+    time_lapse: float = 1.0
+
+    @property
+    def last_report_ms(self) -> int:
+        last = self.last_report or self.end - _LEAST_LIFE
+        return max(int(last.timestamp() * 1_000), self.start_ms + 1)
 
     @property
     def start_ms(self) -> int:
@@ -62,7 +75,6 @@ class Plan:
         return int(self.end.timestamp() * 1_000)
 
 
-YEAR: Final = timedelta(days=365)
 _MIXES: Final = {"440703": "public", "440704": "general", "440784": "rider", "440785": "general"}
 
 
@@ -74,11 +86,25 @@ def published_year(end: datetime, seed: int, source: str) -> Plan:
     return Plan(districts, end - YEAR, end, seed, "demo", source)
 
 
-def ordinary_days(cases: int, start: datetime, end: datetime, *, seed: int, tag: str, source: str) -> Plan:
-    """About `cases` cases of all seven districts, by residents, living as they do."""
+def ordinary_days(
+    cases: int,
+    start: datetime,
+    end: datetime,
+    *,
+    seed: int,
+    tag: str,
+    source: str,
+    last_report: datetime | None = None,
+    noise: Noise | None = None,
+    time_lapse: float = 1.0,
+) -> Plan:
+    """About `cases` cases of all seven districts, by residents, living as they do (see `Plan`)."""
     residents = sum(facts.residents for facts in DISTRICTS)
     districts = tuple(
         DistrictPlan(facts.code, max(1, round(cases * facts.residents / residents)), None, "general")
         for facts in DISTRICTS
     )
-    return Plan(districts, start, end, seed, tag, source)
+    return Plan(
+        districts, start, end, seed, tag, source,
+        noise=noise or Noise(), last_report=last_report, time_lapse=time_lapse,
+    )  # fmt: skip

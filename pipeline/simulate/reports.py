@@ -62,7 +62,7 @@ def draw_times(rng: np.random.Generator, kinds: pl.Series, start_ms: int, end_ms
     days = np.arange(first_day, (end_ms + _LOCAL_OFFSET_MS) // (24 * _HOUR_MS) + 1)
     weight = np.where((days + 3) % 7 >= 5, 0.7, 1.0)  # day 0 of the epoch was a Thursday
     at = np.empty(count, dtype=np.int64)
-    for kind in kinds.unique().to_list():
+    for kind in kinds.unique(maintain_order=True).to_list():
         mine = np.flatnonzero((kinds == kind).to_numpy())
         day = rng.choice(days, len(mine), p=weight / weight.sum())
         hour = rng.choice(24, len(mine), p=_hour_profile(kind))
