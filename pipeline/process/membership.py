@@ -1,9 +1,9 @@
 """The worker's place in the consumer group: the one module that knows Faust.
 
-Faust gives assignment, rebalancing and the stream; it must never commit. Its own acknowledgements lose data: it
-acknowledges what it skips after a rebalance, commits past a hole at the head, and on its way down commits what is
-acknowledged. The topic is therefore declared with `acks=False`, which leaves it nothing to commit, and the
-offsets of stored blocks are committed explicitly.
+Faust gives assignment, rebalancing and the stream; it must never commit. Its own acknowledgements lose data:
+it acknowledges what it skips after a rebalance, commits past a hole at the head, and commits on its way down.
+The topic is therefore declared with `acks=False`, which leaves it nothing to commit, and the offsets of
+stored blocks are committed explicitly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _NEVER_SECONDS: Final = 3600.0
 _REBALANCE_SECONDS: Final = 6.0
 _SESSION_SECONDS: Final = 6.0
 _HEARTBEAT_SECONDS: Final = 1.5
-_COMMIT_TRIES: Final = 5
+_FIRST_WAIT_SECONDS: Final = 0.1
+_LONGEST_WAIT_SECONDS: Final = 5.0
 
 
 class Partitions(Protocol):
@@ -74,8 +75,8 @@ class Membership:
             acks=False,
         )
         self._app.agent(topic, name="gridpipe.worker")(self._collect)
-        self._app.on_partitions_assigned.connect(self._on_assigned)
-        self._app.on_partitions_revoked.connect(self._on_revoked)
+        self._app.on_partitions_assigned.connect(self._on_assigned)  # type: ignore[arg-type]
+        self._app.on_partitions_revoked.connect(self._on_revoked)  # type: ignore[arg-type]
 
     async def start(self) -> None:
         """Join the group. Raises what Faust raises if the broker cannot be used."""
@@ -148,14 +149,17 @@ class Membership:
         offset = await self._call("committed", TopicPartition(self._topic, partition))
         return None if offset is None else int(offset)
 
-    async def commit(self, offsets: Mapping[int, int]) -> set[int]:
+    async def commit(self, offsets: Mapping[int, int], still_ours: Callable[[int], bool]) -> set[int]:
         """Commit the next offset of each partition; returns the partitions whose commit stands.
 
-        A partition that was taken from us meanwhile is left out: its new owner finds the rows. A broker that does
-        not answer is asked again a few times; then the rows count as not committed and the next commit covers them.
+        A partition that was taken from us meanwhile is left out: its new owner finds the rows. A broker that
+        does not answer is asked until it does.
         """
-        pending = {part: offset for part, offset in offsets.items() if self.owns(part)}
-        for attempt in range(_COMMIT_TRIES):
+        wait = _FIRST_WAIT_SECONDS
+        while True:
+            pending = {
+                part: offset for part, offset in offsets.items() if still_ours(part) and self.owns(part)
+            }
             if not pending:
                 return set()
             try:
@@ -168,13 +172,12 @@ class Membership:
                 )
             except (CommitFailedError, IllegalStateError) as error:
                 log.info("the group moved on before the commit", partitions=sorted(pending), error=str(error))
-                pending = {part: offset for part, offset in pending.items() if self.owns(part)}
             except KafkaError as error:
                 log.warning("commit failed; trying again", partitions=sorted(pending), error=str(error))
             else:
                 return set(pending)
-            await asyncio.sleep(0.1 * 2**attempt)
-        return set()
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
     def end_offset(self, partition: int) -> int | None:
         """Next offset to be written, as of the last fetch."""
@@ -184,7 +187,7 @@ class Membership:
     def pause(self, partition: int) -> None:
         """Fetch no more of this partition; what was fetched still arrives.
 
-        `pause_partitions` would drop records that are already fetched, and the commit after them would lose them.
+        `pause_partitions` would drop records that are already fetched; the next commit would lose them.
         """
         self._app.consumer.on_buffer_full(TP(self._topic, partition))
 
@@ -199,7 +202,7 @@ class Membership:
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         """Call the Kafka consumer in the thread whose event loop it belongs to."""
-        thread = self._app.consumer._thread
+        thread = self._app.consumer._thread  # type: ignore[attr-defined]
         return await thread.call_thread(getattr(thread._ensure_consumer(), method), *arguments)
 
 

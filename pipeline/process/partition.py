@@ -1,4 +1,4 @@
-"""What a partition finds in ClickHouse when it is assigned: its ids, its anchors, the blocks that a crash left.
+"""What a partition finds in ClickHouse when it is assigned: ids, anchors, and the blocks that a crash left.
 
 A block whose rows are (partly) stored but not committed is rebuilt with exactly its old bounds and completed
 under its old token. Positions that are already stored, in whichever table, are never written again: reference
@@ -30,9 +30,9 @@ OUTCOME_TABLES: Final = ("events", "rejections", "duplicates", "quarantine")
 _SLACK: Final = timedelta(hours=1)
 _STORED_FOR_CASES: Final = (
     "case_id", "occurred_at", "ingested_at", "time_adjusted", "event_type", "event_id", "source", "_part",
-    "_off", "_idx", "outcome", "response_limit_seconds", "resolution_limit_seconds", "due_at", "primary_case_id",
-    "self_handled", "rating", "department", "level", "evidence_pending", "backfill", "channel", "matter_code",
-    "grid_code", "category", "lead_department",
+    "_off", "_idx", "outcome", "response_limit_seconds", "resolution_limit_seconds", "due_at",
+    "primary_case_id", "self_handled", "rating", "department", "level", "evidence_pending", "backfill",
+    "channel", "matter_code", "grid_code", "category", "lead_department",
 )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ class Sink:
         suffix : of the token, for rows of a block that its own token would not let in (recovery).
         Returns the result as it was stored. Raises Stopping, or what could not be classified.
         """
-        token = f"{self._topic}:{inc}:{partition}:{lo}-{hi}{suffix}"
+        token = self.token(inc=inc, partition=partition, lo=lo, hi=hi) + suffix
         place = _Place(inc, partition, lo, hi, rules, token)
         events, refused_events = self._insert("events", result.events, place)
         rejections, refused_rejections = self._insert("rejections", result.rejections, place)
@@ -94,6 +94,10 @@ class Sink:
         self._insert("quarantine", quarantined, place, may_refuse=False)
         self.write_case_events(result.case_events, inc, token)
         return result
+
+    def token(self, *, inc: int, partition: int, lo: int, hi: int) -> str:
+        """The name under which a block is inserted, now and after every restart."""
+        return f"{self._topic}:{inc}:{partition}:{lo}-{hi}"
 
     def write_case_events(self, case_events: pl.DataFrame, inc: int, token: str) -> None:
         """Hand the block's events to their cases. Repeating it changes nothing: a case is a set."""

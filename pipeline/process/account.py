@@ -1,0 +1,104 @@
+"""The worker's metrics, counted after the commit so that sums always agree, and the runtime verifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+import polars as pl
+
+from pipeline import metrics
+from pipeline.clock import utc_now
+from pipeline.process.flow import BlockResult
+
+_OTHER: Final = "other"
+#: Receipt instants of a block that are observed; a block of direct records may have one per event.
+_MOST_INSTANTS: Final = 200
+_OUTCOMES: Final = ("admitted", "rejected", "recorded", "duplicate", "quarantined")
+
+
+class Account:
+    """Counts what is stored and committed; lives on the event loop."""
+
+    def __init__(self, known_sources: Callable[[], Collection[str]]) -> None:
+        self._known_sources = known_sources
+        self._last_hi: dict[int, int] = {}
+        for outcome in _OUTCOMES:
+            metrics.events.labels(outcome)
+
+    def committed(self, partition: int, lo: int, hi: int, result: BlockResult) -> None:
+        """Count a block whose commit stands."""
+        self._verify(partition, lo, hi)
+        metrics.batch_rows.observe(result.received)
+        for stage, seconds in result.stage_seconds.items():
+            metrics.stage_seconds.labels(stage).observe(seconds)
+        self._count(result)
+        self._delays(result)
+
+    def _count(self, result: BlockResult) -> None:
+        known = frozenset(self._known_sources())
+        sources = pl.concat(
+            [
+                frame.select(pl.col("source").cast(pl.String))
+                for frame in (result.events, result.rejections, result.duplicates, result.quarantined)
+            ]
+        )
+        for source, rows in sources["source"].value_counts().iter_rows():
+            metrics.events_received.labels(source if source in known else _OTHER).inc(rows)
+        for outcome, rows in result.events["outcome"].value_counts().iter_rows():
+            metrics.events.labels(outcome).inc(rows)
+        metrics.events.labels("rejected").inc(result.rejections.height)
+        metrics.events.labels("duplicate").inc(result.duplicates.height)
+        metrics.events.labels("quarantined").inc(result.quarantined.height)
+        for level, rows in result.duplicates["level"].value_counts().iter_rows():
+            metrics.duplicates.labels(level).inc(rows)
+        primary = result.rejections.select(pl.col("reasons").list.first().alias("reason"), "life_safety")
+        for reason, rows in primary["reason"].value_counts().iter_rows():
+            metrics.rejections.labels(reason or _OTHER).inc(rows)
+        alarms = primary.filter("life_safety")
+        for reason, rows in alarms["reason"].value_counts().iter_rows():
+            metrics.life_safety_rejections.labels(reason or _OTHER).inc(rows)
+
+    def _delays(self, result: BlockResult) -> None:
+        now = utc_now()
+        instants = pl.concat([result.events["ingested_at"], result.rejections["ingested_at"]]).unique()
+        if len(instants) > _MOST_INSTANTS:
+            instants = instants.gather_every(len(instants) // _MOST_INSTANTS + 1)
+        for instant in instants:
+            metrics.ingest_delay_seconds.observe(max((now - instant).total_seconds(), 0.0))
+
+    def _verify(self, partition: int, lo: int, hi: int) -> None:
+        last = self._last_hi.get(partition)
+        if last is not None:
+            if lo > last + 1:
+                metrics.verifier_gap.inc(lo - last - 1)
+            if lo <= last:
+                metrics.verifier_overlap.inc()
+            if hi < last:
+                metrics.verifier_backward.inc()
+        self._last_hi[partition] = hi
+
+    def starts_at(self, partition: int, offset: int | None) -> None:
+        """A partition was assigned; its next block must begin at `offset` (None: wherever the log begins)."""
+        if offset is None:
+            self._last_hi.pop(partition, None)
+        else:
+            self._last_hi[partition] = offset - 1
+
+    def lag(self, partition: int, records: int, seconds: float) -> None:
+        metrics.consumer_lag_records.labels(str(partition)).set(records)
+        metrics.consumer_lag_seconds.labels(str(partition)).set(seconds)
+
+    def forget(self, partition: int) -> None:
+        """The partition belongs to somebody else now."""
+        self._last_hi.pop(partition, None)
+        for gauge in (metrics.consumer_lag_records, metrics.consumer_lag_seconds):
+            gauge.remove(str(partition))
+
+    def dedup(self, ids: int, anchors: int) -> None:
+        metrics.dedup_entries.labels("L1").set(ids)
+        metrics.dedup_entries.labels("L2").set(anchors)
+
+    def reference(self, counts: Mapping[str, int]) -> None:
+        for kind, rows in counts.items():
+            metrics.reference_rows.labels(kind).set(rows)

@@ -1,0 +1,178 @@
+"""What a partition has received and not yet stored, and where the next block ends."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from pipeline.process.flow import PartitionState
+from pipeline.process.partition import Span
+from pipeline.process.records import Record
+
+#: An event in an Arrow block takes at least this many bytes; more events than that are never assumed.
+_BYTES_PER_ARROW_EVENT: Final = 100
+
+
+class Taken(Enum):
+    """What became of a record that arrived."""
+
+    KEPT = "kept"
+    OLD = "old"  # already stored or buffered: a fetch that overlaps
+    GAP = "gap"  # records before it are missing: read them again
+    SKIPPED = "skipped"  # arrived while the missing ones are read again
+
+
+def rows_at_most(record: Record) -> int:
+    """An upper estimate of the events in a record, without reading it."""
+    size = len(record.value or b"")
+    if record.is_arrow:
+        return max(1, size // _BYTES_PER_ARROW_EVENT)
+    return 1 + (record.value or b"").count(b"\n")
+
+
+@dataclass
+class PartitionBuffer:
+    """Records of one partition between its assignment and its revocation; lives on the event loop."""
+
+    partition: int
+    max_rows: int
+    max_bytes: int
+    next_offset: int | None = None
+    spans: deque[Span] = field(default_factory=deque)
+    state: PartitionState | None = None
+    recovered: bool = False
+    in_flight: bool = False
+    leaving: bool = False  # being taken away: finish what is on the way, begin nothing
+    revoked: bool = False
+    paused: bool = False
+    committed: int | None = None
+
+    def __post_init__(self) -> None:
+        self._records: deque[tuple[Record, int, float]] = deque()
+        self._bytes = 0
+        self._rows = 0
+        self._missing: tuple[int, int] | None = None  # expected offset, offset that came instead
+        self._cut_timestamp_ms = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def lost(self) -> bool:
+        """Whether the partition was taken away; asked again and again, from threads too."""
+        return self.revoked
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    @property
+    def full(self) -> bool:
+        """Enough is buffered: fetch no more. Never while a block must be completed."""
+        waits_for_span = bool(self.spans) and bool(self._records) and self._last < self.spans[0].hi
+        return self._bytes >= self.max_bytes and not waits_for_span
+
+    @property
+    def _last(self) -> int:
+        return self._records[-1][0].offset
+
+    def take(self, record: Record, now: float) -> Taken:
+        """Buffer a record. Offsets must follow on each other: a hole is read again once, and believed (log
+        compaction, transaction markers) only when the same record comes after the hole a second time."""
+        expected = self.next_offset
+        if expected is not None and record.offset < expected:
+            return Taken.OLD
+        if expected is not None and record.offset > expected:
+            if self._missing is None or self._missing[0] != expected:
+                self._missing = (expected, record.offset)
+                return Taken.GAP
+            if record.offset != self._missing[1]:
+                return Taken.SKIPPED
+        self._missing = None
+        self.next_offset = record.offset + 1
+        rows = rows_at_most(record)
+        self._records.append((record, rows, now))
+        self._bytes += record.size
+        self._rows += rows
+        return Taken.KEPT
+
+    def start_at(self, offset: int) -> bool:
+        """Recovery says where processing starts; records buffered before it are dropped.
+
+        Returns False if records are missing between `offset` and the first one buffered: read them again.
+        """
+        while self._records and self._records[0][0].offset < offset:
+            self._pop()
+        if not self._records:
+            self.next_offset = max(offset, self.next_offset or 0)
+            return True
+        first = self._records[0][0].offset
+        if first == offset:
+            return True
+        while self._records:
+            self._pop()
+        self.next_offset, self._missing = offset, (offset, first)
+        return False
+
+    @property
+    def waiting_since(self) -> float:
+        """When the oldest buffered record arrived (monotonic seconds)."""
+        return self._records[0][2] if self._records else float("inf")
+
+    @property
+    def oldest_timestamp_ms(self) -> int | None:
+        """Timestamp of the oldest record that is not committed."""
+        if self.in_flight:
+            return self._cut_timestamp_ms
+        return self._records[0][0].timestamp_ms if self._records else None
+
+    def due(self, now: float, linger: float) -> bool:
+        """Whether a block should be cut now."""
+        if not self.ready:
+            return False
+        return bool(self.spans) or self._rows >= self.max_rows or now - self._records[0][2] >= linger
+
+    @property
+    def ready(self) -> bool:
+        """Whether a block can be cut at all."""
+        if self.in_flight or self.leaving or self.revoked or not self.recovered or not self._records:
+            return False
+        first = self._records[0][0].offset
+        self._forget_spans_before(first)
+        if self.spans and first >= self.spans[0].lo:
+            return self._last >= self.spans[0].hi
+        return True
+
+    def cut(self) -> tuple[list[Record], Span | None, int]:
+        """The records of the next block, the recovered span that they rebuild, and their rows at most.
+
+        A recovered block has exactly its old bounds; a new one never crosses the next recovered block.
+        """
+        first = self._records[0][0].offset
+        span = self.spans[0] if self.spans and first >= self.spans[0].lo else None
+        limit = span.hi if span else (self.spans[0].lo - 1 if self.spans else None)
+        records: list[Record] = []
+        rows = 0
+        while self._records:
+            record, estimate, _ = self._records[0]
+            if limit is not None and record.offset > limit:
+                break
+            if span is None and records and rows + estimate > self.max_rows:
+                break
+            records.append(record)
+            rows += estimate
+            self._pop()
+        if span is not None:
+            self.spans.popleft()
+        self._cut_timestamp_ms = records[0].timestamp_ms
+        return records, span, rows
+
+    def _forget_spans_before(self, offset: int) -> None:
+        while self.spans and self.spans[0].hi < offset:
+            self.spans.popleft()  # its records are gone from the log; its rows stand as they are
+
+    def _pop(self) -> None:
+        record, rows, _ = self._records.popleft()
+        self._bytes -= record.size
+        self._rows -= rows

@@ -1,0 +1,47 @@
+"""What the broker says about the topic: its id, its cluster, where each partition ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from confluent_kafka import KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
+
+from pipeline.errors import ConfigurationError, UnavailableError
+
+_CALL_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True)
+class TopicFacts:
+    """topic_id : changes when the topic is created anew; end_offsets : partition -> next offset written."""
+
+    topic_id: str
+    cluster_id: str
+    end_offsets: Mapping[int, int]
+
+
+def describe_topic(bootstrap: str, topic: str) -> TopicFacts:
+    """Ask the broker. Raises UnavailableError (no answer), ConfigurationError (no such topic)."""
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    try:
+        cluster = admin.describe_cluster(request_timeout=_CALL_SECONDS).result(_CALL_SECONDS)
+        found = admin.list_topics(topic, timeout=_CALL_SECONDS).topics.get(topic)
+        if found is None or found.error is not None or not found.partitions:
+            raise ConfigurationError(
+                f"topic {topic} does not exist on {bootstrap}; create it, or let `gridpipe up` create it"
+            )
+        described = admin.describe_topics(TopicCollection([topic]), request_timeout=_CALL_SECONDS)
+        topic_id = str(described[topic].result(_CALL_SECONDS).topic_id)
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        asked = {TopicPartition(topic, part): latest for part in found.partitions}
+        ends = {
+            at.partition: answer.result(_CALL_SECONDS).offset
+            for at, answer in admin.list_offsets(asked, request_timeout=_CALL_SECONDS).items()
+        }
+    except (KafkaException, TimeoutError) as error:
+        raise UnavailableError(f"Kafka at {bootstrap} does not answer: {error}") from error
+    return TopicFacts(topic_id, str(cluster.cluster_id or ""), ends)

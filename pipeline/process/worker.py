@@ -1,0 +1,483 @@
+"""The worker: takes records from its partitions, cuts blocks, runs the flow, commits what is stored.
+
+The event loop only moves records and decides; polars and ClickHouse run in threads, so that heartbeats never
+starve. A round is one block each of several partitions: written block by block under its own token, then
+folded and committed together. At most two rounds are on the way, and a partition is in one of them at most:
+its blocks are stored and committed in offset order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final, TypeVar
+
+import structlog
+from clickhouse_connect.driver.client import Client
+
+from pipeline.contract.privacy import Privacy
+from pipeline.errors import ConfigurationError
+from pipeline.process.account import Account
+from pipeline.process.buffer import PartitionBuffer, Taken
+from pipeline.process.flow import Block, Rules
+from pipeline.process.membership import Membership
+from pipeline.process.partition import Recovered, recover
+from pipeline.process.records import Record
+from pipeline.process.rounds import Stored, Work, run_round
+from pipeline.process.topic import describe_topic
+from pipeline.reference.snapshot import Reference
+from pipeline.rules.catalogue import load_catalogues
+from pipeline.settings import Settings
+from pipeline.sink.retry import Failure, Stopping, classify, persist
+from pipeline.store.incarnations import resolve
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+ROUNDS_IN_FLIGHT: Final = 2
+#: A stop must be over within 25 s: blocks on the way, then the group, then the rest.
+_DRAIN_SECONDS: Final = 14.0
+_GIVE_UP_SECONDS: Final = 2.0
+_LEAVE_SECONDS: Final = 6.0
+#: A revocation waits this long for the insert on the way; the group would not wait much longer.
+_REVOKE_SECONDS: Final = 4.0
+_LAG_SECONDS: Final = 1.0
+_IDLE_SECONDS: Final = 0.5
+
+
+class WorkerFailedError(Exception):
+    """The worker cannot go on without risking data; the process must end and be started again."""
+
+
+async def run_worker(
+    settings: Settings,
+    *,
+    client_factory: Callable[[], Client],
+    bootstrap: str,
+    privacy: Privacy,
+    stop: asyncio.Event | None = None,
+    ready: Callable[[], None] | None = None,
+    known_sources: Callable[[], Collection[str]] = tuple,
+) -> None:
+    """Work until `stop` is set; returns after a drain of at most 25 s.
+
+    client_factory : gives clients on the migrated database; each thread uses its own.
+    bootstrap : Kafka bootstrap servers. privacy : pseudonyms for direct records.
+    ready : called when the first assignment is recovered. known_sources : label values of received events;
+    everything else is counted as "other".
+
+    Raises ConfigurationError and UnavailableError before the first event is taken, WorkerFailedError later:
+    the caller must then end the process with a non-zero status, so that it starts again from the last commit.
+    """
+    worker = Worker(settings, client_factory, bootstrap, privacy, ready=ready, known_sources=known_sources)
+    await worker.run(stop or asyncio.Event())
+
+
+class Worker:
+    """State of one `run_worker`. Everything runs on the event loop but what is handed to `_in_thread`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client_factory: Callable[[], Client],
+        bootstrap: str,
+        privacy: Privacy,
+        *,
+        ready: Callable[[], None] | None = None,
+        known_sources: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        self._settings = settings
+        self._client_factory = client_factory
+        self._bootstrap = bootstrap
+        self._privacy = privacy
+        self._ready = ready
+        self._account = Account(known_sources)
+        self._buffers: dict[int, PartitionBuffer] = {}
+        self._rounds: set[asyncio.Task[None]] = set()
+        self._on_the_way: set[int] = set()  # partitions whose block a round holds, revoked ones included
+        self._recoveries: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._failed = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._draining = False
+        self._stopping = threading.Event()
+        # one thread per round, one for recovery and reference data
+        self._threads = ThreadPoolExecutor(ROUNDS_IN_FLIGHT + 1, thread_name_prefix="block")
+        self._clients: SimpleQueue[Client] = SimpleQueue()
+        self._member = Membership(settings, bootstrap, self)
+        self._inc = 0
+        self._rules: Rules | None = None
+
+    # --- life
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """See `run_worker`."""
+        tasks: list[asyncio.Task[object]] = []
+        try:
+            await self._in_thread(self._open)
+            await self._member.start()
+            for watch in (self._dispatch, self._watch_reference, self._watch_lag, self._watch_member):
+                tasks.append(asyncio.create_task(self._watched(watch)))
+            ends = [asyncio.create_task(stop.wait()), asyncio.create_task(self._failed.wait())]
+            tasks += ends
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            await self._drain()
+        finally:
+            await self._close(tasks)
+        if self._failure is not None:
+            raise WorkerFailedError(f"the worker cannot go on: {self._failure!r}") from self._failure
+
+    def _open(self, client: Client) -> None:
+        catalogues = load_catalogues(self._settings.catalogue_dir)
+        topic = describe_topic(self._bootstrap, self._settings.topic)
+        self._inc = resolve(client, self._settings.topic, topic.topic_id, topic.cluster_id, topic.end_offsets)
+        reference = Reference.load(client, tolerance_m=self._settings.grid_tolerance_m)
+        self._rules = Rules(reference, catalogues, self._privacy, self._settings)
+        self._account.reference(reference.counts)
+        log.info("worker_opened", inc=self._inc, rules=catalogues.digest, reference=reference.version)
+
+    async def _drain(self) -> None:
+        """Finish what is on the way, or give it up: it will be read again after the next start."""
+        self._draining = True
+        if self._failure is not None:
+            self._stopping.set()
+        if self._rounds:
+            _, late = await asyncio.wait(set(self._rounds), timeout=_DRAIN_SECONDS)
+            if late:
+                log.warning("blocks_given_up", rounds=len(late))
+                self._stopping.set()
+                await asyncio.wait(late, timeout=_GIVE_UP_SECONDS)
+
+    async def _close(self, tasks: Sequence[asyncio.Task[object]]) -> None:
+        self._draining = True
+        self._stopping.set()
+        await self._member.stop(_LEAVE_SECONDS)
+        everything = [*tasks, *self._rounds, *self._recoveries]
+        for task in everything:
+            task.cancel()
+        await asyncio.gather(*everything, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        while not self._clients.empty():
+            self._clients.get().close()
+
+    async def _watched(self, watch: Callable[[], object]) -> None:
+        try:
+            await watch()  # type: ignore[misc]
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None and not self._draining:
+            self._failure = error
+            log.error("worker_failed", error=repr(error), exc_info=error)
+        self._failed.set()
+
+    async def _in_thread(self, call: Callable[[Client], T]) -> T:
+        """Run `call` in a thread with a client of its own."""
+
+        def run() -> T:
+            client = self._clients.get() if not self._clients.empty() else self._client_factory()
+            try:
+                return call(client)
+            finally:
+                self._clients.put(client)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+
+    # --- what the group tells (see membership.Partitions)
+
+    def take(self, partition: int, record: Record) -> None:
+        """A record arrived."""
+        buffer = self._buffers.get(partition)
+        if buffer is None or buffer.revoked or self._draining:
+            return  # it will be read again by whoever owns the partition
+        taken = buffer.take(record, time.monotonic())
+        if taken is Taken.GAP:
+            self._read_again(buffer, record)
+        elif taken is Taken.KEPT:
+            if buffer.full and not buffer.paused:
+                buffer.paused = True
+                self._member.pause(partition)
+            if not buffer.in_flight:
+                self._wake.set()
+
+    async def assigned(self, partitions: set[int]) -> None:
+        """The group gave us these partitions; each is recovered before its first block."""
+        fresh = [
+            PartitionBuffer(
+                partition,
+                max_rows=self._settings.block_max_rows,
+                max_bytes=self._settings.partition_buffer_bytes,
+            )
+            for partition in sorted(partitions - set(self._buffers))
+        ]
+        for buffer in fresh:
+            self._buffers[buffer.partition] = buffer
+            self._member.resume(buffer.partition)
+        self._start(self._recover_all(fresh))
+
+    async def revoked(self, partitions: set[int]) -> None:
+        """The group takes these partitions away: drop what is not on the way, wait a little for what is."""
+        gone = [self._buffers[partition] for partition in partitions if partition in self._buffers]
+        for buffer in gone:
+            buffer.leaving = True
+        await self._until(lambda: not any(buffer.in_flight for buffer in gone), _REVOKE_SECONDS)
+        for buffer in gone:
+            buffer.revoked = True
+            if self._buffers.get(buffer.partition) is buffer:
+                del self._buffers[buffer.partition]
+            self._account.forget(buffer.partition)
+
+    async def _until(self, settled: Callable[[], bool], seconds: float | None = None) -> None:
+        """Wait for rounds to end until `settled`, `seconds` at most."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not settled():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            self._settled.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), left)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._recoveries.add(task)
+        task.add_done_callback(self._recoveries.discard)
+
+    def _read_again(self, buffer: PartitionBuffer, record: Record) -> None:
+        expected = buffer.next_offset or 0
+        log.warning(
+            "records_missing_reading_again",
+            partition=buffer.partition,
+            expected=expected,
+            got=record.offset,
+        )
+        self._start(self._member.rewind(buffer.partition, expected))
+
+    # --- recovery
+
+    async def _recover_all(self, buffers: Sequence[PartitionBuffer]) -> None:
+        try:
+            for buffer in buffers:
+                await self._recover(buffer)
+        except Stopping:
+            return
+        except Exception as error:
+            self._fail(error)
+            return
+        if self._ready is not None and all(buffer.recovered for buffer in self._buffers.values()):
+            ready, self._ready = self._ready, None
+            ready()
+
+    async def _recover(self, buffer: PartitionBuffer) -> None:
+        """Rebuild a partition's memory, once nothing of its last assignment is on the way any more."""
+        partition = buffer.partition
+        await self._until(lambda: partition not in self._on_the_way)
+        if buffer.lost():
+            return
+        committed = await self._member.committed(partition)
+
+        def read(client: Client) -> Recovered:
+            return persist(
+                lambda: recover(
+                    client,
+                    inc=self._inc,
+                    partition=partition,
+                    committed=committed or 0,
+                    settings=self._settings,
+                ),
+                stopping=self._stopping,
+                what=f"recovery of partition {partition}",
+            )
+
+        found = await self._in_thread(read)
+        if buffer.lost():
+            return
+        buffer.state, buffer.spans, buffer.committed = found.state, deque(found.spans), committed
+        if committed is not None and not buffer.start_at(committed):
+            self._start(self._member.rewind(partition, committed))
+        self._account.starts_at(partition, committed)
+        buffer.recovered = True
+        log.info(
+            "partition_recovered",
+            partition=partition,
+            committed=committed,
+            ids=len(found.state.seen),
+            anchors=len(found.state.anchors),
+            blocks=len(found.spans),
+        )
+        self._wake.set()
+
+    # --- rounds
+
+    async def _dispatch(self) -> None:
+        while True:
+            self._wake.clear()
+            wait = _IDLE_SECONDS
+            if not self._draining and len(self._rounds) < ROUNDS_IN_FLIGHT:
+                works = self._cut_round()
+                if works:
+                    task = asyncio.create_task(self._round(works))
+                    self._rounds.add(task)
+                    task.add_done_callback(self._round_ended)
+                    continue
+                wait = self._next_due()
+            try:
+                await asyncio.wait_for(self._wake.wait(), wait)
+            except TimeoutError:
+                continue
+
+    def _round_ended(self, task: asyncio.Task[None]) -> None:
+        self._rounds.discard(task)
+        self._wake.set()
+
+    def _cut_round(self) -> list[Work]:
+        """One block of every partition that has records, as soon as one of them is due."""
+        now, linger = time.monotonic(), self._settings.block_linger_seconds
+        buffers = [buffer for buffer in self._buffers.values() if buffer.ready]
+        if not any(buffer.due(now, linger) for buffer in buffers):
+            return []
+        works: list[Work] = []
+        rows = 0
+        for buffer in sorted(buffers, key=lambda buffer: buffer.waiting_since):
+            if rows >= self._settings.block_max_rows:
+                break
+            records, span, estimate = buffer.cut()
+            rows += estimate
+            buffer.in_flight = True
+            self._on_the_way.add(buffer.partition)
+            works.append(Work(buffer, Block(buffer.partition, records), span))
+            if buffer.paused and buffer.bytes <= self._settings.partition_buffer_bytes // 2:
+                buffer.paused = False
+                self._member.resume(buffer.partition)
+        return works
+
+    def _next_due(self) -> float:
+        """Seconds until a block is due by its age."""
+        waiting = [buffer.waiting_since for buffer in self._buffers.values() if buffer.ready]
+        if not waiting:
+            return _IDLE_SECONDS
+        age = time.monotonic() - min(waiting)
+        return min(max(self._settings.block_linger_seconds - age, 0.001), _IDLE_SECONDS)
+
+    async def _round(self, works: Sequence[Work]) -> None:
+        rules = self._rules
+        assert rules is not None
+        try:
+            stored = await self._in_thread(
+                lambda client: run_round(
+                    works,
+                    client,
+                    topic=self._settings.topic,
+                    inc=self._inc,
+                    rules=rules,
+                    stopping=self._stopping,
+                )
+            )
+            await self._commit(stored)
+        except Stopping:
+            pass  # not stored; the records are read again after the next start
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # a panic of polars is no Exception, and must end the process too
+            self._fail(error)
+        finally:
+            for work in works:
+                work.buffer.in_flight = False
+                self._on_the_way.discard(work.buffer.partition)
+            self._settled.set()
+
+    async def _commit(self, stored: Sequence[Stored]) -> None:
+        """Commit, then remember and count: nothing is known or counted that could be read again unseen."""
+        ours = {item.work.buffer.partition: item for item in stored}
+        standing = await self._member.commit(
+            {partition: item.work.hi + 1 for partition, item in ours.items()},
+            lambda partition: not ours[partition].work.buffer.revoked,
+        )
+        done = [item for partition, item in ours.items() if partition in standing]
+
+        def remember(_: Client) -> None:
+            for item in done:
+                assert item.work.buffer.state is not None
+                item.work.buffer.state.remember(item.added)
+
+        await self._in_thread(remember)
+        for item in done:
+            item.work.buffer.committed = item.work.hi + 1
+            self._account.committed(item.work.buffer.partition, item.work.lo, item.work.hi, item.result)
+
+    # --- watching
+
+    async def _watch_member(self) -> None:
+        self._fail(await self._member.failed())
+
+    async def _watch_lag(self) -> None:
+        while True:
+            await asyncio.sleep(_LAG_SECONDS)
+            now = time.time()
+            for buffer in list(self._buffers.values()):
+                end, committed = self._member.end_offset(buffer.partition), buffer.committed
+                records = max(end - (committed or 0), 0) if end is not None else len(buffer)
+                oldest = buffer.oldest_timestamp_ms
+                late = max(now - oldest / 1000, 0.0) if oldest is not None and records else 0.0
+                self._account.lag(buffer.partition, records, late)
+            states = [buffer.state for buffer in self._buffers.values() if buffer.state is not None]
+            self._account.dedup(
+                sum(len(state.seen) for state in states), sum(len(state.anchors) for state in states)
+            )
+
+    async def _watch_reference(self) -> None:
+        """Take over new reference data and catalogues; a round in progress keeps those it began with."""
+        catalogue_state = _state_of(self._settings.catalogue_dir)
+        while True:
+            await asyncio.sleep(self._settings.reference_refresh_seconds)
+            rules = self._rules
+            assert rules is not None
+            try:
+                reference = await self._in_thread(
+                    lambda client, old=rules.reference: Reference.load(  # type: ignore[misc]
+                        client, tolerance_m=self._settings.grid_tolerance_m, previous=old
+                    )
+                )
+            except Exception as error:
+                if classify(error) is not Failure.TRANSIENT:
+                    raise
+                log.warning("reference_not_read", error=type(error).__name__)
+                continue
+            if reference is not rules.reference:
+                rules = self._rules = replace(rules, reference=reference)
+                self._account.reference(reference.counts)
+                log.info("reference_reloaded", version=reference.version, **reference.counts)
+            state = _state_of(self._settings.catalogue_dir)
+            if state != catalogue_state:
+                catalogue_state = state
+                await self._reload_catalogues(rules)
+
+    async def _reload_catalogues(self, rules: Rules) -> None:
+        try:
+            catalogues = await self._in_thread(lambda _: load_catalogues(self._settings.catalogue_dir))
+        except ConfigurationError as error:
+            log.error("catalogue_refused_old_one_stays", problems=error.problems)
+            return
+        if catalogues.digest != rules.digest:
+            self._rules = replace(rules, catalogues=catalogues)
+            log.info("catalogue_reloaded", rules=catalogues.digest)
+
+
+def _state_of(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    """What the files of a directory look like from outside: cheap enough to ask every few seconds."""
+    return tuple(
+        (str(path), status.st_mtime_ns, status.st_size)
+        for path in sorted(directory.rglob("*.yaml"))
+        for status in [path.stat()]
+    )
