@@ -38,6 +38,7 @@ check: setup ## lint, format, strict types, secret scan, as in CI
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/gridpipe rules check
 	@git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
 
 format: setup ## apply the formatter and the safe lint fixes

@@ -23,7 +23,10 @@ MAX_TEXT: Final = 4_000
 _FILE_BYTES: Final = 20_000_000
 _FILES_KEPT: Final = 5
 #: Libraries that tell their life story at INFO.
-_QUIET: Final = ("aiokafka", "kafka", "faust", "mode", "urllib3", "clickhouse_connect", "asyncio", "alembic")
+_QUIET: Final = (
+    "aiokafka", "alembic", "asyncio", "clickhouse_connect", "faust", "httpcore", "httpx", "kafka", "mode",
+    "urllib3",
+)  # fmt: skip
 
 Event = MutableMapping[str, Any]
 
@@ -46,7 +49,13 @@ def configure(*, level: str = "info", role: str, log_dir: Path | None, console: 
 
     Called once per process. On stderr a terminal gets readable lines, anything else JSON.
     """
+
+    def name_role(_: Any, __: str, event: Event) -> Event:
+        event["role"] = role
+        return event
+
     shared: list[Processor] = [
+        name_role,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -83,7 +92,6 @@ def configure(*, level: str = "info", role: str, log_dir: Path | None, console: 
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    structlog.contextvars.bind_contextvars(role=role)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -122,6 +122,11 @@ class Settings(BaseSettings):
         return self.data_dir / "tmp"
 
     @property
+    def engine_tmp_dir(self) -> Path:
+        """Temporary files of the embedded engine's process, emptied whenever it starts."""
+        return self.tmp_dir / "engine"
+
+    @property
     def log_dir(self) -> Path:
         return self.data_dir / "log"
 

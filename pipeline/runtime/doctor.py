@@ -256,13 +256,12 @@ def _schema(client: Client, database: str) -> Iterator[Finding]:
     if zone != "UTC":
         what = f"the server's time zone is {zone}"
         yield Finding("time zone", "failed", what, "set it to UTC in the server's configuration", EXIT_FAILED)
-    counts = dict(
-        client.query(
-            "SELECT name, total_rows FROM system.tables "
-            "WHERE database = {database:String} AND name IN {names:Array(String)}",
-            {"database": database, "names": list(_REFERENCE_TABLES)},
-        ).result_rows
-    )
+    found = client.query(
+        "SELECT name, total_rows FROM system.tables "
+        "WHERE database = {database:String} AND name IN {names:Array(String)}",
+        {"database": database, "names": list(_REFERENCE_TABLES)},
+    ).result_rows
+    counts = {str(name): int(rows or 0) for name, rows in found}
     missing = [name.removeprefix("ref_") for name in ("ref_grids", "ref_staff") if not counts.get(name)]
     if missing:
         what = f"no {' and no '.join(missing)}: reports will be rejected"

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.metrics_core import Metric
 
 from pipeline.metrics import REGISTRY
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+#: Creation times double the page and mean nothing across restarts of a child.
+disable_created_metrics()
+
 _HTTP_PREFIXES: Final = ("gridpipe_http_", "gridpipe_gateway_", "gridpipe_process_up")
 _BUSINESS_GAUGES: Final = frozenset(
     {

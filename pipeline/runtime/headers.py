@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Final
 
 from starlette.datastructures import MutableHeaders
@@ -19,7 +20,6 @@ _SECURITY: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class SecurityHeaders:
@@ -56,10 +56,13 @@ def _is_loopback_name(scope: Scope) -> bool:
     for name, value in scope["headers"]:
         if name == b"host":
             host = value.decode("latin-1").lower()
-            bare = (
-                host[: host.index("]") + 1]
-                if host.startswith("[") and "]" in host
-                else host.partition(":")[0]
-            )
-            return bare in _LOOPBACK_NAMES or bare.startswith("127.")
+            bare = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+            return bare == "localhost" or _is_loopback_address(bare)
     return True  # HTTP/1.0 without Host: no browser sends that
+
+
+def _is_loopback_address(text: str) -> bool:
+    try:
+        return ip_address(text).is_loopback
+    except ValueError:
+        return False

@@ -44,7 +44,7 @@ def run_store(
     engine: EmbeddedEngine | None = None
     client_factory: Callable[[], Client]
     if settings.clickhouse is None:
-        engine = EmbeddedEngine(settings.clickhouse_dir, settings.tmp_dir)
+        engine = EmbeddedEngine(settings.clickhouse_dir, settings.engine_tmp_dir)
         owned = engine
         client_factory = lambda: owned.new_client(settings.database)  # noqa: E731
         client = engine.new_client()

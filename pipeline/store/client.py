@@ -72,7 +72,7 @@ def connect(settings: Settings, *, database: str | None = None) -> Client:
     bridge = BridgeAddress.read(settings.run_dir)
     if bridge is not None:
         return connect_bridge(bridge, name, timeout=settings.insert_timeout_seconds + _GRACE_SECONDS)
-    return EmbeddedEngine(settings.clickhouse_dir, settings.tmp_dir).new_client(name)
+    return EmbeddedEngine(settings.clickhouse_dir, settings.engine_tmp_dir).new_client(name)
 
 
 def connect_server(settings: Settings, database: str | None) -> Client:

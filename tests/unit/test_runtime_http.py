@@ -1,0 +1,139 @@
+"""The HTTP app around gateway and api: headers, access, health, one metrics page, API description."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from pipeline import metrics
+from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.ingest.keys import KeyStore
+from pipeline.runtime.access import ReadKeys, check_listeners
+from pipeline.runtime.exposition import counted_by_http, http_part, worker_part
+from pipeline.runtime.headers import SecurityHeaders
+from pipeline.runtime.health import Health
+from pipeline.runtime.pages import page_routes
+from pipeline.settings import load_settings
+
+
+async def _hello(_: Request) -> Response:
+    return PlainTextResponse("hello")
+
+
+def client_of(app: ASGIApp) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8080", follow_redirects=True
+    )
+
+
+ROUTES = [Route("/v1/kpi", _hello, methods=["GET"]), Route("/v1/events", _hello, methods=["POST"])]
+
+
+def test_the_page_of_all_roles_holds_each_family_once() -> None:
+    metrics.events.labels("admitted").inc()
+    metrics.gateway_events.labels("accepted").inc()
+    page = (http_part() + worker_part()).decode()
+    names = [family.name for family in text_string_to_metric_families(page)]
+    assert len(names) == len(set(names))
+    assert set(names) == {family.name for family in metrics.REGISTRY.collect()}
+    assert not any(name.endswith("_created") for name in names)
+    assert 'gridpipe_events_total{outcome="admitted"}' in worker_part().decode()
+    assert 'gridpipe_gateway_events_total{answer="accepted"}' in http_part().decode()
+
+
+def test_outcomes_are_the_workers_and_business_figures_the_apis() -> None:
+    assert not counted_by_http("gridpipe_events")
+    assert not counted_by_http("gridpipe_events_received")
+    assert counted_by_http("gridpipe_closure_ratio")
+    assert counted_by_http("gridpipe_http_requests")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8080", 200),
+        ("localhost:8080", 200),
+        ("[::1]:8080", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("10.0.0.5:8080", 421),
+        ("", 421),
+    ],
+)
+async def test_a_loopback_listener_answers_to_loopback_names_only(host: str, status: int) -> None:
+    client = client_of(SecurityHeaders(Starlette(routes=ROUTES), loopback_only=True))
+    answer = await client.get("/v1/kpi", headers={"Host": host})
+    assert answer.status_code == status
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+
+
+async def test_a_public_listener_answers_to_any_name() -> None:
+    client = client_of(SecurityHeaders(Starlette(routes=ROUTES), loopback_only=False))
+    assert (await client.get("/v1/kpi", headers={"Host": "grid.jiangmen.example"})).status_code == 200
+
+
+async def test_reading_on_a_public_listener_needs_a_read_key(tmp_path: Path) -> None:
+    keys = KeyStore(tmp_path / "keys.json")
+    reader, feeder = keys.create("read"), keys.create("12345")
+    client = client_of(ReadKeys(Starlette(routes=ROUTES), keys))
+    assert (await client.get("/v1/kpi")).status_code == 401
+    assert (await client.get("/v1/kpi", headers={"Authorization": "Bearer nonsense"})).status_code == 401
+    refused = await client.get("/v1/kpi", headers={"Authorization": f"Bearer {feeder}"})
+    assert (refused.status_code, refused.json()["code"]) == (403, "not_a_read_key")
+    assert (await client.get("/v1/kpi", headers={"Authorization": f"Bearer {reader}"})).text == "hello"
+    assert (await client.post("/v1/events")).status_code == 200  # the gateway asks for its own key
+
+
+def test_a_public_listener_is_refused_without_read_keys_and_a_place_for_metrics(tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path, http="0.0.0.0:8080")
+    with pytest.raises(ConfigurationError) as caught:
+        check_listeners(settings)
+    assert len(caught.value.problems) == 2
+    KeyStore(settings.keys_path).create(["local", "read"])
+    with pytest.raises(ConfigurationError, match="needs a read key"):
+        check_listeners(load_settings(data_dir=tmp_path, http="0.0.0.0:8080", admin_http="127.0.0.1:9090"))
+    KeyStore(settings.keys_path).create("read")
+    check_listeners(load_settings(data_dir=tmp_path, http="0.0.0.0:8080", admin_http="127.0.0.1:9090"))
+
+
+async def test_readiness_is_honest_about_each_check() -> None:
+    async def well() -> str:
+        return "all well"
+
+    async def away() -> str:
+        raise UnavailableError("Kafka at 127.0.0.1:9 does not answer")
+
+    ready = await client_of(Starlette(routes=Health({"store": well}).routes())).get("/health/ready")
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+    client = client_of(Starlette(routes=Health({"store": well, "broker": away}).routes()))
+    answer = await client.get("/health/ready")
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "1"
+    assert answer.json()["checks"] == {
+        "store": {"ok": True, "detail": "all well"},
+        "broker": {"ok": False, "detail": "Kafka at 127.0.0.1:9 does not answer"},
+    }
+    assert (await client.get("/health/live")).json() == {"status": "live"}
+
+
+async def test_the_api_page_loads_nothing_from_elsewhere() -> None:
+    client = client_of(Starlette(routes=page_routes({"/v1/kpi": {"get": {"responses": {}}}})))
+    document = (await client.get("/openapi.json")).json()
+    assert document["openapi"].startswith("3.1")
+    assert list(document["paths"]) == ["/v1/kpi"]
+    page = (await client.get("/")).text  # follows the redirect
+    assert "swagger-ui" in page
+    assert "https://" not in page
+    assert "http://" not in page
+    for asset in ("/docs/assets/swagger-ui.css", "/docs/assets/swagger-ui-bundle.js", "/docs/start.js"):
+        assert asset in page
+        assert (await client.get(asset)).status_code == 200
