@@ -10,7 +10,7 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import ContractError
 from pipeline.read.times import aware, instant
-from pipeline.store.kpi_views import BY, DURATIONS, PERCENTILES, RATES
+from pipeline.store.kpi_views import BY, DURATIONS, PERCENTILES, RATES, kpi_query
 
 __all__ = ["BY", "VIEWS", "Names", "kpi"]
 
@@ -18,12 +18,15 @@ VIEWS: Final = ("cohort", "flow")
 #: Kinds of channels through which people bring demands (诉求).
 CITIZEN_KINDS: Final = frozenset({"public", "care", "desk"})
 
-#: Counts of a row; in the flow view those that are states, not events, are null.
+#: Counts of a row, and those among them that describe states or case sets: the flow view has none of these.
 _COUNTS: Final = (
     "reports", "admitted_reports", "rejected_reports", "cases", "voided", "merged", "orphans",
-    "orphans_overdue", "closed", "responded", "ratings", "open", "overdue", "evidence_pending",
+    "orphans_overdue", "closed", "responded", "ratings", "open", "overdue", "unproven",
     "illegal_events", "late_events", "negative_durations",
 )  # fmt: skip
+_STATES: Final = frozenset(
+    {"open", "overdue", "unproven", "illegal_events", "late_events", "negative_durations"}
+)
 
 
 class Names(Protocol):
@@ -58,32 +61,23 @@ def kpi(
     if view not in VIEWS:
         raise ContractError(f"view must be one of {', '.join(VIEWS)}")
     parameters: dict[str, Any] = {
-        "by": by,
         "from": _parameter(from_),
         "to": _parameter(to),
         "as_of": _parameter(as_of),
     }
-    arguments = (
-        "by = {by:String}, from = {from:DateTime64(3, 'UTC')}, to = {to:DateTime64(3, 'UTC')}, "
-        "as_of = {as_of:DateTime64(3, 'UTC')}"
-    )
     if view == "cohort":
         parameters["citizen_channels"] = sorted(
             channel for channel, kind in names.channel_kinds.items() if kind in CITIZEN_KINDS
         )
-        arguments += ", citizen_channels = {citizen_channels:Array(String)}"
-    found = client.query(f"SELECT * FROM kpi_{view}({arguments}) WHERE listed OR {{by:String}} IN ('city', 'district')",
-        parameters=parameters)  # fmt: skip
+    found = client.query(kpi_query(view, by), parameters=parameters)
     by_key = {row["key"]: row for row in found.named_results()}
-    listed = names.listed_keys(by)
+    keys = names.listed_keys(by) or sorted(key for key, row in by_key.items() if row["listed"])
     return {
         "from": instant(from_),
         "to": instant(to),
         "as_of": instant(as_of),
         "view": view,
-        "rows": [
-            _row(key, names.name_zh(by, key), by_key.get(key, {}), view) for key in listed or sorted(by_key)
-        ],
+        "rows": [_row(key, names.name_zh(by, key), by_key.get(key, {}), view) for key in keys],
     }
 
 
@@ -96,12 +90,12 @@ def _row(key: str, name_zh: str | None, found: Mapping[str, Any], view: str) -> 
     """One row of the answer; a listed key without any report counts zero."""
 
     def count(name: str) -> int | None:
-        return None if found and name not in found else int(found.get(name) or 0)
+        return None if name in _STATES and view == "flow" else int(found.get(name) or 0)
 
     merged = count("merged")
     row: dict[str, Any] = {"key": key, "name_zh": name_zh}
     row |= {name: count(name) for name in _COUNTS}
     row["duplicates"] = {"L1": count("duplicates_l1"), "L2": count("duplicates_l2"), "L3": merged}
-    row |= {rate: found.get(rate) for rate in RATES}
+    row |= {rate: found.get(rate) if view == "cohort" or rate == "closure_rate" else None for rate in RATES}
     row |= {duration: {f"p{p}": found.get(f"{duration}_p{p}") for p in PERCENTILES} for duration in DURATIONS}
     return row
