@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -28,8 +29,15 @@ from pipeline.frames import (
     STORED,
     expect,
 )
-from pipeline.process.decode import DATA_ERRORS, decode
-from pipeline.process.deduplicate import SeenIds, deduplicate, milliseconds, positions, refused_rows
+from pipeline.process.decode import DATA_ERRORS, Decoded, decode
+from pipeline.process.deduplicate import (
+    SeenIds,
+    Unique,
+    deduplicate,
+    milliseconds,
+    positions,
+    refused_rows,
+)
 from pipeline.process.hashes import id_hash
 from pipeline.process.records import Record
 from pipeline.process.resend import Anchors, ResendWindows, anchors_of, drop_resends
@@ -145,32 +153,59 @@ class BlockResult:
 def process_block(block: Block, state: PartitionState, rules: Rules) -> BlockResult:
     """Judge the records of a block.
 
-    state : not changed.
+    state : of the block's partition; not changed.
     Raises TransientError if reference data cannot be read: nothing is rejected for that.
+    """
+    return process_blocks([block], [state], rules)[0]
+
+
+def process_blocks(
+    blocks: Sequence[Block], states: Sequence[PartitionState], rules: Rules
+) -> list[BlockResult]:
+    """Judge one block each of several partitions, row by row as `process_block` does.
+
+    What looks at one row only (look-ups, rules, enrichment) runs over all blocks at once, because a small
+    block costs a stage nearly as much as a large one; what looks at a partition's past runs block by block.
     """
     watch = _Stopwatch()
     settings = rules.settings
-    decoded = decode(
-        block.records,
-        partition=block.partition,
-        privacy=rules.privacy,
-        backfill_sources=settings.direct_backfill_sources,
-    )
+    decoded = [
+        decode(
+            block.records,
+            partition=block.partition,
+            privacy=rules.privacy,
+            backfill_sources=settings.direct_backfill_sources,
+        )
+        for block in blocks
+    ]
     watch.lap("decode")
-    fresh = deduplicate(decoded.events, state.seen, timedelta(days=settings.dedup_window_days))
+    window = timedelta(days=settings.dedup_window_days)
+    fresh = [deduplicate(one.events, state.seen, window) for one, state in zip(decoded, states, strict=True)]
     watch.lap("deduplicate")
-    judged = _judge_all(fresh.kept, state, rules, watch)
-    duplicates = pl.concat([_with_matter(fresh.duplicates, rules), judged.resent]).sort("_off", "_idx")
+    judged = _judge_all([unique.kept for unique in fresh], states, rules, watch)
+    copies = _with_matter([unique.duplicates for unique in fresh], rules)
+    watch.lap("admit")
+    return [
+        _result(one, unique, copied, of_block, watch.seconds if number == 0 else {})
+        for number, (one, unique, copied, of_block) in enumerate(
+            zip(decoded, fresh, copies, judged, strict=True)
+        )
+    ]
+
+
+def _result(
+    decoded: Decoded, fresh: Unique, copies: pl.DataFrame, judged: _Judged, stage_seconds: dict[str, float]
+) -> BlockResult:
     stored = judged.stored
     rejected = stored["outcome"] == "rejected"
     return BlockResult(
         events=stored.filter(~rejected),
         rejections=stored.filter(rejected),
-        duplicates=duplicates,
+        duplicates=pl.concat([copies, judged.resent]).sort("_off", "_idx"),
         quarantined=pl.concat([decoded.quarantined, fresh.conflicts, judged.unstorable]).sort("_off", "_idx"),
         case_events=case_events_of(stored, judged.resent),
         received=decoded.events.height + decoded.quarantined.height,
-        stage_seconds=watch.seconds,
+        stage_seconds=stage_seconds,
     )
 
 
@@ -181,46 +216,70 @@ class _Judged:
     unstorable: pl.DataFrame
 
 
-def _judge(kept: pl.DataFrame, state: PartitionState, rules: Rules, watch: _Stopwatch) -> _Judged:
+def _judge(
+    kept: Sequence[pl.DataFrame], states: Sequence[PartitionState], rules: Rules, watch: _Stopwatch
+) -> list[_Judged]:
     """look_up → admit → drop_resends → enrich: the stages after L1, for rows that are not redeliveries."""
-    features = expect(rules.reference.look_up(kept), FEATURES, "features")
+    rows = pl.concat(kept)
+    features = expect(rules.reference.look_up(rows), FEATURES, "features")
     watch.lap("look_up")
     judged = admit(
-        pl.concat([kept, features], how="horizontal"),
+        pl.concat([rows, features], how="horizontal"),
         rules.catalogues,
         rules.reference.modes,
         districts=rules.settings.districts_taking_part,
     )
     judged = expect(judged, {**DECODED, **FEATURES, **DECISION}, "judged")
     watch.lap("admit")
-    unique = drop_resends(judged, state.anchors)
+    unique = [
+        drop_resends(part, state.anchors)
+        for part, state in zip(_split(judged, [part.height for part in kept]), states, strict=True)
+    ]
     watch.lap("drop_resends")
-    stored = expect(enrich(unique.kept, rules.reference), STORED, "stored")
+    stored = expect(enrich(pl.concat([part.kept for part in unique]), rules.reference), STORED, "stored")
     watch.lap("enrich")
-    return _Judged(stored, unique.duplicates, pl.DataFrame(schema=QUARANTINED))
+    none = pl.DataFrame(schema=QUARANTINED)
+    return [
+        _Judged(part, one.duplicates, none)
+        for part, one in zip(_split(stored, [one.kept.height for one in unique]), unique, strict=True)
+    ]
 
 
-def _judge_all(kept: pl.DataFrame, state: PartitionState, rules: Rules, watch: _Stopwatch) -> _Judged:
-    """`_judge`; a row that makes a stage fail is quarantined alone, so that its partition goes on."""
+def _split(rows: pl.DataFrame, heights: Sequence[int]) -> list[pl.DataFrame]:
+    """Consecutive parts of these heights."""
+    if rows.height != sum(heights):
+        raise ContractError(f"a stage gave {rows.height} rows for {sum(heights)}")
+    ends = accumulate(heights)
+    return [rows[end - height : end] for end, height in zip(ends, heights, strict=True)]
+
+
+def _judge_all(
+    kept: Sequence[pl.DataFrame], states: Sequence[PartitionState], rules: Rules, watch: _Stopwatch
+) -> list[_Judged]:
+    """`_judge`; rows that make a stage fail are quarantined alone, so that their partition goes on."""
     try:
-        return _judge(kept, state, rules, watch)
+        return _judge(kept, states, rules, watch)
     except (TransientError, MemoryError):
         raise
     except DATA_ERRORS as error:
-        bad = _failing(kept, state, rules)
-        if not bad or len(bad) > max(_MOST_UNSTORABLE, _UNSTORABLE_SHARE * kept.height):
-            raise
-        at = np.zeros(kept.height, bool)
-        at[bad] = True
-        judged = _judge(kept.filter(~at), state, rules, watch)
-        detail = f"{type(error).__name__} while it was judged"
-        return _Judged(judged.stored, judged.resent, refused_rows(kept.filter(at), UNSTORABLE, detail))
+        return [_judge_around(part, state, rules, error) for part, state in zip(kept, states, strict=True)]
+
+
+def _judge_around(kept: pl.DataFrame, state: PartitionState, rules: Rules, error: BaseException) -> _Judged:
+    bad = _failing(kept, state, rules)
+    if len(bad) > max(_MOST_UNSTORABLE, _UNSTORABLE_SHARE * kept.height):
+        raise error
+    at = np.zeros(kept.height, bool)
+    at[bad] = True
+    judged = _judge([kept.filter(~at)], [state], rules, _Stopwatch())[0]
+    detail = f"{type(error).__name__} while it was judged"
+    return replace(judged, unstorable=refused_rows(kept.filter(at), UNSTORABLE, detail))
 
 
 def _failing(rows: pl.DataFrame, state: PartitionState, rules: Rules, first: int = 0) -> list[int]:
     """Numbers of the rows that fail on their own, found by halving."""
     try:
-        _judge(rows, state, rules, _Stopwatch())
+        _judge([rows], [state], rules, _Stopwatch())
     except (TransientError, MemoryError):
         raise
     except DATA_ERRORS:
@@ -232,21 +291,24 @@ def _failing(rows: pl.DataFrame, state: PartitionState, rules: Rules, first: int
     return []
 
 
-def _with_matter(duplicates: pl.DataFrame, rules: Rules) -> pl.DataFrame:
+def _with_matter(duplicates: Sequence[pl.DataFrame], rules: Rules) -> list[pl.DataFrame]:
     """Fill category and lead department of redeliveries: they count where their originals do."""
-    if duplicates.is_empty():
-        return duplicates
-    absent = {**DECODED, **FEATURES}
-    rows = duplicates.select(
+    copies = pl.concat(duplicates)
+    if copies.is_empty():
+        return list(duplicates)
+    rows = copies.select(
         [
             pl.col(name) if name in DUPLICATE else pl.lit(_FILLER.get(name), dtype).alias(name)
-            for name, dtype in absent.items()
+            for name, dtype in {**DECODED, **FEATURES}.items()
         ]
     )
     judged = admit(
         rows, rules.catalogues, rules.reference.modes, districts=rules.settings.districts_taking_part
     )
-    return duplicates.with_columns(judged["category"], judged["lead_department"])
+    return _split(
+        copies.with_columns(judged["category"], judged["lead_department"]),
+        [part.height for part in duplicates],
+    )
 
 
 _FILLER: Final[dict[str, object]] = {"backfill": False, "persons": [], "photos": [], "id_hi": 0, "id_lo": 0}

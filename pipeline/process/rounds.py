@@ -12,7 +12,7 @@ import structlog
 from clickhouse_connect.driver.client import Client
 
 from pipeline.process.buffer import PartitionBuffer
-from pipeline.process.flow import Block, BlockResult, Rules, process_block
+from pipeline.process.flow import Block, BlockResult, Rules, process_blocks
 from pipeline.process.partition import Span, stored_case_events, stored_positions, without
 from pipeline.sink.retry import persist
 from pipeline.sink.tables import Sink
@@ -58,7 +58,7 @@ def run_round(
     Raises Stopping when asked to end before a passing failure passed, or whatever cannot be classified.
     """
     runner = _Runner(client, Sink(client, topic, stopping), inc, rules, stopping)
-    done = [stored for work in works if (stored := runner.store(work)) is not None]
+    done = runner.store(works)
     ranges = [(stored.work.block.partition, stored.work.lo, stored.work.hi) for stored in done]
     if ranges:
         persist(lambda: refresh_cases(client, inc, ranges), stopping=stopping, what=f"{topic}:{inc} cases")
@@ -73,24 +73,30 @@ class _Runner:
     rules: Rules
     stopping: threading.Event
 
-    def store(self, work: Work) -> Stored | None:
-        """Judge and write one block; None if its partition was taken away before the first insert."""
-        place = _Place(self.inc, work.block.partition, work.lo, work.hi)
-        name = self.sink.token(**place._asdict())
-        state = work.buffer.state
-        if work.buffer.lost() or state is None:
-            return None
-        result = persist(
-            lambda: process_block(work.block, state, self.rules), stopping=self.stopping, what=name
+    def store(self, works: Sequence[Work]) -> list[Stored]:
+        """Judge the blocks together, write them one by one."""
+        ours = [(work, work.buffer.state) for work in works if not work.buffer.lost()]
+        blocks = [work.block for work, state in ours if state is not None]
+        states = [state for _, state in ours if state is not None]
+        if not blocks:
+            return []
+        results = persist(
+            lambda: process_blocks(blocks, states, self.rules), stopping=self.stopping, what="judging"
         )
-        if work.buffer.lost():
-            return None
-        if work.span is not None:
-            same = work.span.rules == self.rules.digest
-            log.info("rebuilding_block", block=name, same_rules=same)
-            return Stored(work, result, self._complete(result, place, name))
-        stored = self._write(result, place)
-        return Stored(work, stored, stored)
+        done: list[Stored] = []
+        for (work, _), result in zip(ours, results, strict=True):
+            if not work.buffer.lost():
+                done.append(self._store_one(work, result))
+        return done
+
+    def _store_one(self, work: Work, result: BlockResult) -> Stored:
+        place = _Place(self.inc, work.block.partition, work.lo, work.hi)
+        if work.span is None:
+            stored = self._write(result, place)
+            return Stored(work, stored, stored)
+        name = self.sink.token(**place._asdict())
+        log.info("rebuilding_block", block=name, same_rules=work.span.rules == self.rules.digest)
+        return Stored(work, result, self._complete(result, place, name))
 
     def _complete(self, result: BlockResult, place: _Place, name: str) -> BlockResult:
         """Finish a block that an earlier process began, whatever part of it arrived; returns what was added.
