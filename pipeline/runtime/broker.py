@@ -100,6 +100,21 @@ def ensure_topic(admin: AdminClient, topic: str, partitions: int, *, replication
     return len(found.partitions) or partitions
 
 
+def wait_for_topic(bootstrap: str, topic: str, *, seconds: float) -> None:
+    """Return when the broker answers and has `topic`. Raises UnavailableError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    admin = wait_until_up(bootstrap, seconds=seconds)
+    while True:
+        found = admin.list_topics(timeout=_CALL_SECONDS).topics.get(topic)
+        if found is not None and found.partitions:
+            return
+        if time.monotonic() > deadline:
+            raise UnavailableError(
+                f"Kafka at {bootstrap} has no topic {topic}; run `gridpipe migrate --kafka …`"
+            )
+        time.sleep(0.05)
+
+
 def main() -> None:
     """Child process: become the broker."""
     order = receive_order()

@@ -12,7 +12,7 @@ from pipeline.metrics import REGISTRY
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: Creation times double the page and mean nothing across restarts of a child.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _HTTP_PREFIXES: Final = ("gridpipe_http_", "gridpipe_gateway_", "gridpipe_process_up")
 _BUSINESS_GAUGES: Final = frozenset(

@@ -7,7 +7,10 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
+from importlib import import_module
+from typing import Final
 
 from clickhouse_connect.driver.client import Client
 
@@ -15,6 +18,7 @@ from pipeline import logs
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import GridpipeError
 from pipeline.ingest.keys import KeyStore
+from pipeline.runtime.broker import wait_for_topic
 from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.process import EXIT_FAILED, Order, receive_order, report_problem
 from pipeline.settings import Settings
@@ -22,6 +26,9 @@ from pipeline.store.bridge import Bridge
 from pipeline.store.client import connect_server
 from pipeline.store.engine import EmbeddedEngine
 from pipeline.store.migrate import migrate
+
+#: The broker starts beside this process.
+_TOPIC_SECONDS: Final = 30.0
 
 log = logs.get_logger(__name__)
 
@@ -39,6 +46,9 @@ def run_store(
     from pipeline.rules.catalogue import load_catalogues  # noqa: PLC0415  slow, and only this role needs it
     from pipeline.rules.publish import publish  # noqa: PLC0415
 
+    # Faust takes a second to import; it does so while the engine opens and migrates.
+    importing = threading.Thread(target=import_module, args=("pipeline.process.worker",), daemon=True)
+    importing.start()
     catalogues = load_catalogues(settings.catalogue_dir)
     privacy = Privacy.load(settings.pseudonym_key_path, create=False)
     engine: EmbeddedEngine | None = None
@@ -61,6 +71,8 @@ def run_store(
     if listener is not None:
         bridge = Bridge(engine, token, listener=listener, extra_routes=control_routes(board)).start()
         log.info("bridge_listens", url=bridge.url)
+    importing.join()
+    wait_for_topic(bootstrap, settings.topic, seconds=_TOPIC_SECONDS)
     asyncio.run(_work(settings, client_factory, bootstrap, privacy, board))
     board.worker_is("stopping")
     if bridge is not None:

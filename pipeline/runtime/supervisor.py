@@ -176,15 +176,12 @@ class Supervisor:
     # --- before the children
 
     def _prepare(self) -> None:
-        from pipeline.rules.catalogue import load_catalogues  # noqa: PLC0415  only to refuse a broken one early
-
         settings = self.settings
         for directory in (settings.data_dir, settings.run_dir, settings.log_dir):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings.data_dir.chmod(0o700)
         self._lock = DirectoryLock(settings.run_dir / "gridpipe.lock", settings.data_dir)
         BridgeAddress.path(settings.run_dir).unlink(missing_ok=True)
-        load_catalogues(settings.catalogue_dir)
         # A store that holds pseudonyms needs the secret they were made with: never a new one in its place.
         Privacy.load(settings.pseudonym_key_path, create=not settings.clickhouse_dir.exists())
         self._prepare_key()
@@ -228,10 +225,12 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            self._start_broker()
+            if self.settings.kafka is not None:
+                broker.wait_until_up(self.settings.kafka, seconds=10)
             self._roles = {"store": _Role(self._start_store), "http": _Role(self._start_http)}
             if self._simulate:
                 self._roles["city"] = _Role(self._start_city)
+            self._start_broker()
             while not self._state.stopping.is_set():
                 self._tend()
                 if not self._state.ready.is_set() and self._answers_ready():
@@ -251,16 +250,19 @@ class Supervisor:
     def _tend(self) -> None:
         """Start what should run and does not."""
         if self._broker is not None and self._broker.exit_code is not None:
-            if not self._state.ready.is_set() and self._roles["http"].child is None:
-                raise UnavailableError(f"the embedded broker did not start; see {self._broker.log_path}")
             log.error("broker_died", exit_code=self._broker.exit_code)
             for name in ("city", "http", "store"):
                 if (role := self._roles.get(name)) and role.child is not None:
                     role.child.kill()
+                    self._bury(name, role)
             self._start_broker()
         for name, role in self._roles.items():
             if role.child is not None and role.child.exit_code is not None:
                 self._bury(name, role)
+        self._start_missing()
+
+    def _start_missing(self) -> None:
+        for name, role in self._roles.items():
             if role.child is None and time.monotonic() >= role.start_at:
                 role.started_at = time.monotonic()
                 child = role.start()
@@ -290,15 +292,22 @@ class Supervisor:
         log.error("child_died", child=name, exit_code=code, lived_seconds=round(lived, 1))
 
     def _start_broker(self) -> None:
-        if self.settings.kafka is not None:
-            admin = broker.wait_until_up(self.settings.kafka, seconds=10)
-        else:
+        """The broker with its topic; the other children, which wait for the topic, start meanwhile."""
+        if self.settings.kafka is None:
             port = broker.free_port()
             self._bootstrap = f"127.0.0.1:{port}"
             child = Child("broker", "pipeline.runtime.broker", self.settings, {"port": port})
             with self._state.lock:
                 self._broker = child
+        self._start_missing()
+        try:
             admin = broker.wait_until_up(self._bootstrap, seconds=15)
+        except UnavailableError:
+            if self._broker is None:
+                raise
+            raise UnavailableError(
+                f"the embedded broker did not start; see {self._broker.log_path}"
+            ) from None
         broker.ensure_topic(admin, self.settings.topic, self.settings.partitions)
 
     def _start_store(self) -> Child:
