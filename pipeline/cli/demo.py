@@ -1,0 +1,140 @@
+"""`gridpipe demo`: the districts' published year through the whole service, side by side with its figures."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.common import EXIT_SOME_REFUSED, err, out, print_json
+
+if TYPE_CHECKING:
+    from pipeline.simulate.demo import DemoResult
+
+_LINE_SECONDS = 10.0
+
+
+def demo(
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    data_dir: Annotated[
+        Path, typer.Option("--data-dir", help="Directory for everything that the demo writes.")
+    ] = Path("var/demo"),
+    keep_running: Annotated[
+        bool, typer.Option("--keep-running", help="Leave the service running at the end, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Feed the districts' published year and compare what the pipeline measures with what was published.
+
+    A finished demo starts from an empty directory next time; an interrupted one goes on.
+    """
+    from pipeline import logs
+    from pipeline.runtime.process import harden
+    from pipeline.settings import load_settings
+    from pipeline.simulate.demo import free_http, run_demo
+    from pipeline.simulate.year import DemoDirectory
+
+    harden()
+    settings = load_settings(data_dir=data_dir, reference_refresh_seconds=1.0)
+    settings = settings.model_copy(update={"http": free_http(settings.http)})
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+    def after(url: str, result: DemoResult) -> None:
+        if json:
+            print_json(result.as_dict())
+        else:
+            _print(result)
+        for problem in result.problems:
+            err.print(f"[red]differs:[/] {problem}", soft_wrap=True)
+        if keep_running:
+            err.print(f"the service keeps running on {url}; Ctrl-C stops it")
+            stop.wait()
+
+    bar = _Bar()
+    with contextlib.closing(DemoDirectory.open(settings)) as directory, bar:
+        logs.configure(level=settings.log_level, role="demo", log_dir=settings.log_dir, console=False)
+        result = run_demo(
+            settings,
+            directory,
+            say=lambda line: err.print(line, soft_wrap=True),
+            advance=bar.advance,
+            stop=stop,
+            after=after,
+        )
+    if result.problems:
+        raise typer.Exit(EXIT_SOME_REFUSED)
+
+
+class _Bar:
+    """Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._bar = Progress(
+            TextColumn("feeding the year"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=err, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("events", total=None, visible=False)
+        self._said_at = time.monotonic()
+
+    def __enter__(self) -> None:
+        self._context: AbstractContextManager[object] = self._bar if err.is_terminal else nullcontext()
+        self._context.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._context.__exit__(None, None, None)
+
+    def advance(self, settled: int, total: int) -> None:
+        self._bar.update(self._task, completed=settled, total=total, visible=settled < total)
+        if not err.is_terminal and time.monotonic() - self._said_at > _LINE_SECONDS:
+            self._said_at = time.monotonic()
+            err.print(f"{settled:,} of {total:,} events answered")
+
+
+def _print(result: DemoResult) -> None:
+    from rich.table import Table
+
+    from pipeline.simulate.published import YEAR_LABEL
+
+    table = Table(title=f"办结率 closure rate: {YEAR_LABEL}")
+    table.add_column("区 district")
+    for head in ("published: received", "closed", "办结率", "measured: cases", "closed", "办结率", ""):
+        table.add_column(head, justify="right")
+    table.add_column("source", overflow="fold")
+    for district in result.districts:
+        year = district.year
+        table.add_row(
+            f"{year.code} {district.name_zh}",
+            f"{year.received:,}",
+            f"{year.closed:,}",
+            _rate(year.closure_rate),
+            f"{district.cases:,}",
+            f"{district.closed:,}",
+            _rate(district.closure_rate),
+            "=" if district.equal else "≠",
+            f"{year.source_file} ({year.source_month}): {year.what}",
+        )
+    out.print(table)
+    counted = result.counted
+    out.print(
+        f"events: {result.sent:,} sent = {counted.stored:,} stored + {counted.duplicates:,} duplicates + "
+        f"{counted.rejected:,} rejected + {counted.quarantined:,} quarantined; {result.seconds:.1f} s",
+        soft_wrap=True,
+    )
+
+
+def _rate(rate: float | None) -> str:
+    return "not stated" if rate is None else f"{rate:.2%}"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("demo")(demo)
