@@ -23,8 +23,10 @@ from pipeline.contract.parse import (
     EventError,
     Parsed,
     cut_fine_times,
+    malformed,
     shown_id,
     split_document,
+    untyped,
 )
 from pipeline.frames import PIPELINE_EVENT_TYPES
 
@@ -57,7 +59,6 @@ _FIELDS: Final = {
 }
 _DATA: Final = msgspec.json.Decoder(EventBody)
 _ENVELOPE: Final = msgspec.json.Decoder(Envelope)
-_ANY: Final = msgspec.json.Decoder()
 
 
 def parse_cloudevents(
@@ -90,9 +91,10 @@ def parse_cloudevents(
 
 def _open(raw: bytes) -> Event | tuple[str | None, Fault]:
     """The event in one envelope, or its id (if it may be shown) and what is wrong."""
-    document = _ANY.decode(raw)
-    if not isinstance(document, dict):
-        return None, Fault("not_an_object", "", "a CloudEvent must be a JSON object")
+    document, malformed_by = untyped(raw)
+    if malformed_by is not None:
+        return None, Fault("malformed_json", "", malformed(raw, malformed_by))
+    document = document if isinstance(document, dict) else {}
     event_id = shown_id({"event_id": document.get("id")})
     try:
         envelope = _ENVELOPE.decode(raw)
@@ -104,7 +106,7 @@ def _open(raw: bytes) -> Event | tuple[str | None, Fault]:
     try:
         rest = _DATA.decode(envelope.data)
     except msgspec.ValidationError as error:
-        return event_id, explain(error, document["data"], prefix="data")
+        return event_id, explain(error, document.get("data"), prefix="data")
     event = Event(
         event_id=envelope.id,
         source=envelope.source,

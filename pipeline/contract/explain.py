@@ -122,10 +122,10 @@ def _fault(head: str, field: str, path: str, document: Any) -> Fault:
             "bad_time", field, f"{field} must be an RFC 3339 time with a zone, e.g. 2026-01-31T08:00:00+08:00"
         )
     if found := re.fullmatch(r"Expected `([^`]*)`, got `(\w+)`", head):
-        if found[2] == "null":
-            return Fault("missing_field", field, f"{what} is required and must not be null")
         if not field and found[1] == "object":
             return Fault("not_an_object", "", "an event must be a JSON object")
+        if found[2] == "null":
+            return Fault("missing_field", field, f"{what} is required and must not be null")
         if "datetime" in found[1]:
             return Fault("bad_time", field, f"{field} must be an RFC 3339 time with a zone, as text")
         return Fault("bad_type", field, f"{what} must be {_describe(found[1])}")

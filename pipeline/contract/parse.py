@@ -27,6 +27,7 @@ MAX_EVENTS: Final = 5_000
 _EVENT: Final = msgspec.json.Decoder(Event)
 _EVENTS: Final = msgspec.json.Decoder(list[Event])
 _RAW: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_ONE_RAW: Final = msgspec.json.Decoder(msgspec.Raw)
 _ANY: Final = msgspec.json.Decoder()
 
 _ID: Final = re.compile(ID_PATTERN)
@@ -122,7 +123,7 @@ def split_document(body: bytes, max_depth: int, max_events: int) -> list[bytes]:
     try:
         body.decode("utf-8")
         if first != b"[":
-            _ANY.decode(body)
+            _ONE_RAW.decode(body)
             parts = [body]
         else:
             parts = [bytes(raw) for raw in _RAW.decode(body)]
@@ -200,12 +201,11 @@ def _take(parsed: Parsed, index: int, raw: bytes) -> None:
     except UnicodeDecodeError as error:
         _refuse(parsed, index, raw, None, Fault("bad_encoding", "", f"not UTF-8 (byte {error.start})"))
     except msgspec.ValidationError as error:
-        try:
-            document = _ANY.decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as worse:
-            _refuse(parsed, index, raw, None, Fault("malformed_json", "", malformed(raw, worse)))
-        else:
+        document, worse = untyped(raw)
+        if worse is None:
             _refuse(parsed, index, raw, shown_id(document), explain(error, document))
+        else:
+            _refuse(parsed, index, raw, None, Fault("malformed_json", "", malformed(raw, worse)))
     except (msgspec.DecodeError, RecursionError) as error:
         _refuse(parsed, index, raw, None, Fault("malformed_json", "", malformed(raw, error)))
     else:
@@ -215,6 +215,16 @@ def _take(parsed: Parsed, index: int, raw: bytes) -> None:
             parsed.indexes.append(index)
         else:
             _refuse(parsed, index, raw, event_id_beside(event, found), found)
+
+
+def untyped(raw: bytes) -> tuple[Any, Exception | None]:
+    """(document, None), or (None, why it is not JSON). A number out of range leaves the document None."""
+    try:
+        return _ANY.decode(raw), None
+    except msgspec.ValidationError:
+        return None, None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return None, error
 
 
 def _refuse(parsed: Parsed, index: int, raw: bytes, event_id: str | None, found: Fault) -> None:

@@ -1,0 +1,287 @@
+"""Personal numbers: recognised, normalised, replaced; and none left in what the gateway sends on."""
+
+from __future__ import annotations
+
+import doctest
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.contract import privacy
+from pipeline.contract.event import Actor, Event, Location, Organisation, Person
+from pipeline.contract.privacy import (
+    Privacy,
+    cut_address,
+    holds_personal_number,
+    is_id_number,
+    mask_name,
+    mask_phone,
+    normalise_id,
+    normalise_phone,
+    redact,
+    redact_column,
+)
+from pipeline.contract.rows import to_frame
+from pipeline.errors import ConfigurationError
+
+PRIVACY = Privacy(bytes(range(1, 33)))
+#: Invented persons: the region 999999 is not assigned.
+ID_1 = "99999919900101018X"
+ID_2 = "999999195003120018"
+
+
+def _with_checksum(first17: str) -> str:
+    weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+    return first17 + "10X98765432"[sum(w * int(d) for w, d in zip(weights, first17, strict=True)) % 11]
+
+
+ids = st.builds(
+    lambda day, number: _with_checksum(f"999999{day:%Y%m%d}{number:03d}"),
+    st.dates(datetime(1920, 1, 1).date(), datetime(2020, 12, 31).date()),  # noqa: DTZ001
+    st.integers(0, 999),
+)
+
+mobiles = st.from_regex(r"1[3-9][0-9]{9}", fullmatch=True)
+
+
+def test_docstrings_hold() -> None:
+    assert doctest.testmod(privacy).failed == 0
+
+
+def test_published_example_of_the_standard_is_an_id_number() -> None:
+    assert is_id_number("11010519491231002X")  # GB 11643-1999
+    assert is_id_number("11010519491231002x")
+    assert not is_id_number("110105194912310021")
+    assert not is_id_number(_with_checksum("11010519491331002"))  # month 13
+
+
+@given(ids)
+def test_every_spelling_of_an_id_number_gives_one_key(number: str) -> None:
+    key = PRIVACY.person_key(number)
+    wide = "".join(chr(ord(sign) + 0xFEE0) for sign in number)
+    spellings = [number.lower(), f" {number[:6]} {number[6:14]}-{number[14:]} ", wide, wide.lower()]
+    assert {PRIVACY.person_key(spelling) for spelling in spellings} == {key}
+    assert len(key) == 64
+    assert number not in key
+
+
+def test_old_form_of_15_digits_is_the_same_person() -> None:
+    assert normalise_id("999999900101018") == normalise_id("99999919900101018X")
+    assert PRIVACY.person_keys(["999999900101018", None]) == [PRIVACY.person_key("99999919900101018X"), None]
+
+
+@pytest.mark.parametrize(
+    "phone",
+    ["13800001234", "+86 138 0000 1234", "0086-138-0000-1234", "８６１３８００００１２３４", "138 0000 1234"],
+)
+def test_every_spelling_of_a_phone_gives_one_key(phone: str) -> None:
+    assert normalise_phone(phone) == "13800001234"
+    assert PRIVACY.phone_key(phone) == PRIVACY.phone_key("13800001234")
+    assert mask_phone(phone) == "138****1234"
+
+
+def test_domains_and_secrets_separate_keys() -> None:
+    assert PRIVACY.person_key("13800001234") != PRIVACY.phone_key("13800001234")
+    assert PRIVACY.person_key(ID_1) != Privacy(bytes(range(2, 34))).person_key(ID_1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"身份证{ID_1}的老人", "身份证[身份证号]的老人"),
+        ("身份证99999919900101018x。", "身份证[身份证号]。"),
+        ("９９９９９９１９９００１０１０１８Ｘ", "[身份证号]"),
+        ("999999 19900101 018X", "[身份证号]"),
+        ("999999-19900101-018X", "[身份证号]"),
+        ("99999919900101\u200b018X", "[身份证号]"),
+        ("电话13800001234，请联系", "电话[手机号]，请联系"),
+        ("138 0000 1234", "[手机号]"),
+        ("138-0000-1234", "[手机号]"),
+        ("1３8００００12３4", "[手机号]"),
+        ("+86 13800001234", "[手机号]"),
+        ("008613800001234", "[手机号]"),
+        ("13800001234/13900005678", "[手机号]/[手机号]"),
+        ("13800001234 13900005678", "[手机号] [手机号]"),
+        ("粤J12345违停", "[车牌号]违停"),
+        ("粤J·12345", "[车牌号]"),
+        ("粤 J D12345 新能源", "[车牌号] 新能源"),
+        ("粤Ｊ１２３４５", "[车牌号]"),
+        ("粤Z1234港", "[车牌号]"),
+        ("卡号6222020200112233440", "卡号6222020200112233440"),  # Luhn fails
+        ("卡号6222 0202 0011 2233 446", "卡号[银行卡号]"),
+        ("卡号4111111111111111", "卡号[银行卡号]"),
+        ("卡号4111-1111-1111-1111", "卡号[银行卡号]"),
+    ],
+)
+def test_personal_numbers_are_redacted(text: str, expected: str) -> None:
+    assert redact(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "路灯不亮",
+        "网格440704001001003",
+        "单元440704001001003-U014",
+        "2024-05-06 09:12:30 至 2024-05-07 10:00:00",
+        "编号20240506000123",
+        "999999199001010181",  # wrong check digit
+        "电话0750-3333333",
+        "12345热线",
+        "粤省事小程序",
+        "江门JM12345",
+        "面积1234567890平方",
+    ],
+)
+def test_other_numbers_stay(text: str) -> None:
+    assert redact(text) == text
+
+
+@given(st.text(max_size=40), ids, st.text(max_size=40))
+def test_an_id_number_between_other_text_is_found(before: str, number: str, after: str) -> None:
+    digits = "0123456789０１２３４５６７８９"
+    before, after = before.rstrip(digits + "+ .-·"), after.lstrip(digits + " .-·")
+    before = before[:-1] if before and not before[-1].isalpha() else before
+    text = f"{before} 号{number}号 {after}"
+    assert number not in redact(text)
+
+
+@given(
+    st.lists(
+        st.one_of(st.none(), st.text(max_size=30), ids, st.from_regex(r"1[3-9][0-9]{9}", fullmatch=True))
+    )
+)
+def test_column_and_text_redaction_agree(texts: list[str | None]) -> None:
+    column = redact_column(pl.Series("description", texts, dtype=pl.String))
+    assert column.to_list() == [None if text is None else redact(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [
+        ("陈大文", "陈**"),
+        ("欧阳小明", "欧阳**"),
+        ("李*", "李**"),
+        ("", "**"),
+        ("John", "J**"),
+        ("13800001234", "**"),
+    ],
+)
+def test_names_are_masked_to_the_surname(name: str, masked: str) -> None:
+    assert mask_name(name) == masked
+
+
+@pytest.mark.parametrize(
+    ("address", "kept"),
+    [
+        ("礼乐街道文昌花园3栋2单元501室", "礼乐街道文昌花园3栋"),
+        ("礼乐街道文昌花园3栋501", "礼乐街道文昌花园3栋"),
+        ("江华路12号楼 5层 502房", "江华路12号楼"),
+        ("江华路12号", "江华路12号"),
+        ("天沙河第三座桥旁", "天沙河第三座桥旁"),
+        ("滘头村委会", "滘头村委会"),
+    ],
+)
+def test_addresses_end_at_the_building(address: str, kept: str) -> None:
+    assert cut_address(address) == kept
+
+
+def test_ids_with_personal_numbers_are_recognised() -> None:
+    assert holds_personal_number(f"r-{ID_1}-2")
+    assert holds_personal_number("13800001234")
+    assert not holds_personal_number("20240506-13800001234")
+    assert not holds_personal_number("440704001001003")
+
+
+def test_no_personal_number_reaches_the_frame() -> None:
+    numbers = [ID_1, ID_2, "13800001234", "6222020200112233446", "粤J12345", "陈大文"]
+    prose = f"{ID_1} 与 {ID_2}，电话 13800001234，卡 6222020200112233446，车 粤J12345"
+    common: dict[str, Any] = {
+        "event_id": "e-1",
+        "source": "12345",
+        "event_type": "VOIDED",
+        "case_id": "c-1",
+        "occurred_at": datetime(2026, 1, 1, tzinfo=UTC),
+        "channel": "hotline_12345",
+        "matter_code": "DM-01",
+        "grid_code": "440704001001003",
+        "location": Location(113.1, 22.5, "wgs84", prose),
+        "title": prose,
+        "description": prose,
+        "organisation": Organisation(name=prose),
+        "attributes": {
+            "reason": prose,
+            "level": "13800001234",
+            "phone": 13800001234,
+            "card": 6222020200112233446,
+            "13800001234": ID_1,
+        },
+    }
+    cases = [
+        (Actor("citizen", None, ID_1, "13800001234", "陈大文"), [Person("subject", None, ID_2)]),
+        (Actor("citizen", ID_1), [Person("party", ID_2)]),
+        (Actor("citizen", "13800001234"), [Person("party", "13800001234")]),
+        (Actor("citizen", None, None, "+86 13800001234"), None),
+    ]
+    events = [Event(actor=actor, persons=persons, **common) for actor, persons in cases]
+    frame = to_frame(
+        events, ingested_at=datetime(2026, 1, 1, tzinfo=UTC), request_id="r", backfill=False, privacy=PRIVACY
+    )
+    dumped = repr(frame.to_dicts())
+    for number in numbers:
+        assert number not in dumped, number
+    person, phone = PRIVACY.person_key(ID_1), PRIVACY.phone_key("13800001234")
+    assert frame["actor_key"].to_list() == [person, person, phone, phone]
+    assert frame["persons"].to_list()[0] == [{"key": PRIVACY.person_key(ID_2), "role": "subject"}]
+    assert frame["persons"].to_list()[1:] == [
+        [{"key": PRIVACY.person_key(ID_2), "role": "party"}], [{"key": phone, "role": "party"}], []
+    ]  # fmt: skip
+
+
+# --- the secret
+
+
+def test_secret_is_made_once_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "secrets" / "pseudonym.v3"
+    first = Privacy.load(path, create=True)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert first.key_version == 3
+    assert Privacy.load(path, create=True).person_key(ID_1) == first.person_key(ID_1)
+
+
+def test_missing_secret_is_not_replaced_silently(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="restore it"):
+        Privacy.load(tmp_path / "pseudonym.v1", create=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "at least 32"),
+        (b"k" * 31, "at least 32"),
+        (b"a" * 64, "placeholder"),
+        (b"changeme" * 8, "placeholder"),
+        (b"0123456789abcdef" * 4, "placeholder"),
+    ],
+)
+def test_weak_secret_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "pseudonym.v1"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(ConfigurationError, match=reason):
+        Privacy.load(path, create=True)
+
+
+def test_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pseudonym.v1"
+    path.write_bytes(os.urandom(48).hex().encode())
+    path.chmod(0o640)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        Privacy.load(path, create=True)
