@@ -96,18 +96,13 @@ def _rules(document: Document, columns: Schema, problems: Problems) -> tuple[Com
     for index, rule in read_items(document, "rules", Rule, problems):
         place: Place = ("rules", index)
         lines.setdefault(rule.number, []).append(document.line(*place))
-        seen: set[str] = set()
-        for number, reason in enumerate(rule.reasons):
-            if owner.setdefault(reason.code, rule.number) != rule.number or reason.code in seen:
-                line = document.line(*place, "reasons", number, "code")
-                problems.add(document.path, line, f"reason {reason.code} appears twice; codes are used once")
-            seen.add(reason.code)
+        codes_sound = _check_codes(document, place, rule, owner, problems)
         needs_sound = _check_needs(document, place, rule, columns, problems)
         reasons = [
             _reason(document, (*place, "reasons", number), rule, reason, columns=columns, problems=problems)
             for number, reason in enumerate(rule.reasons)
         ]
-        if not needs_sound or any(reason is None for reason in reasons):
+        if not needs_sound or not codes_sound or any(reason is None for reason in reasons):
             continue
         start = None if rule.effective_from is None else local_midnight(rule.effective_from)
         entry = CompiledRule(rule, tuple(reason for reason in reasons if reason), start)
@@ -118,6 +113,20 @@ def _rules(document: Document, columns: Schema, problems: Problems) -> tuple[Com
     return tuple(
         sorted(compiled, key=lambda rule: (rule.number, rule.effective_from is not None, rule.effective_from))
     )
+
+
+def _check_codes(
+    document: Document, place: Place, rule: Rule, owner: dict[str, int], problems: Problems
+) -> bool:
+    """A reason code stands once in a rule, and in one rule only; `owner` remembers which."""
+    before = len(problems.lines)
+    seen: set[str] = set()
+    for number, reason in enumerate(rule.reasons):
+        if owner.setdefault(reason.code, rule.number) != rule.number or reason.code in seen:
+            line = document.line(*place, "reasons", number, "code")
+            problems.add(document.path, line, f"reason {reason.code} appears twice; codes are used once")
+        seen.add(reason.code)
+    return len(problems.lines) == before
 
 
 def _check_needs(document: Document, place: Place, rule: Rule, columns: Schema, problems: Problems) -> bool:

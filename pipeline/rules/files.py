@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 Place = tuple[str | int, ...]
 #: The parser in C, where the installed package has it: ten times as fast.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_STEP = re.compile(r"\[(\d+)\]|\.(\w+)")
 ItemType = TypeVar("ItemType", bound=msgspec.Struct)
 
 
@@ -154,8 +156,7 @@ def read_item(
     if not isinstance(entry, dict):
         problems.add(document.path, document.line(*place), f"must be a mapping, not {type(entry).__name__}")
         return None
-    label = entry.get("code", entry.get("name", entry.get("number", "")))
-    prefix = f"{label}: " if isinstance(label, str | int) and label != "" else ""
+    prefix = _label(entry)
     fields = {item.encode_name: item for item in msgspec.structs.fields(kind)}
     values: dict[str, Any] = {}
     sound = True
@@ -173,10 +174,30 @@ def read_item(
         try:
             values[item.name] = msgspec.convert(entry[name], item.type)
         except msgspec.ValidationError as error:
-            line = document.line(*place, name)
-            problems.add(document.path, line, f"{prefix}{name}: {error}; found {entry[name]!r}")
+            text, below = _locate(error)
+            found = entry[name] if not below else None
+            shown = "" if isinstance(found, dict | list | None) else f"; found {found!r}"
+            problems.add(document.path, document.line(*place, name, *below), f"{prefix}{name}: {text}{shown}")
             sound = False
     return kind(**values) if sound else None
+
+
+def _label(entry: dict[str, Any]) -> str:
+    """How problems call an entry: by its code, name or rule number."""
+    for key in ("code", "name", "number"):
+        value = entry.get(key)
+        if isinstance(value, str | int) and value != "":
+            return f"rule {value}: " if key == "number" else f"{value}: "
+    return ""
+
+
+def _locate(error: msgspec.ValidationError) -> tuple[str, Place]:
+    """The sentence of an error, and the place below the value at which it arose ("... - at `$[0].code`")."""
+    text, _, path = str(error).rpartition(" - at ")
+    if not text:
+        return str(error), ()
+    steps = _STEP.findall(path)
+    return text, tuple(int(index) if index else key for index, key in steps)
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
