@@ -210,10 +210,12 @@ def _routes(cells: pl.Series) -> Converted:
     elif cells.dtype != pl.String:
         return _unusable(cells, pl.List(ROUTE))
     # few distinct objects serve all grids
-    objects = {text: _object(text) for text in cells.unique().drop_nulls().to_list()}
-    routes: list[list[dict[str, str]] | None] = [[] if text is None else objects[text] for text in cells]
-    bad = np.array([route is None for route in routes], bool)
-    return Converted(pl.Series(routes, dtype=pl.List(ROUTE), strict=True), bad)
+    texts = cells.unique(maintain_order=True).drop_nulls()
+    objects = [_object(text) for text in texts.to_list()]
+    distinct = pl.Series([[], *(route or [] for route in objects)], dtype=pl.List(ROUTE))
+    which = cells.replace_strict(texts, pl.Series(range(1, len(texts) + 1), dtype=pl.UInt32), default=0)
+    unreadable = np.array([False, *(route is None for route in objects)], bool)
+    return Converted(distinct.gather(which), unreadable[which.to_numpy()])
 
 
 def _object(text: str) -> list[dict[str, str]] | None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.frames import TIMESTAMP
 from pipeline.reference.hash_index import HashIndex, Int64s, UInt64s
+from pipeline.reference.keys import text_words
 from pipeline.reference.query import read_frame
 from pipeline.reference.schema import Kind
 
@@ -50,11 +51,6 @@ def key_text(kind: Kind) -> pl.Expr:
         for name in kind.key
     ]
     return pl.concat_str(parts, separator="|").alias(KEY)
-
-
-def key_words(keys: pl.Series) -> tuple[UInt64s, UInt64s]:
-    """128 bits of each key: 4.8 million texts are not kept for a comparison."""
-    return keys.hash(1).to_numpy(), keys.hash(2).to_numpy()
 
 
 def row_digest(kind: Kind) -> pl.Expr:
@@ -146,7 +142,7 @@ class Stored:
         for rows in frames:
             last = rows.group_by(KEY, maintain_order=True).last()
             start = len(index)
-            index.insert(*key_words(last[KEY]), np.arange(start, start + last.height, dtype=np.int64))
+            index.insert(*text_words(last[KEY]), np.arange(start, start + last.height, dtype=np.int64))
             newest.append(last.drop(KEY))
             if kind.history != "plain":
                 everything.append(rows)
@@ -193,7 +189,7 @@ def _ms(times: pl.Series) -> Int64s:
 
 def _compare_newest(kind: Kind, rows: pl.DataFrame, stored: Stored, now: datetime) -> pl.DataFrame:
     """Rows, one per key, against the newest stored version of their key."""
-    at = stored.index.find(*key_words(rows[KEY]))
+    at = stored.index.find(*text_words(rows[KEY]))
     known = at >= 0
     place = np.maximum(at, 0)
     now_ms = int(now.timestamp() * 1000)

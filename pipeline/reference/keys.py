@@ -1,6 +1,8 @@
-"""From text keys to positions: grids, units, staff, organisations by code, persons by 64 hex digits."""
+"""From keys to positions: grids and units by number, staff and organisations by text, persons by hash."""
 
 from __future__ import annotations
+
+import binascii
 
 import numpy as np
 import polars as pl
@@ -8,41 +10,74 @@ from numpy.typing import NDArray
 
 from pipeline.reference.hash_index import HashIndex, Int64s, UInt64s
 
-#: `Series.hash` is stable within one version of polars, which is all that an index in memory needs.
-_SEEDS = (1, 2)
+Mask = NDArray[np.bool_]
+
 _FOREVER_MS = (1 << 43) - 1  # the year 2248
 _TIME_BITS = np.int64(43)
 
 
 def instant_ms(times: pl.Series) -> Int64s:
-    """Milliseconds since 1970 of a Datetime("ms") series, cut to what `VersionIndex` can hold."""
-    clipped: Int64s = np.clip(times.dt.epoch("ms").to_numpy(), 0, _FOREVER_MS)
+    """Milliseconds since 1970 of a Datetime("ms") series without nulls, cut to what VersionIndex holds."""
+    clipped: Int64s = np.clip(times.to_physical().to_numpy(), 0, _FOREVER_MS)
     return clipped
 
 
+def end_ms(times: pl.Series) -> Int64s:
+    """`instant_ms` of ends; null, the open end, lies beyond every instant."""
+    clipped: Int64s = np.clip(times.to_physical().fill_null(_FOREVER_MS).to_numpy(), 0, _FOREVER_MS)
+    return clipped
+
+
+def text_words(keys: pl.Series) -> tuple[UInt64s, UInt64s]:
+    """128 bits of each text, (n,) each; stable in one process, which is all that an index in memory needs.
+
+    Two texts with equal words are taken for one: below 1 in 10^24 for millions of keys.
+    """
+    words = keys.to_frame("key").select(pl.col("key").hash(1).alias("hi"), pl.col("key").hash(2).alias("lo"))
+    return words["hi"].to_numpy(), words["lo"].to_numpy()
+
+
+def grid_numbers(codes: pl.Series) -> Int64s:
+    """Grid codes (15 digits) as integers, -1 for null and for what is no number."""
+    numbers: Int64s = codes.cast(pl.Int64, strict=False).fill_null(-1).to_numpy()
+    return numbers
+
+
 class KeyIndex:
-    """Positions of distinct text keys."""
+    """Positions of distinct texts."""
 
     def __init__(self, keys: pl.Series) -> None:
         """keys : (k,) String, distinct, no nulls."""
-        self._keys = keys
-        self._index = HashIndex.build(*_words(keys))
+        self._index = HashIndex.build(*text_words(keys))
 
     def find(self, asked: pl.Series) -> Int64s:
-        """(n,) positions of `asked` (String, nulls allowed), -1 where unknown or null."""
-        found = self._index.find(*_words(asked))
-        if len(self._keys) and len(asked):
-            same = self._keys.gather(np.maximum(found, 0)) == asked
-            found[~same.fill_null(False).to_numpy()] = -1
+        """(n,) positions of `asked` (String), -1 where unknown or null."""
+        if asked.null_count() == len(asked):
+            return np.full(len(asked), -1, np.int64)
+        found = self._index.find(*text_words(asked))
+        if asked.null_count():
+            found[asked.is_null().to_numpy()] = -1
         return found
 
     def __len__(self) -> int:
+        return len(self._index)
+
+
+class NumberIndex:
+    """Positions of distinct, ascending numbers."""
+
+    def __init__(self, keys: Int64s) -> None:
+        self._keys = keys
+
+    def find(self, asked: Int64s) -> Int64s:
+        """(n,) positions of `asked`, -1 where unknown."""
+        if not len(self._keys):
+            return np.full(len(asked), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._keys, asked), len(self._keys) - 1)
+        return np.where(self._keys[at] == asked, at, -1)
+
+    def __len__(self) -> int:
         return len(self._keys)
-
-
-def _words(keys: pl.Series) -> tuple[UInt64s, UInt64s]:
-    first, second = (keys.hash(seed).to_numpy() for seed in _SEEDS)
-    return first, second
 
 
 class VersionIndex:
@@ -51,46 +86,65 @@ class VersionIndex:
     A version ends at its own valid_to or where the next one begins, whichever is earlier.
     """
 
-    def __init__(self, keys: pl.Series, valid_from: pl.Series, valid_to: pl.Series) -> None:
-        """All (k,), ordered by key and valid_from."""
-        starts = keys != keys.shift(1)
-        first = starts.fill_null(True).to_numpy()
-        self._keys = KeyIndex(keys.filter(pl.Series(first)))
-        owner = np.cumsum(first) - 1
-        self._starts: Int64s = (owner.astype(np.int64) << _TIME_BITS) | instant_ms(valid_from)
+    def __init__(self, owner: Int64s, valid_from: pl.Series, valid_to: pl.Series) -> None:
+        """All (k,), ordered by owner and valid_from. owner : position of each version's key, from 0."""
         self._owner = owner
-        self._ends: Int64s = np.clip(
-            valid_to.dt.epoch("ms").fill_null(_FOREVER_MS).to_numpy(), 0, _FOREVER_MS
-        )
+        self._starts: Int64s = (owner << _TIME_BITS) | instant_ms(valid_from)
+        self._ends = end_ms(valid_to)
 
-    def find(self, keys: pl.Series, at_ms: Int64s) -> tuple[NDArray[np.bool_], Int64s]:
-        """(n,) whether any version exists, and the position of the version valid at `at_ms`, else -1."""
-        owner = self._keys.find(keys)
-        known = owner >= 0
+    def find(self, owner: Int64s, at_ms: Int64s) -> Int64s:
+        """(n,) position of the version of `owner` (-1: unknown key) valid at `at_ms`, else -1."""
         if not len(self._starts):
-            return known, np.full(len(keys), -1, np.int64)
+            return np.full(len(owner), -1, np.int64)
         wanted = (np.maximum(owner, 0) << _TIME_BITS) | at_ms
         at = np.searchsorted(self._starts, wanted, side="right") - 1
         place = np.maximum(at, 0)
-        valid = known & (at >= 0) & (self._owner[place] == owner) & (at_ms < self._ends[place])
-        return known, np.where(valid, at, -1)
-
-    def __len__(self) -> int:
-        return len(self._keys)
+        valid = (owner >= 0) & (at >= 0) & (self._owner[place] == owner) & (at_ms < self._ends[place])
+        return np.where(valid, at, -1)
 
 
-def hex_words(keys: pl.Series) -> tuple[NDArray[np.bool_], list[UInt64s]]:
-    """Whether each key is 64 hex digits (n,), and its four big-endian uint64 words (0 where it is not)."""
-    raw = keys.str.decode("hex", strict=False)
-    usable = (raw.bin.size() == 32).fill_null(False)
-    words = [
-        raw.bin.slice(start, 8).bin.reinterpret(dtype=pl.UInt64, endianness="big").fill_null(0).to_numpy()
-        for start in (0, 8, 16, 24)
-    ]
-    return usable.to_numpy(), words
+def owners(keys: pl.Series) -> tuple[Mask, Int64s]:
+    """Of keys in order, with repetitions: where each begins (k,), and the number of its key (k,), from 0."""
+    first = (keys != keys.shift(1)).fill_null(True).to_numpy()
+    return first, np.cumsum(first).astype(np.int64) - 1
+
+
+def hex_words(keys: pl.Series) -> tuple[Mask, UInt64s]:
+    """Whether each key is 64 hex digits (n,), and its four big-endian words (4, n), 0 where it is not."""
+    usable = (keys.str.len_bytes() == 64).fill_null(False)
+    try:
+        words = _decoded(keys.filter(usable))
+    except binascii.Error:  # rare: a source's own key of just that length
+        usable = keys.str.contains(r"^[0-9A-Fa-f]{64}$").fill_null(False)
+        words = _decoded(keys.filter(usable))
+    given = usable.to_numpy()
+    if given.all():
+        return given, words
+    complete = np.zeros((4, len(keys)), np.uint64)
+    complete[:, given] = words
+    return given, complete
+
+
+def _decoded(keys: pl.Series) -> UInt64s:
+    """Words of keys of 64 bytes each, straight from the column's memory: ten times polars' own decoder."""
+    if keys.is_empty():
+        return np.empty((4, 0), np.uint64)
+    text = keys.to_arrow(compat_level=pl.CompatLevel.oldest())
+    start = 64 * text.offset
+    raw = binascii.unhexlify(memoryview(text.buffers()[2])[start : start + 64 * len(keys)])
+    return np.ascontiguousarray(np.frombuffer(raw, ">u8").reshape(-1, 4).T, dtype=np.uint64)
+
+
+def encode(words: pl.Series) -> tuple[Int64s, list[str]]:
+    """Codes (n,) of a text column of few distinct values, -1 for null, and the values by code."""
+    encoded = words.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
+    codes: Int64s = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, encoded.dictionary.to_pylist()
 
 
 def take(frame: pl.DataFrame, positions: Int64s) -> pl.DataFrame:
     """Rows of `frame` at `positions` (n,), a row of nulls for -1."""
     wanted = pl.Series(positions)
-    return frame.select(pl.all().gather(wanted.set(wanted < 0, None).cast(pl.UInt32)))
+    if (positions < 0).any():
+        wanted = wanted.set(wanted < 0, None)
+    return frame.select(pl.all().gather(wanted.cast(pl.UInt32)))

@@ -29,6 +29,7 @@ from pipeline.errors import ConfigurationError, ContractError, UnavailableError
 from pipeline.frames import TIMESTAMP
 from pipeline.reference import history
 from pipeline.reference.hash_index import HashIndex
+from pipeline.reference.keys import text_words
 from pipeline.reference.query import read_frame
 from pipeline.reference.read import FORMATS, Slice, find_file, place_word, read_slices
 from pipeline.reference.report import FileReport, LoadReport
@@ -36,7 +37,7 @@ from pipeline.reference.schema import KINDS, Kind
 from pipeline.reference.validate import check_cells, check_keys, check_parents, typed_schema
 
 #: Every insert names its token, also for small tables: the driver may send one twice (reliability C1, C13).
-_INSERT_SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 1}
+_INSERT_SETTINGS: Final[dict[str, object]] = {"async_insert": 0, "insert_deduplicate": 1}
 #: Columns whose ClickHouse type is narrower than the frame's; the schema's ranges were checked before.
 _INSERT_TYPES: Final[dict[str, pl.DataType]] = {"version": pl.UInt32(), "key_version": pl.UInt16()}
 _TICK: Final = timedelta(milliseconds=1)
@@ -203,7 +204,7 @@ class _Load:
             report.older += int((actions == history.OLDER).sum())
             fresh = compared.filter(~actions.is_in([history.UNCHANGED, history.OLDER]))
             if fresh.height:
-                self._insert(fresh, at, f"reference:{self.load_id}:{self.kind.name}:{chunk}")
+                self._insert(fresh, at, chunk)
                 digest.update(fresh["row_digest"].to_numpy().tobytes())
                 chunk += 1
                 report.stored += fresh.height
@@ -213,7 +214,7 @@ class _Load:
         if waiting or report.rows:
             self._announce(waiting, digest.hexdigest(), at + 2 * _TICK)
 
-    def _insert(self, rows: pl.DataFrame, at: datetime, token: str) -> None:
+    def _insert(self, rows: pl.DataFrame, at: datetime, chunk: int) -> None:
         columns = [
             pl.col(name).cast(_INSERT_TYPES.get(name, dtype))
             for name, dtype in typed_schema(self.kind).items()
@@ -227,15 +228,25 @@ class _Load:
             pl.lit(self.load_id).alias("load_id"),
             pl.lit(at).cast(TIMESTAMP).alias("loaded_at"),
         )
-        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+        self._write(self.kind.table, frame, str(chunk))
+
+    def _write(self, table: str, rows: pl.DataFrame, part: str) -> None:
         with _reaching_clickhouse():
             self.client.insert_arrow(
-                self.kind.table, table, settings=_INSERT_SETTINGS | {"insert_deduplication_token": token}
+                table,
+                rows.to_arrow(compat_level=pl.CompatLevel.oldest()),
+                settings=self._insert_settings(part),
             )
+
+    def _insert_settings(self, part: str) -> dict[str, object]:
+        token = f"reference:{self.load_id}:{self.kind.name}:{part}"
+        return _INSERT_SETTINGS | {"insert_deduplication_token": token}
 
     def _close_superseded(self, announced: datetime, at: datetime) -> None:
         """Write the end of versions that a newer one follows; the rows themselves stay as they are."""
         if self.kind.history == "numbered":
+            return
+        if self.kind.history == "plain" and not _rows_after(self.client, self.kind, announced, "version > 1"):
             return
         names = [column.name for column in self.kind.columns if column.stored and column.name != "valid_to"]
         names += [name for name in ("version", "valid_from") if name not in names]
@@ -260,21 +271,21 @@ class _Load:
                 )
                 WHERE next_from IS NOT NULL AND (valid_to IS NULL OR valid_to > next_from)
             """
-            token = f"reference:{self.load_id}:{self.kind.name}:close:{number}"
             with _reaching_clickhouse():
-                self.client.command(
-                    statement, settings=_INSERT_SETTINGS | {"insert_deduplication_token": token}
-                )
+                self.client.command(statement, settings=self._insert_settings(f"close:{number}"))
 
     def _announce(self, rows: int, digest: str, at: datetime) -> None:
-        with _reaching_clickhouse():
-            self.client.insert(
-                "ref_loads",
-                [[self.kind.name, self.load_id, rows, digest, at]],
-                column_names=["kind", "load_id", "rows", "digest", "loaded_at"],
-                settings=_INSERT_SETTINGS
-                | {"insert_deduplication_token": f"reference:{self.load_id}:{self.kind.name}:announce"},
-            )
+        row = pl.DataFrame(
+            {
+                "kind": self.kind.name, "load_id": self.load_id, "rows": rows, "digest": digest,
+                "loaded_at": at,
+            },
+            schema={
+                "kind": pl.String(), "load_id": pl.String(), "rows": pl.UInt64(), "digest": pl.String(),
+                "loaded_at": TIMESTAMP,
+            },
+        )  # fmt: skip
+        self._write("ref_loads", row, "announce")
 
 
 @contextmanager
@@ -295,7 +306,7 @@ def _repeated(kind: Kind, rows: pl.DataFrame, seen: HashIndex) -> NDArray[np.boo
     elif kind.history == "numbered":
         parts.append(pl.col("version").cast(pl.String).fill_null(""))
     keys = rows.select(pl.concat_str(parts, separator="|")).to_series()
-    hi, lo = history.key_words(keys)
+    hi, lo = text_words(keys)
     repeated = ~keys.is_first_distinct().to_numpy() | (seen.find(hi, lo) >= 0)
     fresh = ~repeated
     seen.insert(hi[fresh], lo[fresh], np.zeros(int(fresh.sum()), np.int64))
@@ -317,10 +328,11 @@ def _announced_at(client: Client, kind: Kind) -> datetime:
     return datetime.fromtimestamp(max(int(found or 0), 0) / 1000, UTC)
 
 
-def _rows_after(client: Client, kind: Kind, announced: datetime) -> int:
+def _rows_after(client: Client, kind: Kind, announced: datetime, condition: str = "1") -> int:
     """Rows that no load has announced yet: this one's, and those of a load that was cut off."""
-    since = f"fromUnixTimestamp64Milli({_epoch_ms(announced)}, 'UTC')"
-    return int(read_frame(client, f"SELECT count() AS n FROM {kind.table} WHERE loaded_at > {since}").item())
+    since = f"loaded_at > fromUnixTimestamp64Milli({_epoch_ms(announced)}, 'UTC')"
+    query = f"SELECT count() AS n FROM {kind.table} WHERE {since} AND {condition}"
+    return int(read_frame(client, query).item())
 
 
 def _epoch_ms(time_: datetime) -> int:

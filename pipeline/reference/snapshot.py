@@ -17,10 +17,20 @@ from clickhouse_connect.driver.client import Client
 from numpy.typing import NDArray
 
 from pipeline import frames
-from pipeline.frames import TIMESTAMP
 from pipeline.reference.geo import Boundaries, gcj02_to_wgs84
 from pipeline.reference.hash_index import Int64s
-from pipeline.reference.keys import KeyIndex, VersionIndex, instant_ms, take
+from pipeline.reference.keys import (
+    KeyIndex,
+    Mask,
+    NumberIndex,
+    VersionIndex,
+    encode,
+    end_ms,
+    grid_numbers,
+    instant_ms,
+    owners,
+    take,
+)
 from pipeline.reference.lists import flatten, rows_of
 from pipeline.reference.people import People
 from pipeline.reference.query import announced, read_by_keys, read_frame
@@ -36,12 +46,9 @@ _STAFF_FACTS: Final = {
     "staff_department": pl.String(),
     "staff_channel_rights": pl.List(pl.String()),
 }
-_LOANS: Final = {
-    "staff": pl.Int64(),
-    "loan_grid": pl.String(),
-    "loan_from": TIMESTAMP,
-    "loan_to": TIMESTAMP,
-}
+_NEVER_NULL: Final = ("grid_risk_tags", "staff_channel_rights")
+#: A grid code is a district of 6 digits and 9 more.
+_GRIDS_PER_DISTRICT: Final = 10**9
 
 _GRIDS_SQL: Final = """
     SELECT grid_code, version AS grid_version, valid_from, valid_to, grid_name,
@@ -65,31 +72,68 @@ _MODES_SQL: Final = """
 
 class _Grids:
     def __init__(self, rows: pl.DataFrame) -> None:
-        self.versions = VersionIndex(rows["grid_code"], rows["valid_from"], rows["valid_to"])
+        """rows : of _GRIDS_SQL, a row per version, ordered by grid_code and valid_from."""
+        first, owner = owners(rows["grid_code"])
+        self.codes = NumberIndex(grid_numbers(rows["grid_code"].filter(pl.Series(first))))
+        self.versions = VersionIndex(owner, rows["valid_from"], rows["valid_to"])
         self.facts = rows.select(pl.col(name).cast(dtype) for name, dtype in _GRID_FACTS.items())
-        self.active: NDArray[np.bool_] = rows["active"].cast(pl.Boolean).to_numpy()
+        self.active: Mask = rows["active"].cast(pl.Boolean).to_numpy()
         self.boundaries = Boundaries(rows["boundary"].to_numpy().astype(object))
-        self.routes = (
-            rows.select(
-                pl.int_range(pl.len(), dtype=pl.Int64).alias("grid"), "route_category", "route_department"
-            )
-            .explode("route_category", "route_department", empty_as_null=False)
-            .unique(("grid", "route_category"), keep="first", maintain_order=True)
+        self._routes(rows)
+
+    def _routes(self, rows: pl.DataFrame) -> None:
+        """Department numbers by version and category, with a last row and column for none."""
+        category, counts = flatten(rows["route_category"])
+        department, _ = flatten(rows["route_department"])
+        categories, departments = category.unique().sort().to_list(), department.unique().sort().to_list()
+        self.categories = {name: number for number, name in enumerate(categories)}
+        self.departments = pl.Series([*departments, None], dtype=pl.String)
+        self.routes = np.full((rows.height + 1, len(categories) + 1), len(departments), np.uint32)
+        codes, names = encode(category)
+        column = np.array([self.categories[name] for name in names], np.int64)
+        target, target_names = encode(department)
+        value = np.array([departments.index(name) for name in target_names], np.uint32)
+        self.routes[rows_of(counts), column[codes] if len(names) else codes] = (
+            value[target] if len(names) else 0
         )
+
+    def route(self, matters: pl.Series, version: Int64s) -> pl.Series:
+        """(n,) the department that grid `version` (-1: none) names for a matter's category."""
+        codes, names = encode(matters)
+        nothing = len(self.categories)
+        columns = [self.categories.get(name.split("-", 1)[0], nothing) for name in names]
+        column = np.array([*columns, nothing], np.int64)[codes]  # code -1 takes the last
+        return self.departments.gather(pl.Series(self.routes[version, column]))
 
 
 class _Staff:
     def __init__(self, rows: pl.DataFrame) -> None:
-        self.versions = VersionIndex(rows["worker_key"], rows["valid_from"], rows["valid_to"])
+        """rows : of _STAFF_SQL, a row per version, ordered by worker_key and valid_from."""
+        first, owner = owners(rows["worker_key"])
+        self.keys = KeyIndex(rows["worker_key"].filter(pl.Series(first)))
+        self.versions = VersionIndex(owner, rows["valid_from"], rows["valid_to"])
         self.facts = rows.select(pl.col(name).cast(dtype) for name, dtype in _STAFF_FACTS.items())
-        self.place = rows.select("grid_code", "district_code", "active_from", "active_to")
-        self.loans = (
-            rows.select(
-                pl.int_range(pl.len(), dtype=pl.Int64).alias("staff"), "loan_grid", "loan_from", "loan_to"
-            )
-            .explode("loan_grid", "loan_from", "loan_to", empty_as_null=False)
-            .cast(_LOANS)  # type: ignore[arg-type]
-        )
+        self.grid = grid_numbers(rows["grid_code"])
+        self.district = grid_numbers(rows["district_code"])
+        self.active_from, self.active_to = instant_ms(rows["active_from"]), end_ms(rows["active_to"])
+        loan_grid, counts = flatten(rows["loan_grid"])
+        self.loan_count = counts
+        self.loan_first = np.cumsum(counts) - counts
+        self.loan_grid = grid_numbers(loan_grid)
+        self.loan_from = instant_ms(flatten(rows["loan_from"])[0])
+        self.loan_to = end_ms(flatten(rows["loan_to"])[0])
+
+    def on_loan(self, version: Int64s, grid: Int64s, at_ms: Int64s) -> Mask:
+        """(n,) whether the worker (no -1 here) is lent to `grid` at `at_ms`."""
+        lent: Mask = np.zeros(len(version), bool)
+        asked = np.flatnonzero(self.loan_count[version])
+        counts = self.loan_count[version[asked]]
+        row = np.repeat(asked, counts)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        loan = self.loan_first[version[row]] + within
+        running = (self.loan_from[loan] <= at_ms[row]) & (at_ms[row] < self.loan_to[loan])
+        lent[row[running & (self.loan_grid[loan] == grid[row])]] = True
+        return lent
 
 
 @dataclass(frozen=True)
@@ -118,9 +162,9 @@ class Reference:
         self.people = parts.people
         self.version = xxhash.xxh3_64_hexdigest(repr(sorted(loads.items())).encode())
         self.counts = {
-            "grids": len(parts.grids.versions),
+            "grids": len(parts.grids.codes),
             "units": len(parts.units),
-            "staff": len(parts.staff.versions),
+            "staff": len(parts.staff.keys),
             "persons": len(parts.people),
             "organisations": len(parts.organisations),
             "modes": parts.modes.height,
@@ -182,77 +226,58 @@ class Reference:
         Sources: domain 7 (rules 7, 8, 9, 12), design 9.13 and 9.15.
         """
         at_ms = instant_ms(events["occurred_at"])
-        grid_known, grid = self._parts.grids.versions.find(events["grid_code"], at_ms)
-        valid = grid >= 0
-        facts = take(self._parts.grids.facts, grid)
+        grids, grid = self._parts.grids, grid_numbers(events["grid_code"])
+        owner = grids.codes.find(grid)
+        version = grids.versions.find(owner, at_ms)
+        facts = take(grids.facts, version)
+        active = (version >= 0) & grids.active[version] if len(grids.active) else version >= 0
         units, organisations = events["unit_code"], events["organisation_code"]
         columns = {
-            "grid_found": pl.Series(grid_known),
-            "grid_active": pl.Series(valid & _at(self._parts.grids.active, grid, False)),
+            "grid_found": pl.Series(owner >= 0),
+            "grid_active": pl.Series(active),
             **{name: facts[name] for name in facts.columns},
             "unit_found": _where(units.is_not_null(), self._parts.units.find(units) >= 0),
-            **self._point(events, grid),
-            **self._staff(events, at_ms),
+            **self._point(events, version),
+            **self._staff(events, grid, at_ms),
             **self._persons(events),
             "organisation_found": _where(
                 organisations.is_not_null(), self._parts.organisations.find(organisations) >= 0
             ),
-            "route_department": self._route(events, grid),
+            "route_department": grids.route(events["matter_code"], version),
         }
-        features = pl.DataFrame(columns).with_columns(
-            pl.col("grid_risk_tags", "staff_channel_rights").fill_null([])
+        return pl.DataFrame(columns).select(
+            (pl.col(name).fill_null([]) if name in _NEVER_NULL else pl.col(name)).cast(dtype)
+            for name, dtype in frames.FEATURES.items()
         )
-        return features.select(pl.col(name).cast(dtype) for name, dtype in frames.FEATURES.items())
 
-    def _point(self, events: pl.DataFrame, grid: Int64s) -> dict[str, pl.Series]:
-        lon = events["lon"].cast(pl.Float64).fill_null(np.nan).to_numpy()
-        lat = events["lat"].cast(pl.Float64).fill_null(np.nan).to_numpy()
-        shifted = (events["crs"] == "gcj02").fill_null(False).to_numpy()
+    def _point(self, events: pl.DataFrame, version: Int64s) -> dict[str, pl.Series]:
+        lon = events["lon"].fill_null(np.nan).to_numpy()
+        lat = events["lat"].fill_null(np.nan).to_numpy()
+        asked = np.flatnonzero((version >= 0) & np.isfinite(lon) & np.isfinite(lat))
+        lon, lat, version_asked = lon[asked], lat[asked], version[asked]
+        shifted = (events["crs"] == "gcj02").fill_null(False).to_numpy()[asked]
         if shifted.any():
-            lon, lat = lon.copy(), lat.copy()
             lon[shifted], lat[shifted] = gcj02_to_wgs84(lon[shifted], lat[shifted])
-        asked = (grid >= 0) & np.isfinite(lon) & np.isfinite(lat)
-        distance = np.full(len(grid), np.nan)
-        distance[asked] = self._parts.grids.boundaries.distance_m(grid[asked], lon[asked], lat[asked])
+        distance = np.full(events.height, np.nan)
+        distance[asked] = self._parts.grids.boundaries.distance_m(version_asked, lon, lat)
         measured = pl.Series(distance).fill_nan(None)
         return {"point_in_grid": measured <= self._tolerance_m, "point_distance_m": measured}
 
-    def _staff(self, events: pl.DataFrame, at_ms: Int64s) -> dict[str, pl.Series]:
+    def _staff(self, events: pl.DataFrame, grid: Int64s, at_ms: Int64s) -> dict[str, pl.Series]:
         staff = self._parts.staff
-        known, row = staff.versions.find(events["actor_key"], at_ms)
-        facts, place = take(staff.facts, row), take(staff.place, row)
-        who = place.with_columns(
-            pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
-            pl.Series("staff", row),
-            events["occurred_at"],
-            events["grid_code"].alias("event_grid"),
-            pl.Series("known", known & (row >= 0)),
-        )
-        lent = (
-            who.filter("known")
-            .join(staff.loans, left_on=["staff", "event_grid"], right_on=["staff", "loan_grid"])
-            .filter(
-                pl.col("loan_from") <= pl.col("occurred_at"),
-                pl.col("loan_to").is_null() | (pl.col("occurred_at") < pl.col("loan_to")),
-            )
-        )
-        on_loan = np.zeros(events.height, bool)
-        on_loan[lent["row"].to_numpy()] = True
-        judged = who.select(
-            staff_active=pl.when("known").then(
-                (pl.col("active_from") <= pl.col("occurred_at"))
-                & (pl.col("active_to").is_null() | (pl.col("occurred_at") < pl.col("active_to")))
-            ),
-            staff_in_grid=pl.when("known").then(
-                (pl.col("grid_code") == pl.col("event_grid")).fill_null(False) | pl.Series(on_loan)
-            ),
-            staff_in_district=pl.when("known").then(
-                (pl.col("district_code") == pl.col("event_grid").str.head(6)).fill_null(False)
-            ),
-        )
+        owner = staff.keys.find(events["actor_key"])
+        version = staff.versions.find(owner, at_ms)
+        facts = take(staff.facts, version)
+        row = np.flatnonzero(version >= 0)
+        who, where, when = version[row], grid[row], at_ms[row]
+        answers = {
+            "staff_active": (staff.active_from[who] <= when) & (when < staff.active_to[who]),
+            "staff_in_grid": ((staff.grid[who] == where) & (where >= 0)) | staff.on_loan(who, where, when),
+            "staff_in_district": staff.district[who] == where // _GRIDS_PER_DISTRICT,
+        }
         return {
-            "staff_found": pl.Series(known),
-            **{name: judged[name] for name in judged.columns},
+            "staff_found": pl.Series(owner >= 0),
+            **{name: _scattered(answer, row, events.height) for name, answer in answers.items()},
             **{name: facts[name] for name in facts.columns},
         }
 
@@ -262,21 +287,12 @@ class Reference:
         found = np.bincount(rows_of(given)[known], minlength=events.height)
         return {"persons_given": pl.Series(given), "persons_found": pl.Series(found)}
 
-    def _route(self, events: pl.DataFrame, grid: Int64s) -> pl.Series:
-        asked = pl.DataFrame(
-            {"grid": grid, "route_category": events["matter_code"].str.split("-").list.first()}
-        )
-        routed = asked.join(
-            self._parts.grids.routes, on=["grid", "route_category"], how="left", maintain_order="left"
-        )
-        assert routed.height == events.height, "routes are distinct by grid and category"
-        return routed["route_department"]
 
-
-def _at(values: NDArray[np.bool_], positions: Int64s, default: bool) -> NDArray[np.bool_]:
-    if not len(values):
-        return np.full(len(positions), default)
-    return np.where(positions >= 0, values[np.maximum(positions, 0)], default)
+def _scattered(values: Mask, rows: NDArray[np.int64], height: int) -> pl.Series:
+    """`values` at `rows`, null elsewhere."""
+    complete, given = np.zeros(height, bool), np.zeros(height, bool)
+    complete[rows], given[rows] = values, True
+    return _where(pl.Series(given), complete)
 
 
 def _where(condition: pl.Series, values: NDArray[np.bool_]) -> pl.Series:
