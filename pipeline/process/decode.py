@@ -245,7 +245,7 @@ def _frames(collected: _Collected, backfill_sources: frozenset[str]) -> Decoded:
     if collected.events:
         frames.append(_rows_of(collected, backfill_sources))
     events = pl.concat(frames) if frames else pl.DataFrame(schema={**EVENT, **POSITION})
-    if len(frames) > 1:
+    if collected.events:  # single lines were parsed after the others; Arrow blocks come in order
         events = events.sort("_off", "_idx")
     events = events.with_columns(*id_hash(), content_hash())
     quarantined = pl.DataFrame(collected.refused, schema=QUARANTINED).sort("_off", "_idx")

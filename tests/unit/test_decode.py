@@ -1,0 +1,167 @@
+"""Records to rows: whatever a record holds, it gives rows with a position and stops nothing."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+
+from pipeline.frames import DECODED, EVENT, QUARANTINED
+from pipeline.ingest.blocks import ARROW, encode_frame
+from pipeline.process.decode import PAYLOAD_CHARACTERS, decode
+from pipeline.process.records import Record
+from tests.integration.worker_world import PRIVACY, arrow, body, event, ids, record
+
+#: Of event 1; they are stored, so no release may change them.
+ID_HI, ID_LO = 1537925051060351561, 5079057523430867991
+CONTENT = 4165934134924811020
+
+
+def decoded(*records: Record, **options: object) -> tuple[pl.DataFrame, pl.DataFrame]:
+    found = decode(records, partition=7, privacy=PRIVACY, **options)  # type: ignore[arg-type]
+    assert found.events.schema == DECODED
+    assert found.quarantined.schema == QUARANTINED
+    return found.events, found.quarantined
+
+
+def test_one_event_per_record_many_lines_an_array_and_an_arrow_block_give_the_same_rows() -> None:
+    documents = [event(number) for number in range(4)]
+    at = datetime(2026, 5, 1, 4, 3, tzinfo=UTC)
+    stamp = round(at.timestamp() * 1000)
+    forms = [
+        [record(offset, document, received=at) for offset, document in enumerate(documents)],
+        [record(0, *documents, received=at)],
+        [Record(0, stamp, "application/json", json.dumps(documents).encode())],
+        [Record(0, stamp, None, json.dumps(documents, indent=2).encode())],
+        [arrow(0, *documents, received=at)],
+    ]
+    rows = [decoded(*form)[0].drop("_off", "_idx") for form in forms]
+    assert rows[0].height == 4
+    assert all(frame.equals(rows[0]) for frame in rows)
+
+
+def test_positions_are_offset_and_line_without_blank_lines() -> None:
+    events, refused = decoded(
+        record(3, event(1)),
+        Record(4, 1_700_000_000_000, None, body(event(2)) + b"\n\n" + body(event(3)) + b"\n"),
+    )
+    assert events.select("_part", "_off", "_idx").rows() == [(7, 3, 0), (7, 4, 0), (7, 4, 1)]
+    assert refused.is_empty()
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (Record(5, 0, None, None), "MALFORMED"),
+        (Record(5, 0, None, b""), "MALFORMED"),
+        (Record(5, 0, None, b" \n \n"), "MALFORMED"),
+        (Record(5, 0, None, b"\xff\xfe{}"), "MALFORMED"),
+        (Record(5, 0, None, b"not json"), "MALFORMED"),
+        (Record(5, 0, None, b"[]"), "MALFORMED"),
+        (Record(5, 0, None, b"null"), "MALFORMED"),
+        (Record(5, 0, None, b"[" * 100_000), "MALFORMED"),
+        (Record(5, 0, "text/xml", b"<event/>"), "MALFORMED"),
+        (Record(5, 0, "", b"{}"), "MALFORMED"),
+        (Record(5, 0, ARROW, b"ARROW1 but not really"), "MALFORMED"),
+        (Record(5, 0, ARROW, encode_frame(pl.DataFrame({"a": [1]}))), "MALFORMED"),
+        (Record(5, 0, ARROW, encode_frame(pl.DataFrame(schema=EVENT))), "MALFORMED"),
+        (Record(5, 0, None, body(event(9)), "2"), "UNSUPPORTED_VERSION"),
+        (Record(5, 0, None, body(event(9)), "one"), "MALFORMED"),
+        (Record(5, -1, None, body(event(9, event_type="ADMITTED"))), "MALFORMED"),
+    ],
+)
+def test_an_unreadable_record_is_quarantined_with_its_position_and_its_neighbours_stay(
+    bad: Record, reason: str
+) -> None:
+    events, refused = decoded(record(4, event(1)), bad, record(6, event(2)))
+    assert ids(events) == ["e1", "e2"]
+    assert refused.select("_part", "_off", "_idx", "reason").rows() == [(7, 5, 0, reason)]
+
+
+def test_a_truncated_arrow_block_is_quarantined_whole() -> None:
+    whole = arrow(5, event(1), event(2))
+    assert whole.value is not None
+    for cut in (10, len(whole.value) // 2):
+        events, refused = decoded(whole._replace(value=whole.value[:cut]), record(6, event(3)))
+        assert ids(events) == ["e3"]
+        assert refused["_off"].to_list() == [5]
+
+
+def test_a_bad_line_costs_only_itself() -> None:
+    lines = body(event(1)) + b"\n{broken\n" + body(event(2, grid_code="12"), event(3))
+    events, refused = decoded(Record(5, 1_700_000_000_000, None, lines))
+    assert ids(events) == ["e1", "e3"]
+    assert refused.select("_idx", "event_id").rows() == [(1, None), (2, "e2")]
+    assert events["_idx"].to_list() == [0, 3]
+
+
+def test_a_bad_record_among_single_events_costs_only_itself() -> None:
+    bad = Record(5, 1_700_000_000_000, None, b'{"event_id": "x"}')
+    events, refused = decoded(record(4, event(1)), bad, record(6, event(2)))
+    assert ids(events) == ["e1", "e2"]
+    assert refused.select("_off", "_idx").rows() == [(5, 0)]
+
+
+def test_an_arrow_row_that_the_gateway_would_never_send_is_quarantined_alone() -> None:
+    rows, _ = decoded(record(0, event(1), event(2), event(3)))
+    spoilt = rows.select(list(EVENT)).with_columns(
+        grid_code=pl.when(pl.col("event_id") == "e2").then(pl.lit("x")).otherwise("grid_code")
+    )
+    events, refused = decoded(Record(5, 0, ARROW, encode_frame(spoilt)))
+    assert ids(events) == ["e1", "e3"]
+    assert refused.select("_off", "_idx", "event_id").rows() == [(5, 1, "e2")]
+
+
+def test_receipt_is_the_gateways_in_a_block_and_the_records_timestamp_otherwise() -> None:
+    at = datetime(2026, 5, 1, 9, tzinfo=UTC)
+    direct, _ = decoded(record(0, event(1), received=at))
+    block, _ = decoded(arrow(0, event(1), received=at)._replace(timestamp_ms=1))
+    assert direct["ingested_at"].to_list() == block["ingested_at"].to_list() == [at]
+    assert direct["request_id"].to_list() == [None]
+
+
+def test_only_listed_sources_are_backfill() -> None:
+    events, _ = decoded(record(0, event(1), event(2, source="archive")), backfill_sources=("archive",))
+    assert events["backfill"].to_list() == [False, True]
+
+
+def test_a_quarantined_payload_names_nobody_and_is_cut() -> None:
+    line = json.dumps(
+        {
+            **event(1),
+            "actor": {
+                "type": "citizen",
+                "id_number": "not a number",
+                "phone": "13800138000",
+                "name": "陈大文",
+            },
+        }
+    )
+    _, refused = decoded(Record(5, 0, None, line.encode() + b"," + b"x" * 100_000))
+    payload = refused["payload"][0]
+    assert len(payload) == PAYLOAD_CHARACTERS
+    for secret in ("13800138000", "陈大文", "not a number"):
+        assert secret not in payload
+    assert refused["payload_bytes"].to_list() == [len(line.encode()) + 1 + 100_000]
+
+
+def test_hashes_are_the_same_in_every_process() -> None:
+    rows, _ = decoded(record(0, event(1)))
+    assert rows.select("id_hi", "id_lo").row(0) == (ID_HI, ID_LO)
+    assert rows["content_hash"][0] == CONTENT
+
+
+def test_content_hash_sees_what_the_client_sent_and_nothing_else() -> None:
+    first = datetime(2026, 5, 1, 4, 3, tzinfo=UTC)
+    later = datetime(2026, 5, 2, tzinfo=UTC)
+    rows, _ = decoded(
+        record(0, event(1), received=first),
+        record(1, event(1), received=later),
+        record(2, event(1, description="别的"), received=first),
+        record(3, event(1, title=""), received=first),
+    )
+    hashes = rows["content_hash"].to_list()
+    assert hashes[0] == hashes[1]
+    assert len({hashes[0], hashes[2], hashes[3]}) == 3
