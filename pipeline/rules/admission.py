@@ -17,6 +17,9 @@ from pipeline.rules.model import RULE_COUNT, Condition, Example, Reason, Rule, l
 
 #: The flags of a decision that the file must define, no more and no fewer.
 REPORT_FLAGS: Final = ("evidence_pending", "life_safety")
+#: Reasons of a row are a bit set of 64 bits; every entry costs time on every block.
+MAX_REASONS: Final = 60
+MAX_ENTRIES: Final = 100
 EVENT_FLAGS: Final = ("late_beyond_horizon", "time_adjusted")
 
 
@@ -93,6 +96,11 @@ def _rules(document: Document, columns: Schema, problems: Problems) -> tuple[Com
     lines: dict[int, list[int]] = {}
     owner: dict[str, int] = {}
     broken = len(problems.lines)
+    entries = document.values["rules"]
+    if isinstance(entries, list) and len(entries) > MAX_ENTRIES:
+        text = f"{len(entries)} rule entries, at most {MAX_ENTRIES} are taken; drop entries long replaced"
+        problems.add(document.path, document.line("rules"), text)
+        return ()
     for index, rule in read_items(document, "rules", Rule, problems):
         place: Place = ("rules", index)
         lines.setdefault(rule.number, []).append(document.line(*place))
@@ -108,6 +116,9 @@ def _rules(document: Document, columns: Schema, problems: Problems) -> tuple[Com
         entry = CompiledRule(rule, tuple(reason for reason in reasons if reason), start)
         _prove_rule(document, place, entry, columns, problems)
         compiled.append(entry)
+    if len(owner) > MAX_REASONS:
+        text = f"{len(owner)} reason codes, at most {MAX_REASONS} are taken"
+        problems.add(document.path, document.line("rules"), text)
     if len(problems.lines) == broken:
         _check_numbers(document, compiled, lines, problems)
     return tuple(

@@ -32,6 +32,8 @@ from pipeline.rules.model import (
 )
 
 DIGEST_CHARACTERS: Final = 16
+#: Modes and channels of a matter are bit sets of 64 bits.
+MAX_CODES: Final = 60
 Coded = TypeVar("Coded", Named, Channel, Referral, Level, Matter)
 
 
@@ -131,16 +133,22 @@ def load_catalogues(directory: Path) -> Catalogues:
             documents[name] = found
         return found
 
-    categories = _codes(document("categories.yaml", "categories"), "categories", Named, problems)
-    departments = _codes(document("departments.yaml", "departments"), "departments", Named, problems)
-    channels = _codes(document("channels.yaml", "channels"), "channels", Channel, problems)
+    categories_file = document("categories.yaml", "categories")
+    categories = _codes(categories_file, "categories", Named, problems)
+    departments_file = document("departments.yaml", "departments")
+    departments = _codes(departments_file, "departments", Named, problems)
+    channels_file = document("channels.yaml", "channels")
+    channels = _codes(channels_file, "channels", Channel, problems, at_most=MAX_CODES)
     modes_file = document("modes.yaml", "modes", "levels", "response_floor_minutes")
     modes = _modes(modes_file, problems)
     admission_file = document("admission.yaml", "version", "derived", "rules", "report_flags", "event_flags")
     admission = read_admission(admission_file, problems) if admission_file else None
     referrals = _codes(document("referrals.yaml", "referrals"), "referrals", Referral, problems)
     known = checks.KnownCodes(
-        frozenset(categories), frozenset(departments), frozenset(channels), frozenset(modes.names)
+        checks.listed(categories_file, "categories"),
+        checks.listed(departments_file, "departments"),
+        checks.listed(channels_file, "channels"),
+        checks.listed(modes_file, "modes"),
     )
     if admission and "referrals.yaml" in documents:
         checks.check_referrals(documents["referrals.yaml"], referrals, admission.reason_codes(13), problems)
@@ -190,7 +198,9 @@ def load_catalogues(directory: Path) -> Catalogues:
     )
 
 
-def _codes(document: Document | None, key: str, kind: type[Coded], problems: Problems) -> dict[str, Coded]:
+def _codes(
+    document: Document | None, key: str, kind: type[Coded], problems: Problems, at_most: int = 10_000
+) -> dict[str, Coded]:
     """The entries of a list by their code; a code that appears twice is a problem."""
     found: dict[str, Coded] = {}
     first_line: dict[str, int] = {}
@@ -203,11 +213,13 @@ def _codes(document: Document | None, key: str, kind: type[Coded], problems: Pro
             )
             continue
         found[item.code], first_line[item.code] = item, line
+    if document and len(found) > at_most:
+        problems.add(document.path, document.line(key), f"{key}: {len(found)} entries, at most {at_most} fit")
     return found
 
 
 def _modes(document: Document | None, problems: Problems) -> Modes:
-    names = _codes(document, "modes", Named, problems)
+    names = _codes(document, "modes", Named, problems, at_most=MAX_CODES)
     levels = _codes(document, "levels", Level, problems)
     minutes = document.values["response_floor_minutes"] if document else 0
     if document and (not isinstance(minutes, int) or isinstance(minutes, bool) or minutes < 0):

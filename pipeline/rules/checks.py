@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,10 +15,20 @@ VersionFile = tuple[Document, MatterListHead, Mapping[str, Matter]]
 
 @dataclass(frozen=True)
 class KnownCodes:
-    categories: frozenset[str]
-    departments: frozenset[str]
-    channels: frozenset[str]
-    modes: frozenset[str]
+    """Codes that the other files list; None where a file could not be read, which is told already."""
+
+    categories: frozenset[str] | None
+    departments: frozenset[str] | None
+    channels: frozenset[str] | None
+    modes: frozenset[str] | None
+
+
+def listed(document: Document | None, key: str) -> frozenset[str] | None:
+    """Every code in a list, those of broken entries too, so that one mistake is told once."""
+    entries = document.values[key] if document else None
+    if not isinstance(entries, list):
+        return None
+    return frozenset(str(entry.get("code")) for entry in entries if isinstance(entry, dict))
 
 
 def check_matters(
@@ -140,11 +150,9 @@ class _References:
     matter: Matter
     problems: Problems
 
-    def check(self, field: str, codes: Iterable[str], known: Iterable[str]) -> None:
-        known = set(known)
-        codes = list(codes)
+    def check(self, field: str, codes: Sequence[str], known: Collection[str] | None) -> None:
         for code in codes:
-            if code not in known:
+            if known is not None and code not in known:
                 self.wrong(field, f"{code} is unknown{did_you_mean(code, known)}")
         if len(set(codes)) < len(codes):
             self.wrong(field, "names a code twice")

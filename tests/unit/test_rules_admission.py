@@ -192,6 +192,31 @@ def test_a_rule_without_its_proof_is_refused(file: Path, drop: str, says: str) -
     assert any(says in problem for problem in problems), problems
 
 
+def test_ten_thousand_rules_are_refused_at_once(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    start, end = text.index("  - number: 13\n"), text.index("# What a decision says")
+    entry = (
+        text[start:end].rstrip().replace("number: 13", "number: 13\n    effective_from: 2026-01-01") + "\n"
+    )
+    file.write_text(text[:end] + entry * 100 + "\n" + text[end:], encoding="utf-8")
+    admission, problems = read(file)
+    assert admission is None
+    assert len(problems) == 1
+    assert "113 rule entries, at most 100 are taken" in problems[0]
+
+
+def test_two_entries_of_a_rule_may_not_begin_on_one_day(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    start, end = text.index("  - number: 13\n"), text.index("# What a decision says")
+    entry = (
+        text[start:end].rstrip().replace("number: 13", "number: 13\n    effective_from: 2026-01-01") + "\n"
+    )
+    file.write_text(text[:end] + entry * 2 + "\n" + text[end:], encoding="utf-8")
+    admission, problems = read(file)
+    assert admission is None
+    assert any("rule 13 has two entries for one effective_from" in problem for problem in problems)
+
+
 def test_a_flag_may_not_be_left_out(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     start = text.index("  - name: life_safety")

@@ -404,6 +404,21 @@ def test_all_mistakes_are_told_at_once(directory: Path) -> None:
     assert any("kind: Invalid enum value" in problem for problem in found)
 
 
+def test_one_mistake_is_told_once_not_wherever_its_code_is_used(directory: Path) -> None:
+    line = edit(directory / "channels.yaml", "kind: desk", "kind: table")
+    found = problems(directory)
+    assert len(found) == 1
+    assert found[0].startswith(f"{directory / 'channels.yaml'}:{line}: petition_market: kind: ")
+
+
+def test_more_channels_than_a_bit_set_holds_are_refused(directory: Path) -> None:
+    terms = "name_zh: 渠道, name_en: channel, kind: desk, carries_photo: true, reporter: anyone"
+    more = "".join(f"  - {{code: c{number}, {terms}}}\n" for number in range(60))
+    file = directory / "channels.yaml"
+    file.write_text(file.read_text(encoding="utf-8") + more, encoding="utf-8")
+    assert any("channels: 69 entries, at most 60 fit" in problem for problem in problems(directory))
+
+
 def drop_temporary(directory: Path) -> None:
     (directory / "temporary.yaml").unlink()
 
