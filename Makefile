@@ -39,7 +39,9 @@ check: setup ## lint, format, strict types, secret scan, as in CI
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/gridpipe rules check
-	@git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
+	@# The hook answers 3 when only line numbers of known false alarms moved; a copy keeps the checkout clean.
+	@mkdir -p $(TMPDIR) && cp .secrets.baseline $(TMPDIR)/secrets.baseline
+	@$(BIN)/detect-secrets-hook --baseline $(TMPDIR)/secrets.baseline $$(git ls-files) || test $$? -eq 3
 
 format: setup ## apply the formatter and the safe lint fixes
 	@$(BIN)/ruff check --fix .

@@ -31,6 +31,9 @@ def main() -> None:
     except GridpipeError as error:
         log.error("city_failed", problem=str(error))
         sys.exit(EXIT_FAILED)
+    except Exception:
+        log.exception("city_failed")
+        sys.exit(EXIT_FAILED)
 
 
 def _run(order: Order, stop: threading.Event) -> None:
@@ -62,6 +65,7 @@ def _run(order: Order, stop: threading.Event) -> None:
             settings.simulate_seed,
             settings.simulate_events_per_second,
             stop,
+            catalogue_dir=settings.catalogue_dir,
         )
 
 

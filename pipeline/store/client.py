@@ -81,7 +81,7 @@ def connect_server(settings: Settings, database: str | None) -> Client:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ConfigurationError(
-            "GRIDPIPE_CLICKHOUSE must be http://USER:PASSWORD@HOST:8123 or https://USER:PASSWORD@HOST:8443"
+            "GRIDPIPE_CLICKHOUSE must be an http or https address with host, port, user and password"
         )
     server_settings = CLIENT_SETTINGS | {"max_execution_time": str(int(settings.insert_timeout_seconds))}
     try:
