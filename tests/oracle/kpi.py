@@ -11,6 +11,7 @@ Where the documents leave a choice, this is the reading:
 - In flow each legal CLOSED ends a resolution; the other three durations end once per case.
 - `by` other than city and district lists the keys that have a report or a case; a row without the attribute
   (a rejected report of an unknown matter has no category) has no key and appears in no row.
+- `orphans_overdue`: orphans that occurred more than 7 days before `as_of`.
 - Overdue: open with `due_at` not after `as_of`, the same comparison as in "due to close".
 - A row that an unknown grid puts outside the listed districts is in no district row, but in the city's.
 """
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from tests.oracle.fold import Case, Event, fold_all
+from tests.oracle.fold import HORIZON, Case, Event, fold_all
 
 CITY: Final = "4407"
 DISTRICTS: Final = ("440703", "440704", "440705", "440781", "440783", "440784", "440785")
@@ -117,7 +118,9 @@ def kpi(
         if case.opening is None:
             for event in case.orphan_events:
                 if in_window(event.occurred_at):
-                    group(key_of(by, event, event.lead_department)).orphans += 1
+                    orphaned = group(key_of(by, event, event.lead_department))
+                    orphaned.orphans += 1
+                    orphaned.orphans_overdue += event.occurred_at < as_of - HORIZON
             continue
         target = key_of(by, case.opening, case.department)
         if not case.is_admitted:
@@ -145,6 +148,7 @@ class _Group:
         self.reports: list[Report] = []
         self.cases: list[Case] = []
         self.orphans = 0
+        self.orphans_overdue = 0
 
 
 def _distinct_reports(reports: Iterable[Report]) -> list[Report]:
@@ -194,6 +198,8 @@ def _report_figures(found: _Group, merged: int) -> dict[str, Any]:
         "admission_rate": ratio(counts["admitted"], counts["admitted"] + counts["rejected"]),
         "duplicates": duplicates,
         "duplicate_rate": ratio(sum(duplicates.values()), len(found.reports)),
+        "orphans": found.orphans,
+        "orphans_overdue": found.orphans_overdue,
     }
 
 
@@ -235,7 +241,6 @@ def _cohort(
         "cases": len(counted),
         "voided": voided,
         "merged": merged,
-        "orphans": found.orphans,
         "closed": len(closed),
         "closure_rate": ratio(len(closed), len(counted)),
         "responded": len(responded),
@@ -298,7 +303,6 @@ def _flow(
             "cases": counts["REPORTED"],
             "voided": counts["VOIDED"],
             "merged": counts["MERGED"],
-            "orphans": found.orphans,
             "closed": counts["CLOSED"],
             "closure_rate": ratio(counts["CLOSED"], counts["REPORTED"]),
             "responded": responded,

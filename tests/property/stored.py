@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -10,6 +12,7 @@ import polars as pl
 from clickhouse_connect.driver.client import Client
 
 from pipeline.frames import CASE_EVENT, DUPLICATE, POSITION, STORED, Schema
+from pipeline.process.hashes import id_hash
 from pipeline.store.cases import pack_case_events, refresh_cases
 from tests.oracle.fold import Event
 from tests.oracle.kpi import Report
@@ -18,12 +21,24 @@ from tests.property.strategies import Row
 TABLES: Final = ("events", "rejections", "duplicates", "case_events", "cases")
 #: No deduplication of inserts: a batch that is sent again must be absorbed by the tables themselves.
 _SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0}
+MOST_EXACT_RANGES: Final = 200
 _OUTCOMES: Final = {0: "recorded", 1: "admitted", 2: "rejected"}
 
 
 def empty(client: Client) -> None:
     for table in TABLES:
         client.command(f"TRUNCATE TABLE {table}")
+
+
+def arrive(client: Client, rng: random.Random, rows: Sequence[Row]) -> None:
+    """Empty the tables, then insert `rows` in random order, in up to four batches, some of them twice."""
+    empty(client)
+    order = rng.sample(list(rows), len(rows))
+    cuts = sorted(rng.randint(0, len(order)) for _ in range(rng.randint(0, 3)))
+    for low, high in itertools.pairwise([0, *cuts, len(order)]):
+        insert(client, order[low:high])
+        if rng.random() < 0.25:
+            insert(client, order[low:high])
 
 
 def insert(client: Client, rows: Sequence[Row]) -> None:
@@ -40,7 +55,16 @@ def insert(client: Client, rows: Sequence[Row]) -> None:
             client.insert_arrow(
                 "case_events", packed.to_arrow(compat_level=pl.CompatLevel.oldest()), settings=_SETTINGS
             )
-        refresh_cases(client, inc, [(row.event.part, row.event.off, row.event.off) for row in block])
+        refresh_cases(client, inc, _ranges([row.event for row in block]))
+
+
+def _ranges(events: Sequence[Event]) -> list[tuple[int, int, int]]:
+    """Exactly the positions of `events` while they are few, as a block's refresh is told; else their span."""
+    if len(events) <= MOST_EXACT_RANGES:
+        return [(event.part, event.off, event.off) for event in events]
+    parts = sorted({event.part for event in events})
+    offsets = {part: [event.off for event in events if event.part == part] for part in parts}
+    return [(part, min(offsets[part]), max(offsets[part])) for part in parts]
 
 
 def reports_of(rows: Iterable[Row]) -> list[Report]:
@@ -71,7 +95,10 @@ def reports_of(rows: Iterable[Row]) -> list[Report]:
 def _insert(client: Client, table: str, schema: Schema, rows: list[dict[str, Any]], inc: int) -> None:
     if not rows:
         return
-    frame = pl.DataFrame(rows, schema).with_columns(
+    frame = pl.DataFrame(rows, schema)
+    if "id_lo" in schema:
+        frame = frame.with_columns(*id_hash())
+    frame = frame.with_columns(
         pl.lit(inc, pl.UInt64).alias("_inc"),
         pl.col("_off").alias("_blk_lo"),
         pl.col("_off").alias("_blk_hi"),

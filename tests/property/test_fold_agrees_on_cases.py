@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import pytest
 from clickhouse_connect.driver.client import Client
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipeline.store.migrate import migrate
-from tests.oracle.fold import NO_STATE, Case, fold_all
-from tests.property.stored import empty, insert
+from tests.oracle.fold import Case, fold_all
+from tests.property.stored import arrive
 from tests.property.strategies import SPAN, START, Row, event_set
 
 DATABASE: Final = "test_fold_agrees_on_cases"
@@ -28,7 +28,7 @@ SAME: Final = (
     "accepted_count", "dispatched_count", "returned_count", "extended_count", "escalated_count",
     "resolved_count", "rework_count", "reopened_count", "rating", "evidence_pending",
     "resolved_without_evidence", "late_count", "merged_at", "department", "duplicate_case", "is_admitted",
-    "is_counted", "is_closed",
+    "is_counted", "is_closed", "closed_count",
 )  # fmt: skip
 
 
@@ -36,14 +36,14 @@ def expected(case: Case) -> dict[str, Any]:
     opening = case.opening
     return {name: getattr(case, name) for name in SAME} | {
         "case_id": case.case_id,
-        "state": "NONE" if case.state == NO_STATE else case.state,
+        "state": case.state,
         "orphan": case.orphan,
-        "escalation_level": case.level,
+        "level": case.level,
         "primary_case_id": case.primary_case_id or case.duplicate_of_case_id,
         "rating_count": len(case.ratings),
         "satisfied_count": sum(rating >= 4 for rating in case.ratings),
         "illegal_count": len(case.illegal),
-        "illegal_event_ids": [event_id for _, event_id in case.illegal],
+        "illegal_ids": case.illegal,
         "grid_code": opening.grid_code if opening else "",
         "channel": opening.channel if opening else "",
         "matter_code": opening.matter_code if opening else None,
@@ -84,18 +84,6 @@ def check_cases(client: Client, rows: list[Row], instants: list[datetime]) -> No
         assert differences(stored_cases(client, view, columns), wanted) == []
 
 
-def arrive(client: Client, rng: random.Random, rows: list[Row]) -> None:
-    """Insert `rows` in random order, in random batches, some batches twice."""
-    empty(client)
-    order = rng.sample(rows, len(rows))
-    while order:
-        size = rng.randint(1, max(1, len(rows) // 2))
-        batch, order = order[:size], order[size:]
-        insert(client, batch)
-        if rng.random() < 0.3:
-            insert(client, batch)
-
-
 @pytest.fixture(scope="module")
 def database(open_client: Client) -> Iterator[Client]:
     open_client.command(f"DROP DATABASE IF EXISTS {DATABASE}")
@@ -105,7 +93,14 @@ def database(open_client: Client) -> Iterator[Client]:
     open_client.database = "default"
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+# Every difference is told by case and field, so shrinking over a database would cost more than it explains.
+@settings(
+    max_examples=10,
+    deadline=None,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(rng=st.randoms(use_true_random=False), cases=st.integers(1, 12))
 def test_any_arrival_gives_the_states_of_the_oracle(database: Client, rng: random.Random, cases: int) -> None:
     rows = event_set(rng, cases)
@@ -114,10 +109,10 @@ def test_any_arrival_gives_the_states_of_the_oracle(database: Client, rng: rando
     check_cases(database, rows, [at_an_event, at_an_event - timedelta(milliseconds=1), START + 30 * SPAN])
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_thousands_of_cases_give_the_states_of_the_oracle(database: Client, seed: int) -> None:
     rng = random.Random(seed)
-    rows = event_set(rng, 1_500)
+    rows = event_set(rng, 1_000)
     arrive(database, rng, rows)
     events = [row.event for row in rows if row.is_case_event]
     instants = [START + SPAN * rng.uniform(0, 2) for _ in range(3)]

@@ -1,0 +1,158 @@
+"""Answers of the service as tables: Chinese heads, rates in per cent, durations as people say them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rich import box
+from rich.table import Table
+
+from pipeline.cli.common import out
+
+DIMENSIONS_ZH: Final = {
+    "city": "全市", "district": "区县", "town": "镇街", "village": "村居", "grid": "网格", "matter": "事项",
+    "category": "类别", "department": "部门", "channel": "渠道",
+}  # fmt: skip
+RULE_RESULTS_ZH: Final = {"true": "[green]通过[/]", "false": "[red]不通过[/]", "unknown": "未知"}
+OUTCOMES_ZH: Final = {
+    "admitted": "准入",
+    "rejected": "不予受理",
+    "recorded": "已记录",
+    "duplicate": "重复",
+    "quarantined": "隔离",
+}
+_NONE: Final = "–"
+
+
+def percent(rate: float | None) -> str:
+    """0.98739 → "98.74 %"; a rate without a denominator is a dash."""
+    return _NONE if rate is None else f"{100 * rate:.2f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Whole seconds as people say them: 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    if seconds is None:
+        return _NONE
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = whole // 60
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def count(number: int | None) -> str:
+    return _NONE if number is None else f"{number:,}"
+
+
+def kpi_table(answer: Mapping[str, Any], by: str) -> Table:
+    """One row per key of a KPI answer."""
+    table = Table(
+        title=f"{answer['view']} {answer['from']} – {answer['to']}",
+        caption=f"as of {answer['as_of']}",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column(DIMENSIONS_ZH.get(by, by), no_wrap=True)
+    heads = (
+        "上报", "准入率", "案件", "办结", "办结率", "响应率", "按时响应率", "按期办结率", "在办", "超期",
+        "响应 p50", "响应 p90", "办理 p50",
+    )  # fmt: skip
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row in answer["rows"]:
+        table.add_row(
+            f"{row['name_zh']} {row['key']}" if row["name_zh"] else str(row["key"]),
+            count(row["reports"]),
+            percent(row["admission_rate"]),
+            count(row["cases"]),
+            count(row["closed"]),
+            percent(row["closure_rate"]),
+            percent(row["response_rate"]),
+            percent(row["timely_response_rate"]),
+            percent(row["closure_on_time_rate"]),
+            count(row["open"]),
+            count(row["overdue"]),
+            duration(row["response_seconds"]["p50"]),
+            duration(row["response_seconds"]["p90"]),
+            duration(row["resolution_seconds"]["p50"]),
+        )
+    return table
+
+
+def print_explained(found: Mapping[str, Any]) -> None:
+    """An event: what became of it, the rules, what enriched it, where it lies."""
+    outcome = str(found["outcome"])
+    out.print(f"[bold]{found['source']}/{found['event_id']}[/]: {outcome} {OUTCOMES_ZH.get(outcome, '')}")
+    position = found["position"]
+    place = "partition {partition}, offset {offset}, index {index}".format_map(position)
+    pairs = {
+        "event_type": found.get("event_type"),
+        "case": found.get("case_id"),
+        "occurred": found.get("occurred_at"),
+        "received": found.get("received_at"),
+        "stored": found.get("stored_at"),
+        "matter": found.get("matter_code"),
+        "grid": found.get("grid_code"),
+        "channel": found.get("channel"),
+        "position": place,
+        "rules": position["rules"],
+        "copies": len(found["copies"]) or None,
+    }
+    if "duplicate_of" in found:
+        original = found["duplicate_of"]
+        pairs["duplicate of"] = f"{original['source']}/{original['event_id']} (case {original['case_id']})"
+    if found.get("reasons"):
+        pairs["reasons"] = ", ".join(found["reasons"])
+    if found.get("missing_fields"):
+        pairs["missing fields"] = ", ".join(found["missing_fields"])
+    grid = (found.get("enrichment") or {}).get("grid") or {}
+    if grid.get("name"):
+        pairs["grid name"] = f"{grid['name']} (version {grid['version']})"
+    _print_pairs(pairs)
+    if found["rules"]:
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("#", justify="right")
+        table.add_column("规则")
+        table.add_column("结果")
+        table.add_column("原因")
+        for rule in found["rules"]:
+            table.add_row(
+                str(rule["number"]),
+                rule["name_zh"],
+                RULE_RESULTS_ZH[rule["result"]],
+                ", ".join(rule["reasons"]),
+            )
+        out.print(table)
+
+
+def print_case(found: Mapping[str, Any]) -> None:
+    """A case: its fields that hold something, then its events in fold order."""
+    events = found.get("events", ())
+    _print_pairs({name: value for name, value in found.items() if not isinstance(value, (list, dict))})
+    for name, value in found.items():
+        if isinstance(value, dict):
+            out.print(f"[bold]{name}[/]")
+            _print_pairs(value)
+    table = Table(box=box.SIMPLE_HEAD, title="事件")
+    for head in ("occurred_at", "event_type", "source/event_id", "ok"):
+        table.add_column(head)
+    for event in events:
+        table.add_row(
+            str(event.get("occurred_at")),
+            str(event.get("event_type")),
+            f"{event.get('source')}/{event.get('event_id')}",
+            "[red]no[/]" if event.get("transition_ok") is False else "yes",
+        )
+    out.print(table)
+
+
+def _print_pairs(pairs: Mapping[str, Any]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in pairs.items():
+        if value is not None and value != "":
+            table.add_row(f"  {name}", str(value))
+    out.print(table)
