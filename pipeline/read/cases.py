@@ -1,0 +1,140 @@
+"""One case as the API shows it: its events in fold order with the verdict on each, state, times, limits, links."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from clickhouse_connect.driver.client import Client
+
+from pipeline.clock import utc_now
+from pipeline.frames import EVENT_TYPES
+from pipeline.read.times import aware, instant
+from pipeline.store.fold import ILLEGAL, OF_ANOTHER_CASE, REJECTED, REPEATED_REPORT, STATES, walked_sets
+
+_TIMES: Final = (
+    "found_at", "reported_at", "admitted_at", "rejected_at", "merged_at", "accepted_at", "first_dispatched_at",
+    "last_dispatched_at", "first_signed_at", "returned_at", "arrived_at", "first_action_at",
+    "first_response_at", "escalated_at", "resolved_at", "first_closed_at", "closed_at", "feedback_at",
+    "reopened_at", "archived_at", "voided_at",
+)  # fmt: skip
+_COUNTS: Final = (
+    "report_count", "merged_count", "event_count", "accepted_count", "dispatched_count", "returned_count",
+    "extended_count", "escalated_count", "resolved_count", "rework_count", "closed_count", "reopened_count",
+    "illegal_count", "late_count",
+)  # fmt: skip
+_ATTRIBUTES: Final = ("grid_code", "channel", "matter_code", "category", "department")
+_STATE_NAMES: Final = {number: name for name, number in STATES.items()}
+_VERDICTS: Final = {ILLEGAL: "illegal", REPEATED_REPORT: "repeated_report", OF_ANOTHER_CASE: "resend"}
+
+
+def case(client: Client, case_id: str, *, now: datetime | None = None) -> dict[str, Any] | None:
+    """The case as of `now`, or None if no event of it is known.
+
+    `events` holds every distinct event in fold order, also those after `now`; `transition_ok` is False where
+    the event was illegal in the state it met. `state` is None while the case has no report.
+    """
+    events = _events(client, case_id)
+    if not events:
+        return None
+    as_of = max(now or utc_now(), min(aware(event["occurred_at"]) for event in events))
+    (state,) = client.query(
+        """
+        SELECT * FROM case_as_of(as_of = fromUnixTimestamp64Milli({as_of:Int64}, 'UTC'))
+        WHERE case_id = {case_id:String}
+        """,
+        parameters={"case_id": case_id, "as_of": round(as_of.timestamp() * 1000)},
+    ).named_results()
+    merged = client.query(
+        "SELECT case_id FROM cases FINAL WHERE state = 'MERGED' AND primary_case_id = {case_id:String} "
+        "ORDER BY case_id LIMIT 1000",
+        parameters={"case_id": case_id},
+    ).result_rows
+    grid = state["grid_code"]
+    return {
+        "case_id": case_id,
+        "state": state["state"] or None,
+        "is_counted": state["is_counted"],
+        "orphan": state["orphan"],
+        "duplicate_case": state["duplicate_case"],
+        "primary_case_id": state["primary_case_id"],
+        "merged_case_ids": [row[0] for row in merged],
+        "report": _report(client, state),
+        "district_code": grid[:6] or None,
+        "town_code": grid[:9] or None,
+        "village_code": grid[:12] or None,
+        **{name: state[name] or None for name in _ATTRIBUTES},
+        "timestamps": {name: instant(state[name]) for name in _TIMES},
+        "limits": {
+            "response_limit_seconds": state["response_limit_seconds"],
+            "response_due_at": instant(state["response_due_at"]),
+            "resolution_limit_seconds": state["resolution_limit_seconds"],
+            "due_at": instant(state["due_at"]),
+        },
+        "counts": {name: state[name] for name in _COUNTS},
+        "rating": state["rating"],
+        "level": state["level"],
+        "evidence_pending": state["evidence_pending"],
+        "resolved_without_evidence": state["resolved_without_evidence"],
+        "events": [
+            {name: instant(value) if isinstance(value, datetime) else value for name, value in event.items()}
+            for event in events
+        ],
+    }
+
+
+def _events(client: Client, case_id: str) -> list[dict[str, Any]]:
+    of_case = (
+        "SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events "
+        "WHERE case_id = {case_id:String} GROUP BY case_id"
+    )
+    found = client.query(
+        f"""
+        SELECT source, event_id, rank, occurred_at, ingested_at, outcome, verdict, state, event_due_at,
+            grid_code, channel, matter_code, primary, department, level, rating
+        FROM ({walked_sets(of_case)})
+        ARRAY JOIN sources AS source, event_ids AS event_id, ranks AS rank, times AS occurred_at,
+            ingested AS ingested_at, outcomes AS outcome, verdicts AS verdict, states AS state,
+            dues AS event_due_at, grids AS grid_code, channels AS channel, matters AS matter_code,
+            primaries AS primary, departments AS department, levels AS level, ratings AS rating
+        """,
+        parameters={"case_id": case_id},
+    )
+    return [
+        {
+            "source": row["source"],
+            "event_id": row["event_id"],
+            "event_type": EVENT_TYPES[row["rank"] - 1],
+            "occurred_at": row["occurred_at"],
+            "ingested_at": row["ingested_at"],
+            "transition_ok": row["verdict"] != ILLEGAL,
+            "verdict": _VERDICTS.get(
+                row["verdict"], "rejected" if row["outcome"] == REJECTED else "legal"
+            ),
+            "state_after": _STATE_NAMES[row["state"]] or None,
+            "grid_code": row["grid_code"],
+            "channel": row["channel"],
+            "matter_code": row["matter_code"],
+            "due_at": row["event_due_at"],
+            "primary_case_id": row["primary"],
+            "department": row["department"],
+            "level": row["level"],
+            "rating": row["rating"],
+        }
+        for row in found.named_results()
+    ]  # fmt: skip
+
+
+def _report(client: Client, state: dict[str, Any]) -> dict[str, Any] | None:
+    """The opening report's identity, and why it was rejected if it was."""
+    if not state["report_event_id"]:
+        return None
+    identity = {"source": state["report_source"], "event_id": state["report_event_id"]}
+    if state["state"] != "REJECTED":
+        return {**identity, "reasons": []}
+    reasons = client.query(
+        "SELECT reasons FROM rejections WHERE source = {source:String} AND event_id = {event_id:String} "
+        "ORDER BY _inc, _part, _off, _idx LIMIT 1",
+        parameters=identity,
+    ).result_rows
+    return {**identity, "reasons": list(reasons[0][0]) if reasons else []}

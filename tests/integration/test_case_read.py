@@ -1,0 +1,53 @@
+"""What GET /v1/cases shows of a case."""
+
+from __future__ import annotations
+
+from clickhouse_connect.driver.client import Client
+
+from pipeline.read.cases import case
+from tests.integration.case_world import Event, World, at, chain
+
+
+def test_a_case_shows_its_events_in_fold_order_with_the_verdict_on_each(clickhouse: Client) -> None:
+    world = World(clickhouse)
+    events = chain(
+        "c1", [("REPORTED", 0), ("CLOSED", 0.05), ("ACCEPTED", 0.1), ("REPORTED", 0.2), ("DISPATCHED", 1)]
+    )
+    world.write(*reversed(events))
+    world.write(*chain("c2", [("REPORTED", 0), ("MERGED", 1, {"primary_case_id": "c1"})]))
+    found = case(clickhouse, "c1")
+    assert found is not None
+    assert [(e["event_type"], e["transition_ok"], e["state_after"]) for e in found["events"]] == [
+        ("REPORTED", True, "ADMITTED"),
+        ("CLOSED", False, "ADMITTED"),
+        ("ACCEPTED", True, "ACCEPTED"),
+        ("REPORTED", True, "ACCEPTED"),
+        ("DISPATCHED", True, "DISPATCHED"),
+    ]
+    assert found["state"] == "DISPATCHED"
+    assert found["counts"]["illegal_count"] == 1
+    assert (found["counts"]["report_count"], found["counts"]["merged_count"]) == (2, 1)
+    assert found["merged_case_ids"] == ["c2"]
+    assert found["timestamps"]["accepted_at"] == "2024-05-01T00:06:00.000Z"
+    assert found["limits"]["due_at"] == "2024-05-02T00:06:00.000Z"
+
+
+def test_a_rejected_case_says_why(clickhouse: Client) -> None:
+    World(clickhouse).write(
+        Event(
+            "c1", "REPORTED", at(0), outcome="rejected", attributes={"reasons": ["TOO_OLD", "GRID_UNKNOWN"]}
+        )
+    )
+    found = case(clickhouse, "c1")
+    assert found is not None
+    assert found["state"] == "REJECTED"
+    assert found["report"] is not None
+    assert found["report"]["reasons"] == ["TOO_OLD", "GRID_UNKNOWN"]
+
+
+def test_an_orphan_and_an_unknown_case(clickhouse: Client) -> None:
+    World(clickhouse).write(Event("c1", "SIGNED", at(0)))
+    found = case(clickhouse, "c1")
+    assert found is not None
+    assert (found["state"], found["orphan"], found["report"]) == (None, True, None)
+    assert case(clickhouse, "nobody") is None
