@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from pipeline import metrics
 from pipeline.errors import ContractError, UnavailableError
 from pipeline.ingest.problem import ProblemError, problem_response
+from pipeline.read.cases import case
 from pipeline.read.explain import PastRetentionError, explain
 from pipeline.read.kpi import BY, VIEWS, kpi
 from pipeline.read.matters import matters_in_force
@@ -61,11 +62,9 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
         return found
 
     async def get_case(request: Request) -> Any:
-        from pipeline.read.cases import case  # noqa: PLC0415
-
         _only(request)
-        case_id = request.path_params["case_id"]
-        found = await reader.run(lambda client: case(client, case_id))
+        case_id, now = request.path_params["case_id"], reader.clock()
+        found = await reader.run(lambda client: case(client, case_id, now=now))
         if found is None:
             raise ProblemError(404, "case_not_found", f"case {case_id} has no event (yet)")
         return found
