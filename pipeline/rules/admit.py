@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from pipeline.frames import DECISION, DECODED, FEATURES, MODE, TIMESTAMP, expect
@@ -38,11 +40,11 @@ def admit(
     """
     expect(events, {**DECODED, **FEATURES}, "events to admit")
     expect(modes, MODE, "modes")
-    terms = _terms(catalogues)
-    judged = add_terms(events.select([*DECODED, *FEATURES]), terms)
+    judge = _judge(catalogues)
+    judged = add_terms(events.select([*DECODED, *FEATURES]), judge.terms)
     is_report = (judged["event_type"] == "REPORTED").fill_null(value=False)
-    reports = _decide_reports(judged.filter(is_report), terms, modes, districts)
-    decided = _common(judged, terms, catalogues)
+    reports = _decide_reports(judged.filter(is_report), judge, modes, districts)
+    decided = _common(judged, judge.terms, catalogues)
     where = is_report.arg_true()
     if len(where) < events.height:
         others = _recorded(events.height - len(where))
@@ -83,9 +85,38 @@ def explain_rules(row: Mapping[str, Any], catalogues: Catalogues) -> list[dict[s
     return explained
 
 
+@dataclass(frozen=True)
+class _Judge:
+    """The rules of one load, ready for blocks: building expressions costs as much as a small block."""
+
+    terms: Terms
+    reasons: tuple[str, ...]
+    fields: tuple[str, ...]
+    verdict: tuple[pl.Expr, ...]  # a column per reason and per missing field: true, false or null
+    bits: tuple[pl.Expr, ...]  # these as numbers: failed, unknown, missing
+    rule_bits: npt.NDArray[np.uint64]  # per rule the bits of its reasons
+
+
 @lru_cache(maxsize=4)
-def _terms(catalogues: Catalogues) -> Terms:
-    return Terms(catalogues)
+def _judge(catalogues: Catalogues) -> _Judge:
+    reasons, fields = _conditions(catalogues.admission.rules)
+    bit = {code: 1 << position for position, code in enumerate(reasons)}
+    rule_bits = [
+        sum(bit[code] for code in catalogues.admission.reason_codes(number))
+        for number in range(1, RULE_COUNT + 1)
+    ]
+    return _Judge(
+        terms=Terms(catalogues),
+        reasons=tuple(reasons),
+        fields=tuple(fields),
+        verdict=tuple(condition.alias(name) for name, condition in (reasons | fields).items()),
+        bits=(
+            _bits([pl.col(code) for code in reasons]).alias("failed"),
+            _bits([pl.col(code).is_null() for code in reasons]).alias("unknown"),
+            _bits([pl.col(name) for name in fields]).alias("missing"),
+        ),
+        rule_bits=np.array(rule_bits, np.uint64),
+    )
 
 
 def _common(judged: pl.DataFrame, terms: Terms, catalogues: Catalogues) -> pl.DataFrame:
@@ -101,44 +132,52 @@ def _common(judged: pl.DataFrame, terms: Terms, catalogues: Catalogues) -> pl.Da
 
 
 def _decide_reports(
-    reports: pl.DataFrame, terms: Terms, modes: pl.DataFrame, districts: Sequence[str]
+    reports: pl.DataFrame, judge: _Judge, modes: pl.DataFrame, districts: Sequence[str]
 ) -> pl.DataFrame:
     """The decision on REPORTED events, but for the columns of `_common`."""
-    admission = terms.catalogues.admission
-    features = add_features(reports, terms, modes, districts)
-    features = features.with_columns(
+    admission = judge.terms.catalogues.admission
+    features = add_features(reports, judge.terms, modes, districts).with_columns(
         condition.holds.fill_null(value=False).alias(condition.name) for condition in admission.derived
     )
-    reasons, fields = _conditions(admission.rules)
-    fails = features.select(expr.alias(code) for code, expr in reasons.items())
+    bits = features.select(judge.verdict).select(judge.bits)
+    failed, unknown, missing = (bits[name].to_numpy() for name in bits.columns)
     results = np.full((reports.height, RULE_COUNT), PASSED, np.uint8)
-    for number in range(1, RULE_COUNT + 1):
-        codes = admission.reason_codes(number)
-        failed = fails.select(pl.any_horizontal(codes).alias("failed"))["failed"]
-        results[failed.is_null().to_numpy(), number - 1] = UNKNOWN
-        results[failed.fill_null(value=False).to_numpy(), number - 1] = FAILED
-    rejected = pl.Series("rejected", (results == FAILED).any(axis=1))
-    missing = features.select(expr.alias(name) for name, expr in fields.items())
-    decision = pl.DataFrame(
-        {
-            "outcome": rejected.replace_strict(
-                {True: "rejected", False: "admitted"}, return_dtype=pl.String()
-            ),
-            "reasons": _names_of_true(fails),
-            "missing_fields": _names_of_true(missing),
-            "rule_results": pl.Series(results).cast(pl.List(pl.UInt8())),
-        }
+    results[(unknown[:, None] & judge.rule_bits) != 0] = UNKNOWN
+    results[(failed[:, None] & judge.rule_bits) != 0] = FAILED
+    judged = features.with_columns(
+        pl.Series("outcome", ["admitted", "rejected"])
+        .gather((failed != 0).astype(np.uint32))
+        .alias("outcome")
     )
-    flags = pl.concat([features, decision.select("outcome")], how="horizontal").select(
-        flag.holds.fill_null(value=False).alias(flag.name) for flag in admission.report_flags
-    )
-    limits = features.select(
-        _response_limit(terms).alias("response_limit_seconds"),
+    return judged.select(
+        "outcome",
+        _names(failed, judge.reasons).alias("reasons"),
+        _names(missing, judge.fields).alias("missing_fields"),
+        pl.Series("rule_results", results).cast(pl.List(pl.UInt8())),
+        *(flag.holds.fill_null(value=False).alias(flag.name) for flag in admission.report_flags),
+        _response_limit(judge.terms).alias("response_limit_seconds"),
         pl.col("matter_resolution_seconds").alias("resolution_limit_seconds"),
         "mode",
         "mode_level",
     )
-    return pl.concat([decision, flags, limits], how="horizontal")
+
+
+def _bits(conditions: Sequence[pl.Expr]) -> pl.Expr:
+    """One number per row: bit i is set where condition i is true. Unknown is not set."""
+    return pl.sum_horizontal(
+        pl.when(condition).then(pl.lit(1 << position, pl.UInt64())).otherwise(pl.lit(0, pl.UInt64()))
+        for position, condition in enumerate(conditions)
+    )
+
+
+def _names(bits: npt.NDArray[np.uint64], names: Sequence[str]) -> pl.Series:
+    """Per row the names whose bit is set, in order; (n,) List(String).
+
+    Few combinations occur: each is named once, and rows pick theirs.
+    """
+    distinct, position = np.unique(bits, return_inverse=True)
+    lists = [[name for bit, name in enumerate(names) if int(mask) >> bit & 1] for mask in distinct]
+    return pl.Series(lists, dtype=pl.List(pl.String())).gather(position.astype(np.uint32))
 
 
 def _conditions(rules: Sequence[CompiledRule]) -> tuple[dict[str, pl.Expr], dict[str, pl.Expr]]:
@@ -169,20 +208,6 @@ def _while(entry: CompiledRule, until: datetime | None, fails: pl.Expr) -> pl.Ex
 
 def _add(conditions: dict[str, pl.Expr], name: str, condition: pl.Expr) -> None:
     conditions[name] = conditions[name] | condition if name in conditions else condition
-
-
-def _names_of_true(flags: pl.DataFrame) -> pl.Series:
-    """Per row the names of the columns that are true, in column order; (n,) List(String).
-
-    Few combinations occur: each is named once, and rows pick theirs.
-    """
-    names = flags.columns
-    combination = np.zeros(flags.height, np.uint64)
-    for bit, name in enumerate(names):
-        combination |= flags[name].fill_null(value=False).to_numpy().astype(np.uint64) << np.uint64(bit)
-    distinct, position = np.unique(combination, return_inverse=True)
-    lists = [[name for bit, name in enumerate(names) if int(mask) >> bit & 1] for mask in distinct]
-    return pl.Series(lists, dtype=pl.List(pl.String())).gather(position.astype(np.uint32))
 
 
 def _response_limit(terms: Terms) -> pl.Expr:
