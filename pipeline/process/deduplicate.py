@@ -8,7 +8,7 @@ for a duplicate, and the wall clock plays no part.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import numpy as np
@@ -27,8 +27,9 @@ ID_CONFLICT: Final = "ID_CONFLICT"
 _MILLISECOND: Final = timedelta(milliseconds=1)
 #: Entries of the past are kept this much longer than the window: receipts of several gateways interleave.
 _EVICTION_SLACK: Final = 3_600_000
-#: Position of rows of earlier incarnations of the topic: before every offset of this one.
-EARLIER: Final = -1
+#: What the quarantine table can hold as a receipt.
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 
 
 def positions(frame: pl.DataFrame) -> Int64s:
@@ -214,7 +215,9 @@ def refused_rows(events: pl.DataFrame, reason: str, detail: str) -> pl.DataFrame
     """QUARANTINED rows of readable events (DECODED or wider); the payload is the event as it was decoded."""
     return (
         events.select(
-            *("_part", "_off", "_idx", "source", "event_id", "event_type", "ingested_at"),
+            *("_part", "_off", "_idx", "source", "event_id", "event_type"),
+            # the very value may be why the row is refused
+            pl.col("ingested_at").clip(_EARLIEST, _LATEST).fill_null(_EARLIEST),
             pl.lit(reason).alias("reason"),
             pl.lit(detail).alias("detail"),
             pl.lit(None, pl.String).alias("content_type"),
@@ -226,6 +229,18 @@ def refused_rows(events: pl.DataFrame, reason: str, detail: str) -> pl.DataFrame
 
 
 def payload_of() -> pl.Expr:
-    """The already redacted event as JSON text, for a clerk who compares it."""
+    """The already redacted event as JSON text, for a clerk who compares it.
+
+    Times are unix milliseconds: any value can be written like that, even one that made the row unstorable.
+    """
     names = [name for name in DECODED if not name.startswith(("_", "id_", "content_"))]
-    return pl.struct(names).struct.json_encode().alias("payload")
+    times = {name for name in names if isinstance(DECODED[name], pl.Datetime)}
+    photos = pl.col("photos").list.eval(pl.element().struct.field("sha256"))
+    return (
+        pl.struct(
+            pl.col(name).to_physical() if name in times else photos if name == "photos" else pl.col(name)
+            for name in names
+        )
+        .struct.json_encode()
+        .alias("payload")
+    )

@@ -1,0 +1,231 @@
+"""Blocks into a real ClickHouse: tokens, faulty rows, passing failures."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError, DataError, OperationalError
+from urllib3.exceptions import ProtocolError
+
+from pipeline.errors import ContractError, UnavailableError
+from pipeline.process.flow import Block, BlockResult, PartitionState, Rules, case_events_of, process_block
+from pipeline.settings import Settings
+from pipeline.sink import retry
+from pipeline.sink.retry import Failure, Stopping, classify, persist
+from pipeline.sink.tables import Sink
+from pipeline.store.incarnations import resolve
+from tests.integration.worker_world import column, count, event, load_reference, record, rules_of
+
+TABLES = ("events", "rejections", "duplicates", "quarantine", "case_events")
+PLACE: dict[str, Any] = {"inc": 5, "partition": 0, "lo": 0, "hi": 9, "rules": "r1"}
+
+
+@pytest.fixture
+def rules(clickhouse: Client, tmp_path: Path) -> Rules:
+    load_reference(clickhouse, tmp_path / "reference")
+    return rules_of(clickhouse)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "LONGEST_WAIT_SECONDS", 0.002)
+
+
+def block(rules: Rules) -> BlockResult:
+    """Every outcome: admitted, rejected, recorded, L1, L2, malformed, id conflict."""
+    records = [
+        record(0, event(1), event(2, matter_code="NO-SUCH")),
+        record(1, event(3, event_type="ACCEPTED", case_id="c1", minutes=5)),
+        record(2, event(1)),
+        record(3, event(4, description=event(1)["description"], minutes=1)),
+        record(4, event(5))._replace(value=b"{broken"),
+        record(9, event(2, description="changed")),
+    ]
+    return process_block(Block(0, records), PartitionState.empty(Settings()), rules)
+
+
+def test_every_event_has_one_row_in_the_table_of_its_outcome(clickhouse: Client, rules: Rules) -> None:
+    result = block(rules)
+    Sink(clickhouse, "t").write(result, **PLACE)
+    assert column(clickhouse, "SELECT event_id FROM events ORDER BY event_id") == ["e1", "e3"]
+    assert column(clickhouse, "SELECT outcome FROM events ORDER BY event_id") == ["admitted", "recorded"]
+    assert column(clickhouse, "SELECT event_id FROM rejections") == ["e2"]
+    assert column(clickhouse, "SELECT primary_reason FROM rejections") == ["UNKNOWN_MATTER"]
+    assert column(clickhouse, "SELECT level || original_event_id FROM duplicates ORDER BY _off") == [
+        "L1e1", "L2e1",
+    ]  # fmt: skip
+    assert column(clickhouse, "SELECT reason FROM quarantine ORDER BY _off") == ["MALFORMED", "ID_CONFLICT"]
+    assert result.received == 7
+    blocks = clickhouse.query("SELECT DISTINCT _inc, _part, _blk_lo, _blk_hi, _rules FROM events").result_rows
+    assert blocks == [(5, 0, 0, 9, "r1")]
+
+
+def test_what_is_stored_is_what_was_judged(clickhouse: Client, rules: Rules) -> None:
+    result = block(rules)
+    Sink(clickhouse, "t").write(result, **PLACE)
+    row = clickhouse.query(
+        "SELECT occurred_at, ingested_at, lon, lat, photos, persons, grid_found, reasons, rule_results, "
+        "backfill, id_hi, id_lo, content_hash, l2_hi, district_code, response_limit_seconds "
+        "FROM events WHERE event_id = 'e1'"
+    ).first_item
+    expected = result.events.row(0, named=True)
+    for name in ("lon", "lat", "grid_found", "reasons", "rule_results", "backfill", "id_hi", "id_lo"):
+        assert row[name] == expected[name], name
+    for name in ("content_hash", "l2_hi", "district_code", "response_limit_seconds"):
+        assert row[name] == expected[name], name
+    for name in ("occurred_at", "ingested_at"):
+        assert row[name].timestamp() == expected[name].timestamp()
+    assert [photo["sha256"] for photo in row["photos"]] == ["0123456789abcdef" * 4]
+
+
+def test_the_same_block_three_times_adds_nothing(clickhouse: Client, rules: Rules) -> None:
+    result = block(rules)
+    once = None
+    for _ in range(3):
+        Sink(clickhouse, "t").write(result, **PLACE)
+        counts = count(clickhouse, *TABLES)
+        once = once or counts
+        assert counts == once
+
+
+def test_another_incarnation_is_another_block(clickhouse: Client, rules: Rules) -> None:
+    result = block(rules)
+    Sink(clickhouse, "t").write(result, **PLACE)
+    Sink(clickhouse, "t").write(result, **{**PLACE, "inc": 6})
+    assert count(clickhouse, "events", "duplicates") == [4, 4]
+
+
+def test_one_faulty_row_among_many_is_quarantined_and_the_others_are_stored(
+    clickhouse: Client, rules: Rules
+) -> None:
+    documents = [event(number) for number in range(300)]
+    result = process_block(
+        Block(0, [record(offset, *documents[offset * 30 : offset * 30 + 30]) for offset in range(10)]),
+        PartitionState.empty(Settings()),
+        rules,
+    )
+    # 137 has a time that Arrow would wrap silently
+    spoilt = result.events.with_columns(
+        ingested_at=pl.when(pl.col("event_id") == "e137")
+        .then(pl.lit(10_000_000_000_000_000).cast(pl.Datetime("ms", "UTC")))
+        .otherwise("ingested_at")
+    )
+    result = replace(result, events=spoilt, case_events=case_events_of(spoilt, result.duplicates.clear()))
+    for _ in range(2):  # a replay sends the same sub-blocks
+        stored = Sink(clickhouse, "t").write(result, **PLACE)
+        assert (stored.events.height, stored.quarantined.height) == (299, 1)
+        assert stored.received == 300
+        assert count(clickhouse, "events", "quarantine") == [299, 1]
+    assert column(clickhouse, "SELECT event_id FROM quarantine") == ["e137"]
+    assert column(clickhouse, "SELECT reason FROM quarantine") == ["UNSTORABLE"]
+    assert column(clickhouse, "SELECT count() FROM case_events WHERE case_id = 'c137'") == [0]
+
+
+class Flaky:
+    """A client whose inserts fail as told, then work: after the insert when `late`."""
+
+    def __init__(self, client: Client, errors: list[Exception], *, late: bool = False) -> None:
+        self._client, self._errors, self._late = client, errors, late
+        self.tokens: list[str] = []
+
+    def insert_arrow(self, table: str, data: Any, settings: dict[str, Any]) -> None:
+        self.tokens.append(settings["insert_deduplication_token"])
+        if self._errors:
+            error = self._errors.pop(0)
+            if self._late:
+                self._client.insert_arrow(table, data, settings=settings)
+            raise error
+        self._client.insert_arrow(table, data, settings=settings)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_passing_failures_repeat_the_same_insert_until_it_works(
+    clickhouse: Client, rules: Rules, late: bool
+) -> None:
+    errors: list[Exception] = [
+        DatabaseError("Code: 252. DB::Exception: Too many parts", code=252),
+        OperationalError("connection reset"),
+        ProtocolError("broken"),
+    ]
+    flaky = Flaky(clickhouse, errors, late=late)
+    Sink(flaky, "t").write(block(rules), **PLACE)  # type: ignore[arg-type]
+    assert flaky.tokens[:4] == ["t:5:0:0-9:events"] * 4
+    assert count(clickhouse, "events", "rejections", "duplicates", "quarantine") == [2, 1, 2, 2]
+
+
+def test_an_unknown_failure_is_raised_at_once(clickhouse: Client, rules: Rules) -> None:
+    flaky = Flaky(clickhouse, [DatabaseError("Code: 60. DB::Exception: no such table", code=60)])
+    with pytest.raises(DatabaseError):
+        Sink(flaky, "t").write(block(rules), **PLACE)  # type: ignore[arg-type]
+    assert len(flaky.tokens) == 1
+
+
+def test_a_stop_ends_the_waiting() -> None:
+    stopping = threading.Event()
+    stopping.set()
+
+    def call() -> None:
+        raise UnavailableError("down")
+
+    with pytest.raises(Stopping):
+        persist(call, stopping=stopping, what="block")
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (DatabaseError("x", code=241), Failure.TRANSIENT),
+        (DatabaseError("x", code=159), Failure.TRANSIENT),
+        (DatabaseError("x", code=319), Failure.TRANSIENT),
+        (OperationalError("no answer"), Failure.TRANSIENT),
+        (ConnectionResetError(), Failure.TRANSIENT),
+        (OSError(28, "no space left"), Failure.TRANSIENT),
+        (DatabaseError("x", code=321), Failure.DATA),
+        (DataError("cannot convert"), Failure.DATA),
+        (ContractError("wrong dtype"), Failure.DATA),
+        (DatabaseError("x", code=60), Failure.UNKNOWN),
+        (DatabaseError("x", code=None), Failure.UNKNOWN),
+        (ValueError("a bug"), Failure.UNKNOWN),
+    ],
+)
+def test_failures_are_told_apart(error: Exception, failure: Failure) -> None:
+    assert classify(error) is failure
+
+
+def test_tokens_hide_other_data_under_the_same_name(clickhouse: Client, rules: Rules) -> None:
+    """What the incarnation in the token protects from; if the engine ever changes this, we want to know."""
+    sink = Sink(clickhouse, "t")
+    sink.write(block(rules), **PLACE)
+    other = process_block(Block(0, [record(0, event(99))]), PartitionState.empty(Settings()), rules)
+    sink.write(other, **PLACE)
+    assert "e99" not in column(clickhouse, "SELECT event_id FROM events")
+
+
+def test_incarnation_is_kept_while_the_log_is_the_same(clickhouse: Client, rules: Rules) -> None:
+    first = resolve(clickhouse, "t", "id-1", "cluster", {0: 0})
+    Sink(clickhouse, "t").write(block(rules), **{**PLACE, "inc": first})
+    assert resolve(clickhouse, "t", "id-1", "cluster", {0: 10}) == first
+    assert resolve(clickhouse, "other", "id-1", "cluster", {0: 10}) != first
+
+
+@pytest.mark.parametrize(
+    ("topic_id", "cluster", "end"),
+    [("id-2", "cluster", 10), ("id-1", "other", 10), ("id-1", "cluster", 9), ("id-1", "cluster", 0)],
+)
+def test_a_new_log_is_a_new_and_larger_incarnation(
+    clickhouse: Client, rules: Rules, topic_id: str, cluster: str, end: int
+) -> None:
+    first = resolve(clickhouse, "t", "id-1", "cluster", {0: 0})
+    Sink(clickhouse, "t").write(block(rules), **{**PLACE, "inc": first})
+    second = resolve(clickhouse, "t", topic_id, cluster, {0: end})
+    assert second > first
+    # the same records again are new positions: stored again, and one event to everything that counts ids
+    Sink(clickhouse, "t").write(block(rules), **{**PLACE, "inc": second})
+    assert count(clickhouse, "events") == [4]
