@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import zlib
 from collections.abc import Callable
 from typing import Final
@@ -17,6 +16,8 @@ READ_SECONDS: Final = 30.0
 #: Largest zstd window taken, as RFC 8878 advises receivers: a frame cannot ask for gigabytes.
 _ZSTD_WINDOW_BYTES: Final = 8 * 1024 * 1024
 _STEP: Final = 256 * 1024
+#: Input of one step: four bytes can stand for a block of 128 KiB, so a step makes 16 MiB at most.
+_ZSTD_STEP: Final = 512
 
 
 def too_large(limit: int, what: str) -> ProblemError:
@@ -103,11 +104,18 @@ def _gunzip(body: bytes, limit: int) -> bytes:
 def _unzstd(body: bytes, limit: int) -> bytes:
     """All frames of a zstd file, one after another."""
     output = bytearray()
-    source = io.BytesIO(body)
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-    with decompressor.stream_reader(source, read_across_frames=True, closefd=False) as reader:
-        while part := reader.read(min(_STEP, limit + 1 - len(output))):
-            output += part
-            if len(output) > limit:
-                raise too_large(limit, "decompressed")
+    frame = decompressor.decompressobj()
+    position = 0
+    while position < len(body):
+        output += frame.decompress(body[position : position + _ZSTD_STEP])
+        if len(output) > limit:
+            raise too_large(limit, "decompressed")
+        position = min(position + _ZSTD_STEP, len(body))
+        if frame.eof:
+            position -= len(frame.unused_data)
+            if position < len(body):
+                frame = decompressor.decompressobj()
+    if body and not frame.eof:
+        raise EOFError
     return bytes(output)
