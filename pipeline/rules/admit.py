@@ -38,25 +38,24 @@ def admit(
     Raises ContractError if a column is missing or has another dtype.
     Source: domain 7 and 8; design 9.13 to 9.17.
     """
-    expect(events, {**DECODED, **FEATURES}, "events to admit")
     expect(modes, MODE, "modes")
     judge = _judge(catalogues)
-    judged = add_terms(events.select([*DECODED, *FEATURES]), judge.terms)
-    is_report = (judged["event_type"] == "REPORTED").fill_null(value=False)
+    judged = add_terms(expect(events, {**DECODED, **FEATURES}, "events to admit"), judge.terms)
+    is_report = judged.select(pl.col("event_type").eq_missing("REPORTED")).to_series()
     reports = _decide_reports(judged.filter(is_report), judge, modes, districts)
     decided = _common(judged, judge.terms, catalogues)
-    where = is_report.arg_true()
-    if len(where) < events.height:
-        others = _recorded(events.height - len(where))
+    if reports.height < events.height:
+        others = _recorded(events.height - reports.height)
         # one chunk: gathering across chunks costs ten times as much
         reports = pl.concat([reports, others], rechunk=True)
         # position of every event's decision: reports come first, then the others, both in order
+        mask = is_report.to_numpy()
         order = np.empty(events.height, np.uint32)
-        order[np.concatenate([where.to_numpy(), (~is_report).arg_true().to_numpy()])] = np.arange(
+        order[np.concatenate([np.flatnonzero(mask), np.flatnonzero(~mask)])] = np.arange(
             events.height, dtype=np.uint32
         )
         reports = reports[order]
-    decision = pl.concat([reports, decided], how="horizontal").select(list(DECISION))
+    decision = pl.concat([reports, decided], how="horizontal")
     return pl.concat([events, expect(decision, DECISION, "decision")], how="horizontal")
 
 

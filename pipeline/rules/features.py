@@ -17,6 +17,8 @@ from pipeline.rules.modes import mode_bits, strongest_active
 _SHA256_HEX_DIGITS: Final = 64
 _MILLISECONDS: Final = 1_000.0
 
+_MODE_SETS: Final = ("_modes", "_only_modes")
+
 #: Terms of a matter in one version of the catalogue. `_row` numbers the entry; the bit sets are of modes
 #: and channels.
 _TERMS: Final[dict[str, Any]] = {
@@ -55,6 +57,7 @@ class Terms:
         self.matters = pl.DataFrame(rows, schema=_TERMS, orient="row").with_columns(
             pl.int_range(pl.len(), dtype=pl.Int32()).alias("_row")
         )
+        self.matter_keys = self.matters.select("_row", "_version", "matter_code")
         self.channels = pl.DataFrame(
             [
                 (code, channels[code], channel.carries_photo, channel.reporter)
@@ -82,6 +85,8 @@ class Terms:
 
     def version_index(self, occurred_at: pl.Series) -> npt.NDArray[np.int32]:
         """Version that decides on each instant; the first one on everything before it."""
+        if len(self._starts) == 1:
+            return np.zeros(len(occurred_at), np.int32)
         instants = occurred_at.to_physical().fill_null(0).to_numpy()
         index = np.searchsorted(self._starts, instants, side="right") - 1
         return np.asarray(index.clip(0), np.int32)
@@ -119,12 +124,7 @@ def add_terms(events: pl.DataFrame, terms: Terms) -> pl.DataFrame:
             "age_seconds"
         ),
     )
-    return events.join(
-        terms.matters.select("_row", "_version", "matter_code"),
-        on=["_version", "matter_code"],
-        how="left",
-        maintain_order="left",
-    )
+    return events.join(terms.matter_keys, on=["_version", "matter_code"], how="left", maintain_order="left")
 
 
 def matter_terms(events: pl.DataFrame, terms: Terms, columns: Sequence[str]) -> pl.DataFrame:
@@ -149,6 +149,7 @@ def add_features(
         pl.col("_row").is_not_null().alias("matter_known"),
         ((pl.col("_channels") & pl.col("_channel").fill_null(0)) != 0).alias("channel_allowed"),
         pl.col("grid_code").str.slice(0, 6).is_in(list(districts)).alias("grid_in_scope"),
+        *(pl.when("grid_found").then(pl.col(name)).otherwise(0).fill_null(0) for name in _MODE_SETS),
         *_reporter(),
         *_completeness(),
         (pl.when(pl.col("persons").list.len() > 0).then(pl.col("persons_found") >= 1)).alias(
@@ -192,54 +193,58 @@ def _completeness() -> list[pl.Expr]:
     return [value.fill_null(value=False).alias(name) for name, value in present.items()]
 
 
-def _evidence(reports: pl.DataFrame) -> list[pl.Series]:
+def _evidence(reports: pl.DataFrame) -> list[pl.Expr]:
     """Usability of each report's photos: all hashes well formed, and the farthest time taken.
 
     The photos of all reports lie behind one another; reduceat folds each report's stretch.
     """
     valid = np.zeros(reports.height, bool)
     offset = np.zeros(reports.height)
-    given = reports["has_photo"]
-    has = given.to_numpy()
+    has = reports["has_photo"].to_numpy()
     if has.any():
-        with_photos = reports.select("occurred_at", "photos").filter(given)
-        counts = with_photos["photos"].list.len().to_numpy().astype(np.int64)
-        starts = counts.cumsum() - counts
-        photos = with_photos["photos"].explode()
-        sha256, taken = photos.struct.field("sha256"), photos.struct.field("taken_at").to_physical()
+        with_photos = reports.lazy().filter("has_photo").select("occurred_at", "photos").collect()
+        sha256, taken_at = (pl.col("photos").struct.field(name) for name in ("sha256", "taken_at"))
         well_formed = (sha256.str.len_bytes() == _SHA256_HEX_DIGITS) & sha256.str.decode(
             "hex", strict=False
         ).is_not_null()
-        occurred = np.repeat(with_photos["occurred_at"].to_physical().to_numpy(), counts)
-        distance = (taken - pl.Series(occurred)).abs().fill_null(0).to_numpy()
-        valid[has] = np.logical_and.reduceat(well_formed.fill_null(value=False).to_numpy(), starts)
-        offset[has] = np.maximum.reduceat(distance, starts) / _MILLISECONDS
+        distance = (taken_at - pl.col("occurred_at")).dt.total_milliseconds().abs()
+        photos = (
+            with_photos.lazy()
+            .explode("photos")
+            .select(
+                well_formed.fill_null(value=False).alias("well_formed"),
+                distance.fill_null(0).alias("distance"),
+            )
+            .collect()
+        )
+        counts = with_photos["photos"].list.len().to_numpy().astype(np.int64)
+        starts = counts.cumsum() - counts
+        valid[has] = np.logical_and.reduceat(photos["well_formed"].to_numpy(), starts)
+        offset[has] = np.maximum.reduceat(photos["distance"].to_numpy(), starts) / _MILLISECONDS
     # null without photos: there is nothing to judge
     return [
-        pl.Series("photo_hash_valid", valid).zip_with(given, pl.Series([None], dtype=pl.Boolean())),
-        pl.Series("photo_offset_seconds", offset).zip_with(given, pl.Series([None], dtype=pl.Float64())),
+        pl.when("has_photo").then(pl.Series(valid)).alias("photo_hash_valid"),
+        pl.when("has_photo").then(pl.Series(offset)).alias("photo_offset_seconds"),
     ]
 
 
 def _modes(reports: pl.DataFrame, terms: Terms, modes: pl.DataFrame) -> list[pl.Series]:
     """The mode that acts on each report. In an unknown grid none does: where it lies cannot be said."""
     catalogue = terms.catalogues.modes
-    located = reports["grid_found"].fill_null(value=False).to_numpy()
-    wanted = np.where(located, reports["_modes"].fill_null(0).to_numpy(), 0)
-    only = np.where(located, reports["_only_modes"].fill_null(0).to_numpy(), 0)
+    wanted, only = (reports[name].to_numpy() for name in _MODE_SETS)
     prioritised = strongest_active(reports, wanted, modes, catalogue)
-    factors = pl.Series("_response_factor", [None, *(level.response_factor for level in catalogue.levels)])
     required = strongest_active(reports, only, modes, catalogue)
+    levels = [level.code for level in catalogue.levels]
+    factors = [level.response_factor for level in catalogue.levels]
     return [
         pl.Series("mode_prioritises", prioritised.active),
         pl.Series("only_mode_active", required.active),
-        _names(prioritised.mode, [*catalogue.names]).alias("mode"),
-        _names(prioritised.level, [level.code for level in catalogue.levels]).alias("mode_level"),
-        factors.gather((prioritised.level + 1).astype(np.uint32)),
+        _pick("mode", prioritised.mode, pl.Series([None, *catalogue.names], dtype=pl.String())),
+        _pick("mode_level", prioritised.level, pl.Series([None, *levels], dtype=pl.String())),
+        _pick("_response_factor", prioritised.level, pl.Series([None, *factors], dtype=pl.Float64())),
     ]
 
 
-def _names(index: npt.NDArray[np.int8], names: list[str]) -> pl.Series:
-    """Names by position; null for -1."""
-    table = pl.Series([None, *names], dtype=pl.String())
-    return table.gather((index + 1).astype(np.uint32))
+def _pick(name: str, index: npt.NDArray[np.int8], table: pl.Series) -> pl.Series:
+    """Values of a table behind its first, by position; the first, null, for -1."""
+    return table.gather((index + 1).astype(np.uint32)).alias(name)
