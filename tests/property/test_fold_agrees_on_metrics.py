@@ -95,7 +95,7 @@ def test_every_metric_agrees(database: Client, seed: int) -> None:
         for view in VIEWS:
             # the whole window by every dimension, the others by three of them each
             for by in BY if number == 0 else rng.sample(BY, 3):
-                asked = {"by": by, "view": view, **window}
+                asked: dict[str, Any] = {"by": by, "view": view, **window}
                 found = measured(database, names=Names(), **asked)
                 wrong += [
                     f"{view} by {by} #{number} {line}" for line in differences(found, expected(rows, **asked))
