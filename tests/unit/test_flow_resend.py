@@ -1,4 +1,4 @@
-"""L2: the same report under a new id. The anchor is the first kept report, never a rejected one; no chains."""
+"""L2: the same report under a new id. The anchor is the first kept report, no rejected one; no chains."""
 
 from __future__ import annotations
 
