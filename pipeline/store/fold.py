@@ -106,13 +106,11 @@ def _mask(states: tuple[str, ...]) -> int:
 
 
 def _states_where_legal() -> str:
-    """SQL: set of states, as bits, in which each event is legal; self-handled events have a row of their own."""
+    """SQL: the states, as bits, in which the event is legal; self-handled events have a row of their own."""
     plain = [_mask(LEGAL_IN[name]) for name in EVENT_TYPES]
     self_handled = [_mask((*LEGAL_IN[name], *LEGAL_WHEN_SELF_HANDLED.get(name, ()))) for name in EVENT_TYPES]
-    masks = "[" + ", ".join(map(str, plain + self_handled)) + "]"
-    # L2 duplicates of other reports are no REPORTED of this case: legal nowhere
-    return f"""arrayMap((r, s, o) -> if(o = {RESENT}, toUInt32(0),
-            CAST({masks} AS Array(UInt32))[r + {len(EVENT_TYPES)} * toUInt8(s)]), ranks, self_handled, outcomes)"""
+    masks = ",".join(map(str, plain + self_handled))
+    return f"[{masks}][rank + {len(EVENT_TYPES)} * toUInt8(self_handled)]"
 
 
 def state_name(state: str) -> str:
@@ -127,18 +125,21 @@ def _walk() -> str:
     r = RANK
     # a.1 state, a.2 state before a merge, a.3 due_at ms, a.4 extensions; then per event so far: a.5 verdict,
     # a.6 state before it, a.7 due_at ms before it. The limit is the opening report's, one for the whole case.
-    no_extension = f"(rank = {r['EXTENDED']} AND (a.4 >= {MOST_EXTENSIONS} OR due <= a.3))"
-    legal = f"(bitTest(states, a.1) AND NOT {no_extension})"
+    # L2 duplicates of other reports are no REPORTED of this case: legal nowhere.
+    no_extension = f"rank = {r['EXTENDED']} AND (a.4 >= {MOST_EXTENSIONS} OR ifNull(toUnixTimestamp64Milli(due) <= a.3, 1))"
+    legal = f"(bitTest({_states_where_legal()}, a.1) AND outcome != {RESENT} AND NOT ({no_extension}))"
     # a merge notes the state it ends; an illegal MERGED may note one too, which the next legal one replaces.
     # Only a case's first ACCEPTED finds it ADMITTED, so that later ones leave the limit alone.
     return f"""arrayFold(
-        (a, at, rank, outcome, states, moves_to, due) -> (
-            toUInt8(multiIf(NOT {legal} OR rank = {r["EXTENDED"]}, a.1, rank = {r["UNMERGED"]}, a.2, moves_to)),
+        (a, at, rank, outcome, self_handled, due) -> (
+            toUInt8(multiIf(NOT {legal} OR rank = {r["EXTENDED"]}, a.1, rank = {r["UNMERGED"]}, a.2,
+                rank = {r["REPORTED"]} AND outcome = {ADMITTED}, {r["ADMITTED"]},
+                rank = {r["REPORTED"]}, {r["REJECTED"]}, rank)),
             if(rank = {r["MERGED"]} AND a.1 != {r["MERGED"]}, a.1, a.2),
             multiIf(NOT {legal}, a.3,
                 rank IN ({r["REPORTED"]}, {r["REOPENED"]}) OR (rank = {r["ACCEPTED"]} AND a.1 = {r["ADMITTED"]}),
-                    least(at + limit_ms, {_NEVER}),
-                rank = {r["EXTENDED"]}, due,
+                    least(toUnixTimestamp64Milli(at) + limit_ms, {_NEVER}),
+                rank = {r["EXTENDED"]}, ifNull(toUnixTimestamp64Milli(due), a.3),
                 a.3),
             toUInt8(a.4 + (rank = {r["EXTENDED"]} AND {legal})),
             arrayPushBack(a.5, toUInt8(multiIf({legal}, {LEGAL}, outcome = {RESENT}, {OF_ANOTHER_CASE},
@@ -146,11 +147,7 @@ def _walk() -> str:
             arrayPushBack(a.6, a.1),
             arrayPushBack(a.7, a.3)
         ),
-        arrayMap(t -> toUnixTimestamp64Milli(t), times), ranks, outcomes,
-        {_states_where_legal()},
-        arrayMap((r, o) -> if(r = {r["REPORTED"]}, if(o = {ADMITTED}, {r["ADMITTED"]}, {r["REJECTED"]}), r),
-            ranks, outcomes),
-        arrayMap(t -> ifNull(toUnixTimestamp64Milli(t), toInt64(0)), dues),
+        times, ranks, outcomes, self_handled, dues,
         (toUInt8(0), toUInt8(0), toInt64({_NEVER}), toUInt8(0), emptyArrayUInt8(), emptyArrayUInt8(),
             emptyArrayInt64())
     )"""
@@ -182,16 +179,19 @@ _ARRAYS: Final = {
 }
 
 
-# Each step is a query of its own: an alias used twice in one SELECT would be analysed twice, and the steps
-# build on each other. The tuples become plain arrays early: functions over them are quicker to analyse.
+# An alias used twice in one SELECT would be analysed twice, so that steps are queries of their own. The tuples
+# become plain arrays early: functions over them are quicker to analyse.
 def sorted_sets(tuples: str) -> str:
-    """SQL query: case_id, version, and the arrays of _ARRAYS: one entry per distinct event, in fold order.
+    """SQL query: case_id, version, and the arrays of _ARRAYS: one entry per distinct event, in fold order; then
+    `opening` (index of the report that opened the case, 0 without one) and `limit_ms`, its resolution limit.
 
     tuples : query with the columns case_id and tuples, one row per case.
     """
     arrays = ", ".join(f"known.{element} AS {name}" for name, element in _ARRAYS.items())
     return f"""
-        SELECT case_id, version, {arrays}
+        SELECT case_id, version, {arrays},
+            arrayFirstIndex(e -> e.rank = {RANK["REPORTED"]} AND e.outcome != {RESENT}, known) AS opening,
+            ifNull(toInt64(known[opening].resolution_limit_seconds) * 1000, toInt64({_NEVER})) AS limit_ms
         FROM (
             SELECT case_id, version, arraySort(e -> (e.occurred_at, e.rank, e.event_id, e.source),
                 arrayFilter((e, nth) -> nth = 1, arrived, arrayEnumerateUniq(arrived.source, arrived.event_id))
@@ -201,31 +201,21 @@ def sorted_sets(tuples: str) -> str:
 
 
 def walked_sets(tuples: str) -> str:
-    """SQL query: `sorted_sets` with `opening` (index of the report that opened the case, 0 without one), and
-    verdicts, states and due_ms (after the event), one entry per event."""
+    """SQL query: `sorted_sets` with verdicts, states and due_ms (after the event), one entry per event; and
+    `legal`: times, ranks, states, due_ms, ratings, departments, levels, primaries of the legal events."""
+    legal = "times, ranks, states, due_ms, ratings, departments, levels, primaries, verdicts"
     return f"""
         SELECT *,
             walked.5 AS verdicts,
             arrayPushBack(arrayPopFront(walked.6), walked.1) AS states,
-            arrayPushBack(arrayPopFront(walked.7), walked.3) AS due_ms
-        FROM (
-            SELECT *, {_walk()} AS walked
-            FROM (
-                SELECT *,
-                    arrayFirstIndex((r, o) -> r = {RANK["REPORTED"]} AND o != {RESENT}, ranks, outcomes) AS opening,
-                    ifNull(toInt64(resolution_limits[opening]) * 1000, toInt64({_NEVER})) AS limit_ms
-                FROM ({sorted_sets(tuples)})
-            )
-        )"""
+            arrayPushBack(arrayPopFront(walked.7), walked.3) AS due_ms,
+            arrayFilter(e -> e.9 = {LEGAL}, arrayZip({legal})) AS legal
+        FROM (SELECT *, {_walk()} AS walked FROM ({sorted_sets(tuples)}))"""
 
 
 _MAYBE_WORD = "LowCardinality(Nullable(String))"
 _WORD = "LowCardinality(String)"
 _MAYBE_TIME = f"Nullable({_TIME})"
-
-
-def _legal(array: str) -> str:
-    return f"arrayFilter((x, v) -> v = {LEGAL}, {array}, verdicts)"
 
 
 def _opening(array: str) -> str:
@@ -252,16 +242,17 @@ HISTORY: Final[dict[str, tuple[str, str]]] = {
     ),
     "resent_of": ("String", f"ifNull(primaries[indexOf(verdicts, {OF_ANOTHER_CASE})], '')"),
     # legal events, in fold order
-    "legal_times": (f"Array({_TIME})", _legal("times")),
-    "legal_ranks": ("Array(UInt8)", _legal("ranks")),
-    "legal_states": ("Array(UInt8)", _legal("states")),
-    "legal_due_ms": ("Array(Int64)", _legal("due_ms")),
-    "legal_ratings": ("Array(Int8)", f"arrayMap((x, r) -> if(r = {RANK['FEEDBACK']}, ifNull(x, 0), 0), "
-        f"{_legal('ratings')}, {_legal('ranks')})"),
-    "legal_departments": ("Array(LowCardinality(String))", f"arrayMap((x, r) -> if(r = {RANK['DISPATCHED']}, ifNull(x, ''), ''), "
-        f"{_legal('departments')}, {_legal('ranks')})"),
-    "legal_levels": ("Array(LowCardinality(String))", f"arrayMap(x -> ifNull(x, ''), {_legal('levels')})"),
-    "legal_primaries": ("Array(String)", f"arrayMap(x -> ifNull(x, ''), {_legal('primaries')})"),
+    "legal_times": (f"Array({_TIME})", "legal.1"),
+    "legal_ranks": ("Array(UInt8)", "legal.2"),
+    "legal_states": ("Array(UInt8)", "legal.3"),
+    "legal_due_ms": ("Array(Int64)", "legal.4"),
+    "legal_ratings": ("Array(Int8)", f"arrayMap(e -> if(e.2 = {RANK['FEEDBACK']}, ifNull(e.5, 0), 0), legal)"),
+    "legal_departments": (
+        "Array(LowCardinality(String))",
+        f"arrayMap(e -> if(e.2 = {RANK['DISPATCHED']}, ifNull(e.6, ''), ''), legal)",
+    ),
+    "legal_levels": ("Array(LowCardinality(String))", "arrayMap(e -> ifNull(e.7, ''), legal)"),
+    "legal_primaries": ("Array(String)", "arrayMap(e -> ifNull(e.8, ''), legal)"),
     # the opening report
     "report_source": (_WORD, _opening("sources")),
     "report_event_id": ("String", _opening("event_ids")),
