@@ -9,15 +9,37 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orjson
+
 from pipeline.runtime.supervisor import Supervisor
 from pipeline.settings import load_settings
 
+#: As in locustfile.py.
+MARK = "-mark000000-"
 SCENARIOS = {"steady": "Steady"}
 HERE = Path(__file__).parent
 
 
 def run(command: list[str], **more: object) -> None:
     subprocess.run(command, check=True, **more)  # type: ignore[call-overload]
+
+
+def mark_ids(plain: Path, marked: Path) -> None:
+    """Give every id a mark that the load client renews at each pass over the file."""
+    with plain.open("rb") as lines, marked.open("wb") as out:
+        for line in lines:
+            try:
+                event = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                out.write(line)
+                continue
+            for name in ("event_id", "case_id", "submission_id"):
+                if isinstance(event.get(name), str):
+                    event[name] += MARK
+            primary = (event.get("attributes") or {}).get("primary_case_id")
+            if isinstance(primary, str):
+                event["attributes"]["primary_case_id"] = primary + MARK
+            out.write(orjson.dumps(event) + b"\n")
 
 
 def main() -> int:
@@ -37,13 +59,14 @@ def main() -> int:
     report = options.data_dir / "report"
     report.mkdir(parents=True)
     gridpipe = str(Path(sys.executable).with_name("gridpipe"))
-    city, feed = options.data_dir / "city", options.data_dir / "events.ndjson"
+    city, plain, feed = (options.data_dir / name for name in ("city", "plain.ndjson", "events.ndjson"))
     print("making the city and the events", flush=True)
     run([gridpipe, "simulate", "city", "--out", str(city)])
     run(
         [gridpipe, "simulate", "events", "--city", str(city), "--count", str(options.events)]
-        + ["--seed", "7", "--out", str(feed), "--mark"]
+        + ["--seed", "7", "--out", str(plain)]
     )
+    mark_ids(plain, feed)
     settings = load_settings(data_dir=options.data_dir / "data", http="127.0.0.1:0")
     with Supervisor(settings, simulate=False, quiet=True) as service:
         service.wait_ready()

@@ -15,6 +15,7 @@ import os
 import re
 import time
 import urllib.request
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,14 @@ class Batches:
         return self.bodies[number].replace(MARK, b"-mark%06d-" % passes), self.counts[number]
 
 
+@dataclass
 class Totals:
-    accepted = 0
-    refused = 0
-    unanswered = 0
-    before: dict[str, float] = {}
-    cpu_high = 0
+    """What the answers said, over all users."""
+
+    accepted: int = 0
+    refused: int = 0
+    unanswered: int = 0
+    before: dict[str, float] = field(default_factory=dict)
 
 
 totals = Totals()
@@ -143,8 +146,8 @@ def check(environment: Environment, **_: Any) -> None:
         f"+ rejected {counted['rejected']} + quarantined {counted['quarantined']}: "
         f"{'agrees' if totals.accepted == arrived else 'DIFFERS'}"
         f"\nrefused by the contract {totals.refused}, without an answer {totals.unanswered}"
-        f"\n{reached:,.0f} events/s of {EVENTS_PER_SECOND:,.0f} asked; request p50 {entry.median_response_time} ms, "
-        f"p99 {entry.get_response_time_percentile(0.99)} ms"
+        f"\n{reached:,.0f} events/s of {EVENTS_PER_SECOND:,.0f} asked; "
+        f"request p50 {entry.median_response_time} ms, p99 {entry.get_response_time_percentile(0.99)} ms"
     )
     if environment.runner is not None and getattr(environment.runner, "cpu_warning_emitted", False):
         print("the load client used its whole core: the figures are the client's, not the service's")

@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from math import cos, degrees, pi, radians, sin, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ GRID = re.compile(r"\d{15}(-U\d{3})?$")
 SHA = re.compile(r"[0-9a-f]{64}$")
 TABLE = """
 CREATE TABLE IF NOT EXISTS peer_events (source String, event_id String, event_type String, case_id String,
-  occurred_at DateTime64(3,'UTC'), channel String, matter_code String, grid_code String, outcome String,
-  reasons Array(String), category String, lead_department String, response_limit UInt32, resolution_limit UInt32,
+  occurred_at DateTime64(3,'UTC'), channel String, matter_code String, grid_code String,
+  outcome String,
+  reasons Array(String), category String, lead_department String, response_limit UInt32,
+  resolution_limit UInt32,
   grid_name String, grid_type String, staff_kind String, age_bands Array(String), evidence_pending Bool,
   title String, description String) ENGINE = MergeTree ORDER BY (grid_code, occurred_at)
 """
@@ -97,12 +100,13 @@ class Work:
         self.counts[outcome] += 1
         worker = self.staff.get(event["actor"].get("key"))
         return [
-            event["source"], event["event_id"], event["event_type"], event["case_id"], occurred, event["channel"],
-            event.get("matter_code") or "", event["grid_code"], outcome, reasons,
+            event["source"], event["event_id"], event["event_type"], event["case_id"], occurred,
+            event["channel"], event.get("matter_code") or "", event["grid_code"], outcome, reasons,
             matter["category"] if matter else "", matter["lead_department"] if matter else "",
-            matter["response_minutes"] * 60 if matter else 0, matter["resolution_hours"] * 3600 if matter else 0,
-            grid[0] if grid else "", grid[1] if grid else "", worker["kind"] if worker else "", bands, pending,
-            event.get("title") or "", event.get("description") or "",
+            matter["response_minutes"] * 60 if matter else 0,
+            matter["resolution_hours"] * 3600 if matter else 0,
+            grid[0] if grid else "", grid[1] if grid else "", worker["kind"] if worker else "",
+            bands, pending, event.get("title") or "", event.get("description") or "",
         ]  # fmt: skip
 
     def judge(
@@ -113,7 +117,9 @@ class Work:
         if occurred > now + timedelta(minutes=5):
             reasons.append("TIME_IN_FUTURE")
         channel = event["channel"]
-        if matter is None:
+        if event["matter_code"].startswith("REF-"):
+            reasons.append("REFER_EMERGENCY_SERVICE")
+        elif matter is None:
             reasons.append("UNKNOWN_MATTER")
         else:
             if occurred.date() < matter["effective_from"]:
@@ -134,7 +140,10 @@ class Work:
             reasons.append("GRID_INACTIVE")
         location = event.get("location")
         if grid is not None and location and location.get("lon") is not None:
-            point = shapely.Point(location["lon"], location["lat"])
+            lon, lat = location["lon"], location["lat"]
+            if location["crs"] == "gcj02":
+                lon, lat = to_wgs84(lon, lat)
+            point = shapely.Point(lon, lat)
             if not grid[3].contains(point):
                 reasons.append("LOCATION_GRID_MISMATCH")
         pending = False
@@ -146,7 +155,10 @@ class Work:
                     reasons.append("REQUIRED_FIELD_MISSING")
                     break
             for photo in event.get("photos") or ():
-                if not SHA.match(photo["sha256"]):
+                taken = photo.get("taken_at")
+                if not SHA.match(photo["sha256"]) or (
+                    taken is not None and abs(datetime.fromisoformat(taken) - occurred) > timedelta(hours=24)
+                ):
                     reasons.append("EVIDENCE_INVALID")
                     break
             if matter["needs_person"] and event.get("persons") and not bands:
@@ -175,6 +187,23 @@ class Work:
             return True
         self.contents[digest] = occurred
         return False
+
+
+def to_wgs84(lon: float, lat: float) -> tuple[float, float]:
+    """GCJ-02 degrees to WGS84, one round of the published formula."""
+    x, y = lon - 105.0, lat - 35.0
+    ripple = (20.0 * sin(6.0 * pi * x) + 20.0 * sin(2.0 * pi * x)) * 2.0 / 3.0
+    north = -100.0 + 2.0 * x + 3.0 * y + 0.2 * y * y + 0.1 * x * y + 0.2 * sqrt(abs(x)) + ripple
+    north += (20.0 * sin(pi * y) + 40.0 * sin(pi / 3.0 * y)) * 2.0 / 3.0
+    north += (160.0 * sin(pi / 12.0 * y) + 320.0 * sin(pi / 30.0 * y)) * 2.0 / 3.0
+    east = 300.0 + x + 2.0 * y + 0.1 * x * x + 0.1 * x * y + 0.1 * sqrt(abs(x)) + ripple
+    east += (20.0 * sin(pi * x) + 40.0 * sin(pi / 3.0 * x)) * 2.0 / 3.0
+    east += (150.0 * sin(pi / 12.0 * x) + 300.0 * sin(pi / 30.0 * x)) * 2.0 / 3.0
+    magic = 1.0 - 0.00669342162296594323 * sin(radians(lat)) ** 2
+    meridian = 6_378_245.0 * (1.0 - 0.00669342162296594323) / (magic * sqrt(magic))
+    return lon - degrees(east / (6_378_245.0 / sqrt(magic) * cos(radians(lat)))), lat - degrees(
+        north / meridian
+    )
 
 
 def load_catalogue(path: Path) -> tuple[dict[str, Any], dict[str, bool]]:
