@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import numpy as np
@@ -102,10 +102,9 @@ def _since(client: Client, inc: int, partition: int, committed: int) -> datetime
         f"SELECT max(before), min(after) FROM ({each})",
         parameters={"inc": inc, "part": partition, "from": committed},
     ).result_rows[0]
-    known = [
-        moment for moment in (before, after, utc_now() if before or after else None) if moment is not None
-    ]
-    return min(known) if known else None
+    # The driver gives UTC columns without a zone.
+    known = [moment.replace(tzinfo=UTC) for moment in (before, after) if moment is not None]
+    return min(*known, utc_now()) if known else None
 
 
 def _rows(client: Client, query: str, parameters: dict[str, Any]) -> pl.DataFrame:
