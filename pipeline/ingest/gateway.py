@@ -18,13 +18,13 @@ from pipeline.contract.explain import Fault
 from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_ndjson
 from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import to_frame
-from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.errors import UnavailableError
 from pipeline.ingest.blocks import Block, encode_blocks
 from pipeline.ingest.body import decompress
-from pipeline.ingest.durability import Durability, Replicated, stored_in
+from pipeline.ingest.durability import Durability
 from pipeline.ingest.keys import Credential, KeyStore
 from pipeline.ingest.problem import ProblemError
-from pipeline.ingest.producer import BlockProducer, KafkaProducer, Written
+from pipeline.ingest.producer import BlockProducer, Written
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -313,23 +313,3 @@ def _allowed(parsed: Parsed, credential: Credential) -> Parsed:
 
 def _away(message: str) -> ProblemError:
     return ProblemError(503, "unavailable", message)
-
-
-def open_gateway(settings: Settings, bootstrap: str, validator: Validator | None = None) -> Gateway:
-    """The gateway of a running service.
-
-    bootstrap : the broker's address. With `settings.kafka` set it is a replicated log and the producer is
-    idempotent; otherwise the embedded one, and an event is durable once stored.
-    Raises ConfigurationError.
-    """
-    embedded = settings.kafka is None
-    if not bootstrap:
-        raise ConfigurationError("GRIDPIPE_KAFKA: no broker address")
-    return Gateway(
-        settings,
-        keys=KeyStore(settings.keys_path),
-        privacy=Privacy.load(settings.pseudonym_key_path, create=True),
-        producer=KafkaProducer(settings, bootstrap, idempotent=not embedded),
-        durability=stored_in(settings, bootstrap) if embedded else Replicated(),
-        validator=validator,
-    )

@@ -1,0 +1,169 @@
+"""The gateway on the embedded broker: delivery, commits, the circuit; and the partitioner of librdkafka."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+
+from pipeline.ingest.blocks import ARROW, decode_block, partition_of
+from pipeline.ingest.durability import Replicated, stored_in
+from pipeline.ingest.producer import KafkaProducer
+from pipeline.runtime import broker
+from pipeline.settings import Settings
+from tests.unit.gateway_world import World, event, make_world
+
+
+@dataclass
+class Broker:
+    """The embedded broker as a process of this test."""
+
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, topic: str) -> None:
+        self.process = subprocess.Popen(
+            broker.command(self.port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        admin = broker.wait_until_up(self.bootstrap, seconds=15)
+        broker.ensure_topic(admin, topic, 12, replication=1)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def live() -> Iterator[Broker]:
+    running = Broker(broker.free_port())
+    running.start(Settings().topic)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+async def world(live: Broker, tmp_path: Path) -> AsyncIterator[World]:
+    made = make_world(tmp_path, durability=Replicated())
+    made.gateway.producer = KafkaProducer(made.gateway.settings, live.bootstrap, idempotent=False)
+    yield made
+    await made.gateway.close()
+
+
+def records(live: Broker, count: int) -> list[Message]:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": live.bootstrap,
+            "group.id": "look",
+            "auto.offset.reset": "earliest",
+            "log_level": 0,
+        }
+    )
+    consumer.assign([TopicPartition(Settings().topic, number, 0) for number in range(12)])
+    found: list[Message] = []
+    deadline = time.monotonic() + 10
+    while len(found) < count and time.monotonic() < deadline:
+        message = consumer.poll(0.2)
+        if message is not None and message.error() is None:
+            found.append(message)
+    consumer.close()
+    return found
+
+
+def test_partitioner_places_events_where_librdkafka_does(live: Broker) -> None:
+    placed: dict[bytes, int] = {}
+
+    def on_delivery(error: KafkaError | None, message: Message) -> None:
+        assert error is None
+        key, partition = message.key(), message.partition()
+        assert isinstance(key, bytes)
+        assert partition is not None
+        placed[key] = partition
+
+    producer = Producer({"bootstrap.servers": live.bootstrap, "partitioner": "murmur2_random"})
+    towns = [f"4407{district:02d}{town:03d}" for district in (3, 4, 5, 81) for town in (1, 101)]
+    villages = [f"{town}{village:03d}" for town in towns for village in range(1, 9)]
+    for village in villages:
+        producer.produce(Settings().topic, b"{}", key=village, on_delivery=on_delivery)
+    producer.flush(10)
+    assert placed == {village.encode(): partition_of(village + "001", 12) for village in villages}
+
+
+async def test_blocks_arrive_with_headers_and_the_village_as_key(world: World, live: Broker) -> None:
+    batch = [event(number) for number in range(50)]
+    response = await world.post(batch)
+    assert (response.status_code, response.json()["accepted"]) == (202, 50)
+    villages = {partition_of(given["grid_code"], 12) for given in batch}
+    found = await asyncio.to_thread(records, live, len(villages))
+    assert {message.partition() for message in found} == villages
+    for message in found:
+        assert dict(message.headers() or []) == {"content-type": ARROW.encode(), "schema-version": b"1"}
+        payload, key = message.value(), message.key()
+        assert isinstance(payload, bytes)
+        assert isinstance(key, bytes)
+        frame = decode_block(payload)
+        assert frame["grid_code"][0].startswith(key.decode())
+        assert {partition_of(code, 12) for code in frame["grid_code"]} == {message.partition()}
+
+
+async def test_embedded_answer_waits_for_the_workers_commit(world: World, live: Broker) -> None:
+    settings = world.gateway.settings
+    world.gateway.durability = stored_in(settings, live.bootstrap)
+    request = asyncio.create_task(world.post(event(1)))
+    await asyncio.sleep(0.5)
+    assert not request.done()
+    worker = Consumer(
+        {"bootstrap.servers": live.bootstrap, "group.id": settings.consumer_group, "log_level": 0}
+    )
+    home = partition_of(event(1)["grid_code"], 12)
+    position = TopicPartition(settings.topic, home, 1)
+    await asyncio.to_thread(lambda: worker.commit(offsets=[position], asynchronous=False))
+    response = await asyncio.wait_for(request, 5)
+    worker.close()
+    assert (response.status_code, response.json()["durability"]) == (202, "stored")
+
+
+async def test_dead_broker_gives_503_at_once_and_recovers_without_restart(world: World, live: Broker) -> None:
+    assert (await world.post(event(1))).status_code == 202
+    live.stop()
+    for _ in range(3):
+        started = time.monotonic()
+        response = await world.post(event(2))
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert time.monotonic() - started < 1
+    await asyncio.to_thread(live.start, world.gateway.settings.topic)
+    deadline = time.monotonic() + 10
+    while (response := await world.post(event(3))).status_code != 202:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    assert response.json()["accepted"] == 1
+
+
+async def test_halted_broker_gives_503_after_the_timeout(live: Broker, tmp_path: Path) -> None:
+    world = make_world(tmp_path, durability_timeout_seconds=1.0)
+    world.gateway.producer = KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=False)
+    assert (await world.post(event(1))).status_code == 202
+    assert live.process is not None
+    os.kill(live.process.pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        response = await world.post(event(2))
+        assert response.status_code == 503
+        assert response.json()["errors"][0]["retryable"]
+        assert time.monotonic() - started < 4
+    finally:
+        os.kill(live.process.pid, signal.SIGCONT)
+    await world.gateway.close()
