@@ -200,7 +200,8 @@ def _untyped(cells: pl.Series) -> pl.Series:
 def _routes(cells: pl.Series) -> Converted:
     """An object: JSON text, a Parquet struct with a field per category, or a Parquet map."""
     if isinstance(cells.dtype, pl.Struct):
-        cells = cells.struct.json_encode()
+        texts = cells.struct.json_encode()
+        cells = texts.set(cells.is_null() | (texts == "null"), None)
     elif isinstance(cells.dtype, pl.List):
         pairs = cells.dtype.inner
         if not isinstance(pairs, pl.Struct) or {field.name for field in pairs.fields} != {"key", "value"}:
@@ -210,10 +211,12 @@ def _routes(cells: pl.Series) -> Converted:
     elif cells.dtype != pl.String:
         return _unusable(cells, pl.List(ROUTE))
     # few distinct objects serve all grids
-    texts = cells.unique(maintain_order=True).drop_nulls()
-    objects = [_object(text) for text in texts.to_list()]
+    distinct_texts = cells.unique(maintain_order=True).drop_nulls()
+    objects = [_object(text) for text in distinct_texts.to_list()]
     distinct = pl.Series([[], *(route or [] for route in objects)], dtype=pl.List(ROUTE))
-    which = cells.replace_strict(texts, pl.Series(range(1, len(texts) + 1), dtype=pl.UInt32), default=0)
+    which = cells.replace_strict(
+        distinct_texts, pl.Series(range(1, len(distinct_texts) + 1), dtype=pl.UInt32), default=0
+    )
     unreadable = np.array([False, *(route is None for route in objects)], bool)
     return Converted(distinct.gather(which), unreadable[which.to_numpy()])
 

@@ -145,6 +145,9 @@ def _read_csv(path: Path, kind: Kind) -> Iterator[Slice]:
             order = np.arange(seen, seen + cells.height)
             places = order + 2 + np.searchsorted(skipped - 2 - np.arange(len(skipped)), order, side="right")
             seen += cells.height
+            blank = cells.select(pl.all_horizontal(pl.all().is_null())).to_series()
+            if blank.any():  # empty lines are nobody's rows
+                cells, places = cells.filter(~blank), places[~blank.to_numpy()]
             fresh, told = broken[told:], len(broken)
             yield Slice(_complete(cells, kind), places, broken=fresh, done=file.tell(), total=total)
         if told < len(broken):

@@ -1,0 +1,240 @@
+"""Rows of reference files: what is taken, what is refused and why; personal values stay out of the report."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline.reference.schema import KINDS
+from pipeline.reference.validate import Refusals, check_cells
+
+TODAY = date(2026, 6, 15)
+GRID = {
+    "grid_code": "440704001001003", "valid_from": "2022-04-01", "grid_name": "第一网格",
+    "grid_type": "residential", "status": "active",
+}  # fmt: skip
+STAFF = {
+    "worker_key": "W1", "kind": "full_time", "district_code": "440704", "grid_code": "440704001001003",
+    "active_from": "2022-04-01T00:00:00+08:00",
+}  # fmt: skip
+
+
+def id_number(first_17: str) -> str:
+    """With the check digit of GB 11643."""
+    weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+    return first_17 + "10X98765432"[sum(w * int(d) for w, d in zip(weights, first_17, strict=True)) % 11]
+
+
+#: Unassigned region 999999, so nobody's.
+ID_NUMBER = id_number("99999919491001001")
+
+
+BACKWARD_LOAN = '[{"grid_code": "440704001001004", "valid_from": "2024-09-08", "valid_to": "2024-09-01"}]'
+
+
+def checked(kind: str, *rows: dict[str, Any]) -> tuple[pl.DataFrame, Refusals]:
+    names = KINDS[kind].names
+    cells = pl.DataFrame(
+        [{name: row.get(name) for name in names} for row in rows], schema=dict.fromkeys(names, pl.String)
+    )
+    refusals = Refusals()
+    return check_cells(KINDS[kind], cells, np.arange(1, len(rows) + 1), refusals, TODAY), refusals
+
+
+def reasons(refusals: Refusals) -> set[tuple[str, str | None]]:
+    return set(refusals.counts)
+
+
+def test_a_good_row_is_typed() -> None:
+    rows, refusals = checked(
+        "grids",
+        {**GRID, "risk_tags": "flood_prone; forest", "department_route": '{"SA": "fire_rescue"}',
+         "unit_count": "14", "area_km2": "0.5", "valid_to": "9999-12-31"},
+    )  # fmt: skip
+    assert refusals.rows == 0
+    row = rows.to_dicts()[0]
+    assert row["valid_from"] == datetime(2022, 3, 31, 16, tzinfo=UTC), "a date is its midnight in Shanghai"
+    assert row["valid_to"] is None, "9999-12-31 means open"
+    assert row["risk_tags"] == ["flood_prone", "forest"]
+    assert row["department_route"] == [{"category": "SA", "department": "fire_rescue"}]
+    assert (row["unit_count"], row["area_km2"], row["_place"]) == (14, 0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "column"),
+    [
+        ({"grid_code": "44070400100100"}, "bad_pattern", "grid_code"),
+        ({"grid_code": "440704001001003\n1"}, "bad_pattern", "grid_code"),
+        ({"grid_code": None}, "missing", "grid_code"),
+        ({"grid_type": "suburb"}, "not_allowed", "grid_type"),
+        ({"valid_from": "2022-04-01T00:00:00"}, "wrong_type", "valid_from"),
+        ({"valid_from": "yesterday"}, "wrong_type", "valid_from"),
+        ({"valid_from": "9999-12-31"}, "out_of_range", "valid_from"),
+        ({"valid_to": "2022-03-01"}, "bad_interval", "valid_to"),
+        ({"unit_count": "12.5"}, "wrong_type", "unit_count"),
+        ({"unit_count": "-1"}, "out_of_range", "unit_count"),
+        ({"unit_count": "99999999999999999999"}, "wrong_type", "unit_count"),
+        ({"version": "0"}, "out_of_range", "version"),
+        ({"centroid_lon": "22.5"}, "out_of_range", "centroid_lon"),
+        ({"area_km2": "NaN"}, "wrong_type", "area_km2"),
+        ({"area_km2": "inf"}, "wrong_type", "area_km2"),
+        ({"risk_tags": "flood_prone;volcano"}, "not_allowed", "risk_tags"),
+        ({"risk_tags": '["flood_prone"'}, "wrong_type", "risk_tags"),
+        ({"risk_tags": '[["flood_prone"]]'}, "wrong_type", "risk_tags"),
+        ({"department_route": '["SA"]'}, "wrong_type", "department_route"),
+        ({"department_route": '{"SA": 1}'}, "wrong_type", "department_route"),
+        ({"boundary": "POLYGON((113 22, 113.1 22))"}, "bad_geometry", "boundary"),
+        ({"boundary": "POINT(113 22)"}, "bad_geometry", "boundary"),
+        ({"boundary": "POLYGON EMPTY"}, "bad_geometry", "boundary"),
+        ({"boundary": "drop table"}, "bad_geometry", "boundary"),
+        ({"boundary": "POLYGON((113 22,114 23,114 22,113 23,113 22))"}, "bad_geometry", "boundary"),
+        ({"boundary": "POLYGON((22 113,22.1 113,22.1 113.1,22 113))"}, "bad_geometry", "boundary"),
+        ({"grid_name": "名" * 201}, "too_long", "grid_name"),
+    ],
+)
+def test_a_bad_grid_is_refused_and_its_neighbours_are_not(
+    change: dict[str, Any], reason: str, column: str
+) -> None:
+    rows, refusals = checked("grids", GRID, {**GRID, **change}, {**GRID, "grid_code": "440704001001004"})
+    assert reasons(refusals) == {(reason, column)}
+    assert refusals.rows == 1
+    assert rows["_place"].to_list() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "column"),
+    [
+        ({"kind": "boss"}, "not_allowed", "kind"),
+        ({"district_code": "440703"}, "contradiction", "district_code"),
+        ({"active_to": "2022-01-01"}, "bad_interval", "active_to"),
+        ({"channel_rights": "grid_patrol;fax"}, "not_allowed", "channel_rights"),
+        ({"loans": "tomorrow"}, "wrong_type", "loans"),
+        ({"loans": '[{"grid_code": "440704001001004"}]'}, "wrong_type", "loans"),
+        ({"loans": BACKWARD_LOAN}, "wrong_type", "loans"),
+        ({"person_key": "ab" * 32}, "no_identity", "key_version"),
+        ({"id_number": "123"}, "bad_id_number", "id_number"),
+    ],
+)  # fmt: skip
+def test_a_bad_worker_is_refused(change: dict[str, Any], reason: str, column: str) -> None:
+    rows, refusals = checked("staff", STAFF, {**STAFF, "worker_key": "W2", **change})
+    assert reasons(refusals) == {(reason, column)}
+    assert rows["worker_key"].to_list() == ["W1"]
+
+
+def test_loans_are_read() -> None:
+    loans = '[{"grid_code": "440704001001004", "valid_from": "2024-09-06T08:00:00+08:00", "valid_to": null}]'
+    rows, refusals = checked("staff", {**STAFF, "loans": loans}, STAFF)
+    assert refusals.rows == 0
+    assert rows["loans"].to_list() == [
+        [{"grid_code": "440704001001004", "valid_from": datetime(2024, 9, 6, tzinfo=UTC), "valid_to": None}],
+        [],
+    ]
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        ID_NUMBER,
+        f" {ID_NUMBER.lower()} ",
+        f"{ID_NUMBER[:6]} {ID_NUMBER[6:14]}-{ID_NUMBER[14:]}",
+        ID_NUMBER.translate({ord("0") + digit: 0xFF10 + digit for digit in range(10)}),
+    ],
+)
+def test_spellings_of_one_id_number_are_one(spelling: str) -> None:
+    rows, refusals = checked("persons", {"id_number": spelling})
+    assert refusals.rows == 0
+    assert rows["id_number"].to_list() == [ID_NUMBER]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        ID_NUMBER[:17] + ("1" if ID_NUMBER[17] == "0" else "0"),  # checksum
+        id_number("99999919491301001"),  # month 13
+        id_number("99999919490230001"),  # 30 February
+        "E12345678",  # a passport, but no overseas resident
+        "9" * 18,
+        "abc",
+    ],
+)
+def test_a_wrong_id_number_is_refused_and_never_shown(number: str) -> None:
+    rows, refusals = checked("persons", {"id_number": number}, {"id_number": ID_NUMBER})
+    assert reasons(refusals) == {("bad_id_number", "id_number")}
+    assert rows.height == 1
+    assert number not in repr(refusals)
+
+
+def test_old_numbers_and_foreign_documents_are_taken() -> None:
+    rows, refusals = checked(
+        "persons",
+        {"id_number": "999999491001001"},
+        {"id_number": "E1234 5678", "residence_kind": "overseas"},
+    )
+    assert refusals.rows == 0
+    assert rows["id_number"].to_list()[1] == "E12345678"
+
+
+def test_a_person_needs_an_identity() -> None:
+    rows, refusals = checked(
+        "persons", {"gender": "male"}, {"person_key": "ab" * 32}, {"person_key": "AB", "key_version": "1"}
+    )
+    assert rows.height == 0
+    assert reasons(refusals) == {
+        ("no_identity", "id_number"), ("no_identity", "key_version"), ("bad_pattern", "person_key"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("birth_date", "band"),
+    [
+        ("2020-06-16", "0-5"), ("2020-06-15", "6-13"), ("2012-06-16", "6-13"), ("2012-06-15", "14-17"),
+        ("2008-06-15", "18-59"), ("1966-06-16", "18-59"), ("1966-06-15", "60-69"), ("1946-06-15", "80+"),
+        ("2026-06-15", "0-5"),
+    ],
+)  # fmt: skip
+def test_age_band_changes_on_the_birthday(birth_date: str, band: str) -> None:
+    rows, _ = checked("persons", {"id_number": ID_NUMBER, "birth_date": birth_date})
+    assert rows["age_band"].to_list() == [band]
+
+
+def test_a_birth_in_the_future_is_refused() -> None:
+    _, refusals = checked("persons", {"id_number": ID_NUMBER, "birth_date": "2026-06-16"})
+    assert reasons(refusals) == {("out_of_range", "birth_date")}
+
+
+def test_names_and_phones_are_masked_whatever_comes() -> None:
+    given = [
+        ("陈大文", "13800001234"),
+        ("陈**", "138****1234"),
+        ("欧阳小明", "+86 138 0000 1234"),
+        (None, None),
+    ]
+    rows, refusals = checked(
+        "persons",
+        *({"id_number": ID_NUMBER, "name_masked": name, "phone_masked": phone} for name, phone in given),
+    )
+    assert refusals.rows == 0
+    assert rows["name_masked"].to_list() == ["陈**", "陈**", "欧阳**", None]
+    assert rows["phone_masked"].to_list() == ["138****1234"] * 3 + [None]
+
+
+def test_personal_values_are_not_quoted() -> None:
+    _, refusals = checked(
+        "persons", {"id_number": ID_NUMBER, "home_grid_code": "secret-home", "gender": "zzz"}
+    )
+    assert reasons(refusals) == {("bad_pattern", "home_grid_code"), ("not_allowed", "gender")}
+    assert refusals.rows == 1
+    assert "secret-home" not in repr(refusals)
+    assert "zzz" not in repr(refusals)
+
+
+def test_examples_are_few_and_name_their_place() -> None:
+    _, refusals = checked("grids", *({**GRID, "status": f"s{n}"} for n in range(50)))
+    examples = refusals.examples["not_allowed", "status"]
+    assert [example.place for example in examples] == [1, 2, 3, 4, 5]
+    assert examples[0].value == "s0"
+    assert refusals.counts["not_allowed", "status"] == 50
