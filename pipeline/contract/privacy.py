@@ -70,10 +70,10 @@ _COMPOUND_SURNAMES: Final = frozenset(
         "公孙", "慕容", "仲孙", "钟离", "长孙", "宇文", "司徒", "鲜于", "司空", "令狐",
     )
 )  # fmt: skip
-_BUILDING: Final = re.compile(
-    r"^(?P<building>.*?(?:[0-9A-Za-z]|[一二三四五六七八九十])(?:栋|幢|座|号楼))"
-    r"[\s,，-]*(?:[0-9A-Za-z一二三四五六七八九十]+(?:单元|梯|层|楼|室|房|户|号)?[\s,，-]*)+$"
-)
+#: A numbered building, and the characters that unit, floor and room after it are written with. The rest is
+#: one character class, so that no address can make the match slow.
+_BUILDING: Final = re.compile(r"(?:[0-9A-Za-z]|[一二三四五六七八九十])(?:栋|幢|座|号楼)")
+_WITHIN: Final = re.compile(r"[0-9A-Za-z一二三四五六七八九十百\s,，单元梯层楼室房户号-]*")
 
 
 # --- identity and phone numbers
@@ -232,8 +232,8 @@ def cut_address(address: str) -> str:
     >>> cut_address("礼乐街道文昌花园3栋2单元501室"), cut_address("江南街道东海路46号")
     ('礼乐街道文昌花园3栋', '江南街道东海路46号')
     """
-    match = _BUILDING.match(address)
-    return match["building"] if match else address
+    match = _BUILDING.search(address)
+    return address[: match.end()] if match and _WITHIN.fullmatch(address, match.end()) else address
 
 
 # --- pseudonyms

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
@@ -134,54 +136,33 @@ def _canonical(attributes: dict[str, Any] | None) -> str | None:
     return orjson.dumps(clean, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def _lists(rows: list[list[dict[str, Any]]], dtype: pl.Struct) -> pl.Series:
-    """A list column from its rows, without asking polars to guess from empty ones."""
-    offsets = [0]
-    for row in rows:
-        offsets.append(offsets[-1] + len(row))
-    items = pl.Series([item for row in rows for item in row], dtype=dtype).to_arrow()
-    nested = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), items)
-    return pl.Series(nested, dtype=pl.List(dtype))
+def _lists(lengths: Iterable[int], fields: dict[str, pl.Series], dtype: pl.Struct) -> pl.Series:
+    """A list column: `lengths` says how many items of the flat `fields` belong to each row."""
+    offsets = np.fromiter(accumulate(lengths, initial=0), np.int64)
+    items = pl.DataFrame(fields).to_struct().cast(dtype).to_arrow()
+    return pl.Series(pa.LargeListArray.from_arrays(pa.array(offsets), items), dtype=pl.List(dtype))
 
 
 def _persons(events: Sequence[Event], privacy: Privacy) -> pl.Series:
     """The pseudonym of the identity number where one is given, for it finds the person; else the key."""
-    return _lists(
-        [
-            []
-            if event.persons is None
-            else [
-                {
-                    "key": privacy.person_key(person.id_number)
-                    if person.id_number is not None
-                    else (None if person.key is None else privacy.clean_key(person.key)),
-                    "role": person.role,
-                }
-                for person in event.persons
-            ]
-            for event in events
-        ],
-        PERSON,
-    )
+    persons = [person for event in events for person in event.persons or ()]
+    keys = [
+        privacy.person_key(person.id_number)
+        if person.id_number is not None
+        else (None if person.key is None else privacy.clean_key(person.key))
+        for person in persons
+    ]
+    fields = {
+        "key": pl.Series(keys, dtype=pl.String),
+        "role": pl.Series([person.role for person in persons], dtype=pl.String),
+    }
+    return _lists((len(event.persons or ()) for event in events), fields, PERSON)
 
 
 def _photos(events: Sequence[Event]) -> pl.Series:
-    return _lists(
-        [
-            []
-            if event.photos is None
-            else [
-                {
-                    "sha256": photo.sha256.lower(),
-                    "taken_at": None
-                    if photo.taken_at is None
-                    else photo.taken_at.astimezone(UTC).replace(
-                        microsecond=photo.taken_at.microsecond // 1000 * 1000
-                    ),
-                }
-                for photo in event.photos
-            ]
-            for event in events
-        ],
-        PHOTO,
-    )
+    photos = [photo for event in events for photo in event.photos or ()]
+    fields = {
+        "sha256": pl.Series([photo.sha256 for photo in photos], dtype=pl.String).str.to_lowercase(),
+        "taken_at": _times(photo.taken_at for photo in photos),
+    }
+    return _lists((len(event.photos or ()) for event in events), fields, PHOTO)
