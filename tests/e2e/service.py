@@ -38,6 +38,8 @@ class Service:
     def __init__(self, data_dir: Path, *arguments: str) -> None:
         self.data_dir = data_dir
         self.output: list[str] = []
+        #: Processes per core that wanted to run when this one came: it gets that share of the machine.
+        self.busy = max(1.0, (os.getloadavg()[0] + 2) / (os.cpu_count() or 1))
         started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.cli.main", "up", "--data-dir", str(data_dir), *arguments],
