@@ -35,7 +35,7 @@ from pipeline.simulate.verify import Counted, count_outcomes, held_copies, recon
 from pipeline.simulate.year import LANES, SOURCE, DemoDirectory
 from pipeline.store.client import connect
 
-BATCH_EVENTS: Final = 2_000
+BATCH_EVENTS: Final = 4_000
 _READY_SECONDS: Final = 60.0
 #: The service may be restarting; longer than that without one answer is a failure.
 _PATIENCE_SECONDS: Final = 180.0
@@ -182,6 +182,7 @@ class _Feed:
         self._failed = threading.Event()
         self._counting = threading.Lock()
         self._history = History(directory.ledger_path)
+        self._batch_events = min(BATCH_EVENTS, up.settings.max_events_per_request)
 
     def run(self) -> None:
         """Return when every line of every lane is acknowledged. Raises what ended a lane or the service."""
@@ -206,8 +207,8 @@ class _Feed:
         self._count(len(texts) - len(open_lines))
         attempts = itertools.count(self._history.next_attempt[number])
         with Sender(self._up.url, self._key) as sender:
-            for at in range(0, len(open_lines), BATCH_EVENTS):
-                batch: list[int] = open_lines[at : at + BATCH_EVENTS].tolist()
+            for at in range(0, len(open_lines), self._batch_events):
+                batch: list[int] = open_lines[at : at + self._batch_events].tolist()
                 took_at = time.monotonic()
                 while batch and not self._stopped():
                     attempt = next(attempts)

@@ -13,6 +13,7 @@ import polars as pl
 
 from pipeline.clock import utc_now
 from pipeline.errors import ConfigurationError
+from pipeline.ingest.blocks import partitions_of
 from pipeline.settings import Settings
 from pipeline.simulate.city import GENERATOR_VERSION, ensure_city
 from pipeline.simulate.events import simulate
@@ -22,8 +23,9 @@ from pipeline.simulate.scene import Scene
 from pipeline.store.lock import DirectoryLock
 
 SOURCE: Final = "demo"
-#: Events of one village stay in one lane, and a lane sends one batch at a time: their order survives retries.
-LANES: Final = 4
+#: A lane holds whole partitions of the topic, so whole villages, and sends one batch at a time: the order of
+#: what concerns one village survives retries, and a batch becomes few, large blocks.
+LANES: Final = 6
 _STATE: Final = "demo.json"
 _LOCK: Final = "demo.lock"
 _OWN: Final = frozenset({_LOCK, _STATE, f"{_STATE}.new"})
@@ -108,7 +110,8 @@ class DemoDirectory:
             scene = Scene.load(settings.city_dir, settings.catalogue_dir)
             shutil.rmtree(self._events, ignore_errors=True)
             self._events.mkdir()
-            _write_lanes(scene, self.plan, self._events).write_parquet(index.with_suffix(".partial"))
+            lines = _write_lanes(scene, self.plan, self._events, settings.partitions)
+            lines.write_parquet(index.with_suffix(".partial"))
             index.with_suffix(".partial").replace(index)
         return pl.read_parquet(index)
 
@@ -121,11 +124,10 @@ class DemoDirectory:
         return self.path / "events"
 
 
-def _write_lanes(scene: Scene, plan: Plan, directory: Path) -> pl.DataFrame:
+def _write_lanes(scene: Scene, plan: Plan, directory: Path, partitions: int) -> pl.DataFrame:
     events = simulate(scene, plan).events
-    village = scene.grids["grid_code"].str.head(12).rank("dense")
-    lanes = (village.gather(events["grid"].cast(pl.UInt32)) % LANES).cast(pl.Int64).alias("lane")
-    events = events.with_columns(lanes)
+    lane = partitions_of(scene.grids["grid_code"], partitions).cast(pl.Int64) % LANES
+    events = events.with_columns(lane.gather(events["grid"].cast(pl.UInt32)).alias("lane"))
     files = [(directory / f"lane-{number}.ndjson").open("wb") for number in range(LANES)]
     try:
         for part in events.iter_slices(_SLICE_ROWS):
