@@ -234,10 +234,10 @@ HISTORY: Final[dict[str, tuple[str, str]]] = {
     "event_verdicts": ("Array(UInt8)", "verdicts"),
     "event_lates": (
         "Array(UInt8)",
-        f"arrayMap((t, i, b) -> NOT b AND i > t + toIntervalDay({HORIZON_DAYS}), times, ingested, backfilled)",
+        f"arrayMap((t, i, b, o) -> NOT b AND o != {RESENT} AND i > t + toIntervalDay({HORIZON_DAYS}), times, ingested, backfilled, outcomes)",
     ),
     "illegal_ids": (
-        "Array(Tuple(source String, event_id String))",
+        "Array(Tuple(String, String))",
         f"arrayFilter((x, v) -> v = {ILLEGAL}, arrayZip(sources, event_ids), verdicts)",
     ),
     "resent_of": ("String", f"ifNull(primaries[indexOf(verdicts, {OF_ANOTHER_CASE})], '')"),
@@ -332,7 +332,8 @@ STATE: Final[dict[str, tuple[str, str]]] = {
     "response_due_at": (_MAYBE_TIME, f"addSeconds({_first('REPORTED')}, response_limit_seconds)"),
     "due_at": (
         _MAYBE_TIME,
-        f"if(reported AND legal_due_ms[-1] < {_NEVER}, fromUnixTimestamp64Milli(legal_due_ms[-1], 'UTC'), NULL)",
+        # drivers convert the value under a NULL too, so that it must be a time as well
+        "if(due_known, fromUnixTimestamp64Milli(if(due_known, legal_due_ms[-1], 0), 'UTC'), NULL)",
     ),
     # counts of legal events; report_count also counts later reports of the case
     "report_count": ("UInt32", f"reported + countEqual(event_verdicts, {REPEATED_REPORT})"),
@@ -398,6 +399,7 @@ def states_of(histories: str, only: Collection[str] = ALL) -> str:
                 has(event_verdicts, {OF_ANOTHER_CASE}) AS resent,
                 has(legal_states, {STATES["ADMITTED"]}) AS admitted,
                 legal_states[-1] AS state_number,
+                has(legal_ranks, {RANK["REPORTED"]}) AND legal_due_ms[-1] < {_NEVER} AS due_known,
                 arrayLast(x -> x != '', legal_departments) AS last_department
             FROM ({histories})
         )"""
