@@ -31,10 +31,10 @@ def empty(client: Client) -> None:
 
 
 def arrive(client: Client, rng: random.Random, rows: Sequence[Row]) -> None:
-    """Empty the tables, then insert `rows` in random order, in up to four batches, some of them twice."""
+    """Empty the tables, then insert `rows` in random order, in up to three batches, some of them twice."""
     empty(client)
     order = rng.sample(list(rows), len(rows))
-    cuts = sorted(rng.randint(0, len(order)) for _ in range(rng.randint(0, 3)))
+    cuts = sorted(rng.randint(0, len(order)) for _ in range(rng.randint(0, 2)))
     for low, high in itertools.pairwise([0, *cuts, len(order)]):
         insert(client, order[low:high])
         if rng.random() < 0.25:
