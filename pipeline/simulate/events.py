@@ -14,7 +14,7 @@ import polars as pl
 
 from pipeline.errors import ConfigurationError
 from pipeline.simulate import lifecycle
-from pipeline.simulate.lifecycle import STEP, Bools, Lives, live
+from pipeline.simulate.lifecycle import STEP, Lives, live
 from pipeline.simulate.plan import DistrictPlan, Plan
 from pipeline.simulate.reports import draw, dress, points_in
 from pipeline.simulate.scene import Ints, Scene
@@ -364,9 +364,9 @@ class _District:
 
 
 def keep_exactly(simulation: Simulation, count: int) -> Simulation:
-    """Keep exactly `count` events: whole units drawn at random, filled up with redeliveries.
+    """Keep exactly `count` events: whole units drawn at random, filled up with single events, redeliveries.
 
-    Raises ValueError if the simulation holds fewer events.
+    Raises ValueError if the simulation cannot give so many, or so few, events.
     """
     events = simulation.events
     if len(events) < count:
@@ -374,11 +374,16 @@ def keep_exactly(simulation: Simulation, count: int) -> Simulation:
     sizes = events.group_by("district", "unit", maintain_order=True).len()
     shuffled = np.random.default_rng([simulation.plan.seed, 101]).permutation(len(sizes))
     sizes = sizes[shuffled.tolist()].with_columns(upto=pl.col("len").cum_sum())
-    kept_units = sizes.filter(pl.col("upto") <= count).select("district", "unit")
+    fitting = sizes.filter(pl.col("upto") <= count)
+    left = count - int(fitting["len"].sum())
+    singles = sizes.filter((pl.col("upto") > count) & (pl.col("len") == 1)).head(left)
+    kept_units = pl.concat([fitting, singles]).select("district", "unit")
     kept = events.join(kept_units, on=["district", "unit"], how="semi", maintain_order="left")
+    originals = np.flatnonzero((~kept["copy"]).to_numpy())
     missing = count - len(kept)
-    whole: Bools = (~kept["copy"]).to_numpy() & (kept["outcome"] != "L2").to_numpy()
-    again = np.resize(np.flatnonzero(whole), missing) if whole.any() else np.empty(0, dtype=np.int64)
+    if missing and not len(originals):
+        raise ValueError(f"no unit of at most {count} events")
+    again = np.resize(originals, missing)
     extra = kept[again.tolist()].with_columns(
         pl.col("arrival") + _MINUTE_MS, outcome=pl.lit("L1"), copy=pl.lit(value=True)
     )

@@ -163,7 +163,8 @@ def _stop(rng: np.random.Generator, mask: Bools, fate: Ints, rates: Rates) -> No
     """Cut the lives of open, merged and voided cases behind a step, in place; add the step that ends them."""
     count = len(fate)
     stops = np.array([STEP[name] for name in _STOPS])
-    last = stops[rng.choice(len(stops), count, p=[rates.never_accepted, 0.10, 0.12, 0.22, 0.34, 0.12])]
+    rest = np.array([0.11, 0.13, 0.25, 0.38, 0.13]) * (1 - rates.never_accepted)
+    last = stops[rng.choice(len(stops), count, p=[rates.never_accepted, *rest])]
     # merging is legal while a case is admitted, accepted or dispatched
     last = np.where(fate == MERGED, stops[rng.choice(3, count, p=[0.4, 0.3, 0.3])], last)
     cut = np.isin(fate, [OPEN, MERGED, VOIDED])

@@ -14,7 +14,7 @@ from pipeline.clock import LOCAL_ZONE, utc_now
 from pipeline.errors import ConfigurationError
 from pipeline.simulate.events import Simulation, keep_exactly, ledger, simulate
 from pipeline.simulate.ndjson import write_ndjson
-from pipeline.simulate.plan import ordinary_days
+from pipeline.simulate.plan import Noise, ordinary_days
 from pipeline.simulate.scene import Scene
 from pipeline.simulate.texts import tokens
 
@@ -27,9 +27,12 @@ def sample(scene: Scene, *, count: int, seed: int, end: datetime, days: int, sou
     tag = "e" + tokens(np.array([seed * 7_919 + 1]))[0]
     cases = math.ceil(count / _FEWEST_EVENTS_PER_CASE) + 7
     while True:
-        drawn = simulate(
-            scene, ordinary_days(cases, end - timedelta(days=days), end, seed=seed, tag=tag, source=source)
+        # a handful of events needs single ones: rejected reports, at least one per district
+        noise = Noise(rejected=max(Noise.rejected, min(1.0, 14 / cases)))
+        plan = ordinary_days(
+            cases, end - timedelta(days=days), end, seed=seed, tag=tag, source=source, noise=noise
         )
+        drawn = simulate(scene, plan)
         if len(drawn.events) >= count:
             return keep_exactly(drawn, count)
         cases *= 2
