@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 
+import structlog
 import typer
 
 from pipeline.cli.common import EXIT_UNREACHABLE, EXIT_USAGE, err
@@ -38,8 +40,20 @@ def build() -> typer.Typer:
     return app
 
 
+def _keep_logs_off_the_terminal() -> None:
+    """Commands print results and errors; what libraries log besides would spoil both. Services configure
+    their logs themselves."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    structlog.configure(
+        processors=[structlog.stdlib.render_to_log_kwargs],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+
 def run() -> None:
     """Entry point: errors raised on purpose become one line each and the documented exit code."""
+    _keep_logs_off_the_terminal()
     try:
         build()()
     except ConfigurationError as error:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import chdb
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 
@@ -20,7 +19,13 @@ from pipeline.store.lock import DirectoryLock
 #: Set on every client: the engine's own default hands the acknowledgement of an insert to a later flush.
 CLIENT_SETTINGS = {"async_insert": "0"}
 
-_connect: Callable[[str], Any] = chdb.connect
+
+def _connect(path: str) -> Any:
+    # The engine takes its time zone from the process when it is loaded, and loading it is dear.
+    import chdb  # noqa: PLC0415
+
+    connect: Callable[[str], Any] = chdb.connect
+    return connect(path)
 
 
 class EmbeddedEngine:
@@ -53,6 +58,10 @@ class EmbeddedEngine:
         except BaseException:
             self._lock.release()
             raise
+        zone = self._anchor.query("SELECT timezone()", "TabSeparated").bytes().decode().strip()
+        if zone != "UTC":
+            self.close()
+            raise ConfigurationError(f"the embedded ClickHouse took time zone {zone}; start with TZ=UTC")
 
     @staticmethod
     def _prepare_tmp(tmp_dir: Path) -> None:
