@@ -74,9 +74,8 @@ def explain(
                 retention=retention,
             )
         except PastRetentionError:
-            raise ContractError(
-                f"{source}/{event_id} is past its {retention.days} days of retention"
-            ) from None
+            err.print(f"[red]error:[/] {source}/{event_id} is past its {retention.days} days of retention")
+            raise typer.Exit(EXIT_SOME_REFUSED) from None
 
     path = f"/v1/events/{quote(source, safe='')}/{quote(event_id, safe='')}"
     found = _ask(path, {}, offline, url=url, data_dir=data_dir, key=key, patient=True)

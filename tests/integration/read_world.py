@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 
 from pipeline.process.flow import Block, PartitionState, process_block
 from pipeline.read.routes import Reader, read_routes
-from pipeline.settings import Settings
+from pipeline.settings import load_settings
 from pipeline.sink.tables import Sink
 from pipeline.store.cases import refresh_cases
 from tests.integration.worker_world import NOON, catalogues, event, load_reference, record, rules_of
@@ -52,7 +52,7 @@ def store_block(client: Client, directory: Path) -> None:
 
 
 def reader_over(client_factory: Callable[[], Client], *, now: datetime = NOW) -> Reader:
-    return Reader(client_factory, catalogues=catalogues(), settings=Settings(), clock=lambda: now)
+    return Reader(client_factory, catalogues=catalogues(), settings=load_settings(), clock=lambda: now)
 
 
 def http_over(reader: Reader) -> httpx.AsyncClient:
