@@ -183,7 +183,7 @@ def chain(
 ) -> list[Event]:
     """Events of one case: (event_type, hours after T0, attributes)."""
     return [
-        Event(case_id, step[0], at(step[1]), attributes=step[2] if len(step) > 2 else {})  # type: ignore[misc]
+        Event(case_id, step[0], at(step[1]), attributes=dict(step[2]) if len(step) > 2 else {})
         for step in steps
     ]
 
