@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -179,7 +180,8 @@ class Worker:
     def _fail(self, error: BaseException) -> None:
         if self._failure is None and not self._draining:
             self._failure = error
-            log.error("worker_failed", error=repr(error), exc_info=error)
+            # formatted here: a logger that shows local variables would write event data into the log
+            log.error("worker_failed", error=repr(error), trace="".join(traceback.format_exception(error)))
         self._failed.set()
 
     async def _in_thread(self, call: Callable[[Client], T]) -> T:
@@ -426,8 +428,9 @@ class Worker:
             await asyncio.sleep(_LAG_SECONDS)
             now = time.time()
             for buffer in list(self._buffers.values()):
-                end, committed = self._member.end_offset(buffer.partition), buffer.committed
-                records = max(end - (committed or 0), 0) if end is not None else len(buffer)
+                # the embedded broker tells ends too low: what has arrived is a better bound
+                end = max(self._member.end_offset(buffer.partition) or 0, buffer.next_offset or 0)
+                records = max(end - (buffer.committed or 0), 0)
                 oldest = buffer.oldest_timestamp_ms
                 late = max(now - oldest / 1000, 0.0) if oldest is not None and records else 0.0
                 self._account.lag(buffer.partition, records, late)

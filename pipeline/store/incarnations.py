@@ -20,7 +20,8 @@ def resolve(
 ) -> int:
     """The incarnation of the log that the broker holds now, unix ms; recorded when it is new.
 
-    topic_id, cluster_id : as the broker tells them. end_offsets : partition -> next offset to be written.
+    topic_id, cluster_id : as the broker tells them. end_offsets : partition -> next offset to be
+    written; a partition that is left out is not compared.
 
     A log is a known one if the newest incarnation of the topic carries its id, and the broker still has every
     offset that was stored from it. Otherwise (new id, broker restarted without its data, log truncated) it is
@@ -64,4 +65,4 @@ def _behind(client: Client, inc: int, end_offsets: Mapping[int, int]) -> list[in
     stored = client.query(
         f"SELECT _part, max(last) FROM ({each}) GROUP BY _part", parameters={"inc": inc}
     ).result_rows
-    return sorted(int(part) for part, last in stored if end_offsets.get(int(part), 0) <= int(last))
+    return sorted(int(part) for part, last in stored if end_offsets.get(int(part), last + 1) <= int(last))

@@ -1,0 +1,306 @@
+"""The worker on a real broker and a real ClickHouse: records in, rows out, and what survives a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import uuid
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+import pytest
+from clickhouse_connect.driver.client import Client
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from pipeline import metrics
+from pipeline.process.membership import Membership
+from pipeline.process.records import Record
+from pipeline.process.worker import WorkerFailedError, run_worker
+from pipeline.runtime import broker
+from pipeline.settings import Settings
+from pipeline.sink.tables import Sink
+from tests.integration.worker_world import PRIVACY, arrow, column, count, event, load_reference, record
+
+PARTITIONS = 3
+OUTCOME_TABLES = ("events", "rejections", "duplicates", "quarantine")
+PATIENCE_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def bootstrap() -> Iterator[str]:
+    port = broker.free_port()
+    process = subprocess.Popen(broker.command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        address = f"127.0.0.1:{port}"
+        broker.wait_until_up(address, seconds=20)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@dataclass
+class Town:
+    """A topic, a database and the workers between them."""
+
+    client: Client
+    engine_path: Path
+    bootstrap: str
+    settings: Settings
+    admin: AdminClient
+    producer: Producer
+    sent: int = 0
+    errors: list[BaseException] = field(default_factory=list)
+
+    def new_client(self) -> Client:
+        return clickhouse_connect.get_client(
+            interface="chdb", path=str(self.engine_path), database=self.client.database
+        )
+
+    def send(self, *records: Record, partition: int | None = None) -> None:
+        """Records to the topic; copies of an event meet in one partition, as the partition key makes them."""
+        for made in records:
+            headers: list[tuple[str, str | bytes]] = [("content-type", made.content_type or "")]
+            if made.schema_version:
+                headers.append(("schema-version", made.schema_version))
+            first = re.search(rb'"event_id": "([^"]+)"', made.value or b"")
+            home = zlib.crc32(first.group(1)) % PARTITIONS if first else 0
+            where = home if partition is None else partition
+            self.producer.produce(
+                self.settings.topic,
+                made.value,
+                partition=where,
+                headers=headers,
+                timestamp=made.timestamp_ms or 1_777_600_000_000,
+            )
+            self.sent += 1
+        assert self.producer.flush(10) == 0
+
+    def rows(self) -> int:
+        return sum(count(self.client, *OUTCOME_TABLES))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        for _ in range(PATIENCE_SECONDS * 5):
+            if await asyncio.to_thread(condition):
+                return
+            await asyncio.sleep(0.2)
+        pytest.fail(f"not within {PATIENCE_SECONDS} s; rows: {count(self.client, *OUTCOME_TABLES)}")
+
+    @asynccontextmanager
+    async def worker(self, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
+        """A worker that is ready; stopped and awaited at the end."""
+        stop, ready = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(
+            run_worker(
+                self.settings,
+                client_factory=self.new_client,
+                bootstrap=self.bootstrap,
+                privacy=PRIVACY,
+                stop=stop,
+                ready=ready.set,
+                known_sources=lambda: {"handset"},
+                **options,
+            )
+        )
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait([task, waiting], timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        try:
+            yield task
+        finally:
+            stop.set()
+            await asyncio.wait([task], timeout=30)
+            assert task.done(), "a stop must be over within 25 s"
+        if task.exception() is None:
+            task.result()
+
+    def committed(self) -> list[int]:
+        asked = ConsumerGroupTopicPartitions(
+            self.settings.consumer_group,
+            [TopicPartition(self.settings.topic, partition) for partition in range(PARTITIONS)],
+        )
+        [answer] = self.admin.list_consumer_group_offsets([asked]).values()
+        return [part.offset for part in answer.result(10).topic_partitions]
+
+    def assert_every_position_once(self) -> None:
+        each = " UNION ALL ".join(f"SELECT _inc, _part, _off, _idx FROM {table}" for table in OUTCOME_TABLES)
+        assert column(
+            self.client, f"SELECT count() FROM ({each}) GROUP BY _inc, _part, _off, _idx HAVING count() > 1"
+        ) == []  # fmt: skip
+
+
+@pytest.fixture
+def town(clickhouse: Client, engine_path: Path, bootstrap: str, tmp_path: Path) -> Town:
+    name = uuid.uuid4().hex[:8]
+    settings = Settings(
+        data_dir=tmp_path,
+        topic=f"events-{name}",
+        consumer_group=f"workers-{name}",
+        reference_refresh_seconds=0.2,
+    )
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    broker.ensure_topic(admin, settings.topic, PARTITIONS)
+    load_reference(clickhouse, tmp_path / "reference")
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0, "log_level": 0})
+    return Town(clickhouse, engine_path, bootstrap, settings, admin, producer)
+
+
+def totals() -> dict[str, float]:
+    names = {
+        "gridpipe_events_received_total", "gridpipe_events_total", "gridpipe_verifier_gap_total",
+        "gridpipe_verifier_overlap_total", "gridpipe_verifier_backward_total",
+    }  # fmt: skip
+    found: dict[str, float] = {}
+    for family in metrics.REGISTRY.collect():
+        for sample in family.samples:
+            if sample.name in names:
+                key = "/".join([sample.name.removeprefix("gridpipe_"), *sample.labels.values()])
+                found[key] = sample.value
+    return found
+
+
+async def test_records_become_rows_and_the_metrics_add_up(town: Town) -> None:
+    before = totals()
+    town.send(*[record(0, event(number)) for number in range(30)])
+    town.send(arrow(0, *[event(number) for number in range(30, 60)]))
+    town.send(record(0, event(60), event(60, event_type="ACCEPTED", event_id="a60", minutes=5)), partition=0)
+    town.send(record(0, event(61)), record(0, event(61)), partition=1)
+    town.send(record(0, event(62, matter_code="NO-SUCH"), event(63, source="stranger")), partition=2)
+    town.send(record(0, event(64))._replace(value=b"{broken"), partition=2)
+    town.send(record(0, event(65)), partition=2)
+    expected = 30 + 30 + 2 + 2 + 2 + 1 + 1
+    async with town.worker():
+        await town.until(lambda: town.rows() == expected)
+        await town.until(lambda: sum(town.committed()) == town.sent)
+        town.send(record(0, event(66)))
+        await town.until(lambda: town.rows() == expected + 1)
+    assert count(town.client, *OUTCOME_TABLES) == [66, 1, 1, 1]
+    assert column(town.client, "SELECT count() FROM cases FINAL WHERE state = 'ADMITTED'") == [64]
+    assert sum(town.committed()) == town.sent
+    town.assert_every_position_once()
+    after = totals()
+    grown = {
+        name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)
+    }
+    assert grown == {
+        "events_received_total/handset": expected
+        - 1,  # the stranger and the broken record are no known source
+        "events_received_total/other": 2,
+        "events_total/admitted": 65,
+        "events_total/recorded": 1,
+        "events_total/rejected": 1,
+        "events_total/duplicate": 1,
+        "events_total/quarantined": 1,
+    }
+
+
+async def test_a_crash_between_insert_and_commit_loses_and_doubles_nothing(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town.send(
+        *[record(0, event(number)) for number in range(40)],
+        *[record(0, event(number)) for number in range(9)],
+    )
+
+    async def crash(*_: Any) -> set[int]:
+        raise RuntimeError("killed before the commit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Membership, "commit", crash)
+        async with town.worker() as task:
+            await asyncio.wait([task], timeout=PATIENCE_SECONDS)
+            assert isinstance(task.exception(), WorkerFailedError)
+    stored = count(town.client, *OUTCOME_TABLES)
+    assert sum(stored) > 0, "something was stored before the crash"
+    async with town.worker():
+        await town.until(lambda: sum(town.committed()) == town.sent)
+        town.send(record(0, event(3)), record(0, event(3)), record(0, event(3)))
+        await town.until(lambda: sum(town.committed()) == town.sent)
+    town.assert_every_position_once()
+    assert column(town.client, "SELECT count() FROM events") == [40]
+    assert column(town.client, "SELECT uniqExact(event_id) FROM events") == [40]
+    assert column(town.client, "SELECT count() FROM cases FINAL") == [40]
+    assert town.rows() == town.sent
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+async def test_a_crash_in_the_middle_of_the_inserts_is_completed(
+    town: Town, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    town.send(*[record(0, event(number), event(f"x{number}", matter_code="NO-SUCH")) for number in range(12)])
+    send, calls = Sink._send, []
+
+    def crash(self: Sink, table: str, rows: Any, token: str) -> None:
+        calls.append(token)
+        if len(calls) > at:
+            raise RuntimeError("killed between two tables")
+        send(self, table, rows, token)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sink, "_send", crash)
+        async with town.worker() as task:
+            await asyncio.wait([task], timeout=PATIENCE_SECONDS)
+            assert isinstance(task.exception(), WorkerFailedError)
+    async with town.worker():
+        await town.until(lambda: sum(town.committed()) == town.sent)
+    town.assert_every_position_once()
+    assert count(town.client, *OUTCOME_TABLES) == [12, 12, 0, 0]
+    assert column(town.client, "SELECT count() FROM cases FINAL") == [24]
+
+
+async def test_ids_and_reports_are_remembered_over_a_restart(town: Town) -> None:
+    resent = event(2, description=event(1)["description"], minutes=1)
+    async with town.worker():
+        town.send(record(0, event(1)), record(0, resent), partition=1)
+        await town.until(lambda: town.rows() == 2)
+    async with town.worker():
+        # a redelivery of the report, one of its resend, a resend again, and a changed resend
+        town.send(
+            record(0, event(1)),
+            record(0, resent),
+            record(0, event(3, description=event(1)["description"], minutes=2)),
+            record(0, {**resent, "title": "changed"}),
+            partition=1,
+        )
+        await town.until(lambda: town.rows() == 6)
+    assert town.client.query("SELECT level, event_id FROM duplicates ORDER BY _off").result_rows == [
+        ("L2", "e2"), ("L1", "e1"), ("L1", "e2"), ("L2", "e3"),
+    ]  # fmt: skip
+    assert column(town.client, "SELECT event_id FROM quarantine WHERE reason = 'ID_CONFLICT'") == ["e2"]
+
+
+async def test_new_reference_data_are_used_without_a_restart(town: Town, tmp_path: Path) -> None:
+    town.client.command("TRUNCATE TABLE ref_grids")
+    town.client.command("TRUNCATE TABLE ref_loads")
+    async with town.worker():
+        town.send(record(0, event(1)))
+        await town.until(lambda: column(town.client, "SELECT reasons FROM rejections") != [])
+        assert "GRID_UNKNOWN" in column(town.client, "SELECT reasons FROM rejections")[0]
+        load_reference(town.client, tmp_path / "again")
+        await asyncio.sleep(1)
+        for number in range(2, 60):
+            town.send(record(0, event(number)))
+            await asyncio.sleep(0.2)
+            if column(town.client, "SELECT count() FROM events") != [0]:
+                break
+        assert column(town.client, "SELECT DISTINCT outcome FROM events") == ["admitted"]
+
+
+async def test_a_second_worker_takes_over_partitions_and_gives_them_back(town: Town) -> None:
+    async with town.worker():
+        town.send(*[record(0, event(f"a{number}")) for number in range(30)])
+        async with town.worker():
+            town.send(*[record(0, event(f"b{number}")) for number in range(30)])
+            await town.until(lambda: town.rows() == 60)
+        town.send(*[record(0, event(f"c{number}")) for number in range(30)])
+        await town.until(lambda: town.rows() == 90)
+        await town.until(lambda: sum(town.committed()) == town.sent)
+    town.assert_every_position_once()
+    assert column(town.client, "SELECT uniqExact(event_id) FROM events") == [90]
