@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 
 import structlog
@@ -53,6 +54,7 @@ def _keep_logs_off_the_terminal() -> None:
 
 def run() -> None:
     """Entry point: errors raised on purpose become one line each and the documented exit code."""
+    os.umask(0o077)  # keys, data and what is cut from them: for this user only
     _keep_logs_off_the_terminal()
     try:
         build()()

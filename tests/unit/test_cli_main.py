@@ -54,6 +54,7 @@ def test_errors_raised_on_purpose_become_lines_and_codes(
         raise error
 
     monkeypatch.setattr(main, "build", build)
+    monkeypatch.setattr("os.umask", lambda _: 0)
     monkeypatch.setattr(main, "_keep_logs_off_the_terminal", lambda: None)  # the test process keeps its own
     with pytest.raises(SystemExit) as ended:
         main.run()
