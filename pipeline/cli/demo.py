@@ -37,11 +37,15 @@ def demo(
     from pipeline import logs
     from pipeline.runtime.process import harden
     from pipeline.settings import load_settings
-    from pipeline.simulate.demo import free_http, run_demo
+    from pipeline.simulate.demo import PATIENCE_SECONDS, free_http, run_demo
     from pipeline.simulate.year import DemoDirectory
 
     harden()
-    settings = load_settings(data_dir=data_dir, reference_refresh_seconds=1.0)
+    # reference data are loaded before every feed, so workers look often; the feed is patient, so that a slow
+    # machine answers late instead of asking for everything again
+    settings = load_settings(
+        data_dir=data_dir, reference_refresh_seconds=1.0, durability_timeout_seconds=PATIENCE_SECONDS
+    )
     settings = settings.model_copy(update={"http": free_http(settings.http)})
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,7 +113,6 @@ def _print(result: DemoResult) -> None:
     table.add_column("区 district")
     for head in ("published: received", "closed", "办结率", "measured: cases", "closed", "办结率", ""):
         table.add_column(head, justify="right")
-    table.add_column("source", overflow="fold")
     for district in result.districts:
         year = district.year
         table.add_row(
@@ -121,9 +124,11 @@ def _print(result: DemoResult) -> None:
             f"{district.closed:,}",
             _rate(district.closure_rate),
             "=" if district.equal else "≠",
-            f"{year.source_file} ({year.source_month}): {year.what}",
         )
     out.print(table)
+    for district in result.districts:
+        year = district.year
+        out.print(f"  {year.code} {year.source_file} ({year.source_month}): {year.what}", soft_wrap=True)
     counted = result.counted
     out.print(
         f"events: {result.sent:,} sent = {counted.stored:,} stored + {counted.duplicates:,} duplicates + "

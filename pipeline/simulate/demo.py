@@ -37,8 +37,9 @@ from pipeline.store.client import connect
 
 BATCH_EVENTS: Final = 4_000
 _READY_SECONDS: Final = 60.0
-#: The service may be restarting; longer than that without one answer is a failure.
-_PATIENCE_SECONDS: Final = 180.0
+#: Longest wait for one answer of a slow machine; and without any answer, restarts included, before giving up.
+PATIENCE_SECONDS: Final = 120.0
+_GIVE_UP_SECONDS: Final = 600.0
 _DRAIN_SECONDS: Final = 120.0
 
 Say = Callable[[str], None]
@@ -206,7 +207,7 @@ class _Feed:
         open_lines = np.flatnonzero(~self._history.settled(number, len(texts)))
         self._count(len(texts) - len(open_lines))
         attempts = itertools.count(self._history.next_attempt[number])
-        with Sender(self._up.url, self._key) as sender:
+        with Sender(self._up.url, self._key, timeout_seconds=PATIENCE_SECONDS) as sender:
             for at in range(0, len(open_lines), self._batch_events):
                 batch: list[int] = open_lines[at : at + self._batch_events].tolist()
                 took_at = time.monotonic()
@@ -221,8 +222,8 @@ class _Feed:
                         self._count(len(batch) - len(again))
                         took_at = time.monotonic() if len(again) < len(batch) else took_at
                         batch = again
-                    if batch and time.monotonic() - took_at > _PATIENCE_SECONDS:
-                        raise UnavailableError(f"the service took no events for {_PATIENCE_SECONDS:g} s")
+                    if batch and time.monotonic() - took_at > _GIVE_UP_SECONDS:
+                        raise UnavailableError(f"the service took no events for {_GIVE_UP_SECONDS:g} s")
                     if batch:
                         self._failed.wait(answer.wait_seconds)
 

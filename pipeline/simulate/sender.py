@@ -14,7 +14,7 @@ import orjson
 
 from pipeline.errors import ContractError, UnavailableError
 
-_TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
+_CONNECT_SECONDS: Final = 5.0
 _RETRY_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_WAIT_SECONDS: Final = 5.0
 _ROWS: Final = re.compile(r'^gridpipe_reference_rows\{kind="(\w+)"\} (\S+)$', re.MULTILINE)
@@ -37,12 +37,12 @@ class Answer:
 
 
 class Sender:
-    """One keep-alive connection to `POST /v1/events`."""
+    """One keep-alive connection to `POST /v1/events`. timeout_seconds : longest wait for one answer."""
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, *, timeout_seconds: float = 60.0) -> None:
         self._url = url.rstrip("/")
         self._client = httpx.Client(
-            timeout=_TIMEOUT,
+            timeout=httpx.Timeout(timeout_seconds, connect=_CONNECT_SECONDS),
             trust_env=False,
             headers={"Authorization": f"Bearer {key}", "Content-Type": "application/x-ndjson"},
         )
