@@ -142,9 +142,15 @@ def encode(words: pl.Series) -> tuple[Int64s, list[str]]:
     return codes, encoded.dictionary.to_pylist()
 
 
-def take(frame: pl.DataFrame, positions: Int64s) -> pl.DataFrame:
-    """Rows of `frame` at `positions` (n,), a row of nulls for -1."""
-    wanted = pl.Series(positions)
-    if (positions < 0).any():
-        wanted = wanted.set(wanted < 0, None)
-    return frame.select(pl.all().gather(wanted.cast(pl.UInt32)))
+def with_nothing(facts: pl.DataFrame) -> pl.DataFrame:
+    """`facts` and a last row of nulls (empty lists in list columns), which position -1 stands for."""
+    nothing: dict[str, list[object]] = {
+        name: [[] if isinstance(dtype, pl.List) else None] for name, dtype in facts.schema.items()
+    }
+    return pl.concat([facts, pl.DataFrame(nothing, schema=facts.schema)], rechunk=True)
+
+
+def take(facts: pl.DataFrame, positions: Int64s) -> pl.DataFrame:
+    """Rows of a frame made by `with_nothing` at `positions` (n,)."""
+    wanted = pl.Series(np.where(positions < 0, facts.height - 1, positions).astype(np.uint32))
+    return facts.select(pl.all().gather(wanted))

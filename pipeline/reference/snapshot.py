@@ -30,6 +30,7 @@ from pipeline.reference.keys import (
     instant_ms,
     owners,
     take,
+    with_nothing,
 )
 from pipeline.reference.lists import flatten, rows_of
 from pipeline.reference.people import People
@@ -46,7 +47,6 @@ _STAFF_FACTS: Final = {
     "staff_department": pl.String(),
     "staff_channel_rights": pl.List(pl.String()),
 }
-_NEVER_NULL: Final = ("grid_risk_tags", "staff_channel_rights")
 #: A grid code is a district of 6 digits and 9 more.
 _GRIDS_PER_DISTRICT: Final = 10**9
 
@@ -76,7 +76,9 @@ class _Grids:
         first, owner = owners(rows["grid_code"])
         self.codes = NumberIndex(grid_numbers(rows["grid_code"].filter(pl.Series(first))))
         self.versions = VersionIndex(owner, rows["valid_from"], rows["valid_to"])
-        self.facts = rows.select(pl.col(name).cast(dtype) for name, dtype in _GRID_FACTS.items())
+        self.facts = with_nothing(
+            rows.select(pl.col(name).cast(dtype) for name, dtype in _GRID_FACTS.items())
+        )
         self.active: Mask = rows["active"].cast(pl.Boolean).to_numpy()
         self.boundaries = Boundaries(rows["boundary"].to_numpy().astype(object))
         self._routes(rows)
@@ -112,7 +114,9 @@ class _Staff:
         first, owner = owners(rows["worker_key"])
         self.keys = KeyIndex(rows["worker_key"].filter(pl.Series(first)))
         self.versions = VersionIndex(owner, rows["valid_from"], rows["valid_to"])
-        self.facts = rows.select(pl.col(name).cast(dtype) for name, dtype in _STAFF_FACTS.items())
+        self.facts = with_nothing(
+            rows.select(pl.col(name).cast(dtype) for name, dtype in _STAFF_FACTS.items())
+        )
         self.grid = grid_numbers(rows["grid_code"])
         self.district = grid_numbers(rows["district_code"])
         self.active_from, self.active_to = instant_ms(rows["active_from"]), end_ms(rows["active_to"])
@@ -245,10 +249,7 @@ class Reference:
             ),
             "route_department": grids.route(events["matter_code"], version),
         }
-        return pl.DataFrame(columns).select(
-            (pl.col(name).fill_null([]) if name in _NEVER_NULL else pl.col(name)).cast(dtype)
-            for name, dtype in frames.FEATURES.items()
-        )
+        return pl.DataFrame({name: columns[name].cast(dtype) for name, dtype in frames.FEATURES.items()})
 
     def _point(self, events: pl.DataFrame, version: Int64s) -> dict[str, pl.Series]:
         lon = events["lon"].fill_null(np.nan).to_numpy()

@@ -23,14 +23,18 @@ from pipeline.store.ddl import OUTCOME_SETTINGS
 
 PRIVACY = Privacy(b"a key for tests, 32 bytes or more")
 BOX = "POLYGON((113 22.5, 113.01 22.5, 113.01 22.51, 113 22.51, 113 22.5))"
-GRID = {
+GRID: dict[str, Any] = {
     "grid_code": "440704001001003", "version": 1, "valid_from": "2022-04-01T00:00:00+08:00",
     "grid_name": "第一网格", "grid_type": "residential", "status": "active", "boundary": BOX,
     "risk_tags": ["flood_prone"], "department_route": {"SA": "fire_rescue"}, "area_km2": 0.25,
     "unit_count": 14, "updated_at": "2024-01-01T00:00:00Z",
 }  # fmt: skip
-UNIT = {"unit_code": "440704001001003-U001", "version": 1, "valid_from": "2022-04-01T00:00:00+08:00"}
-WORKER = {
+UNIT: dict[str, Any] = {
+    "unit_code": "440704001001003-U001",
+    "version": 1,
+    "valid_from": "2022-04-01T00:00:00+08:00",
+}
+WORKER: dict[str, Any] = {
     "worker_key": "W1", "kind": "full_time", "district_code": "440704", "grid_code": "440704001001003",
     "active_from": "2022-04-01T00:00:00+08:00", "channel_rights": ["grid_patrol"],
     "loans": [{"grid_code": "440704001001003", "valid_from": "2024-09-06T00:00:00Z", "valid_to": None}],
@@ -43,8 +47,13 @@ def id_number(first_17: str) -> str:
 
 
 NUMBERS = [id_number(f"999999194910010{n:02d}") for n in range(1, 9)]
-PERSON = {"id_number": NUMBERS[0], "birth_date": "1949-10-01", "gender": "male", "elderly_alone_flag": True}
-MODE = {
+PERSON: dict[str, Any] = {
+    "id_number": NUMBERS[0],
+    "birth_date": "1949-10-01",
+    "gender": "male",
+    "elderly_alone_flag": True,
+}
+MODE: dict[str, Any] = {
     "mode": "typhoon", "level": "IV", "area_code": "4407", "valid_from": "2025-09-06T08:00:00+08:00",
     "authority": "三防", "version": 1,
 }  # fmt: skip

@@ -26,16 +26,21 @@ PRIVACY = Privacy(b"a key for tests, 32 bytes or more")
 CODE, OTHER, RETIRED = "440704001001003", "440704001001004", "440703002001001"
 #: About 1,030 m wide and 1,107 m high.
 BOX = "POLYGON((113 22.5, 113.01 22.5, 113.01 22.51, 113 22.51, 113 22.5))"
-GRID = {"valid_from": "2022-04-01", "grid_type": "rural", "status": "active", "boundary": BOX}
-GRIDS = [
+GRID: dict[str, Any] = {"valid_from": "2022-04-01", "grid_type": "rural", "status": "active", "boundary": BOX}
+GRIDS: list[dict[str, Any]] = [
     GRID | {"grid_code": CODE, "grid_name": "旧", "valid_from": "2022-04-01", "risk_tags": ["forest"]},
     GRID | {"grid_code": CODE, "grid_name": "新", "valid_from": "2024-01-01T00:00:00Z",
             "department_route": {"SA": "fire_rescue"}},
     GRID | {"grid_code": OTHER, "grid_name": "停", "status": "inactive", "boundary": None},
     GRID | {"grid_code": RETIRED, "grid_name": "撤", "valid_to": "2023-01-01T00:00:00Z"},
 ]  # fmt: skip
-WORKER = {"kind": "full_time", "district_code": "440704", "grid_code": CODE, "active_from": "2022-04-01"}
-STAFF = [
+WORKER: dict[str, Any] = {
+    "kind": "full_time",
+    "district_code": "440704",
+    "grid_code": CODE,
+    "active_from": "2022-04-01",
+}
+STAFF: list[dict[str, Any]] = [
     WORKER | {"worker_key": "W1", "channel_rights": ["grid_patrol"], "department": "health"},
     WORKER | {"worker_key": "LENT", "grid_code": OTHER, "loans": [
         {"grid_code": CODE, "valid_from": "2024-09-06T00:00:00Z", "valid_to": "2024-09-08T08:00:00Z"},
@@ -44,13 +49,13 @@ STAFF = [
     WORKER | {"worker_key": "DESK", "kind": "clerk", "grid_code": None},
 ]  # fmt: skip
 KEY, OTHER_KEY = "ab" * 32, "cd" * 32
-PERSON = {
+PERSON: dict[str, Any] = {
     "person_key": KEY, "key_version": 1, "age_band": "80+", "gender": "female",
     "residence_kind": "registered", "home_grid_code": CODE, "elderly_alone_flag": True,
     "disability_flag": True, "hardship_flag": True,
     "child_care_flag": True, "health_care_flag": True, "pingantong_user_flag": True,
 }  # fmt: skip
-MODE = {
+MODE: dict[str, Any] = {
     "mode": "flood", "level": "IV", "area_code": "440704", "valid_from": "2025-07-22T13:00:00+08:00",
     "authority": "水利局",
 }  # fmt: skip

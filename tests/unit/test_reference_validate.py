@@ -13,7 +13,7 @@ from pipeline.reference.schema import KINDS
 from pipeline.reference.validate import Refusals, check_cells
 
 TODAY = date(2026, 6, 15)
-GRID = {
+GRID: dict[str, Any] = {
     "grid_code": "440704001001003", "valid_from": "2022-04-01", "grid_name": "第一网格",
     "grid_type": "residential", "status": "active",
 }  # fmt: skip
