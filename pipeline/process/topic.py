@@ -20,8 +20,8 @@ _ENDS_UNKNOWN: Final = "tansu_cluster"
 
 @dataclass(frozen=True)
 class TopicFacts:
-    """topic_id : changes when the topic is created anew; end_offsets : partition -> next offset written, empty
-    if the broker does not tell it right."""
+    """topic_id : changes when the topic is created anew; end_offsets : partition -> next offset written,
+    empty if the broker does not tell it right."""
 
     topic_id: str
     cluster_id: str
