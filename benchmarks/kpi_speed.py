@@ -1,8 +1,9 @@
-"""How long each KPI call takes, and a case refresh, at 100,000 cases of 8 events. Goal: every call under 300 ms.
+"""How long each KPI call and a case refresh take at 100,000 cases of 8 events. Goal: every call under 300 ms.
 
     python -m benchmarks.kpi_speed [--cases 100000]
 
-The rows are those that the pipeline writes: case events through `pack_case_events`, folded by `refresh_cases`.
+The rows are what the pipeline writes: case events through `pack_case_events`, folded by `refresh_cases`.
+Beside wall time stands the CPU time of the process, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ class CityNames:
     def listed_keys(self, by: str) -> tuple[str, ...]:
         return {"city": ("4407",), "district": DISTRICTS}.get(by, ())
 
-    def name_zh(self, by: str, key: str) -> str | None:  # noqa: ARG002
+    def name_zh(self, by: str, key: str) -> str | None:
         return None
 
 
@@ -82,7 +84,9 @@ def life_events(cases: int, seed: int = 1) -> pl.DataFrame:
         .sort("at_ms")
         .with_row_index("_off")
         .with_columns(
-            (pl.lit(start) + pl.duration(milliseconds=pl.col("at_ms"))).cast(pl.Datetime("ms", "UTC")).alias("occurred_at"),
+            (pl.lit(start) + pl.duration(milliseconds=pl.col("at_ms")))
+            .cast(pl.Datetime("ms", "UTC"))
+            .alias("occurred_at"),
             pl.format("case-{}", "number").alias("case_id"),
             pl.format("e-{}-{}", "number", "step").alias("event_id"),
             pick(LIFE, "step").alias("event_type"),
@@ -97,7 +101,8 @@ def life_events(cases: int, seed: int = 1) -> pl.DataFrame:
         )
         .with_columns(
             pl.col("event_type").replace_strict(RANK).alias("rank"),
-            pl.format("{}0010{}", "district_code", pl.col("grid").cast(pl.String).str.zfill(5)).alias("grid_code"),
+            pl.format("{}0010{}", "district_code", pl.col("grid").cast(pl.String).str.zfill(5))
+            .alias("grid_code"),
             pl.col("matter_code").str.head(2).alias("category"),
             pl.col("occurred_at").alias("ingested_at"),
             pl.lit("city").alias("source"),
@@ -157,13 +162,15 @@ def load(client: Client, events: pl.DataFrame) -> None:
     )
 
 
-def milliseconds(call: Callable[[], object], repeats: int = 5) -> float:
-    times = []
+def milliseconds(call: Callable[[], object], repeats: int = 5) -> tuple[float, float]:
+    """Median wall and CPU time of a call, ms."""
+    wall, cpu = [], []
     for _ in range(repeats):
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         call()
-        times.append((time.perf_counter() - started) * 1000)
-    return statistics.median(times)
+        wall.append((time.perf_counter() - started) * 1000)
+        cpu.append((time.process_time() - used) * 1000)
+    return statistics.median(wall), statistics.median(cpu)
 
 
 def main() -> int:
@@ -174,41 +181,28 @@ def main() -> int:
     cases = parser.parse_args().cases
     root = Path(os.environ.get("TMPDIR", "var/tmp"))
     root.mkdir(parents=True, exist_ok=True)
+    month: dict[str, Any] = {"from_": NOW - timedelta(days=30), "to": NOW, "names": CityNames()}
     worst = 0.0
     with tempfile.TemporaryDirectory(dir=root) as path:
         client = clickhouse_connect.get_client(interface="chdb", path=path)
         migrate(client, "grid")
         load(client, life_events(cases))
-        small = milliseconds(lambda: refresh_cases(client, INC, [(0, 1_000, 1_199)]))
-        print(f"block of 200 events: refresh {small:.0f} ms (goal 50)")
-        names = CityNames()
-        print(f"{'by':<12}" + "".join(f"{column:>16}" for column in ("cohort", "flow", "cohort, past")))
+        wall, cpu = milliseconds(lambda: refresh_cases(client, INC, [(0, 1_000, 1_199)]))
+        print(f"block of 200 events: refresh {wall:.0f} ms, CPU {cpu:.0f} ms")
+        columns = ("cohort", "flow", "cohort, past")
+        print(f"{'ms (CPU ms)':<14}" + "".join(f"{column:>16}" for column in columns))
         for by in BY:
-            line = []
+            cells = []
             for view, as_of in ((VIEWS[0], NOW), (VIEWS[1], NOW), (VIEWS[0], NOW - timedelta(days=10))):
-                line.append(
-                    milliseconds(
-                        lambda by=by, view=view, as_of=as_of: kpi(  # type: ignore[misc]
-                            client,
-                            by=by,
-                            from_=NOW - timedelta(days=30),
-                            to=NOW,
-                            as_of=as_of,
-                            view=view,
-                            names=names,
-                        )
-                    )
-                )
-            worst = max(worst, *line)
-            print(f"{by:<12}" + "".join(f"{value:>13.0f} ms" for value in line))
-        found = kpi(
-            client, by="city", from_=NOW - timedelta(days=30), to=NOW, as_of=NOW, view="cohort", names=names
-        )
-        (row,) = found["rows"]
+                call = partial(kpi, client, by=by, view=view, as_of=as_of, **month)
+                wall, cpu = milliseconds(call)
+                worst = max(worst, wall)
+                cells.append(f"{wall:.0f} ({cpu:.0f})")
+            print(f"{by:<14}" + "".join(f"{cell:>16}" for cell in cells))
+        (row,) = kpi(client, by="city", view="cohort", as_of=NOW, **month)["rows"]
         client.close()
-    print(
-        f"{row['cases']:,} cases, closure rate {row['closure_rate']:.4f}; slowest call {worst:.0f} ms (goal {GOAL_MS})"
-    )
+    print(f"{row['cases']:,} cases, closure rate {row['closure_rate']:.4f}")
+    print(f"slowest call {worst:.0f} ms (goal {GOAL_MS})")
     return 0 if worst < GOAL_MS and row["cases"] == cases else 1
 
 

@@ -1,4 +1,4 @@
-"""One case as the API shows it: its events in fold order with the verdict on each, state, times, limits, links."""
+"""One case as the API shows it: events in fold order, the verdict on each, state, times, limits, links."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pipeline.read.times import aware, instant
 from pipeline.store.fold import ILLEGAL, OF_ANOTHER_CASE, REJECTED, REPEATED_REPORT, STATES, walked_sets
 
 _TIMES: Final = (
-    "found_at", "reported_at", "admitted_at", "rejected_at", "merged_at", "accepted_at", "first_dispatched_at",
-    "last_dispatched_at", "first_signed_at", "returned_at", "arrived_at", "first_action_at",
+    "found_at", "reported_at", "admitted_at", "rejected_at", "merged_at", "accepted_at",
+    "first_dispatched_at", "last_dispatched_at", "first_signed_at", "returned_at", "arrived_at",
+    "first_action_at",
     "first_response_at", "escalated_at", "resolved_at", "first_closed_at", "closed_at", "feedback_at",
     "reopened_at", "archived_at", "voided_at",
 )  # fmt: skip

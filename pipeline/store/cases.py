@@ -14,7 +14,8 @@ from pipeline.store.fold import HISTORY, STATE, TUPLE_TYPES, fold
 _TABLE: Final = "cases"
 
 #: A refresh repeats safely, so it needs no token; it must be seen by the next read, so it is not queued.
-_SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0}
+#: Merging the fold's steps into one expression costs a quarter of the analysis and gains nothing.
+_SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0, "query_plan_merge_expressions": 0}
 
 
 def pack_case_events(frame: pl.DataFrame, inc: int) -> pl.DataFrame:

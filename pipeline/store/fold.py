@@ -8,8 +8,8 @@ A case's state is a function of its *set* of events, never of their order of arr
    and notes state and limit after it: the case's history;
 4. reads every timestamp, count and name off the legal events of the history.
 
-Legality looks only backward in time, so the history up to an instant is a prefix of the whole: the state "as of
-T" needs no second fold, only the prefix and step 4 again.
+Legality looks only backward in time, so the history up to an instant is a prefix of the whole: the state as
+of T needs no second fold, only the prefix and step 4 again.
 
 Source of the rules: docs/metrics.md, "How a case is folded".
 """
@@ -126,7 +126,8 @@ def _walk() -> str:
     # a.1 state, a.2 state before a merge, a.3 due_at ms, a.4 extensions; then per event so far: a.5 verdict,
     # a.6 state before it, a.7 due_at ms before it. The limit is the opening report's, one for the whole case.
     # L2 duplicates of other reports are no REPORTED of this case: legal nowhere.
-    no_extension = f"rank = {r['EXTENDED']} AND (a.4 >= {MOST_EXTENSIONS} OR ifNull(toUnixTimestamp64Milli(due) <= a.3, 1))"
+    named = "toUnixTimestamp64Milli(due)"  # by EXTENDED; null otherwise
+    no_extension = f"rank = {r['EXTENDED']} AND (a.4 >= {MOST_EXTENSIONS} OR ifNull({named} <= a.3, 1))"
     legal = f"(bitTest({_states_where_legal()}, a.1) AND outcome != {RESENT} AND NOT ({no_extension}))"
     # a merge notes the state it ends; an illegal MERGED may note one too, which the next legal one replaces.
     # Only a case's first ACCEPTED finds it ADMITTED, so that later ones leave the limit alone.
@@ -137,9 +138,10 @@ def _walk() -> str:
                 rank = {r["REPORTED"]}, {r["REJECTED"]}, rank)),
             if(rank = {r["MERGED"]} AND a.1 != {r["MERGED"]}, a.1, a.2),
             multiIf(NOT {legal}, a.3,
-                rank IN ({r["REPORTED"]}, {r["REOPENED"]}) OR (rank = {r["ACCEPTED"]} AND a.1 = {r["ADMITTED"]}),
+                rank IN ({r["REPORTED"]}, {r["REOPENED"]})
+                    OR (rank = {r["ACCEPTED"]} AND a.1 = {r["ADMITTED"]}),
                     least(toUnixTimestamp64Milli(at) + limit_ms, {_NEVER}),
-                rank = {r["EXTENDED"]}, ifNull(toUnixTimestamp64Milli(due), a.3),
+                rank = {r["EXTENDED"]}, ifNull({named}, a.3),
                 a.3),
             toUInt8(a.4 + (rank = {r["EXTENDED"]} AND {legal})),
             arrayPushBack(a.5, toUInt8(multiIf({legal}, {LEGAL}, outcome = {RESENT}, {OF_ANOTHER_CASE},
@@ -153,7 +155,7 @@ def _walk() -> str:
     )"""
 
 
-#: Arrays that the walk and the history are made of: name → element of the tuple. All of one length, fold order.
+#: Arrays that the walk and the history are made of: name → element of the tuple. One length, fold order.
 _ARRAYS: Final = {
     "times": "occurred_at",
     "ranks": "rank",
@@ -179,11 +181,12 @@ _ARRAYS: Final = {
 }
 
 
-# An alias used twice in one SELECT would be analysed twice, so that steps are queries of their own. The tuples
-# become plain arrays early: functions over them are quicker to analyse.
+# An alias used twice in one SELECT would be analysed twice, so that steps are queries of their own. The
+# tuples become plain arrays early: functions over them are quicker to analyse.
 def sorted_sets(tuples: str) -> str:
-    """SQL query: case_id, version, and the arrays of _ARRAYS: one entry per distinct event, in fold order; then
-    `opening` (index of the report that opened the case, 0 without one) and `limit_ms`, its resolution limit.
+    """SQL query: case_id, version, and the arrays of _ARRAYS: one entry per distinct event, in fold order;
+    then `opening` (index of the report that opened the case, 0 without one) and `limit_ms`, its resolution
+    limit.
 
     tuples : query with the columns case_id and tuples, one row per case.
     """
@@ -194,9 +197,12 @@ def sorted_sets(tuples: str) -> str:
             ifNull(toInt64(known[opening].resolution_limit_seconds) * 1000, toInt64({_NEVER})) AS limit_ms
         FROM (
             SELECT case_id, version, arraySort(e -> (e.occurred_at, e.rank, e.event_id, e.source),
-                arrayFilter((e, nth) -> nth = 1, arrived, arrayEnumerateUniq(arrived.source, arrived.event_id))
+                arrayFilter((e, n) -> n = 1, arrived, arrayEnumerateUniq(arrived.source, arrived.event_id))
             ) AS known
-            FROM (SELECT case_id, toUInt32(length(tuples)) AS version, arraySort(tuples) AS arrived FROM ({tuples}))
+            FROM (
+                SELECT case_id, toUInt32(length(tuples)) AS version, arraySort(tuples) AS arrived
+                FROM ({tuples})
+            )
         )"""
 
 
@@ -219,7 +225,7 @@ _MAYBE_TIME = f"Nullable({_TIME})"
 
 
 def _opening(array: str) -> str:
-    """SQL over `walked_sets`: an attribute of the report that opened the case, the type's default without one."""
+    """SQL over `walked_sets`: an attribute of the report that opened the case, a default without one."""
     return f"{array}[opening]"
 
 
@@ -234,7 +240,10 @@ HISTORY: Final[dict[str, tuple[str, str]]] = {
     "event_verdicts": ("Array(UInt8)", "verdicts"),
     "event_lates": (
         "Array(UInt8)",
-        f"arrayMap((t, i, b, o) -> NOT b AND o != {RESENT} AND i > t + toIntervalDay({HORIZON_DAYS}), times, ingested, backfilled, outcomes)",
+        (
+            f"arrayMap((t, i, b, o) -> NOT b AND o != {RESENT} AND i > t + toIntervalDay({HORIZON_DAYS}), "
+            "times, ingested, backfilled, outcomes)"
+        ),
     ),
     "illegal_ids": (
         "Array(Tuple(String, String))",
@@ -246,7 +255,10 @@ HISTORY: Final[dict[str, tuple[str, str]]] = {
     "legal_ranks": ("Array(UInt8)", "legal.2"),
     "legal_states": ("Array(UInt8)", "legal.3"),
     "legal_due_ms": ("Array(Int64)", "legal.4"),
-    "legal_ratings": ("Array(Int8)", f"arrayMap(e -> if(e.2 = {RANK['FEEDBACK']}, ifNull(e.5, 0), 0), legal)"),
+    "legal_ratings": (
+        "Array(Int8)",
+        f"arrayMap(e -> if(e.2 = {RANK['FEEDBACK']}, ifNull(e.5, 0), 0), legal)",
+    ),
     "legal_departments": (
         "Array(LowCardinality(String))",
         f"arrayMap(e -> if(e.2 = {RANK['DISPATCHED']}, ifNull(e.6, ''), ''), legal)",
@@ -353,8 +365,10 @@ STATE: Final[dict[str, tuple[str, str]]] = {
     "level": (_MAYBE_WORD, f"nullIf(legal_levels[{_last_index('ESCALATED')}], '')"),
     "primary_case_id": (
         "Nullable(String)",
-        f"nullIf(multiIf({_is('MERGED')}, legal_primaries[{_last_index('MERGED')}], "
-        "NOT reported AND resent, resent_of, ''), '')",
+        (
+            f"nullIf(multiIf({_is('MERGED')}, legal_primaries[{_last_index('MERGED')}], "
+            "NOT reported AND resent, resent_of, ''), '')"
+        ),
     ),
     # flags and faults
     "evidence_pending": ("Bool", "reported AND report_evidence_pending"),
@@ -439,10 +453,10 @@ def prefix(histories: str, as_of: str) -> str:
 
 
 def states_at(as_of: str, only: Collection[str] = ALL, where: str = "1") -> str:
-    """SQL query: `only` columns of every case as of an instant: the stored state where nothing happened since,
-    else the state at the end of the history until then.
+    """SQL query: `only` columns of every case as of an instant: the stored state where nothing happened
+    since, else the state at the end of the history until then.
 
-    where : condition on the stored columns, to leave cases out early; what it tests must not change with time.
+    where : condition on the stored columns, to leave cases out early; what it tests must not change in time.
     """
     names = ", ".join(name for name in ALL if name in only)
     history = ", ".join(HISTORY)

@@ -4,8 +4,8 @@ Both are parameterised: `by` (what a key is), `from` and `to` (the window, `to` 
 `kpi_cohort` also takes `citizen_channels`, the channels of kind public, care and desk. Formulae and their
 corners: docs/metrics.md. Beside the rates stand the numerators and denominators they are made of.
 
-`kpi_query` gives the same text for one `by`: without the choice of the key, and not nested in a view, a query is
-analysed in half the time.
+`kpi_query` gives the same text for one `by`: without the choice of the key, and not nested in a view, a query
+is analysed in half the time.
 """
 
 from __future__ import annotations
@@ -102,14 +102,17 @@ def _reports(by: str | None) -> str:
         SELECT key,
             countIf(kind = 1) AS admitted_reports, countIf(kind = 2) AS rejected_reports,
             countIf(kind = 3) AS duplicates_l1, countIf(kind = 4) AS duplicates_l2,
-            count() AS reports, admitted_reports / nullIf(admitted_reports + rejected_reports, 0) AS admission_rate,
+            count() AS reports,
+            admitted_reports / nullIf(admitted_reports + rejected_reports, 0) AS admission_rate,
             1 AS has_reports
         FROM (
             SELECT argMin(key, {first}) AS key, argMin(kind, {first}) AS kind
             FROM (
-                SELECT id_hi, id_lo, _inc, _part, _off, _idx, 1 AS kind, {key} AS key FROM events WHERE {where}
+                SELECT id_hi, id_lo, _inc, _part, _off, _idx, 1 AS kind, {key} AS key
+                FROM events WHERE {where}
                 UNION ALL
-                SELECT id_hi, id_lo, _inc, _part, _off, _idx, 2 AS kind, {key} AS key FROM rejections WHERE {where}
+                SELECT id_hi, id_lo, _inc, _part, _off, _idx, 2 AS kind, {key} AS key
+                FROM rejections WHERE {where}
             )
             GROUP BY id_hi, id_lo
             UNION ALL

@@ -60,10 +60,12 @@ CASES: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
     "extended before signed": ([*SENT, extend(4, 99)], {"due_at": at(25), "illegal_count": 1}),
     "reopening restarts the clock": (
         [*SHUT, ("REOPENED", 50), ("ACCEPTED", 60)],
-        {"due_at": at(74), "accepted_at": at(1), "state": "ACCEPTED", "reopened_count": 1, "is_closed": False},
+        {"due_at": at(74), "accepted_at": at(1), "state": "ACCEPTED", "reopened_count": 1,
+         "is_closed": False},
     ),
     "reopened and closed again": (
-        [*SHUT, ("REOPENED", 50), ("ACCEPTED", 51), ("DISPATCHED", 52), ("SIGNED", 53), ("RESOLVED", 54), ("CLOSED", 55)],
+        [*SHUT, ("REOPENED", 50), ("ACCEPTED", 51), ("DISPATCHED", 52), ("SIGNED", 53), ("RESOLVED", 54),
+         ("CLOSED", 55)],
         {"first_closed_at": at(5), "closed_at": at(55), "first_signed_at": at(3), "closed_count": 2},
     ),
     "returned and sent again": (
@@ -80,7 +82,7 @@ CASES: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
         [*OPEN, ("HANDLING", 1.5, SELF), ("RESOLVED", 2), ("CLOSED", 3)],
         {"state": "CLOSED", "first_response_at": at(1.5), "first_action_at": at(1.5)},
     ),
-    "resolved at once by the finder": ([*OPEN, ("RESOLVED", 2, SELF)], {"state": "RESOLVED", "illegal_count": 0}),
+    "resolved by the finder": ([*OPEN, ("RESOLVED", 2, SELF)], {"state": "RESOLVED", "illegal_count": 0}),
     "handled without being sent": ([*OPEN, ("HANDLING", 2)], {"state": "ACCEPTED", "illegal_count": 1}),
     "self-handled means nothing elsewhere": ([*SENT, ("RESOLVED", 3, SELF)], {"state": "DISPATCHED"}),
     "rework": (
@@ -104,18 +106,25 @@ CASES: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
     ),
     "unmerged": (
         [*SENT, ("MERGED", 3, MERGE), ("UNMERGED", 4), ("SIGNED", 5)],
-        {"state": "SIGNED", "is_counted": True, "primary_case_id": None, "merged_at": at(3), "illegal_count": 0},
+        {"state": "SIGNED", "is_counted": True, "primary_case_id": None, "merged_at": at(3),
+         "illegal_count": 0},
     ),
     "an illegal merge does not forget the state before the legal one": (
         [*OPEN, ("MERGED", 2, MERGE), ("MERGED", 3, MERGE), ("UNMERGED", 4)],
         {"state": "ACCEPTED", "illegal_count": 1},
     ),
-    "signed cannot be merged": ([*SIGNED, ("MERGED", 4, MERGE)], {"state": "SIGNED", "primary_case_id": None}),
+    "signed cannot be merged": (
+        [*SIGNED, ("MERGED", 4, MERGE)],
+        {"state": "SIGNED", "primary_case_id": None},
+    ),
     "the last rating counts": (
         [*SHUT, ("FEEDBACK", 6, {"rating": 5}), ("FEEDBACK", 7), ("FEEDBACK", 8, {"rating": 2})],
         {"rating": 2, "rating_count": 2, "satisfied_count": 1, "feedback_at": at(8), "is_closed": True},
     ),
-    "archived is the end": ([*SHUT, ("ARCHIVED", 6), ("REOPENED", 7)], {"state": "ARCHIVED", "illegal_count": 1}),
+    "archived is the end": (
+        [*SHUT, ("ARCHIVED", 6), ("REOPENED", 7)],
+        {"state": "ARCHIVED", "illegal_count": 1},
+    ),
     "the department that a dispatch names": (
         [*OPEN, ("DISPATCHED", 2, {"department": "health"}), ("RETURNED", 3), ("DISPATCHED", 4),
          ("DISPATCHED", 5, {"department": "fire_rescue"})],
@@ -126,7 +135,10 @@ CASES: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
         {"evidence_pending": True, "resolved_without_evidence": True, "illegal_count": 0},
     ),
     "orphan": ([("SIGNED", 3), ("CLOSED", 4)], {"state": "", "orphan": True, "duplicate_case": False}),
-    "an orphan's report comes late": ([("SIGNED", 3), ("REPORTED", 1)], {"orphan": False, "illegal_count": 1}),
+    "an orphan's report comes late": (
+        [("SIGNED", 3), ("REPORTED", 1)],
+        {"orphan": False, "illegal_count": 1},
+    ),
     "events of a resend": (
         [("REPORTED", 0, {"outcome": "resent", "primary_case_id": "first"}), ("SIGNED", 1)],
         {"orphan": False, "duplicate_case": True, "primary_case_id": "first", "report_count": 0},
@@ -136,11 +148,13 @@ CASES: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
         {"duplicate_case": False, "report_count": 1, "primary_case_id": None, "state": "ACCEPTED"},
     ),
     "no known limit": (
-        [("REPORTED", 0, {"resolution_limit_seconds": None, "response_limit_seconds": None}), *SIGNED[1:], extend(4, 9)],
+        [("REPORTED", 0, {"resolution_limit_seconds": None, "response_limit_seconds": None}), *SIGNED[1:],
+         extend(4, 9)],
         {"due_at": None, "response_due_at": None, "illegal_count": 1},
     ),
     "late beyond the horizon": (
-        [("REPORTED", 0), ("ACCEPTED", 1, {"ingested_at": at(1 + 7 * 24 + 0.1)}), ("DISPATCHED", 2, {"ingested_at": at(200), "backfill": True})],
+        [("REPORTED", 0), ("ACCEPTED", 1, {"ingested_at": at(1 + 7 * 24 + 0.1)}),
+         ("DISPATCHED", 2, {"ingested_at": at(200), "backfill": True})],
         {"late_count": 1, "state": "DISPATCHED"},
     ),
 }  # fmt: skip

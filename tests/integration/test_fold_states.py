@@ -7,8 +7,8 @@ from clickhouse_connect.driver.client import Client
 from tests.integration.case_world import World, at, chain
 
 ROUND = [
-    ("REPORTED", 0), ("ACCEPTED", 0.1), ("DISPATCHED", 0.2), ("SIGNED", 0.5), ("ARRIVED", 1), ("HANDLING", 1.5),
-    ("RESOLVED", 3), ("CLOSED", 4),
+    ("REPORTED", 0), ("ACCEPTED", 0.1), ("DISPATCHED", 0.2), ("SIGNED", 0.5), ("ARRIVED", 1),
+    ("HANDLING", 1.5), ("RESOLVED", 3), ("CLOSED", 4),
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import ContractError
 from pipeline.read.kpi import kpi
+from pipeline.store.cases import refresh_cases
 from tests.integration.case_world import DISTRICTS, GRID, Event, KpiNames, World, at, chain
 
 OTHER_GRID = "440703002001001"
@@ -65,8 +66,6 @@ def test_percentiles_are_elements_of_the_sorted_whole_seconds(clickhouse: Client
             *chain(f"c{number}", [*SHUT[:3], ("SIGNED", 2 + (number * 1.0009) / 3600)]), refresh=number == 10
         )
     # refreshing the last block folds its case only: fold the others too
-    from pipeline.store.cases import refresh_cases
-
     refresh_cases(clickhouse, world.inc, [(0, 0, world.next_offset)])
     (row,) = ask(clickhouse).values()
     assert row["department_response_seconds"] == {"p50": 5, "p90": 9, "p99": 10}
@@ -146,7 +145,8 @@ def test_the_view_for_dashboards_gives_the_figures_of_the_call(clickhouse: Clien
     world.write(*chain("b", [("REPORTED", 1, {"grid_code": OTHER_GRID})]))
     channels = ", citizen_channels = ['hotline_12345']" if view == "cohort" else ""
     rows = clickhouse.query(
-        f"SELECT * FROM kpi_{view}(by = 'town', from = '2024-05-01 00:00:00.000', to = '2024-05-03 00:00:00.000', "
+        f"SELECT * FROM kpi_{view}(by = 'town', from = '2024-05-01 00:00:00.000', "
+        f"to = '2024-05-03 00:00:00.000', "
         f"as_of = '2024-05-03 00:00:00.000'{channels}) WHERE listed ORDER BY key"
     ).named_results()
     called = ask(clickhouse, by="town", view=view)
