@@ -38,7 +38,7 @@ gateway_in_flight_bytes = Gauge(
 )
 
 process_up = Gauge(
-    "gridpipe_process_up", "Whether the process of this role answered this scrape.", ["role"], registry=REGISTRY
+    "gridpipe_process_up", "Whether this role answered this scrape.", ["role"], registry=REGISTRY
 )
 
 # --- worker

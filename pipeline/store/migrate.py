@@ -20,7 +20,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "head"
 
 
-class _ClientConnection(Connection):  # type: ignore[misc]  # the driver ships no types
+class _ClientConnection(Connection):
     """A DB-API connection over an open client; closing it leaves the client open."""
 
     def __init__(self, client: Client) -> None:
