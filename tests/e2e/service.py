@@ -65,7 +65,8 @@ class Service:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        self.output.extend(self.process.stdout)
+        with self.process.stdout as lines:
+            self.output.extend(lines)
 
     def _until(self, pattern: str) -> str:
         deadline = time.monotonic() + START_SECONDS
@@ -132,6 +133,9 @@ class Service:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self._reader.join(5)
+        if hasattr(self, "client"):
+            self.client.close()
 
 
 def wait_gone(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
