@@ -7,6 +7,8 @@ from typing import Any
 
 import orjson
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 EXIT_DONE = 0
 EXIT_SOME_REFUSED = 1
@@ -22,3 +24,16 @@ def print_json(value: Any) -> None:
     """One JSON document on stdout, whatever the terminal."""
     sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z) + b"\n")
     sys.stdout.flush()
+
+
+def natural_width(table: Table) -> int:
+    """Columns that `table` takes when nothing in it is wrapped or cut."""
+    return Measurement.get(out, out.options.update(width=10_000), table).maximum
+
+
+def print_table(table: Table) -> None:
+    """Print a table whole: a pipe or file has no width, so nothing is cut there."""
+    if out.is_terminal:
+        out.print(table)
+    else:
+        Console(highlight=False, width=max(natural_width(table), out.width)).print(table)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pipeline.cli.common import out, print_json
+from pipeline.cli.common import out, print_json, print_table
 
 keys = typer.Typer(help="Keys of feeding systems: make, list, revoke.", no_args_is_help=True)
 
@@ -68,7 +68,7 @@ def list_keys(data_dir: _DataDir = None, json: _Json = False) -> None:
             f"{key.created_at:%Y-%m-%d %H:%M}",
             f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else "",
         )
-    out.print(table)
+    print_table(table)
 
 
 @keys.command("revoke")

@@ -11,7 +11,7 @@ import typer
 from pydantic_core import PydanticUndefined
 from rich.table import Table
 
-from pipeline.cli.common import out, print_json
+from pipeline.cli.common import out, print_json, print_table
 from pipeline.settings import ENV_PREFIX, Settings, load_settings
 
 config = typer.Typer(help="Settings.", no_args_is_help=True)
@@ -72,7 +72,7 @@ def show(data_dir: DataDir = None, json: Json = False) -> None:
     for row in rows:
         style = "" if row["value"] == row["default"] else "bold"
         table.add_row(row["name"], _text(row["value"]), row["env"], row["meaning"], style=style)
-    out.print(table)
+    print_table(table)
 
 
 def _text(value: Any) -> str:

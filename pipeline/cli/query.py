@@ -11,12 +11,11 @@ from urllib.parse import quote, urlsplit
 
 import typer
 
-from pipeline.cli.common import EXIT_SOME_REFUSED, EXIT_USAGE, err, out, print_json
+from pipeline.cli.common import EXIT_SOME_REFUSED, EXIT_USAGE, err, print_json, print_table
 from pipeline.errors import ContractError, UnavailableError
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
-    from rich.table import Table
 
     from pipeline.read.reader import Reader
     from pipeline.settings import Settings
@@ -148,8 +147,8 @@ def kpi(
         return
     from pipeline.cli.tables import kpi_table
 
-    table: Table = kpi_table(found, by)
-    out.print(table)
+    table = kpi_table(found, by)
+    print_table(table)
 
 
 def _ask(

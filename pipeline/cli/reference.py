@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pipeline.cli.common import EXIT_DONE, EXIT_SOME_REFUSED, err, out, print_json
+from pipeline.cli.common import EXIT_DONE, EXIT_SOME_REFUSED, err, out, print_json, print_table
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -158,7 +158,7 @@ def _print(report: LoadReport) -> None:
     for file in report.files:
         numbers = (file.rows, file.stored, file.unchanged, file.older, file.refused)
         table.add_row(file.file, *(f"{number:,}" for number in numbers))
-    out.print(table)
+    print_table(table)
     for file in report.files:
         for line in file.lines():
             err.print(line, markup=False, soft_wrap=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from rich import box
 from rich.table import Table
 
-from pipeline.cli.common import out
+from pipeline.cli.common import natural_width, out, print_table
 
 DIMENSIONS_ZH: Final = {
     "city": "全市", "district": "区县", "town": "镇街", "village": "村居", "grid": "网格", "matter": "事项",
@@ -49,37 +49,48 @@ def count(number: int | None) -> str:
     return _NONE if number is None else f"{number:,}"
 
 
+Cell = Callable[[Mapping[str, Any]], str]
+
+#: Head, content, and whether a narrow terminal keeps the column.
+_KPI_COLUMNS: Final[tuple[tuple[str, Cell, bool], ...]] = (
+    ("上报", lambda row: count(row["reports"]), False),
+    ("准入率", lambda row: percent(row["admission_rate"]), False),
+    ("案件", lambda row: count(row["cases"]), True),
+    ("办结", lambda row: count(row["closed"]), True),
+    ("办结率", lambda row: percent(row["closure_rate"]), True),
+    ("响应率", lambda row: percent(row["response_rate"]), True),
+    ("按时响应率", lambda row: percent(row["timely_response_rate"]), False),
+    ("按期办结率", lambda row: percent(row["closure_on_time_rate"]), False),
+    ("在办", lambda row: count(row["open"]), True),
+    ("超期", lambda row: count(row["overdue"]), True),
+    ("响应 p50", lambda row: duration(row["response_seconds"]["p50"]), True),
+    ("响应 p90", lambda row: duration(row["response_seconds"]["p90"]), False),
+    ("办理 p50", lambda row: duration(row["resolution_seconds"]["p50"]), False),
+)
+
+
 def kpi_table(answer: Mapping[str, Any], by: str) -> Table:
-    """One row per key of a KPI answer."""
+    """One row per key of a KPI answer; a narrow terminal gets the columns that matter most."""
+    table = _kpi_table(answer, by, _KPI_COLUMNS)
+    if out.is_terminal and natural_width(table) > out.width:
+        table = _kpi_table(answer, by, tuple(column for column in _KPI_COLUMNS if column[2]))
+        table.caption = f"{table.caption}; wider terminal or --json: more columns"
+    return table
+
+
+def _kpi_table(answer: Mapping[str, Any], by: str, columns: Sequence[tuple[str, Cell, bool]]) -> Table:
     table = Table(
         title=f"{answer['view']} {answer['from']} – {answer['to']}",
         caption=f"as of {answer['as_of']}",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     table.add_column(DIMENSIONS_ZH.get(by, by), no_wrap=True)
-    heads = (
-        "上报", "准入率", "案件", "办结", "办结率", "响应率", "按时响应率", "按期办结率", "在办", "超期",
-        "响应 p50", "响应 p90", "办理 p50",
-    )  # fmt: skip
-    for head in heads:
-        table.add_column(head, justify="right")
+    for head, _, _ in columns:
+        table.add_column(head, justify="right", no_wrap=True)
     for row in answer["rows"]:
-        table.add_row(
-            f"{row['name_zh']} {row['key']}" if row["name_zh"] else str(row["key"]),
-            count(row["reports"]),
-            percent(row["admission_rate"]),
-            count(row["cases"]),
-            count(row["closed"]),
-            percent(row["closure_rate"]),
-            percent(row["response_rate"]),
-            percent(row["timely_response_rate"]),
-            percent(row["closure_on_time_rate"]),
-            count(row["open"]),
-            count(row["overdue"]),
-            duration(row["response_seconds"]["p50"]),
-            duration(row["response_seconds"]["p90"]),
-            duration(row["resolution_seconds"]["p50"]),
-        )
+        name = f"{row['name_zh']} {row['key']}" if row["name_zh"] else str(row["key"])
+        table.add_row(name, *(cell(row) for _, cell, _ in columns))
     return table
 
 
@@ -126,7 +137,7 @@ def print_explained(found: Mapping[str, Any]) -> None:
                 RULE_RESULTS_ZH[rule["result"]],
                 ", ".join(rule["reasons"]),
             )
-        out.print(table)
+        print_table(table)
 
 
 def print_case(found: Mapping[str, Any]) -> None:
@@ -147,7 +158,7 @@ def print_case(found: Mapping[str, Any]) -> None:
             f"{event.get('source')}/{event.get('event_id')}",
             "[red]no[/]" if event.get("transition_ok") is False else "yes",
         )
-    out.print(table)
+    print_table(table)
 
 
 def _print_pairs(pairs: Mapping[str, Any]) -> None:
@@ -155,4 +166,4 @@ def _print_pairs(pairs: Mapping[str, Any]) -> None:
     for name, value in pairs.items():
         if value is not None and value != "":
             table.add_row(f"  {name}", str(value))
-    out.print(table)
+    print_table(table)
