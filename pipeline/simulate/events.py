@@ -307,7 +307,7 @@ class _District:
         count = len(rows)
         draw_ = self.rng.random(count)
         delay = np.select(
-            [draw_ < 0.88 - self.noise.offline, draw_ < 1 - self.noise.offline],
+            [draw_ < 1 - self.noise.slow - self.noise.offline, draw_ < 1 - self.noise.offline],
             [self.rng.exponential(20_000, count), self.rng.exponential(30 * _MINUTE_MS, count)],
             self.rng.uniform(_HOUR_MS, 72 * _HOUR_MS, count),
         )

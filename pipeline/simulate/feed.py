@@ -29,7 +29,7 @@ from pipeline.simulate.sender import Pace, Sender, wait_for_reference
 from pipeline.simulate.texts import tokens
 
 SOURCE: Final = "local"
-TIME_LAPSE: Final = 120.0
+TIME_LAPSE: Final = 600.0
 BACKLOG: Final = timedelta(days=6)
 BACKLOG_CASES: Final = 600
 _WINDOW: Final = timedelta(seconds=60)
@@ -38,7 +38,7 @@ _EVENTS_PER_CASE: Final = 9.0
 _BATCH: Final = 500
 _REFERENCE_SECONDS: Final = 60.0
 #: Few late events: in a session of minutes most of them would never arrive.
-_NOISE: Final = Noise(offline=0.003)
+_NOISE: Final = Noise(slow=0.01, offline=0.003)
 
 log = logs.get_logger(__name__)
 

@@ -37,6 +37,7 @@ class Noise:
     supplements: float = 0.006  # a second report under the same case
     resends: float = 0.02
     redeliveries: float = 0.01  # of events
+    slow: float = 0.12  # of events: arrive half an hour later in the mean
     offline: float = 0.03  # of events: arrive hours or days later
     conflicts: float = 0.0002  # of events: the id of an earlier event with other content
 
