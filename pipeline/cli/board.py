@@ -9,6 +9,7 @@ import httpx
 from rich.table import Table
 
 from pipeline.cli.common import out
+from pipeline.cli.tables import kpi_table, percent
 
 _ASK_SECONDS = 5.0
 
@@ -19,6 +20,7 @@ class Board:
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._client = httpx.Client(base_url=url, headers=headers, timeout=_ASK_SECONDS, trust_env=False)
         self._rows: dict[str, list[dict[str, Any]]] = {"district": [], "city": []}
+        self._answer: dict[str, Any] = {"view": "", "from": "", "to": "", "as_of": ""}
         self._note = "no figures yet"
         self._printed_at = time.monotonic()
 
@@ -30,28 +32,17 @@ class Board:
             except httpx.HTTPError:
                 self._note = "the service does not answer just now; older figures"
                 return
-            self._rows[by] = answer.json()["rows"]
+            self._answer = answer.json()
+            self._rows[by] = self._answer["rows"]
         self._note = "cohort of the last 30 days, as of now"
 
     def table(self) -> Table:
         """Fresh figures as a table."""
         self.refresh()
-        table = Table(title="办结率 closure rate", caption=self._note)
-        table.add_column("区域 district")
-        for head in (
-            "上报 reports",
-            "案件 cases",
-            "办结 closed",
-            "办结率",
-            "响应率",
-            "在办 open",
-            "超期 overdue",
-            "响应 p50",
-        ):
-            table.add_column(head, justify="right")
-        for by, style in (("district", ""), ("city", "bold")):
-            for row in self._rows[by]:
-                table.add_row(*_cells(row), style=style)
+        table = kpi_table(
+            {**self._answer, "rows": [*self._rows["district"], *self._rows["city"]]}, "district"
+        )
+        table.title, table.caption = "办结率 closure rate", self._note
         return table
 
     def print_line_every(self, seconds: float) -> None:
@@ -63,34 +54,7 @@ class Board:
         for row in self._rows["city"]:
             out.print(
                 f"{time.strftime('%H:%M:%S', time.gmtime())} reports {row['reports']} cases {row['cases']} "
-                f"closed {row['closed']} closure rate {_percent(row['closure_rate'])} "
-                f"response rate {_percent(row['response_rate'])} open {row['open']} overdue {row['overdue']}",
+                f"closed {row['closed']} closure rate {percent(row['closure_rate'])} "
+                f"response rate {percent(row['response_rate'])} open {row['open']} overdue {row['overdue']}",
                 soft_wrap=True,
             )
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    return [
-        f"{row['name_zh']} {row['key']}",
-        f"{row['reports']:,}",
-        f"{row['cases']:,}",
-        f"{row['closed']:,}",
-        _percent(row["closure_rate"]),
-        _percent(row["response_rate"]),
-        f"{row['open']:,}",
-        f"{row['overdue']:,}",
-        _duration(row["response_seconds"]["p50"]),
-    ]
-
-
-def _percent(rate: float | None) -> str:
-    return "–" if rate is None else f"{100 * rate:.2f} %"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes = int(seconds) // 60
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.common import EXIT_SOME_REFUSED, err, out, print_json
+from pipeline.cli.common import EXIT_SOME_REFUSED, err, out, print_json, print_table
 
 if TYPE_CHECKING:
     from pipeline.simulate.demo import DemoResult
@@ -105,14 +105,20 @@ class _Bar:
 
 
 def _print(result: DemoResult) -> None:
+    from rich import box
     from rich.table import Table
 
     from pipeline.simulate.published import YEAR_LABEL
 
-    table = Table(title=f"办结率 closure rate: {YEAR_LABEL}")
-    table.add_column("区 district")
-    for head in ("published: received", "closed", "办结率", "measured: cases", "closed", "办结率", ""):
-        table.add_column(head, justify="right")
+    table = Table(
+        title=f"办结率 closure rate: {YEAR_LABEL}",
+        caption="公布 published: received, closed, rate; 实测 measured in ClickHouse: cases, closed, rate",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("区 district", no_wrap=True)
+    for head in ("公布收件", "公布办结", "公布办结率", "实测案件", "实测办结", "实测办结率", ""):
+        table.add_column(head, justify="right", no_wrap=True)
     for district in result.districts:
         year = district.year
         table.add_row(
@@ -125,7 +131,7 @@ def _print(result: DemoResult) -> None:
             _rate(district.closure_rate),
             "=" if district.equal else "≠",
         )
-    out.print(table)
+    print_table(table)
     for district in result.districts:
         year = district.year
         out.print(f"  {year.code} {year.source_file} ({year.source_month}): {year.what}", soft_wrap=True)
