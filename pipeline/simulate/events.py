@@ -23,6 +23,8 @@ from pipeline.simulate.texts import hashes, notes
 
 _MINUTE_MS: Final = 60_000
 _HOUR_MS: Final = 60 * _MINUTE_MS
+#: Steps that carry a note.
+_NOTED: Final = ("DISPATCHED", "ARRIVED", "HANDLING", "RESOLVED", "CLOSED")
 _VOID_REASONS: Final = ("重复登记", "误报，现场无异常", "上报人撤回", "信息不实，无法核实", "测试数据清理")
 
 
@@ -234,7 +236,7 @@ class _District:
             actor_key.alias("actor_key"),
             pl.when(by_reporter).then("actor_id").alias("actor_id"),
             pl.when(by_reporter).then("actor_phone").alias("actor_phone"),
-            pl.when(working).then("note").alias("description"),
+            pl.when(kind.is_in(_NOTED)).then("note").alias("description"),
             pl.when((kind == "RESOLVED") & (pl.col("chance") < 0.4)).then(photo).alias("photos"),
             pl.when(kind == "EXTENDED").then("due_ms").alias("due_ms"),
             pl.when(kind == "MERGED").then("primary_case_id").alias("primary_case_id"),
