@@ -73,8 +73,8 @@ def kpi(
         parameters["citizen_channels"] = sorted(
             channel for channel, kind in names.channel_kinds.items() if kind in CITIZEN_KINDS
         )
-    found = client.query(kpi_query(view, by), parameters=parameters, settings=_SETTINGS)
-    by_key = {row["key"]: row for row in found.named_results()}
+    rows = _rows(client, view, by, parameters)
+    by_key = {row["key"]: row for row in rows}
     keys = names.listed_keys(by) or sorted(key for key, row in by_key.items() if row["listed"])
     return {
         "from": instant(from_),
@@ -83,6 +83,25 @@ def kpi(
         "view": view,
         "rows": [_row(key, names.name_zh(by, key), by_key.get(key, {}), view) for key in keys],
     }
+
+
+def _rows(client: Client, view: str, by: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """The view's rows for one `by`. Where nothing happened after `as_of` the stored states suffice; whether
+    that still holds is asked again afterwards, for a case may have moved on meanwhile."""
+
+    def read(past: bool) -> list[dict[str, Any]]:
+        query = kpi_query(view, by, past=past)
+        return list(client.query(query, parameters=parameters, settings=_SETTINGS).named_results())
+
+    def moved_on() -> bool:
+        latest = "SELECT max(last_event_at) > {as_of:DateTime64(3, 'UTC')} FROM cases"
+        return bool(client.query(latest, parameters=parameters).result_rows[0][0])
+
+    if not moved_on():
+        rows = read(past=False)
+        if not moved_on():
+            return rows
+    return read(past=True)
 
 
 def _parameter(at: datetime) -> str:

@@ -314,6 +314,10 @@ STATE: Final[dict[str, tuple[str, str]]] = {
     "is_counted": ("Bool", f"admitted AND NOT {_is('MERGED', 'VOIDED')}"),
     "is_closed": ("Bool", _is(*CLOSED_STATES)),
     "is_resolved": ("Bool", _is(*CLOSED_STATES, "RESOLVED")),
+    "resent_at": (
+        _MAYBE_TIME,
+        f"arrayElementOrNull(event_times, indexOf(event_verdicts, {OF_ANOTHER_CASE}))",
+    ),
     "department": (_MAYBE_WORD, "if(last_department = '', lead_department, last_department)"),
     # timestamps, each fixed by legal events only
     "found_at": (_MAYBE_TIME, _first("DISCOVERED")),
@@ -452,13 +456,16 @@ def prefix(histories: str, as_of: str) -> str:
         WHERE events > 0"""
 
 
-def states_at(as_of: str, only: Collection[str] = ALL, where: str = "1") -> str:
+def states_at(as_of: str, only: Collection[str] = ALL, where: str = "1", *, past: bool = True) -> str:
     """SQL query: `only` columns of every case as of an instant: the stored state where nothing happened
     since, else the state at the end of the history until then.
 
     where : condition on the stored columns, to leave cases out early; what it tests must not change in time.
+    past : False where the caller knows that no case has an event after the instant: stored states suffice.
     """
     names = ", ".join(name for name in ALL if name in only)
+    if not past:
+        return f"SELECT {names} FROM cases FINAL WHERE {where}"
     history = ", ".join(HISTORY)
     changed = f"last_event_at > {as_of} AND first_event_at <= {as_of} AND {where}"
     return f"""
