@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -15,8 +17,9 @@ CATALOGUE: Path = load_settings().catalogue_dir
 
 @cache
 def small_city() -> Path:
-    """3,000 residents; in the session's temporary directory."""
+    """3,000 residents; removed when the tests end."""
     out = Path(mkdtemp(prefix="simulated-city-"))
+    atexit.register(shutil.rmtree, out, ignore_errors=True)
     generate_city(out, catalogue_dir=CATALOGUE, seed=5, persons=3_000)
     return out
 
