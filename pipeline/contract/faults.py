@@ -21,12 +21,15 @@ from pipeline.contract.event import (
     Event,
 )
 from pipeline.contract.explain import Fault, explain
-from pipeline.contract.privacy import holds_personal_number
+from pipeline.contract.privacy import MOBILE_IN_ID, holds_personal_number
 
 #: Control characters but \n, \r, \t; and halves of surrogate pairs, which no store can encode.
 _BAD_TEXT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-#: A quick look for ids that may hold a personal number, over many ids joined by line breaks.
-_DOUBTFUL_ID: Final = re.compile(r"[0-9]{17}[0-9Xx]|(?<![^\n])1[3-9][0-9]{9}(?![^\n])")
+#: A quick look for ids that may hold a personal number, over many ids joined by line breaks. Dots and hyphens
+#: between digits hide no identity number.
+_DOUBTFUL_ID: Final = re.compile(
+    r"(?<![0-9])[1-9](?:[.-]{0,2}[0-9]){16}[.-]{0,2}[0-9Xx](?![0-9])|" + MOBILE_IN_ID.pattern
+)
 _IDS: Final = ("event_id", "source", "case_id", "submission_id", "matter_code", "channel")
 
 
@@ -140,14 +143,18 @@ def suspects(events: Sequence[Event], body: bytes) -> Sequence[int]:
         or min(occurred) < EARLIEST
         or max(occurred) >= LATEST
         or (taken and (min(taken) < EARLIEST or max(taken) >= LATEST))
-        or _DOUBTFUL_ID.search(ids)
         or _DOUBTFUL_ID.search(codes)
     ):
         return range(len(events))
+    doubtful: set[int] = set()
+    if _DOUBTFUL_ID.search(ids):  # dates with counters look like identity numbers: only these events
+        lines = ids.split("\n")
+        doubtful = {at // 4 for at, line in enumerate(lines) if _DOUBTFUL_ID.search(line)}
     return [
         at
         for at, event in enumerate(events)
-        if event.attributes is not None
+        if at in doubtful
+        or event.attributes is not None
         or event.organisation is not None
         or event.event_type in REQUIRED_ATTRIBUTE
         or (event.matter_code is None and event.event_type == "REPORTED")

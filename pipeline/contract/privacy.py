@@ -48,6 +48,8 @@ _GAP: Final = "[\\s.\u200b-\u200d\u2060\ufeff-]{0,2}"
 _ID: Final = re.compile(rf"(?<![0-9])[1-9](?:{_GAP}[0-9]){{16}}{_GAP}[0-9X](?![0-9])")
 _CARD: Final = re.compile(rf"(?<![0-9])[1-9](?:{_GAP}[0-9]){{15,18}}(?![0-9])")
 _MOBILE: Final = re.compile(rf"(?<![0-9])(?:(?:\+|00)?86{_GAP})?1{_GAP}[3-9](?:{_GAP}[0-9]){{9}}(?![0-9])")
+#: In ids: no separators within the number, no hexadecimal digit around it.
+MOBILE_IN_ID: Final = re.compile(r"(?<![0-9A-Fa-f])(?:(?:00)?86)?1[3-9][0-9]{9}(?![0-9A-Fa-f])")
 _PROVINCES: Final = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼"
 _SERIAL: Final = "[A-HJ-NP-Z0-9]"
 _PLATE: Final = re.compile(
@@ -129,13 +131,19 @@ def is_personal_number(text: str) -> bool:
 
 
 def holds_personal_number(text: str) -> bool:
-    """Whether an id, key or code holds an identity number anywhere, or is a mobile number as a whole.
+    """Whether an id, key or code holds an identity number anywhere, or a mobile number of its own in it.
 
-    Mobile numbers inside longer ids are not looked for: counters and times would be refused by chance.
+    Digits beside a mobile number make it another number (counters, times), and so do hexadecimal letters:
+    ids that machines make would be refused by chance.
     """
-    if is_mobile(text):
+    if MOBILE_IN_ID.search(text):
         return True
-    return any(is_id_number(_bare(found[0])) for found in _ID.finditer(text.translate(_FOLD)))
+    folded, position = text.translate(_FOLD), 0
+    while found := _ID.search(folded, position):
+        if is_id_number(_bare(found[0])):
+            return True
+        position = found.start() + 1
+    return False
 
 
 # --- masks and redaction

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
 from starlette.responses import Response
 
+from pipeline.contract.privacy import holds_personal_number
+
 RETRY_AFTER_SECONDS: Final = 1
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class ProblemError(Exception):
@@ -35,6 +40,12 @@ class ProblemError(Exception):
         self.retry_after = (
             RETRY_AFTER_SECONDS if retry_after is None and status in (429, 503) else retry_after
         )
+
+
+def request_id_of(given: str | None) -> str:
+    """The client's X-Request-Id where it can be kept (form, no personal number in it), else one of ours."""
+    good = given and _REQUEST_ID.fullmatch(given) and not holds_personal_number(given)
+    return given if given and good else uuid.uuid4().hex
 
 
 def problem_response(problem: ProblemError, request_id: str) -> Response:

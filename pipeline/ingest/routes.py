@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -19,11 +17,10 @@ from pipeline.ingest.body import declared_length, read_body
 from pipeline.ingest.gateway import CONTENT_TYPES, Call, Gateway
 from pipeline.ingest.keys import Credential
 from pipeline.ingest.openapi import OPENAPI_PATHS
-from pipeline.ingest.problem import ProblemError, problem_response
+from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 
 log = structlog.get_logger(__name__)
 
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 #: A key in an address ends up in logs and histories.
 _KEY_PARAMETERS: Final = frozenset({"key", "api_key", "apikey", "token", "access_token", "authorization"})
 
@@ -50,8 +47,7 @@ def gateway_routes(gateway: Gateway) -> list[BaseRoute]:
 
 async def _answer(gateway: Gateway, request: Request, route: str, handle: _Handler, success: int) -> Response:
     started = time.perf_counter()
-    given = request.headers.get("x-request-id", "")
-    request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    request_id = request_id_of(request.headers.get("x-request-id"))
     request.scope["gridpipe.request_id"] = request_id
     try:
         members = await _handle(gateway, request, handle, request_id)

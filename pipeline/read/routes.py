@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -16,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from pipeline import metrics
 from pipeline.errors import ContractError, UnavailableError
-from pipeline.ingest.problem import ProblemError, problem_response
+from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.read.cases import case
 from pipeline.read.explain import PastRetentionError, explain
 from pipeline.read.kpi import BY, VIEWS, kpi
@@ -31,7 +29,6 @@ __all__ = ["OPENAPI_PATHS", "Reader", "read_routes"]
 
 DEFAULT_WINDOW: Final = timedelta(days=30)
 _LONGEST_ID: Final = 64
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 log = structlog.get_logger(__name__)
 Handler = Callable[[Request], Awaitable[Any]]
@@ -140,8 +137,7 @@ def _answer(route: str, handler: Handler) -> Callable[[Request], Awaitable[Respo
     """Time, count and translate: a value becomes JSON, an error its problem document."""
 
     async def respond(request: Request) -> Response:
-        given = request.headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = request_id_of(request.headers.get("x-request-id"))
         try:
             if any(len(str(value)) > _LONGEST_ID for value in request.path_params.values()):
                 raise ProblemError(404, "not_found", f"an id has at most {_LONGEST_ID} characters")

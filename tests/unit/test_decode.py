@@ -147,6 +147,17 @@ def test_a_quarantined_payload_names_nobody_and_is_cut() -> None:
     assert refused["payload_bytes"].to_list() == [len(line.encode()) + 1 + 100_000]
 
 
+def test_headers_of_a_quarantined_record_name_nobody() -> None:
+    number = "999999195003120018"
+    _, refused = decoded(
+        Record(5, 0, f"text/{number}", b"{}"),
+        Record(6, 0, None, b"{}", number),
+        Record(7, 0, f"x{number}", b""),
+    )
+    assert refused.height == 3
+    assert number not in repr(refused.to_dicts())
+
+
 def test_hashes_are_the_same_in_every_process() -> None:
     rows, _ = decoded(record(0, event(1)))
     assert rows.select("id_hi", "id_lo").row(0) == (ID_HI, ID_LO)

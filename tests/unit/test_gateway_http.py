@@ -309,7 +309,9 @@ async def test_revoked_key_stops(world: World) -> None:
     assert (await world.post(event(1))).status_code == 401
 
 
-@pytest.mark.parametrize("given", ["", "a b", "x" * 65, "a\u00e9", "<script>"])
+@pytest.mark.parametrize(
+    "given", ["", "a b", "x" * 65, "a\u00e9", "<script>", "req-13800001234", "99999919900101018X"]
+)
 async def test_request_id_of_another_form_is_replaced(world: World, given: str) -> None:
     async with world.client() as client:
         response = await client.post(
