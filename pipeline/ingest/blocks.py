@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -104,8 +104,8 @@ def encode_frame(frame: pl.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def decode_block(payload: bytes) -> pl.DataFrame:
-    """Rows of `frames.EVENT`. Raises ContractError if the bytes are no Arrow stream or hold other columns.
+def read_batches(payload: bytes) -> list[pa.RecordBatch]:
+    """The checked record batches of one block. Raises ContractError if the bytes are no sound Arrow stream.
 
     pyarrow reads and checks the stream: polars ends the process where a damaged length asks for more memory
     than there is, and anybody who may write to the topic could send such bytes.
@@ -117,16 +117,33 @@ def decode_block(payload: bytes) -> pl.DataFrame:
             batches = list(stream)
         for batch in batches:
             batch.validate(full=True)
-        frames = [pl.Series(batch).struct.unnest() for batch in batches]
-    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError, OverflowError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise ContractError(f"not an Arrow stream: {type(error).__name__}") from error
+    except MemoryError as error:
+        raise ContractError("not a sound Arrow stream: MemoryError") from error
+    return batches
+
+
+def frame_of(batches: Sequence[pa.RecordBatch]) -> pl.DataFrame:
+    """Rows of `frames.EVENT` from checked batches, of one block or of many: a frame costs a fixed time, so
+    the blocks of a round are turned into one. Raises ContractError if types or times are wrong."""
+    if not any(batch.num_rows for batch in batches):
+        raise ContractError("the Arrow stream holds no rows")
+    try:
+        frame = pl.DataFrame(pl.from_arrow(pa.Table.from_batches(batches), rechunk=True))
+    except (pa.ArrowException, pl.exceptions.PolarsError, ValueError, OverflowError) as error:
         raise ContractError(f"not an Arrow stream: {type(error).__name__}") from error
     except (pl.exceptions.PanicException, MemoryError) as error:
         raise ContractError(f"not a sound Arrow stream: {type(error).__name__}") from error
-    if not frames:
-        raise ContractError("the Arrow stream holds no rows")
-    frame = expect(frames[0] if len(frames) == 1 else pl.concat(frames), EVENT, "Arrow block")
+    frame = expect(frame, EVENT, "Arrow block")
     # The worker judges the required times row by row; no store holds the year 100,000 in the others.
     for times in (frame["due_at"], frame["photos"].explode(empty_as_null=False).struct.field("taken_at")):
         if not times.drop_nulls().is_between(EARLIEST, LATEST, closed="left").all():
             raise ContractError("the Arrow stream holds a time outside 2000–2100")
     return frame
+
+
+def decode_block(payload: bytes) -> pl.DataFrame:
+    """Rows of `frames.EVENT` of one block. Raises ContractError if the bytes are no Arrow stream or hold
+    other columns."""
+    return frame_of(read_batches(payload))

@@ -14,13 +14,15 @@ from typing import Final
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from pipeline.contract.event import Event
 from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_record
 from pipeline.contract.privacy import Privacy, redact
 from pipeline.contract.rows import to_frame
+from pipeline.errors import ContractError
 from pipeline.frames import DECODED, EVENT, EVENT_TYPES, PIPELINE_EVENT_TYPES, POSITION, QUARANTINED, expect
-from pipeline.ingest.blocks import decode_block
+from pipeline.ingest.blocks import frame_of, read_batches
 from pipeline.process.hashes import content_hash, id_hash
 from pipeline.process.records import JSON_TYPES, MAX_EVENTS_PER_RECORD, SCHEMA_VERSION, Record
 
@@ -112,18 +114,20 @@ def decode(
     """
     collected = _Collected(partition, privacy)
     single: list[tuple[Record, bytes]] = []
+    arrow: list[Record] = []
     for record in records:
         problem = _unreadable(record)
         if problem is not None:
             collected.refuse(record, 0, problem[1], reason=problem[0])
         elif record.is_arrow:
-            _take_arrow(record, collected)
+            arrow.append(record)
         else:
             body = (record.value or b"").strip()
             if body.startswith(b"{") and b"\n" not in body and b"\r" not in body:
                 single.append((record, body))
             else:
                 _take_parsed(record, _parse(record, body), collected)
+    _take_arrow(arrow, collected)
     for start in range(0, len(single), _BULK_LINES):
         _take_lines(single[start : start + _BULK_LINES], collected)
     return _frames(collected, frozenset(backfill_sources))
@@ -151,30 +155,54 @@ def _unreadable(record: Record) -> tuple[str, str] | None:
     return None
 
 
-def _take_arrow(record: Record, collected: _Collected) -> None:
+def _take_arrow(records: Sequence[Record], collected: _Collected) -> None:
+    """Arrow blocks, all turned into one frame; one by one only where one of them is at fault."""
+    sound: list[tuple[Record, list[pa.RecordBatch]]] = []
+    rows: list[int] = []
+    for record in records:
+        try:
+            batches = read_batches(record.value or b"")
+        except ContractError:
+            collected.refuse(record, 0, "unreadable Arrow block")
+            continue
+        height = sum(batch.num_rows for batch in batches)
+        if not 0 < height < MAX_EVENTS_PER_RECORD:
+            collected.refuse(record, 0, f"an Arrow block of {height} events")
+            continue
+        sound.append((record, batches))
+        rows.append(height)
+    if not sound:
+        return
     try:
-        block = expect(decode_block(record.value or b""), EVENT, "block")
+        block = frame_of([batch for _, batches in sound for batch in batches])
     except DATA_ERRORS as error:
-        collected.refuse(record, 0, f"unreadable Arrow block: {type(error).__name__}")
+        if len(sound) == 1:
+            collected.refuse(sound[0][0], 0, f"unreadable Arrow block: {type(error).__name__}")
+        else:
+            for record, _ in sound:
+                _take_arrow([record], collected)
         return
-    if not 0 < block.height < MAX_EVENTS_PER_RECORD:
-        collected.refuse(record, 0, f"an Arrow block of {block.height} events")
-        return
+    heights = np.array(rows, np.int64)
+    starts = np.repeat(np.cumsum(heights) - heights, heights)
+    offsets = np.repeat(np.array([record.offset for record, _ in sound], np.uint64), heights)
     block = block.with_columns(
-        _part=pl.lit(collected.partition, pl.UInt16),
-        _off=pl.lit(record.offset, pl.UInt64),
-        _idx=pl.int_range(pl.len(), dtype=pl.UInt32),
+        pl.lit(collected.partition, pl.UInt16).alias("_part"),
+        pl.Series("_off", offsets),
+        pl.Series("_idx", (np.arange(block.height) - starts).astype(np.uint32)),
     )
     good = block.select(_well_formed()).to_series()
-    for row in block.filter(~good).iter_rows(named=True):
-        collected.refuse(
-            record,
-            row["_idx"],
-            "a row breaks the contract",
-            payload=repr(row).encode(),
-            event_id=row["event_id"],
-        )
-    collected.frames.append(block.filter(good) if not good.all() else block)
+    if not good.all():
+        by_offset = {record.offset: record for record, _ in sound}
+        for row in block.filter(~good).iter_rows(named=True):
+            collected.refuse(
+                by_offset[row["_off"]],
+                row["_idx"],
+                "a row breaks the contract",
+                payload=repr(row).encode(),
+                event_id=row["event_id"],
+            )
+        block = block.filter(good)
+    collected.frames.append(block)
 
 
 def _well_formed() -> pl.Expr:
@@ -246,7 +274,7 @@ def _frames(collected: _Collected, backfill_sources: frozenset[str]) -> Decoded:
         frames.append(_rows_of(collected, backfill_sources))
     events = pl.concat(frames) if frames else pl.DataFrame(schema={**EVENT, **POSITION})
     if collected.events:  # single lines were parsed after the others; Arrow blocks come in order
-        events = events.sort("_off", "_idx")
+        events = events.sort("_off", "_idx", maintain_order=True)
     events = events.with_columns(*id_hash(), content_hash())
     quarantined = pl.DataFrame(collected.refused, schema=QUARANTINED).sort("_off", "_idx")
     return Decoded(expect(events, DECODED, "decoded"), quarantined)
