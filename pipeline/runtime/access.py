@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Final
 
-import orjson
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import KeyStore
+from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.settings import Settings, is_loopback, split_address
 
 READ_SOURCE: Final = "read"
@@ -68,13 +68,7 @@ class ReadKeys:
         credential = self._keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
         if credential is not None and READ_SOURCE in credential.sources:
             return None
-        status, code = (401, "unauthorized") if credential is None else (403, "not_a_read_key")
+        status, code = (401, "unauthorised") if credential is None else (403, "not_a_read_key")
         message = "reading on this address needs a read key: Authorization: Bearer KEY"
-        body = {"type": "about:blank", "title": "Unauthorized" if status == 401 else "Forbidden"}
-        body |= {"detail": message, "code": code, "message": message}
-        return Response(
-            orjson.dumps(body | {"status": status}),
-            status,
-            {"WWW-Authenticate": "Bearer"} if status == 401 else {},
-            media_type="application/problem+json",
-        )
+        request_id = request_id_of(headers.get("x-request-id"))
+        return problem_response(ProblemError(status, code, message), request_id)

@@ -6,8 +6,9 @@ from ipaddress import ip_address
 from typing import Final
 
 from starlette.datastructures import MutableHeaders
-from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 
 #: Nothing is loaded from elsewhere. Swagger UI sets styles on elements, hence 'unsafe-inline' for styles.
 _SECURITY: Final = {
@@ -46,8 +47,8 @@ class SecurityHeaders:
             await send(message)
 
         if self._loopback_only and not _is_loopback_name(scope):
-            refusal = PlainTextResponse("this listener answers to 127.0.0.1 and localhost only\n", 421)
-            await refusal(scope, receive, send_with_headers)
+            refusal = ProblemError(421, "other_host", "this listener answers to 127.0.0.1 and localhost only")
+            await problem_response(refusal, request_id_of(None))(scope, receive, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
 

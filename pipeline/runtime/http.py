@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 from clickhouse_connect.driver.client import Client
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -28,6 +29,7 @@ from pipeline.ingest.durability import Durability, Replicated, stored_in
 from pipeline.ingest.gateway import Gateway
 from pipeline.ingest.keys import KeyStore
 from pipeline.ingest.openapi import OPENAPI_PATHS as GATEWAY_PATHS
+from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.ingest.producer import KafkaProducer
 from pipeline.ingest.routes import gateway_routes
 from pipeline.ingest.validate import Validator
@@ -40,8 +42,9 @@ from pipeline.runtime.control import ControlClient
 from pipeline.runtime.exposition import CONTENT_TYPE, http_part
 from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Check, Health, broker_check
-from pipeline.runtime.pages import page_routes
+from pipeline.runtime.pages import page, page_routes
 from pipeline.runtime.process import Order, receive_order, report_problem
+from pipeline.runtime.protocol import BoundedHttp
 from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.store.client import BridgeAddress, connect_bridge, connect_server
 
@@ -51,6 +54,32 @@ _READ_SECONDS: Final = 30.0
 _DRAIN_SECONDS: Final = 4
 
 log = logs.get_logger(__name__)
+
+#: Path items of the routes that move with `--admin-http`.
+ADMIN_PATHS: Final[dict[str, Any]] = {
+    "/health/live": page("The process answers", "application/json"),
+    "/health/ready": page("Every part answers; 503 and what is wrong where one does not", "application/json"),
+    "/metrics": page("Metrics for Prometheus", "text/plain"),
+}
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods as problem documents, like every other refusal."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
+    problem = ProblemError(error.status_code, code, error.detail)
+    answer = problem_response(problem, request_id_of(request.headers.get("x-request-id")))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _failed(request: Request, _: Exception) -> Response:
+    """The error itself goes to the log."""
+    problem = ProblemError(500, "internal_error", "something failed here; its log has the reason")
+    return problem_response(problem, request_id_of(request.headers.get("x-request-id")))
+
+
+EXCEPTION_HANDLERS: Final[dict[Any, Any]] = {HTTPException: _refused, Exception: _failed}
 
 
 @dataclass(frozen=True)
@@ -80,18 +109,20 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
         for path, item in READ_PATHS.items():
             paths[path] = paths.get(path, {}) | item
     admin = [*Health(parts.checks).routes(), Route("/metrics", _metrics_of(parts.control), methods=["GET"])]
-    routes += page_routes(paths)
     if settings.admin_http is None:
         routes += admin
+        paths |= ADMIN_PATHS
+    routes += page_routes(paths)
     loopback = is_loopback(split_address(settings.http)[0])
-    app: ASGIApp = Starlette(routes=routes, lifespan=_lifespan(parts))
+    app: ASGIApp = Starlette(routes=routes, lifespan=_lifespan(parts), exception_handlers=EXCEPTION_HANDLERS)
     if not loopback:
         app = ReadKeys(app, parts.keys)
     public = SecurityHeaders(app, loopback_only=loopback)
     if settings.admin_http is None:
         return public, None
     admin_loopback = is_loopback(split_address(settings.admin_http)[0])
-    return public, SecurityHeaders(Starlette(routes=admin), loopback_only=admin_loopback)
+    admin_app = Starlette(routes=admin, exception_handlers=EXCEPTION_HANDLERS)
+    return public, SecurityHeaders(admin_app, loopback_only=admin_loopback)
 
 
 def _metrics_of(control: ControlClient | None) -> Callable[[Request], Any]:
@@ -191,7 +222,7 @@ def serve(parts: Parts, listener: socket.socket, admin_listener: socket.socket |
     """Answer until SIGTERM or SIGINT, then finish running requests."""
     public, admin = build_app(parts)
     common: dict[str, Any] = {
-        "http": "httptools",
+        "http": BoundedHttp,
         "ws": "none",
         "log_config": None,
         "access_log": False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from starlette.requests import Request
@@ -33,6 +33,26 @@ _START = (
 )
 
 
+def page(summary: str, media_type: str, status: int = 200) -> dict[str, Any]:
+    """The path item of a page without parameters."""
+    content: dict[str, Any] = {} if status >= 300 else {"content": {media_type: {"schema": {}}}}
+    return {
+        "get": {
+            "summary": summary,
+            "tags": ["pages"],
+            "responses": {str(status): {"description": summary} | content},
+        }
+    }
+
+
+#: Path items of the pages of this module.
+PAGES: Final[dict[str, Any]] = {
+    "/": page("Leads to /docs", "text/html", 307),
+    "/docs": page("This description, to be read and tried", "text/html"),
+    "/openapi.json": page("This description", "application/json"),
+}
+
+
 def openapi(paths: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of these path items."""
     return {
@@ -50,13 +70,16 @@ def openapi(paths: dict[str, Any]) -> dict[str, Any]:
 
 
 def page_routes(paths: dict[str, Any]) -> list[BaseRoute]:
-    """`/openapi.json`, `/docs` with its assets, and `/`, which leads to `/docs`."""
-    document = orjson.dumps(openapi(paths))
+    """`/openapi.json`, `/docs` with its assets, and `/`, which leads to `/docs`.
+
+    paths : path items of the other routes of this listener.
+    """
+    document = orjson.dumps(openapi(PAGES | paths))
 
     async def description(_: Request) -> Response:
         return Response(document, media_type="application/json")
 
-    async def page(_: Request) -> Response:
+    async def docs(_: Request) -> Response:
         return HTMLResponse(_PAGE)
 
     async def start(_: Request) -> Response:
@@ -67,8 +90,8 @@ def page_routes(paths: dict[str, Any]) -> list[BaseRoute]:
 
     return [
         Route("/openapi.json", description, methods=["GET"]),
-        Route("/docs", page, methods=["GET"]),
-        Route("/docs/start.js", start, methods=["GET"]),
+        Route("/docs", docs, methods=["GET"]),
+        Route("/docs/start.js", start, methods=["GET"], include_in_schema=False),
         Mount("/docs/assets", StaticFiles(directory=Path(swagger_ui_path))),
         Route("/", root, methods=["GET"]),
     ]

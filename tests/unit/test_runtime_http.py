@@ -16,12 +16,14 @@ from starlette.types import ASGIApp
 from pipeline import metrics
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.ingest.keys import KeyStore
+from pipeline.rules.catalogue import load_catalogues
 from pipeline.runtime.access import ReadKeys, check_listeners
 from pipeline.runtime.exposition import counted_by_http, http_part, worker_part
 from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Health
+from pipeline.runtime.http import Parts, build_app
 from pipeline.runtime.pages import page_routes
-from pipeline.settings import load_settings
+from pipeline.settings import Settings, load_settings
 
 
 async def _hello(_: Request) -> Response:
@@ -105,6 +107,38 @@ def test_a_public_listener_is_refused_without_read_keys_and_a_place_for_metrics(
     check_listeners(load_settings(data_dir=tmp_path, http="0.0.0.0:8080", admin_http="127.0.0.1:9090"))
 
 
+def parts_of(settings: Settings) -> Parts:
+    catalogues = load_catalogues(settings.catalogue_dir)
+    return Parts(settings, catalogues, KeyStore(settings.keys_path), None, None, None, {})
+
+
+async def test_unknown_paths_and_methods_are_problem_documents(tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path, http="127.0.0.1:0", admin_http="127.0.0.1:0")
+    public, admin = build_app(parts_of(settings))
+    assert admin is not None
+    for app in (public, admin):
+        for method, path, status, code in (
+            ("GET", "/v1/nothing", 404, "not_found"),
+            ("POST", "/docs" if app is public else "/metrics", 405, "method_not_allowed"),
+        ):
+            answer = await client_of(app).request(method, path, headers={"X-Request-Id": "r-1"})
+            assert answer.status_code == status
+            assert answer.headers["Content-Type"] == "application/problem+json"
+            assert (answer.json()["code"], answer.json()["request_id"]) == (code, "r-1")
+    refused = await client_of(public).post("/docs")
+    assert "GET" in refused.headers["Allow"]
+
+
+@pytest.mark.parametrize("admin", [None, "127.0.0.1:0"])
+async def test_the_description_names_every_route_of_its_listener(tmp_path: Path, admin: str | None) -> None:
+    settings = load_settings(data_dir=tmp_path, http="127.0.0.1:0", admin_http=admin)
+    public, _ = build_app(parts_of(settings))
+    described = (await client_of(public).get("/openapi.json")).json()["paths"]
+    routes = public._app.routes  # type: ignore[attr-defined]
+    assert set(described) == {r.path for r in routes if isinstance(r, Route) and r.include_in_schema}
+    assert ("/metrics" in described) == (admin is None)
+
+
 async def test_readiness_is_honest_about_each_check() -> None:
     async def well() -> str:
         return "all well"
@@ -129,7 +163,7 @@ async def test_the_api_page_loads_nothing_from_elsewhere() -> None:
     client = client_of(Starlette(routes=page_routes({"/v1/kpi": {"get": {"responses": {}}}})))
     document = (await client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
-    assert list(document["paths"]) == ["/v1/kpi"]
+    assert list(document["paths"]) == ["/", "/docs", "/openapi.json", "/v1/kpi"]
     page = (await client.get("/")).text  # follows the redirect
     assert "swagger-ui" in page
     assert "https://" not in page

@@ -1,0 +1,109 @@
+"""HTTP/1.1 on the wire: bounded heads, a deadline for them, and refusals as problem documents.
+
+uvicorn bounds neither the head nor the time that it takes to arrive; a client that sends one byte now and
+then would hold its connection for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
+
+MAX_HEAD_BYTES: Final = 16_384
+MAX_HEADERS: Final = 100
+HEAD_SECONDS: Final = 5.0
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """A connection whose heads (and trailers) are bounded in bytes, number and time."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._awaiting_head = True
+        self._idle_bytes = 0  # since the parser last finished a head, a piece of body or a message
+        self._heard = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._refusal: ProblemError | None = None
+
+    # --- connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        if self._awaiting_head and self._deadline is None:
+            self._arm()
+        self._idle_bytes += len(data)
+        super().data_received(data)
+        if self._idle_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(_too_large())
+
+    def _arm(self) -> None:
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_slow(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._arm()  # an earlier request is still being answered
+        elif self._heard:
+            self._refuse(
+                ProblemError(408, "head_too_slow", f"the head did not arrive within {HEAD_SECONDS:g} s")
+            )
+        else:
+            self.transport.close()
+
+    # --- parser
+
+    def on_headers_complete(self) -> None:
+        self._disarm()
+        self._awaiting_head, self._idle_bytes = False, 0
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            self._refusal = _too_large()
+            raise self._refusal  # the parser stops; `send_400_response` answers
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._idle_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._awaiting_head, self._idle_bytes = True, 0
+        super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An upgrade that is not offered is passed over (RFC 9110); no line of log for each."""
+
+    # --- refusals
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(self._refusal or ProblemError(400, "bad_request", "this is not an HTTP/1.1 request"))
+
+    def _refuse(self, problem: ProblemError) -> None:
+        answer = problem_response(problem, request_id_of(None))
+        answer.headers["Connection"] = "close"
+        head = [name + b": " + value + b"\r\n" for name, value in answer.raw_headers]
+        self.transport.write(b"".join([STATUS_LINE[problem.status], *head, b"\r\n", bytes(answer.body)]))
+        self.transport.close()
+
+
+def _too_large() -> ProblemError:
+    return ProblemError(
+        431, "head_too_large", f"the head may have {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} fields"
+    )

@@ -1,0 +1,123 @@
+"""The wire: heads and trailers are bounded in bytes, number and time; refusals are problem documents."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from pipeline.runtime import protocol
+from pipeline.runtime.protocol import MAX_HEAD_BYTES, BoundedHttp
+
+pytestmark = pytest.mark.timeout(30)
+
+
+async def _echo(request: Request) -> Response:
+    body = await request.body()
+    if body == b"slow":
+        await asyncio.sleep(0.5)
+    return PlainTextResponse(f"read {len(body)}")
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    app = Starlette(routes=[Route("/", _echo, methods=["GET", "POST"])])
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=BoundedHttp, host="127.0.0.1", port=0, lifespan="off", log_config=None)
+    )
+    running = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    await running
+
+
+async def ask(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """What comes back until the server closes; the parts are sent one after another."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause)
+        return await asyncio.wait_for(reader.read(), 10)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "code"),
+    [
+        (GET + b"X-A: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n", 431, "head_too_large"),
+        (GET + b"".join(b"X-%d: v\r\n" % number for number in range(500)) + b"\r\n", 431, "head_too_large"),
+        (b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431, "head_too_large"),
+        (POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "bad_request"),
+        (POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n", 400, "bad_request"),
+        (POST + b"Content-Length: -1\r\n\r\n", 400, "bad_request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "bad_request"),
+    ],
+)
+async def test_a_bad_head_is_a_problem_document_and_the_end(
+    port: int, request_bytes: bytes, status: int, code: str
+) -> None:
+    answer = await ask(port, request_bytes)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert status_of(answer) == status
+    assert b"application/problem+json" in head
+    assert json.loads(body)["code"] == code
+
+
+async def test_an_endless_head_is_cut_off(port: int) -> None:
+    answer = await ask(port, GET, *[b"X-A: " + b"a" * 4_000] * 5, pause=0.01)
+    assert status_of(answer) == 431
+
+
+async def test_endless_trailers_are_cut_off(port: int) -> None:
+    start = POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n"
+    answer = await ask(port, start, *[b"X-T: " + b"t" * 4_000] * 6, pause=0.01)
+    assert status_of(answer) == 431
+
+
+async def test_a_slow_head_is_408_and_a_silent_connection_is_closed(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    assert status_of(await ask(port, b"GET / HT")) == 408
+    assert await ask(port) == b""
+
+
+async def test_a_slow_answer_and_a_large_body_are_not_cut_off(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    slow = await ask(port, POST + b"Content-Length: 4\r\n\r\nslow\r\n")
+    assert slow.endswith(b"read 4")
+    pieces = [b"a" * 50_000] * 20
+    large = await ask(port, POST + b"Content-Length: 1000000\r\n\r\n", *pieces, pause=0.02)
+    assert large.endswith(b"read 1000000")
+    chunked = b"".join(b"1\r\na\r\n" for _ in range(10_000)) + b"0\r\n\r\n"
+    assert (await ask(port, POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunked)).endswith(b"read 10000")
+
+
+async def test_requests_one_after_another_on_one_connection(port: int) -> None:
+    keep = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab"
+    answer = await ask(port, keep * 3 + GET + b"\r\n")
+    assert answer.count(b"200 OK") == 4
