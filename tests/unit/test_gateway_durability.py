@@ -53,6 +53,15 @@ async def test_stored_tells_which_blocks_were_not_confirmed_in_time() -> None:
     await durability.close()
 
 
+async def test_stored_never_trusts_a_report_without_an_offset() -> None:
+    commits = Commits()
+    commits.offsets = {0: 9, 1: 9}
+    durability = Stored(commits, 1)
+    assert await durability.confirm([Written(0, -1), Written(1, 3)]) == [False, True]
+    assert await durability.confirm([Written(0, -1)]) == [False]
+    await durability.close()
+
+
 async def test_stored_asks_only_while_someone_waits_and_once_for_all() -> None:
     commits = Commits()
     durability = Stored(commits, 5)
