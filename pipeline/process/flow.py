@@ -52,6 +52,15 @@ UNSTORABLE: Final = "UNSTORABLE"
 _MOST_UNSTORABLE: Final = 50
 _UNSTORABLE_SHARE: Final = 0.2
 
+
+def most_unstorable(rows: int) -> float:
+    """Rows of so many that may be quarantined because a stage or the store fails on them."""
+    return max(_MOST_UNSTORABLE, _UNSTORABLE_SHARE * rows)
+
+
+#: What a stage may raise for want of memory, files or a service: no row is at fault.
+_NOT_THE_DATA: Final = (TransientError, MemoryError, OSError)
+
 ADMITTED: Final = 1
 REJECTED: Final = 2
 RECORDED: Final = 0
@@ -259,7 +268,7 @@ def _judge_all(
     """`_judge`; rows that make a stage fail are quarantined alone, so that their partition goes on."""
     try:
         return _judge(kept, states, rules, watch)
-    except (TransientError, MemoryError):
+    except _NOT_THE_DATA:
         raise
     except DATA_ERRORS as error:
         return [_judge_around(part, state, rules, error) for part, state in zip(kept, states, strict=True)]
@@ -267,7 +276,7 @@ def _judge_all(
 
 def _judge_around(kept: pl.DataFrame, state: PartitionState, rules: Rules, error: BaseException) -> _Judged:
     bad = _failing(kept, state, rules)
-    if len(bad) > max(_MOST_UNSTORABLE, _UNSTORABLE_SHARE * kept.height):
+    if len(bad) > most_unstorable(kept.height):
         raise error
     at = np.zeros(kept.height, bool)
     at[bad] = True
@@ -280,7 +289,7 @@ def _failing(rows: pl.DataFrame, state: PartitionState, rules: Rules, first: int
     """Numbers of the rows that fail on their own, found by halving."""
     try:
         _judge([rows], [state], rules, _Stopwatch())
-    except (TransientError, MemoryError):
+    except _NOT_THE_DATA:
         raise
     except DATA_ERRORS:
         if rows.height == 1:

@@ -16,7 +16,7 @@ from pipeline import metrics
 from pipeline.errors import ContractError
 from pipeline.frames import DUPLICATE, QUARANTINED, STORED, Schema, expect
 from pipeline.process.deduplicate import positions, refused_rows
-from pipeline.process.flow import UNSTORABLE, BlockResult, case_events_of
+from pipeline.process.flow import UNSTORABLE, BlockResult, case_events_of, most_unstorable
 from pipeline.sink.retry import Failure, classify, persist
 from pipeline.store.cases import pack_case_events
 from pipeline.store.ddl import STORED_TYPES
@@ -49,6 +49,21 @@ class _Place:
     hi: int
     rules: str
     token: str
+    refusals: _Refusals
+
+
+@dataclass
+class _Refusals:
+    """Counts rows that the store refuses one by one. Too many point at our code or its tables, not at the
+    data: quarantining them all would look like progress."""
+
+    most: float
+    count: int = 0
+
+    def add(self, error: Exception) -> None:
+        self.count += 1
+        if self.count > self.most:
+            raise RuntimeError(f"{self.count} rows of a block cannot be stored") from error
 
 
 class Sink:
@@ -67,10 +82,12 @@ class Sink:
         Passing failures are repeated for ever with the same token. A row that ClickHouse refuses is found by
         halving the range at fixed points (so that a replay sends the same sub-blocks) and quarantined.
         suffix : of the token, for rows of a block that its own token would not let in (recovery).
-        Returns the result as it was stored. Raises Stopping, or what could not be classified.
+        Returns the result as it was stored. Raises Stopping, what could not be classified, and RuntimeError
+        when so many rows are refused that the fault must be ours.
         """
         token = self.token(inc=inc, partition=partition, lo=lo, hi=hi) + suffix
-        place = _Place(inc, partition, lo, hi, rules, token)
+        refusals = _Refusals(most_unstorable(result.received))
+        place = _Place(inc, partition, lo, hi, rules, token, refusals)
         events, refused_events = self._insert("events", result.events, place)
         rejections, refused_rejections = self._insert("rejections", result.rejections, place)
         self._insert("duplicates", result.duplicates, place, may_refuse=False)
@@ -122,6 +139,7 @@ class Sink:
                 raise
             if rows.height == 1:
                 log.error("a row cannot be stored", table=table, token=token, error=type(error).__name__)
+                place.refusals.add(error)
                 return rows.clear(), rows
         else:
             return rows, rows.clear()

@@ -128,6 +128,17 @@ def test_one_faulty_row_among_many_is_quarantined_and_the_others_are_stored(
     assert column(clickhouse, "SELECT count() FROM case_events WHERE case_id = 'c137'") == [0]
 
 
+def test_a_fault_that_refuses_every_row_stops_instead_of_quarantining_them_all(
+    clickhouse: Client, rules: Rules
+) -> None:
+    documents = [event(number) for number in range(200)]
+    result = process_block(Block(0, [record(0, *documents)]), PartitionState.empty(Settings()), rules)
+    flaky = Flaky(clickhouse, [DataError("the table has another type")] * 1_000)
+    with pytest.raises(RuntimeError, match="51 rows"):
+        Sink(flaky, "t").write(result, **PLACE)  # type: ignore[arg-type]
+    assert count(clickhouse, "events", "quarantine") == [0, 0]
+
+
 class Flaky:
     """A client whose inserts fail as told, then work: after the insert when `late`."""
 
