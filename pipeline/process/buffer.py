@@ -13,6 +13,8 @@ from pipeline.process.records import Record
 
 #: An event in an Arrow block takes at least this many bytes; more events than that are never assumed.
 _BYTES_PER_ARROW_EVENT: Final = 100
+#: Records that are read again should arrive within this; else they are asked for once more.
+_REREAD_SECONDS: Final = 5.0
 
 
 class Taken(Enum):
@@ -53,7 +55,8 @@ class PartitionBuffer:
         self._records: deque[tuple[Record, int, float]] = deque()
         self._bytes = 0
         self._rows = 0
-        self._missing: tuple[int, int] | None = None  # expected offset, offset that came instead
+        # expected offset, offset that came instead (None: not seen yet), when they were asked for
+        self._missing: tuple[int, int | None, float] | None = None
         self._cut_timestamp_ms = 0
 
     def __len__(self) -> int:
@@ -70,8 +73,16 @@ class PartitionBuffer:
     @property
     def full(self) -> bool:
         """Enough is buffered: fetch no more. Never while a block must be completed."""
-        waits_for_span = bool(self.spans) and bool(self._records) and self._last < self.spans[0].hi
-        return self._bytes >= self.max_bytes and not waits_for_span
+        return self._bytes >= self.max_bytes and not self._waits_for_span
+
+    @property
+    def hungry(self) -> bool:
+        """So little is buffered, or a block is so incomplete, that a paused fetch must go on."""
+        return self._bytes <= self.max_bytes // 2 or self._waits_for_span
+
+    @property
+    def _waits_for_span(self) -> bool:
+        return bool(self.spans) and bool(self._records) and self._last < self.spans[0].hi
 
     @property
     def _last(self) -> int:
@@ -84,8 +95,8 @@ class PartitionBuffer:
         if expected is not None and record.offset < expected:
             return Taken.OLD
         if expected is not None and record.offset > expected:
-            if self._missing is None or self._missing[0] != expected:
-                self._missing = (expected, record.offset)
+            if self._missing is None or self._missing[0] != expected or self._missing[1] is None:
+                self._missing = (expected, record.offset, now)
                 return Taken.GAP
             if record.offset != self._missing[1]:
                 return Taken.SKIPPED
@@ -97,22 +108,33 @@ class PartitionBuffer:
         self._rows += rows
         return Taken.KEPT
 
-    def start_at(self, offset: int) -> bool:
+    def missing(self, now: float) -> int | None:
+        """The offset to read again from, because what was missing has not come; None: nothing to do.
+
+        What came instead before may be gone by now, so a hole must show twice anew.
+        """
+        if self._missing is None or now - self._missing[2] < _REREAD_SECONDS:
+            return None
+        self._missing = (self._missing[0], None, now)
+        return self._missing[0]
+
+    def start_at(self, offset: int, now: float, *, fetched: bool = True) -> bool:
         """Recovery says where processing starts; records buffered before it are dropped.
 
+        fetched : whether the fetch began at `offset` or before it.
         Returns False if records are missing between `offset` and the first one buffered: read them again.
         """
         while self._records and self._records[0][0].offset < offset:
             self._pop()
-        if not self._records:
-            self.next_offset = max(offset, self.next_offset or 0)
-            return True
-        first = self._records[0][0].offset
+        first = self._records[0][0].offset if self._records else None
         if first == offset:
+            return True
+        if first is None and fetched:
+            self.next_offset = max(offset, self.next_offset or 0)
             return True
         while self._records:
             self._pop()
-        self.next_offset, self._missing = offset, (offset, first)
+        self.next_offset, self._missing = offset, (offset, first, now)
         return False
 
     @property

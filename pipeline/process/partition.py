@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
+import structlog
 from clickhouse_connect.driver.client import Client
 
 from pipeline.clock import utc_now
@@ -23,6 +24,8 @@ from pipeline.process.flow import BlockResult, PartitionState, case_events_of
 from pipeline.process.hashes import id_hash
 from pipeline.process.resend import anchors_of
 from pipeline.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 OUTCOME_TABLES: Final = ("events", "rejections", "duplicates", "quarantine")
 
@@ -47,25 +50,45 @@ class Span:
 
 @dataclass(frozen=True)
 class Recovered:
-    """committed : next offset to process; spans : blocks to rebuild, ascending, disjoint, from there on."""
+    """committed : next offset to process, None: wherever the log begins;
+    spans : blocks to rebuild, ascending, disjoint, from there on."""
 
-    committed: int
+    committed: int | None
     spans: tuple[Span, ...]
     state: PartitionState
 
 
-def recover(client: Client, *, inc: int, partition: int, committed: int, settings: Settings) -> Recovered:
+def recover(
+    client: Client, *, inc: int, partition: int, committed: int | None, settings: Settings
+) -> Recovered:
     """Rebuild a partition's state and the bounds of its unfinished blocks.
 
-    committed : the group's committed offset, 0 if none. Raises what the client raises.
+    committed : the group's committed offset, None if none. It is not believed, and everything is read, where
+    nothing before it is stored from this incarnation: it is an offset of an earlier log then.
+    Raises what the client raises.
     """
+    if committed is not None and not _any_before(client, inc, partition, committed):
+        if committed > 0:
+            log.warning("committed_offset_is_of_another_log", partition=partition, committed=committed)
+        committed = None
+    begin = committed or 0
     state = PartitionState.empty(settings)
-    since = _since(client, inc, partition, committed)
+    since = _since(client, inc, partition, begin)
     if since is not None:
         since -= timedelta(days=settings.dedup_window_days) + _SLACK
         _load_ids(client, state, inc, partition, since)
         _load_anchors(client, state, inc, partition, since)
-    return Recovered(committed, _spans(client, inc, partition, committed), state)
+    return Recovered(committed, _spans(client, inc, partition, begin), state)
+
+
+def _any_before(client: Client, inc: int, partition: int, offset: int) -> bool:
+    """Whether any row of this incarnation is stored before `offset`: every stored record left one."""
+    each = " UNION ALL ".join(
+        f"(SELECT 1 FROM {table} "
+        "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} AND _off < {offset:UInt64} LIMIT 1)"
+        for table in OUTCOME_TABLES
+    )
+    return bool(client.query(each, parameters={"inc": inc, "part": partition, "offset": offset}).result_rows)
 
 
 def _spans(client: Client, inc: int, partition: int, committed: int) -> tuple[Span, ...]:

@@ -27,6 +27,16 @@ class TopicFacts:
     cluster_id: str
     end_offsets: Mapping[int, int]
 
+    def differs(self, now: TopicFacts, read: Mapping[int, int]) -> str | None:
+        """Why `now` is not the log that these facts are about, None if it is.
+
+        read : partition -> next offset to be read, taken before `now` was asked for.
+        """
+        if (now.topic_id, now.cluster_id) != (self.topic_id, self.cluster_id):
+            return "the topic was replaced by a new one of the same name"
+        cut = sorted(part for part, offset in read.items() if now.end_offsets.get(part, offset) < offset)
+        return f"the log ends before offsets that were read from it (partitions {cut})" if cut else None
+
 
 def describe_topic(bootstrap: str, topic: str) -> TopicFacts:
     """Ask the broker. Raises UnavailableError (no answer), ConfigurationError (no such topic)."""

@@ -18,14 +18,14 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 import structlog
 from clickhouse_connect.driver.client import Client
 
 from pipeline.contract.privacy import Privacy
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.process.account import Account
 from pipeline.process.buffer import PartitionBuffer, Taken
 from pipeline.process.flow import Block, Rules
@@ -33,7 +33,7 @@ from pipeline.process.membership import Membership
 from pipeline.process.partition import Recovered, recover
 from pipeline.process.records import Record
 from pipeline.process.rounds import Stored, Work, run_round
-from pipeline.process.topic import describe_topic
+from pipeline.process.topic import TopicFacts, describe_topic
 from pipeline.reference.snapshot import Reference
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import Settings
@@ -53,6 +53,7 @@ _LEAVE_SECONDS: Final = 6.0
 _REVOKE_SECONDS: Final = 4.0
 _LAG_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 0.5
+_TOPIC_SECONDS: Final = 10.0
 
 
 class WorkerFailedError(Exception):
@@ -117,6 +118,7 @@ class Worker:
         self._clients: SimpleQueue[Client] = SimpleQueue()
         self._member = Membership(settings, bootstrap, self)
         self._inc = 0
+        self._topic: TopicFacts | None = None
         self._rules: Rules | None = None
 
     # --- life
@@ -127,7 +129,13 @@ class Worker:
         try:
             await self._in_thread(self._open)
             await self._member.start()
-            for watch in (self._dispatch, self._watch_reference, self._watch_lag, self._watch_member):
+            for watch in (
+                self._dispatch,
+                self._watch_reference,
+                self._watch_lag,
+                self._watch_topic,
+                self._watch_member,
+            ):
                 tasks.append(asyncio.create_task(self._watched(watch)))
             ends = [asyncio.create_task(stop.wait()), asyncio.create_task(self._failed.wait())]
             tasks += ends
@@ -140,7 +148,7 @@ class Worker:
 
     def _open(self, client: Client) -> None:
         catalogues = load_catalogues(self._settings.catalogue_dir)
-        topic = describe_topic(self._bootstrap, self._settings.topic)
+        self._topic = topic = describe_topic(self._bootstrap, self._settings.topic)
         self._inc = resolve(client, self._settings.topic, topic.topic_id, topic.cluster_id, topic.end_offsets)
         reference = Reference.load(client, tolerance_m=self._settings.grid_tolerance_m)
         self._rules = Rules(reference, catalogues, self._privacy, self._settings)
@@ -188,13 +196,20 @@ class Worker:
         """Run `call` in a thread with a client of its own."""
 
         def run() -> T:
-            client = self._clients.get() if not self._clients.empty() else self._client_factory()
+            client = self._client()
             try:
                 return call(client)
             finally:
                 self._clients.put(client)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+
+    def _client(self) -> Client:
+        """One that no other thread uses. A server that cannot be reached now is waited for."""
+        try:
+            return self._clients.get_nowait()
+        except Empty:
+            return persist(self._client_factory, stopping=self._stopping, what="a connection to the store")
 
     # --- what the group tells (see membership.Partitions)
 
@@ -264,7 +279,14 @@ class Worker:
             expected=expected,
             got=record.offset,
         )
-        self._start(self._member.rewind(buffer.partition, expected))
+        self._start(self._rewind(buffer.partition, expected))
+
+    async def _rewind(self, partition: int, offset: int) -> None:
+        """Ask for the records from `offset` on. If they do not come, `_watch_lag` asks again."""
+        try:
+            await self._member.rewind(partition, offset)
+        except Exception as error:
+            log.warning("records_not_asked_for", partition=partition, offset=offset, error=repr(error))
 
     # --- recovery
 
@@ -287,7 +309,7 @@ class Worker:
         await self._until(lambda: partition not in self._on_the_way)
         if buffer.lost():
             return
-        committed = await self._member.committed(partition)
+        told = await self._member.committed(partition)
 
         def read(client: Client) -> Recovered:
             return persist(
@@ -295,7 +317,7 @@ class Worker:
                     client,
                     inc=self._inc,
                     partition=partition,
-                    committed=committed or 0,
+                    committed=told,
                     settings=self._settings,
                 ),
                 stopping=self._stopping,
@@ -305,9 +327,12 @@ class Worker:
         found = await self._in_thread(read)
         if buffer.lost():
             return
+        committed = found.committed
         buffer.state, buffer.spans, buffer.committed = found.state, deque(found.spans), committed
-        if committed is not None and not buffer.start_at(committed):
-            self._start(self._member.rewind(partition, committed))
+        # without a commit everything is read, also what arrived before the buffer was there
+        if not buffer.start_at(committed or 0, time.monotonic(), fetched=committed == told):
+            self._start(self._rewind(partition, committed or 0))
+        self._feed(buffer)
         self._account.starts_at(partition, committed)
         buffer.recovered = True
         log.info(
@@ -359,10 +384,13 @@ class Worker:
             buffer.in_flight = True
             self._on_the_way.add(buffer.partition)
             works.append(Work(buffer, Block(buffer.partition, records), span))
-            if buffer.paused and buffer.bytes <= self._settings.partition_buffer_bytes // 2:
-                buffer.paused = False
-                self._member.resume(buffer.partition)
+            self._feed(buffer)
         return works
+
+    def _feed(self, buffer: PartitionBuffer) -> None:
+        if buffer.paused and buffer.hungry:
+            buffer.paused = False
+            self._member.resume(buffer.partition)
 
     def _next_due(self) -> float:
         """Seconds until a block is due by its age."""
@@ -434,10 +462,29 @@ class Worker:
                 oldest = buffer.oldest_timestamp_ms
                 late = max(now - oldest / 1000, 0.0) if oldest is not None and records else 0.0
                 self._account.lag(buffer.partition, records, late)
+                missing = buffer.missing(time.monotonic())
+                if missing is not None:
+                    self._start(self._rewind(buffer.partition, missing))
             states = [buffer.state for buffer in self._buffers.values() if buffer.state is not None]
             self._account.dedup(
                 sum(len(state.seen) for state in states), sum(len(state.anchors) for state in states)
             )
+
+    async def _watch_topic(self) -> None:
+        """End the worker when its log was replaced or cut: offsets name other records now, and the consumer
+        would pass over what it takes for old. The next start finds a new incarnation and reads it whole."""
+        assert self._topic is not None
+        while True:
+            await asyncio.sleep(_TOPIC_SECONDS)
+            read = {buffer.partition: buffer.next_offset or 0 for buffer in self._buffers.values()}
+            try:
+                found = await asyncio.to_thread(describe_topic, self._bootstrap, self._settings.topic)
+            except (UnavailableError, ConfigurationError) as error:
+                log.warning("topic_not_described", error=str(error))
+                continue
+            problem = self._topic.differs(found, read)
+            if problem:
+                raise WorkerFailedError(problem)
 
     async def _watch_reference(self) -> None:
         """Take over new reference data and catalogues; a round in progress keeps those it began with."""

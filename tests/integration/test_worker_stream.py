@@ -16,10 +16,11 @@ from typing import Any
 import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline import metrics
+from pipeline.process import worker
 from pipeline.process.membership import Membership
 from pipeline.process.records import Record
 from pipeline.process.worker import WorkerFailedError, run_worker
@@ -274,6 +275,37 @@ async def test_ids_and_reports_are_remembered_over_a_restart(town: Town) -> None
         ("L2", "e2"), ("L1", "e1"), ("L1", "e2"), ("L2", "e3"),
     ]  # fmt: skip
     assert column(town.client, "SELECT event_id FROM quarantine WHERE reason = 'ID_CONFLICT'") == ["e2"]
+
+
+async def test_a_commit_left_by_an_earlier_log_passes_over_nothing(town: Town) -> None:
+    town.send(*[record(0, event(number)) for number in range(6)], partition=1)
+    stale = Consumer({"bootstrap.servers": town.bootstrap, "group.id": town.settings.consumer_group})
+    offsets = [TopicPartition(town.settings.topic, 1, 4), TopicPartition(town.settings.topic, 2, 4)]
+    stale.commit(offsets=offsets, asynchronous=False)
+    stale.close()
+    async with town.worker():
+        await town.until(lambda: town.rows() == 6)
+        town.send(record(0, event(7)), partition=2)
+        await town.until(lambda: town.rows() == 7)
+        await town.until(lambda: town.committed()[1:] == [6, 1])
+    town.assert_every_position_once()
+
+
+async def test_a_topic_replaced_under_a_worker_ends_it_and_the_next_one_reads_it_whole(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_TOPIC_SECONDS", 0.5)
+    async with town.worker() as task:
+        town.send(*[record(0, event(f"a{number}")) for number in range(4)], partition=1)
+        await town.until(lambda: town.committed()[1] == 4)
+        town.admin.delete_topics([town.settings.topic])[town.settings.topic].result(10)
+        broker.ensure_topic(town.admin, town.settings.topic, PARTITIONS)
+        await asyncio.wait([task], timeout=PATIENCE_SECONDS)
+        assert isinstance(task.exception(), WorkerFailedError)
+    town.send(*[record(0, event(f"b{number}")) for number in range(6)], partition=1)
+    async with town.worker():
+        await town.until(lambda: town.rows() == 10)
+    assert column(town.client, "SELECT uniqExact(event_id) FROM events") == [10]
 
 
 async def test_new_reference_data_are_used_without_a_restart(town: Town, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ class World:
         buffer.spans = deque([] if self.mutant == "arbitrary boundaries" else spans)
         buffer.state = SimpleNamespace(seen=seen)  # type: ignore[assignment]
         buffer.recovered = True
-        buffer.start_at(self.committed)
+        buffer.start_at(self.committed, 0.0)
         return buffer
 
     @staticmethod

@@ -1,0 +1,85 @@
+"""What a partition buffers: no record is passed over, and nothing waits for ever."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from pipeline.process.buffer import PartitionBuffer, Taken
+from pipeline.process.partition import Span
+from pipeline.process.records import Record
+from pipeline.process.topic import TopicFacts
+
+
+def record(offset: int, size: int = 0) -> Record:
+    return Record(offset, 0, None, b"x" * size)
+
+
+def buffer(max_bytes: int = 10_000, **given: object) -> PartitionBuffer:
+    return PartitionBuffer(0, max_rows=100, max_bytes=max_bytes, recovered=True, **given)  # type: ignore[arg-type]
+
+
+def offsets(buffered: PartitionBuffer) -> list[int]:
+    records, _, _ = buffered.cut()
+    return [one.offset for one in records]
+
+
+def test_a_hole_is_believed_when_it_shows_twice() -> None:
+    held = buffer(next_offset=5)
+    assert [held.take(record(offset), 0.0) for offset in (10, 11, 10, 11)] == [
+        Taken.GAP, Taken.SKIPPED, Taken.KEPT, Taken.KEPT,
+    ]  # fmt: skip
+    assert held.missing(1_000.0) is None
+
+
+def test_missing_records_that_do_not_come_are_asked_for_again_and_again() -> None:
+    held = buffer(next_offset=5)
+    held.take(record(10), 0.0)
+    assert held.missing(1.0) is None, "they are on their way"
+    assert held.missing(6.0) == 5
+    assert held.missing(7.0) is None
+    assert held.missing(12.0) == 5
+    assert [held.take(record(offset), 13.0) for offset in (5, 6)] == [Taken.KEPT, Taken.KEPT]
+    assert held.missing(60.0) is None
+
+
+def test_a_hole_that_grows_while_it_is_read_again_does_not_stop_the_partition() -> None:
+    held = buffer(next_offset=5)
+    held.take(record(10), 0.0)
+    # the log lost its records up to 12 before they could be read again
+    assert held.take(record(12), 1.0) is Taken.SKIPPED
+    assert held.missing(6.0) == 5
+    assert [held.take(record(offset), 6.1) for offset in (12, 12)] == [Taken.GAP, Taken.KEPT]
+
+
+def test_without_a_commit_the_partition_begins_where_the_log_begins() -> None:
+    held = buffer()
+    held.take(record(3), 0.0)  # what came before it found no buffer
+    assert not held.start_at(0, 0.0)
+    assert [held.take(record(offset), 0.1) for offset in (0, 1, 2, 3)] == [Taken.KEPT] * 4
+    assert offsets(held) == [0, 1, 2, 3]
+
+
+def test_a_fetch_that_began_too_late_is_started_again_though_nothing_came_yet() -> None:
+    held = buffer()
+    assert not held.start_at(0, 0.0, fetched=False)
+    assert held.missing(6.0) == 0
+    assert held.take(record(0), 7.0) is Taken.KEPT
+
+
+def test_a_paused_fetch_goes_on_for_a_block_that_must_be_completed() -> None:
+    held = buffer(max_bytes=1_000)
+    for offset in range(3):
+        held.take(record(offset, 400), 0.0)
+    assert held.full
+    assert not held.hungry
+    held.spans = deque([Span(0, 5, "r")])
+    assert not held.ready
+    assert held.hungry, "else the block would wait for ever"
+
+
+def test_a_replaced_or_cut_log_is_told_from_one_that_grew() -> None:
+    opened = TopicFacts("id", "cluster", {0: 5, 1: 7})
+    assert opened.differs(TopicFacts("id", "cluster", {0: 9, 1: 7}), {0: 9, 1: 7}) is None
+    assert opened.differs(TopicFacts("id", "cluster", {}), {0: 9}) is None, "a broker that does not tell"
+    assert "replaced" in str(opened.differs(TopicFacts("other", "cluster", {}), {}))
+    assert "[1]" in str(opened.differs(TopicFacts("id", "cluster", {0: 9, 1: 6}), {0: 9, 1: 7}))
