@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -18,6 +19,11 @@ EXIT_UNREACHABLE = 3
 #: Human output; errors and progress go to stderr so that stdout stays parseable.
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+def print_error(message: str) -> None:
+    """One line on stderr; brackets in the message are text, not markup."""
+    err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

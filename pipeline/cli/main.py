@@ -10,7 +10,7 @@ import sys
 import structlog
 import typer
 
-from pipeline.cli.common import EXIT_UNREACHABLE, EXIT_USAGE, err
+from pipeline.cli.common import EXIT_UNREACHABLE, EXIT_USAGE, print_error
 from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 
 COMMANDS = (
@@ -60,13 +60,13 @@ def run() -> None:
         build()()
     except ConfigurationError as error:
         for problem in error.problems:
-            err.print(f"[red]error:[/] {problem}", markup=True, soft_wrap=True)
+            print_error(problem)
         sys.exit(EXIT_USAGE)
     except UnavailableError as error:
-        err.print(f"[red]error:[/] {error}", soft_wrap=True)
+        print_error(str(error))
         sys.exit(EXIT_UNREACHABLE)
     except GridpipeError as error:
-        err.print(f"[red]error:[/] {error}", soft_wrap=True)
+        print_error(str(error))
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         sys.exit(130)

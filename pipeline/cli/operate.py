@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import typer
 from pydantic_core import PydanticUndefined
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.cli.common import out, print_json, print_table
@@ -97,7 +98,8 @@ def doctor(
     else:
         for finding in findings:
             advice = f" → {finding.do}" if finding.do else ""
-            out.print(f"{_SIGN[finding.level]:<18} {finding.check}: {finding.what}{advice}", soft_wrap=True)
+            said = escape(f"{finding.check}: {finding.what}{advice}")
+            out.print(f"{_SIGN[finding.level]:<18} {said}", soft_wrap=True)
     raise typer.Exit(exit_code(findings))
 
 

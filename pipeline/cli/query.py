@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import typer
 
-from pipeline.cli.common import EXIT_SOME_REFUSED, EXIT_USAGE, err, print_json, print_table
+from pipeline.cli.common import EXIT_SOME_REFUSED, EXIT_USAGE, print_error, print_json, print_table
 from pipeline.errors import ContractError, UnavailableError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def explain(
                 retention=retention,
             )
         except PastRetentionError:
-            err.print(f"[red]error:[/] {source}/{event_id} is past its {retention.days} days of retention")
+            print_error(f"{source}/{event_id} is past its {retention.days} days of retention")
             raise typer.Exit(EXIT_SOME_REFUSED) from None
 
     path = f"/v1/events/{quote(source, safe='')}/{quote(event_id, safe='')}"
@@ -115,7 +115,7 @@ def kpi(
     by: Annotated[
         str,
         typer.Option(help="city, district, town, village, grid, matter, category, department or channel."),
-    ] = "district",
+    ] = "city",
     from_: Annotated[
         str | None, typer.Option("--from", help="Start, RFC 3339; default: 30 days before --to.")
     ] = None,
@@ -217,7 +217,7 @@ def _body(status: int, content: bytes, address: str) -> dict[str, Any]:
     message = body.get("message", f"HTTP {status}") if isinstance(body, dict) else f"HTTP {status}"
     if status in {429, 503}:
         raise UnavailableError(str(message))
-    err.print(f"[red]error:[/] {message}", soft_wrap=True)
+    print_error(str(message))
     raise typer.Exit(EXIT_SOME_REFUSED if status in {404, 410} else EXIT_USAGE)
 
 
@@ -241,6 +241,6 @@ def _from_data_dir(offline: _Offline, data_dir: Path | None) -> dict[str, Any]:
     finally:
         reader.close()
     if found is None:
-        err.print("[red]error:[/] nothing is written under this id")
+        print_error("nothing is written under this id")
         raise typer.Exit(EXIT_SOME_REFUSED)
     return found

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.cli.common import natural_width, out, print_table
@@ -165,5 +166,5 @@ def _print_pairs(pairs: Mapping[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in pairs.items():
         if value is not None and value != "":
-            table.add_row(f"  {name}", str(value))
+            table.add_row(f"  {name}", escape(str(value)))
     print_table(table)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
+from urllib3.exceptions import HTTPError as TransportError
 
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.settings import Settings
@@ -122,4 +123,6 @@ def connect_bridge(bridge: BridgeAddress, database: str | None, *, timeout: floa
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error.__cause__, TransportError):
+        return "it does not answer"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

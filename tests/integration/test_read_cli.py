@@ -82,7 +82,9 @@ def test_json_is_the_answer_of_the_service(app: typer.Typer, url: str) -> None:
 
 
 def test_tables_speak_chinese(app: typer.Typer, url: str) -> None:
-    code, text, _ = run(app, "kpi", *WINDOW, "--url", url)
+    code, text, _ = run(app, "kpi", *WINDOW, "--url", url)  # the default is the call's: the city
+    assert (code, "江门市" in text, "江海区" in text) == (0, True, False)
+    code, text, _ = run(app, "kpi", "--by", "district", *WINDOW, "--url", url)
     assert code == 0
     assert "办结率" in text
     assert re.search(r"江海区 440704.* 2 .*0\.00 %.*8 min", text)

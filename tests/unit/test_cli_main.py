@@ -44,6 +44,7 @@ def test_every_documented_command_is_there_with_a_sentence(app: typer.Typer) -> 
         (ConfigurationError(["first problem", "second problem"]), 2),
         (UnavailableError("Kafka at 127.0.0.1:9 does not answer"), 3),
         (ContractError("persons.csv has no column worker_key"), 2),
+        (ContractError("/data/[old]/[/x].csv: no such file [red]"), 2),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -110,7 +111,7 @@ def test_an_unreachable_server_is_one_line_and_exit_3(tmp_path: Path) -> None:
     refused = run("migrate", "--data-dir", str(tmp_path), "--clickhouse", "http://127.0.0.1:9")
     assert refused.returncode == 3
     (line,) = refused.stderr.strip().splitlines()
-    assert line.startswith("error: ClickHouse at http://127.0.0.1:9 cannot be used")
+    assert line == "error: ClickHouse at http://127.0.0.1:9 cannot be used: it does not answer"
 
 
 def test_doctor_on_a_machine_without_an_installation_says_what_to_do(tmp_path: Path) -> None:
