@@ -22,7 +22,7 @@ END: Final = r"$(?!\n)"
 
 ID_PATTERN: Final = r"^[A-Za-z0-9._:-]{1,64}" + END
 KEY_PATTERN: Final = r"^[A-Za-z0-9._:@/+=-]{1,128}" + END
-CODE_PATTERN: Final = r"^[A-Za-z][A-Za-z0-9_-]{0,63}" + END
+CODE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}" + END
 GRID_PATTERN: Final = r"^[0-9]{15}(-U[0-9]{3})?" + END
 ORGANISATION_CODE_PATTERN: Final = r"^[A-Za-z0-9._-]{1,64}" + END
 SHA256_PATTERN: Final = r"^[0-9A-Fa-f]{64}" + END

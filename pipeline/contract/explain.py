@@ -38,7 +38,7 @@ _SAFE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _FORMS: Final = {
     ID_PATTERN: "1–64 characters from A–Z a–z 0–9 . _ : -",
     KEY_PATTERN: "1–128 characters from A–Z a–z 0–9 . _ : @ / + = -",
-    CODE_PATTERN: "a code: a letter, then letters, digits, _ or -",
+    CODE_PATTERN: "a code: a letter or digit, then letters, digits, _ or -",
     GRID_PATTERN: "15 digits, optionally followed by -U and 3 digits",
     ORGANISATION_CODE_PATTERN: "1–64 characters from A–Z a–z 0–9 . _ -",
     SHA256_PATTERN: "64 hexadecimal digits",

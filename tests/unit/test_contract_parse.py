@@ -140,7 +140,7 @@ def test_depth_counts_brackets_outside_strings_only() -> None:
         ({"attributes": {"due_at": 5}}, "bad_time", "attributes.due_at"),
         ({"attributes": {"rating": True}}, "bad_type", "attributes.rating"),
         ({"attributes": {"rating": 0}}, "out_of_range", "attributes.rating"),
-        ({"attributes": {"department": "13800001234"}}, "bad_pattern", "attributes.department"),
+        ({"attributes": {"department": "13800001234"}}, "personal_data_in_id", "attributes.department"),
         ({"attributes": {"primary_case_id": "x y"}}, "bad_pattern", "attributes.primary_case_id"),
         ({"event_id": "110105-19491231-002X"}, "personal_data_in_id", "event_id"),
         ({"case_id": "c.1.1.0105194912310-02x"}, "personal_data_in_id", "case_id"),
