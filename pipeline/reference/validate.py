@@ -12,14 +12,14 @@ import polars as pl
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.contract.privacy import mask_name, mask_phone
+from pipeline.contract.privacy import holds_personal_number, mask_name, mask_phone, redact
 from pipeline.reference.columns import DTYPES, OPEN_END, Mask, convert
-from pipeline.reference.schema import AGE_BANDS, Column, Kind
+from pipeline.reference.schema import AGE_BANDS, KEY, Column, Kind
 
 Reason = Literal[
     "unreadable", "missing", "wrong_type", "out_of_range", "not_allowed", "bad_pattern", "too_long",
     "bad_geometry", "bad_id_number", "no_identity", "bad_interval", "contradiction", "duplicate_key",
-    "unknown_parent",
+    "personal_number", "unknown_parent",
 ]  # fmt: skip
 
 EXAMPLES_PER_REASON: Final = 5
@@ -28,6 +28,11 @@ _PLACE: Final = "_place"
 #: Already masked: at most two characters of the name, or the ends of a phone, around stars.
 _MASKED: Final = {"name": r"^[^*]{0,2}\*+$", "phone": r"^\d{0,4}\*+\d{0,4}$"}
 _MASKS: Final[dict[str, Callable[[str], str]]] = {"name": mask_name, "phone": mask_phone}
+
+#: A quick look for keys that may hold a mobile or identity number.
+_DIGITS: Final = (
+    r"(?m)(?:^|[^0-9A-Fa-f])(?:(?:00)?86)?1[3-9][0-9]{9}(?:[^0-9A-Fa-f]|$)|[0-9](?:[.-]{0,2}[0-9]){16}"
+)
 
 #: A region that no grid of the country lies outside of; catches swapped coordinates.
 _LON: Final = (73.0, 136.0)
@@ -75,16 +80,17 @@ class Judge:
     def refuse(
         self, reason: Reason, column: Column | None, faulty: Mask, cells: pl.Series | None = None
     ) -> None:
-        """Refuse rows `faulty` (n,); `cells` are quoted in the report unless the column is personal."""
+        """Refuse rows `faulty` (n,); `cells` are quoted in the report unless the column is personal.
+
+        What is quoted is redacted: a number can stand in the wrong column.
+        """
         if not faulty.any():
             return
         self._refused |= faulty
         at = np.flatnonzero(faulty)[:EXAMPLES_PER_REASON]
         quoted = cells is not None and column is not None and not column.personal
         examples = [
-            Example(
-                int(self._places[row]), str(cells[int(row)])[:80] if quoted and cells is not None else None
-            )
+            Example(int(self._places[row]), _quote(cells[int(row)]) if quoted and cells is not None else None)
             for row in at
         ]
         self._refusals.add(reason, column.name if column else None, int(faulty.sum()), examples)
@@ -93,6 +99,10 @@ class Judge:
         """The rows without a fault, with their place in column `_place`."""
         self._refusals.rows += int(self._refused.sum())
         return rows.with_columns(pl.Series(_PLACE, self._places)).filter(pl.Series(~self._refused))
+
+
+def _quote(cell: object) -> str:
+    return redact(str(cell)[:160])[:80]
 
 
 def typed_schema(kind: Kind) -> dict[str, pl.DataType]:
@@ -168,6 +178,8 @@ def _check_values(column: Column, values: pl.Series, judge: Judge) -> pl.Series:
             judge.refuse("bad_pattern", column, _true(~values.str.contains(column.pattern)), values)
         if column.values:
             judge.refuse("not_allowed", column, _true(~values.is_in(column.values)), values)
+    if column.pattern == KEY:
+        judge.refuse("personal_number", column, _personal_numbers(values))
     if column.type == "polygon":
         judge.refuse("bad_geometry", column, _bad_polygons(values), values)
     if column.type in ("integer", "number"):
@@ -188,6 +200,17 @@ def _check_values(column: Column, values: pl.Series, judge: Judge) -> pl.Series:
             return values.set(_open(values), None)
         judge.refuse("out_of_range", column, _open(values).to_numpy(), values)
     return values
+
+
+def _personal_numbers(keys: pl.Series) -> Mask:
+    """Keys are kept and shown in clear: they may hold no identity or mobile number."""
+    texts = keys.list.join("\n") if isinstance(keys.dtype, pl.List) else keys
+    mask: Mask = np.zeros(len(texts), bool)
+    doubtful = texts.str.contains(_DIGITS).fill_null(False).arg_true()
+    mask[doubtful.to_numpy()] = [
+        any(map(holds_personal_number, text.split("\n"))) for text in texts.gather(doubtful)
+    ]
+    return mask
 
 
 def _open(values: pl.Series) -> pl.Series:

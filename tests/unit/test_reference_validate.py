@@ -117,12 +117,25 @@ def test_a_bad_grid_is_refused_and_its_neighbours_are_not(
         ({"loans": BACKWARD_LOAN}, "wrong_type", "loans"),
         ({"person_key": "ab" * 32}, "no_identity", "key_version"),
         ({"id_number": "123"}, "bad_id_number", "id_number"),
+        ({"worker_key": "13800001234"}, "personal_number", "worker_key"),
+        ({"device_key": f"pda-{ID_NUMBER}"}, "personal_number", "device_key"),
     ],
 )  # fmt: skip
 def test_a_bad_worker_is_refused(change: dict[str, Any], reason: str, column: str) -> None:
     rows, refusals = checked("staff", STAFF, {**STAFF, "worker_key": "W2", **change})
     assert reasons(refusals) == {(reason, column)}
     assert rows["worker_key"].to_list() == ["W1"]
+
+
+def test_a_quoted_cell_shows_no_personal_number() -> None:
+    _, refusals = checked("staff", {**STAFF, "worker_key": "tel 138 0000 1234"}, {**STAFF, "kind": ID_NUMBER})
+    quoted = [example.value for found in refusals.examples.values() for example in found]
+    assert sorted(map(str, quoted)) == ["[身份证号]", "tel [手机号]"]
+
+
+def test_a_list_of_keys_holds_no_personal_number() -> None:
+    _, refusals = checked("grids", GRID, {**GRID, "worker_keys": "W1;13800001234"})
+    assert reasons(refusals) == {("personal_number", "worker_keys")}
 
 
 def test_loans_are_read() -> None:
