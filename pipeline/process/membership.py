@@ -18,6 +18,8 @@ import faust
 import structlog
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
+from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.types import TP
 
 from pipeline.process.records import Record
@@ -30,6 +32,9 @@ _NEVER_SECONDS: Final = 3600.0
 _REBALANCE_SECONDS: Final = 6.0
 _SESSION_SECONDS: Final = 6.0
 _HEARTBEAT_SECONDS: Final = 1.5
+#: How long the broker may hold a fetch that finds nothing. Kafka ends it with the first record that comes;
+#: the embedded broker only looks again after a part of it, which delays a single event by as much.
+_FETCH_WAIT_MS: Final = 50
 _FIRST_WAIT_SECONDS: Final = 0.1
 _LONGEST_WAIT_SECONDS: Final = 5.0
 
@@ -40,6 +45,18 @@ class Partitions(Protocol):
     def take(self, partition: int, record: Record) -> None: ...
     async def assigned(self, partitions: set[int]) -> None: ...
     async def revoked(self, partitions: set[int]) -> None: ...
+
+
+class _ConsumerThread(AIOKafkaConsumerThread):
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = _FETCH_WAIT_MS  # Faust has no setting for it
+        return consumer
+
+
+class _Consumer(FaustConsumer):
+    def _new_consumer_thread(self) -> _ConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
 
 class Membership:
@@ -66,6 +83,7 @@ class Membership:
             value_serializer="raw",
             key_serializer="raw",
         )
+        self._app.transport.Consumer = _Consumer  # type: ignore[misc]
         topic = self._app.topic(
             self._topic,
             value_type=bytes,

@@ -38,23 +38,26 @@ class TopicFacts:
         return f"the log ends before offsets that were read from it (partitions {cut})" if cut else None
 
 
-def describe_topic(bootstrap: str, topic: str) -> TopicFacts:
-    """Ask the broker. Raises UnavailableError (no answer), ConfigurationError (no such topic)."""
+def describe_topic(bootstrap: str, topic: str, *, seconds: float = _CALL_SECONDS) -> TopicFacts:
+    """Ask the broker, `seconds` at most per question.
+
+    Raises UnavailableError (no answer), ConfigurationError (no such topic).
+    """
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     try:
-        cluster = admin.describe_cluster(request_timeout=_CALL_SECONDS).result(_CALL_SECONDS)
-        found = admin.list_topics(topic, timeout=_CALL_SECONDS).topics.get(topic)
+        cluster = admin.describe_cluster(request_timeout=seconds).result(seconds)
+        found = admin.list_topics(topic, timeout=seconds).topics.get(topic)
         if found is None or found.error is not None or not found.partitions:
             raise ConfigurationError(
                 f"topic {topic} does not exist on {bootstrap}; create it, or let `gridpipe up` create it"
             )
-        described = admin.describe_topics(TopicCollection([topic]), request_timeout=_CALL_SECONDS)
-        topic_id = str(described[topic].result(_CALL_SECONDS).topic_id)
+        described = admin.describe_topics(TopicCollection([topic]), request_timeout=seconds)
+        topic_id = str(described[topic].result(seconds).topic_id)
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
         asked = {TopicPartition(topic, part): latest for part in found.partitions}
         ends = {
-            at.partition: answer.result(_CALL_SECONDS).offset
-            for at, answer in admin.list_offsets(asked, request_timeout=_CALL_SECONDS).items()
+            at.partition: answer.result(seconds).offset
+            for at, answer in admin.list_offsets(asked, request_timeout=seconds).items()
         }
     except (KafkaException, TimeoutError) as error:
         raise UnavailableError(f"Kafka at {bootstrap} does not answer: {error}") from error

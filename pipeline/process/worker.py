@@ -54,6 +54,11 @@ _REVOKE_SECONDS: Final = 4.0
 _LAG_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 0.5
 _TOPIC_SECONDS: Final = 10.0
+#: With no block on the way nothing is gained by waiting: what comes meanwhile makes the next block. Just long
+#: enough for the partitions of one request to arrive together.
+_QUIET_LINGER_SECONDS: Final = 0.01
+#: Of a look at the topic; a stop waits for the one on the way.
+_LOOK_SECONDS: Final = 3.0
 
 
 class WorkerFailedError(Exception):
@@ -205,10 +210,12 @@ class Worker:
         return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
     def _client(self) -> Client:
-        """One that no other thread uses. A server that cannot be reached now is waited for."""
+        """One that no other thread uses. Once we work, a server that cannot be reached is waited for."""
         try:
             return self._clients.get_nowait()
         except Empty:
+            if self._rules is None:
+                return self._client_factory()
             return persist(self._client_factory, stopping=self._stopping, what="a connection to the store")
 
     # --- what the group tells (see membership.Partitions)
@@ -370,7 +377,7 @@ class Worker:
 
     def _cut_round(self) -> list[Work]:
         """One block of every partition that has records, as soon as one of them is due."""
-        now, linger = time.monotonic(), self._settings.block_linger_seconds
+        now, linger = time.monotonic(), self._linger
         buffers = [buffer for buffer in self._buffers.values() if buffer.ready]
         if not any(buffer.due(now, linger) for buffer in buffers):
             return []
@@ -398,7 +405,12 @@ class Worker:
         if not waiting:
             return _IDLE_SECONDS
         age = time.monotonic() - min(waiting)
-        return min(max(self._settings.block_linger_seconds - age, 0.001), _IDLE_SECONDS)
+        return min(max(self._linger - age, 0.001), _IDLE_SECONDS)
+
+    @property
+    def _linger(self) -> float:
+        configured = self._settings.block_linger_seconds
+        return configured if self._rounds else min(configured, _QUIET_LINGER_SECONDS)
 
     async def _round(self, works: Sequence[Work]) -> None:
         rules = self._rules
@@ -478,7 +490,9 @@ class Worker:
             await asyncio.sleep(_TOPIC_SECONDS)
             read = {buffer.partition: buffer.next_offset or 0 for buffer in self._buffers.values()}
             try:
-                found = await asyncio.to_thread(describe_topic, self._bootstrap, self._settings.topic)
+                found = await asyncio.to_thread(
+                    describe_topic, self._bootstrap, self._settings.topic, seconds=_LOOK_SECONDS
+                )
             except (UnavailableError, ConfigurationError) as error:
                 log.warning("topic_not_described", error=str(error))
                 continue
