@@ -170,6 +170,20 @@ class _Chains:
 def with_content_keys(judged: pl.DataFrame) -> pl.DataFrame:
     """Add l2_hi, l2_lo (null where L2 does not apply: no REPORTED, no reporter key, neither text nor photo)
     and sub_hi, sub_lo (null where there is no submission id or L2 does not apply)."""
+    # most rows are no reports: only those that may have a key are normalised and hashed
+    at = judged.select(
+        ((pl.col("event_type") == "REPORTED") & pl.col("actor_key").is_not_null()).fill_null(False).arg_true()
+    ).to_series()
+    keys = _content_keys(judged[at])
+    absent = pl.Series([None], dtype=pl.UInt64).new_from_index(0, judged.height)
+    return judged.with_columns(absent.scatter(at, keys[name]).alias(name) for name in _KEY_COLUMNS)
+
+
+_KEY_COLUMNS: Final = ("l2_hi", "l2_lo", "sub_hi", "sub_lo")
+
+
+def _content_keys(reports: pl.DataFrame) -> pl.DataFrame:
+    """l2_hi, l2_lo, sub_hi, sub_lo of reports whose reporter is known."""
     text = pl.concat_str(_normal("title"), _normal("description"), separator=_LATER_ITEM)
     photos = (
         pl.col("photos").list.eval(pl.element().struct.field("sha256")).list.sort().list.join(_LATER_ITEM)
@@ -180,12 +194,10 @@ def with_content_keys(judged: pl.DataFrame) -> pl.DataFrame:
         pl.col("organisation_code"), _normal("organisation_name"),
     ]  # fmt: skip
     applies = (
-        (pl.col("event_type") == "REPORTED")
-        & pl.col("actor_key").is_not_null()
-        & ((_normal("title") != "") | (_normal("description") != "") | (pl.col("photos").list.len() > 0))
+        (_normal("title") != "") | (_normal("description") != "") | (pl.col("photos").list.len() > 0)
     ).fill_null(False)
     submission = applies & pl.col("submission_id").is_not_null()
-    return judged.with_columns(
+    return reports.select(
         *[pl.when(applies).then(column) for column in hash128(parts, "l2_hi", "l2_lo")],
         *[
             pl.when(submission).then(column)

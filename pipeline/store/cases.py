@@ -15,7 +15,12 @@ _TABLE: Final = "cases"
 
 #: A refresh repeats safely, so it needs no token; it must be seen by the next read, so it is not queued.
 #: Merging the fold's steps into one expression costs a quarter of the analysis and gains nothing.
-_SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0, "query_plan_merge_expressions": 0}
+_SETTINGS: Final = {
+    "async_insert": 0,
+    "insert_deduplicate": 0,
+    "optimize_on_insert": 0,
+    "query_plan_merge_expressions": 0,
+}
 
 
 def pack_case_events(frame: pl.DataFrame, inc: int) -> pl.DataFrame:
