@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from pipeline.frames import RANK
+from pipeline.store.ddl import MERGE_SETTINGS
 from pipeline.store.fold import HISTORY, STATE, TUPLE_TYPES, states_at
 
 AS_OF: Final = "{as_of:DateTime64(3, 'UTC')}"
@@ -21,7 +22,7 @@ CASE_TABLES: Final = {
         events SimpleAggregateFunction(groupUniqArrayArray, Array(Tuple({_TUPLE})))
     )
     ENGINE = AggregatingMergeTree ORDER BY case_id
-    SETTINGS index_granularity = 256, non_replicated_deduplication_window = 100000""",
+    SETTINGS index_granularity = 256, non_replicated_deduplication_window = 100000, {MERGE_SETTINGS}""",
     "cases": f"""
     CREATE TABLE cases
     (

@@ -20,6 +20,12 @@ _SETTINGS: Final = {
     "insert_deduplicate": 0,
     "optimize_on_insert": 0,
     "query_plan_merge_expressions": 0,
+    # The steps are many and the rows few: handing them between threads cost twice the work itself.
+    "max_threads": 1,
+    # Machine code for an expression of this size takes longer to make than it saves.
+    "compile_expressions": 0,
+    "compile_aggregate_expressions": 0,
+    "compile_sort_description": 0,
 }
 
 
