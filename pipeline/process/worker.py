@@ -28,6 +28,7 @@ from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.process.account import Account
 from pipeline.process.buffer import PartitionBuffer, Taken
+from pipeline.process.earlier import complete_earlier_log
 from pipeline.process.flow import Block, Rules
 from pipeline.process.membership import Membership
 from pipeline.process.partition import Recovered, recover
@@ -155,6 +156,7 @@ class Worker:
         catalogues = load_catalogues(self._settings.catalogue_dir)
         self._topic = topic = describe_topic(self._bootstrap, self._settings.topic)
         self._inc = resolve(client, self._settings.topic, topic.topic_id, topic.cluster_id, topic.end_offsets)
+        complete_earlier_log(client, self._settings.topic, self._inc)
         reference = Reference.load(client, tolerance_m=self._settings.grid_tolerance_m)
         self._rules = Rules(reference, catalogues, self._privacy, self._settings)
         self._account.reference(reference.counts)

@@ -17,7 +17,7 @@ SHARE = 50
 YEARS = tuple(
     replace(year, received=year.received // SHARE, closed=year.closed // SHARE) for year in PUBLISHED_YEARS
 )
-BATCH_EVENTS = 150
+BATCH_EVENTS = 400
 
 
 def run() -> None:

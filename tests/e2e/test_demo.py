@@ -114,18 +114,18 @@ def test_demo_measures_the_published_year_twice_in_a_row(demo: Demo) -> None:
 @pytest.mark.parametrize("role", ["store", "http", "broker"])
 def test_demo_survives_the_death_of_any_part(demo: Demo, role: str) -> None:
     demo.start()
-    demo.wait_for_answers(10)
+    demo.wait_for_answers(6)
     os.kill(demo.pids()[role], signal.SIGKILL)
     check(demo.finish())
 
 
 def test_a_killed_demo_goes_on_with_the_same_year(demo: Demo) -> None:
     demo.start()
-    demo.wait_for_answers(10)
+    demo.wait_for_answers(6)
     started_at = orjson.loads((demo.data_dir / "demo.json").read_bytes())["started_at"]
     demo.kill_tree()
     demo.start()
-    demo.wait_for_answers(30)
+    demo.wait_for_answers(12)
     assert demo.running is not None
     os.kill(demo.running.pid, signal.SIGKILL)  # the demo alone: its service must die with it
     demo.running.communicate()

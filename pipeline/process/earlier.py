@@ -1,0 +1,62 @@
+"""The end of an earlier log. A log that is gone is never read again, so nothing recovers its last blocks.
+
+A worker that died with the log may have stored a block's rows, but not handed them to their cases. Their ids
+are known, so that copies sent again are redeliveries: without this step such events would never reach their
+cases. Runs before the first block of a new incarnation; repeating it changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+from clickhouse_connect.driver.client import Client
+
+from pipeline.process.partition import stored_case_events
+from pipeline.sink.tables import Sink
+from pipeline.store.cases import refresh_cases
+
+log = structlog.get_logger(__name__)
+
+#: Tables whose rows the cases must know.
+_TABLES: Final = ("events", "rejections", "duplicates")
+
+
+def complete_earlier_log(client: Client, topic: str, inc: int) -> int:
+    """Hand the last stored block of each partition of the log before `inc` to its cases; returns how many.
+
+    A partition has one block on the way at a time, so that only its last one can be incomplete. Rows of `inc`
+    itself prove that this was done before.
+    """
+    if _latest(client, "_inc = {inc:UInt64}", inc):
+        return 0
+    earlier = _latest(client, "_inc < {inc:UInt64}", inc)
+    if not earlier:
+        return 0
+    blocks = client.query(
+        "SELECT _part, max(_blk_lo) AS lo, argMax(_blk_hi, _blk_lo) FROM ("
+        + " UNION ALL ".join(
+            f"SELECT _part, _blk_lo, _blk_hi FROM {table} WHERE _inc = {{inc:UInt64}}" for table in _TABLES
+        )
+        + ") GROUP BY _part ORDER BY _part",
+        parameters={"inc": earlier},
+    ).result_rows
+    sink = Sink(client, topic)
+    for part, lo, hi in blocks:
+        events = stored_case_events(client, inc=earlier, partition=part, lo=lo, hi=hi)
+        token = sink.token(inc=earlier, partition=part, lo=lo, hi=hi)
+        sink.write_case_events(events, earlier, f"{token}:again-{events.height}")
+    refresh_cases(client, earlier, [(part, lo, hi) for part, lo, hi in blocks])
+    log.info("earlier_log_completed", inc=earlier, blocks=len(blocks))
+    return len(blocks)
+
+
+def _latest(client: Client, where: str, inc: int) -> int:
+    """The greatest incarnation with rows, 0 without any."""
+    found = client.query(
+        "SELECT max(latest) FROM ("
+        + " UNION ALL ".join(f"SELECT max(_inc) AS latest FROM {table} WHERE {where}" for table in _TABLES)
+        + ")",
+        parameters={"inc": inc},
+    ).result_rows
+    return int(found[0][0] or 0)

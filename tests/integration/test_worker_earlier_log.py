@@ -1,0 +1,60 @@
+"""A worker that died together with its log: what it had stored must still reach the cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from pipeline.process.earlier import complete_earlier_log
+from pipeline.process.flow import Block, BlockResult, PartitionState, process_block
+from pipeline.process.records import Record
+from pipeline.settings import Settings
+from pipeline.sink.tables import Sink
+from pipeline.store.cases import refresh_cases
+from tests.integration.worker_world import event, load_reference, record, rules_of
+
+EARLIER, LATER = 1_000, 2_000
+TOPIC = "grid.events"
+
+
+def judged(client: Client, *numbers: int) -> tuple[Block, BlockResult]:
+    records: list[Record] = [record(at, event(number)) for at, number in enumerate(numbers)]
+    block = Block(3, records)
+    return block, process_block(block, PartitionState.empty(Settings()), rules_of(client))
+
+
+def known_cases(client: Client) -> list[str]:
+    return [row[0] for row in client.query("SELECT case_id FROM case_current ORDER BY case_id").result_rows]
+
+
+@pytest.mark.parametrize("handed_to_cases", [False, True])
+def test_stored_rows_of_a_lost_log_reach_their_cases(
+    clickhouse: Client, tmp_path: Path, handed_to_cases: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_reference(clickhouse, tmp_path / "reference")
+    block, result = judged(clickhouse, 1, 2, 3)
+    with monkeypatch.context() as patch:
+        if not handed_to_cases:  # the process died between two inserts
+            patch.setattr(Sink, "write_case_events", lambda *_: None)
+        Sink(clickhouse, TOPIC).write(result, inc=EARLIER, partition=3, lo=block.lo, hi=block.hi, rules="r")
+    assert known_cases(clickhouse) == []
+    assert complete_earlier_log(clickhouse, TOPIC, LATER) == 1
+    assert known_cases(clickhouse) == ["c1", "c2", "c3"]
+    assert complete_earlier_log(clickhouse, TOPIC, LATER) == 1, "a step that may run again after a crash"
+    assert clickhouse.query("SELECT sum(report_count) FROM case_current").result_rows == [(3,)]
+
+
+def test_a_log_that_has_rows_already_leaves_the_earlier_one_alone(clickhouse: Client, tmp_path: Path) -> None:
+    load_reference(clickhouse, tmp_path / "reference")
+    block, result = judged(clickhouse, 1)
+    Sink(clickhouse, TOPIC).write(result, inc=EARLIER, partition=3, lo=block.lo, hi=block.hi, rules="r")
+    block, result = judged(clickhouse, 2)
+    Sink(clickhouse, TOPIC).write(result, inc=LATER, partition=3, lo=block.lo, hi=block.hi, rules="r")
+    assert complete_earlier_log(clickhouse, TOPIC, LATER) == 0
+
+
+def test_the_first_log_has_nothing_before_it(clickhouse: Client) -> None:
+    assert complete_earlier_log(clickhouse, TOPIC, LATER) == 0
+    refresh_cases(clickhouse, LATER, [])
