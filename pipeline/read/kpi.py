@@ -109,16 +109,30 @@ def _parameter(at: datetime) -> str:
     return aware(at).strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03d}"
 
 
+#: Duration → pairs of its percentile's name and the column that holds it.
+_PERCENTILE_COLUMNS: Final = tuple(
+    (duration, tuple((f"p{p}", f"{duration}_p{p}") for p in PERCENTILES)) for duration in DURATIONS
+)
+
+
 def _row(key: str, name_zh: str | None, found: Mapping[str, Any], view: str) -> dict[str, Any]:
-    """One row of the answer; a listed key without any report counts zero."""
-
-    def count(name: str) -> int | None:
-        return None if name in _STATES and view == "flow" else int(found.get(name) or 0)
-
-    merged = count("merged")
+    """One row of the answer; a listed key without any report counts zero. Plain loops: a city has thousands
+    of grids, and a row must cost microseconds."""
+    get = found.get
     row: dict[str, Any] = {"key": key, "name_zh": name_zh}
-    row |= {name: count(name) for name in _COUNTS}
-    row["duplicates"] = {"L1": count("duplicates_l1"), "L2": count("duplicates_l2"), "L3": merged}
-    row |= {rate: found.get(rate) if view == "cohort" or rate == "closure_rate" else None for rate in RATES}
-    row |= {duration: {f"p{p}": found.get(f"{duration}_p{p}") for p in PERCENTILES} for duration in DURATIONS}
+    for name in _COUNTS:
+        row[name] = get(name) or 0
+    row["duplicates"] = {
+        "L1": get("duplicates_l1") or 0, "L2": get("duplicates_l2") or 0, "L3": row["merged"],
+    }  # fmt: skip
+    for rate in RATES:
+        row[rate] = get(rate)
+    for duration, columns in _PERCENTILE_COLUMNS:
+        row[duration] = {percentile: get(column) for percentile, column in columns}
+    if view == "flow":
+        row |= _BLANK_IN_FLOW
     return row
+
+
+#: What a flow has no answer for: states, and every rate but one.
+_BLANK_IN_FLOW: Final = dict.fromkeys((*_STATES, *(rate for rate in RATES if rate != "closure_rate")))
