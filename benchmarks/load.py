@@ -45,7 +45,7 @@ def mark_ids(plain: Path, marked: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenario", choices=sorted(SCENARIOS), help="the shape of the load")
-    parser.add_argument("--rate", type=float, default=5_000, help="events/s asked for (default %(default)s)")
+    parser.add_argument("--rate", type=float, default=1_500, help="events/s asked for (default %(default)s)")
     parser.add_argument("--seconds", type=int, default=60, help="length of the load (default %(default)s)")
     parser.add_argument(
         "--events", type=int, default=100_000, help="distinct events prepared (default %(default)s)"
@@ -91,6 +91,8 @@ def main() -> int:
                 str(HERE / "locustfile.py"),
                 "--headless",
                 "--only-summary",
+                "--stop-timeout",
+                "30",
             ]
             + ["--host", service.url, "--html", str(report / "report.html"), "--csv", str(report / "load")],
             env={

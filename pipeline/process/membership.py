@@ -70,6 +70,8 @@ class Membership:
         self._app = faust.App(
             settings.consumer_group,
             broker=";".join(urls),
+            # Faust makes this directory even if it keeps nothing there; unset, it lies where one stands
+            datadir=settings.tmp_dir / "faust",
             autodiscover=False,
             web_enabled=False,
             topic_disable_leader=True,
