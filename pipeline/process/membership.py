@@ -67,11 +67,14 @@ class Membership:
         self._partitions = partitions
         self._failure: asyncio.Future[BaseException] | None = None
         urls = [f"kafka://{address.strip()}" for address in bootstrap.split(",")]
+        # Faust makes this directory, but not its parents, even if it keeps nothing there; unset, it lies
+        # where one stands
+        keeps_nothing = settings.tmp_dir / "faust"
+        keeps_nothing.mkdir(parents=True, exist_ok=True)
         self._app = faust.App(
             settings.consumer_group,
             broker=";".join(urls),
-            # Faust makes this directory even if it keeps nothing there; unset, it lies where one stands
-            datadir=settings.tmp_dir / "faust",
+            datadir=keeps_nothing,
             autodiscover=False,
             web_enabled=False,
             topic_disable_leader=True,
