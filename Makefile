@@ -10,7 +10,7 @@ export TMPDIR := $(CURDIR)/var/tmp
 export PIP_CACHE_DIR := $(CURDIR)/var/cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test check format bench-smoke load clean lock
+.PHONY: help setup run demo test check format bench-smoke load clean lock prometheus dashboards
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,12 @@ check: setup ## lint, format, strict types, secret scan, as in CI
 format: setup ## apply the formatter and the safe lint fixes
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+prometheus: ## Debian's prometheus and promtool into var/prometheus, for the tests that need them (no root)
+	@infra/prometheus/get.sh
+
+dashboards: setup ## rewrite the Grafana dashboards from infra/grafana
+	@$(BIN)/python -m infra.grafana.generate
 
 bench-smoke: setup ## events/s from topic to ClickHouse, against a plain Faust agent
 	@$(BIN)/python -m benchmarks.smoke
