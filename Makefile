@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 SCENARIO ?= steady
+NODES ?= 1
 export TZ := UTC
 # Everything that is written lies in .venv and var/, temporary files and caches included.
 export TMPDIR := $(CURDIR)/var/tmp
 export PIP_CACHE_DIR := $(CURDIR)/var/cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test check format bench-smoke load clean lock prometheus dashboards
+.PHONY: help setup run demo test test-fault kafka check format bench-smoke load clean lock prometheus dashboards
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +34,12 @@ demo: setup ## feed the districts' published year, print published and measured 
 
 test: setup ## every test that needs no other machine
 	@$(BIN)/pytest
+
+test-fault: setup ## kills, outages and pauses against the embedded broker and three Kafka brokers (ROUNDS=20)
+	@$(BIN)/pytest tests/fault -m fault --fault
+
+kafka: setup ## a Kafka of our own on loopback until Ctrl-C (NODES=3 for three nodes)
+	@exec $(BIN)/python -m infra.kafka --nodes $(NODES)
 
 check: setup ## lint, format, strict types, secret scan, as in CI
 	@$(BIN)/ruff check .
