@@ -65,6 +65,27 @@ class Settings(BaseSettings):
         256_000_000, ge=1_000_000, description="Bytes of requests being handled at once; above it: 503."
     )
 
+    # --- quotas
+    quota_window_seconds: int = Field(
+        10, ge=1, le=3_600, description="Seconds over which every quota is averaged: bursts may be as long."
+    )
+    quota_address_requests_per_second: int = Field(
+        1_000, ge=0, description="Requests per second of one address (IPv6: one /64); 0: no limit."
+    )
+    quota_address_bytes_per_second: int = Field(
+        50_000_000, ge=0, description="Bytes of request bodies per second of one address; 0: no limit."
+    )
+    quota_source_requests_per_second: int = Field(
+        5_000, ge=0, description="Requests per second of one source, whatever its keys; 0: no limit."
+    )
+    quota_source_events_per_second: int = Field(
+        50_000, ge=0, description="Events per second of one source, whatever its keys; 0: no limit."
+    )
+    quota_loopback: bool = Field(
+        False,
+        description="Quotas also for callers on a loopback address, as behind a proxy on the same machine.",
+    )
+
     # --- worker
     block_max_rows: int = Field(50_000, ge=1, description="Rows after which a block is closed.")
     block_linger_seconds: float = Field(0.05, ge=0, description="Longest wait for more records in a block.")

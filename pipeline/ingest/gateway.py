@@ -25,6 +25,7 @@ from pipeline.ingest.durability import Durability
 from pipeline.ingest.keys import Credential, KeyStore
 from pipeline.ingest.problem import ProblemError
 from pipeline.ingest.producer import BlockProducer, Written
+from pipeline.ingest.quota import Quotas
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -51,7 +52,7 @@ class Validator(Protocol):
 class Call:
     """A request whose headers are in order.
 
-    content_type : one of `CONTENT_TYPES`; encoding : "", identity, gzip or zstd.
+    content_type : one of `CONTENT_TYPES`; encoding : "", identity, gzip or zstd; address : the caller's.
     """
 
     body: bytes
@@ -59,6 +60,7 @@ class Call:
     encoding: str
     credential: Credential
     request_id: str
+    address: str = "127.0.0.1"
 
 
 @dataclass(slots=True)
@@ -129,6 +131,7 @@ class Gateway:
         producer: BlockProducer,
         durability: Durability,
         validator: Validator | None = None,
+        quotas: Quotas | None = None,
         clock: Clock = utc_now,
     ) -> None:
         self.settings = settings
@@ -139,6 +142,7 @@ class Gateway:
         self.validator = validator
         self.clock = clock
         self.budget = Budget(settings.in_flight_limit_bytes)
+        self.quotas = quotas or Quotas(settings)
         self.draining = False
 
     def available(self) -> bool:
@@ -165,6 +169,7 @@ class Gateway:
         except UnavailableError as error:
             raise _away(str(error)) from error
         outcome, good, blocks = await _run(_weight(call), self._prepare, call, partitions)
+        self._charge(call, outcome, good)
         self._refuse_if_none_good(outcome, good, call.request_id)
         await self._write(outcome, good, blocks)
         members = {**outcome.members(call.request_id), "durability": self.durability.name}
@@ -182,6 +187,7 @@ class Gateway:
         if self.validator is None:
             raise ProblemError(503, "no_validator", "reference data is not connected here")
         outcome, good, frame = await _run(_weight(call), self._frame, call)
+        self._charge(call, outcome, good)
         self._refuse_if_none_good(outcome, good, call.request_id)
         try:
             reports = await asyncio.to_thread(self.validator.decide, frame)
@@ -256,6 +262,16 @@ class Gateway:
                     else Fault("not_written", "", "its partition cannot be written now; send it again")
                 )
                 outcome.errors.append(EventError.of(index, good.events[row].event_id, found))
+
+    def _charge(self, call: Call, outcome: Outcome, good: Parsed) -> None:
+        """Events to their sources; those that cannot be read or are foreign to the first of the key's own."""
+        sources = call.credential.sources
+        if len(sources) == 1:
+            counts: dict[str, int] = dict.fromkeys(sources, outcome.count)
+        else:
+            counts = Counter(event.source for event in good.events)
+            counts[min(sources)] += outcome.count - len(good.events)
+        self.quotas.charge_events(call.address, counts)
 
     def _refuse_if_none_good(self, outcome: Outcome, good: Parsed, request_id: str) -> None:
         if good.events:

@@ -20,7 +20,7 @@ class ProblemError(Exception):
     """Ends a request with this status.
 
     code : snake_case word from a closed set, for programs; message : one sentence for people, without values.
-    members : more members of the document. retry_after : seconds, for 429 and 503.
+    members : more members of the document. retry_after : seconds, for 429 and 503. headers : more of them.
     """
 
     def __init__(
@@ -31,12 +31,14 @@ class ProblemError(Exception):
         *,
         members: dict[str, Any] | None = None,
         retry_after: int | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.members = members or {}
+        self.headers = headers or {}
         self.retry_after = (
             RETRY_AFTER_SECONDS if retry_after is None and status in (429, 503) else retry_after
         )
@@ -61,7 +63,7 @@ def problem_response(problem: ProblemError, request_id: str) -> Response:
         "request_id": request_id,
         **problem.members,
     }
-    headers = {"X-Request-Id": request_id, "Cache-Control": "no-store"}
+    headers = {"X-Request-Id": request_id, "Cache-Control": "no-store", **problem.headers}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
     if status == 401:

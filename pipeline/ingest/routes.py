@@ -50,8 +50,13 @@ async def _answer(gateway: Gateway, request: Request, route: str, handle: _Handl
     request_id = request_id_of(request.headers.get("x-request-id"))
     request.scope["gridpipe.request_id"] = request_id
     try:
-        members = await _handle(gateway, request, handle, request_id)
-        headers = {"X-Request-Id": request_id, "Cache-Control": "no-store"}
+        credential = _credential(gateway, request)
+        members = await _handle(gateway, request, credential, handle, request_id)
+        headers = {
+            "X-Request-Id": request_id,
+            "Cache-Control": "no-store",
+            **gateway.quotas.headers(address_of(request), credential.sources),
+        }
         response = Response(orjson.dumps(members), success, headers, media_type="application/json")
     except ProblemError as problem:
         response = problem_response(problem, request_id)
@@ -65,8 +70,11 @@ async def _answer(gateway: Gateway, request: Request, route: str, handle: _Handl
     return response
 
 
-async def _handle(gateway: Gateway, request: Request, handle: _Handler, request_id: str) -> dict[str, Any]:
-    credential = _credential(gateway, request)
+async def _handle(
+    gateway: Gateway, request: Request, credential: Credential, handle: _Handler, request_id: str
+) -> dict[str, Any]:
+    address = address_of(request)
+    gateway.quotas.admit_sources(address, credential.sources)
     content_type, encoding = content_type_of(request), encoding_of(request)
     limit = gateway.settings.max_body_bytes
     if gateway.draining:
@@ -81,8 +89,9 @@ async def _handle(gateway: Gateway, request: Request, handle: _Handler, request_
             held += size
 
         body = await read_body(request, limit, grow)
-        return await handle(Call(body, content_type, encoding, credential, request_id))
+        return await handle(Call(body, content_type, encoding, credential, request_id, address))
     finally:
+        gateway.quotas.charge_bytes(address, held)
         gateway.budget.give_back(credential.id, held)
 
 
@@ -94,8 +103,14 @@ def _credential(gateway: Gateway, request: Request) -> Credential:
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
     credential = gateway.keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
     if credential is None:
+        gateway.quotas.wrong_credential(address_of(request), bearer[:15])
         raise ProblemError(401, "unauthorised", "a valid key is needed: Authorization: Bearer KEY")
     return credential
+
+
+def address_of(request: Request) -> str:
+    """The peer's address; headers that claim another one are not believed."""
+    return request.client.host if request.client else ""
 
 
 def content_type_of(request: Request) -> str:

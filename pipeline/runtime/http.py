@@ -31,6 +31,7 @@ from pipeline.ingest.keys import KeyStore
 from pipeline.ingest.openapi import OPENAPI_PATHS as GATEWAY_PATHS
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.ingest.producer import KafkaProducer
+from pipeline.ingest.quota import AddressQuota, Quotas
 from pipeline.ingest.routes import gateway_routes
 from pipeline.ingest.validate import Validator
 from pipeline.read.gauges import refresh_for_ever
@@ -117,7 +118,8 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     app: ASGIApp = Starlette(routes=routes, lifespan=_lifespan(parts), exception_handlers=EXCEPTION_HANDLERS)
     if not loopback:
         app = ReadKeys(app, parts.keys)
-    public = SecurityHeaders(app, loopback_only=loopback)
+    quotas = parts.gateway.quotas if parts.gateway is not None else Quotas(settings)
+    public = SecurityHeaders(AddressQuota(app, quotas), loopback_only=loopback)
     if settings.admin_http is None:
         return public, None
     admin_loopback = is_loopback(split_address(settings.admin_http)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -134,7 +135,10 @@ async def test_the_description_names_every_route_of_its_listener(tmp_path: Path,
     settings = load_settings(data_dir=tmp_path, http="127.0.0.1:0", admin_http=admin)
     public, _ = build_app(parts_of(settings))
     described = (await client_of(public).get("/openapi.json")).json()["paths"]
-    routes = public._app.routes  # type: ignore[attr-defined]
+    app: Any = public
+    while not isinstance(app, Starlette):
+        app = app._app
+    routes = app.routes
     assert set(described) == {r.path for r in routes if isinstance(r, Route) and r.include_in_schema}
     assert ("/metrics" in described) == (admin is None)
 
