@@ -10,7 +10,7 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import ContractError
 from pipeline.read.times import aware, instant
-from pipeline.store.kpi_views import BY, DURATIONS, PERCENTILES, RATES, kpi_query
+from pipeline.store.kpi_views import BY, COHORT_RATES, DURATIONS, PERCENTILES, RATES, kpi_query
 
 __all__ = ["BY", "VIEWS", "Names", "kpi"]
 
@@ -49,7 +49,15 @@ class Names(Protocol):
 
 
 def kpi(
-    client: Client, *, by: str, from_: datetime, to: datetime, as_of: datetime, view: str, names: Names
+    client: Client,
+    *,
+    by: str,
+    from_: datetime,
+    to: datetime,
+    as_of: datetime,
+    view: str,
+    names: Names,
+    parts: bool = False,
 ) -> dict[str, Any]:
     """Every metric per key.
 
@@ -57,6 +65,7 @@ def kpi(
     Returns {"from", "to", "as_of", "view", "rows"}: times RFC 3339 in UTC; rates 0–1, or None when the
     denominator is 0; percentiles in whole seconds. `city` and `district` list their every key and no other,
     the rest the keys that have a report or a case, sorted.
+    parts : of a cohort, add to each row `parts`: rate → [numerator, denominator].
     Raises ContractError for an unknown `by` or `view`.
     Source: docs/metrics.md.
     """
@@ -76,12 +85,20 @@ def kpi(
     rows = _rows(client, view, by, parameters)
     by_key = {row["key"]: row for row in rows}
     keys = names.listed_keys(by) or sorted(key for key, row in by_key.items() if row["listed"])
+    shaped = [_row(key, names.name_zh(by, key), by_key.get(key, {}), view) for key in keys]
+    if parts and view == "cohort":
+        for row in shaped:
+            found = by_key.get(row["key"], {})
+            row["parts"] = {
+                rate: [found.get(part) or 0, found.get(whole) or 0]
+                for rate, (part, whole) in COHORT_RATES.items()
+            }
     return {
         "from": instant(from_),
         "to": instant(to),
         "as_of": instant(as_of),
         "view": view,
-        "rows": [_row(key, names.name_zh(by, key), by_key.get(key, {}), view) for key in keys],
+        "rows": shaped,
     }
 
 

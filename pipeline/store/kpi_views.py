@@ -193,7 +193,8 @@ _COUNTED_SUMS: Final = {
     "satisfied": "satisfied_count",
     "negative_durations": " + ".join(f"ifNull({name}_ms < 0, 0)" for name in _ENDS),
 }
-_COHORT_RATES: Final = {
+#: Rate of the cohort view → the columns that hold its numerator and its denominator.
+COHORT_RATES: Final = {
     "closure_rate": ("closed", "cases"),
     "response_rate": ("responded", "response_owed"),
     "timely_response_rate": ("responded_in_time", "response_owed"),
@@ -224,7 +225,7 @@ def _cohort_cases(by: str | None, past: bool) -> str:
         name: f"arraySort(groupArrayIf(intDiv({name}_ms, 1000), is_counted AND {name}_ms >= 0))"
         for name in _ENDS
     }
-    rates = {name: f"{part} / nullIf({whole}, 0)" for name, (part, whole) in _COHORT_RATES.items()}
+    rates = {name: f"{part} / nullIf({whole}, 0)" for name, (part, whole) in COHORT_RATES.items()}
     percentiles = {name: sql for duration in DURATIONS for name, sql in _percentiles(duration).items()}
     return f"""
         SELECT * EXCEPT ({", ".join(DURATIONS)}), {_columns(rates)}, {_columns(percentiles)}, 1 AS has_cases
