@@ -25,7 +25,7 @@ from pipeline.read.reader import Reader
 from pipeline.read.rejections import DEFAULT_LIMIT, LARGEST_LIMIT, rejections
 from pipeline.read.times import parse_instant
 
-__all__ = ["OPENAPI_PATHS", "Reader", "read_routes"]
+__all__ = ["DEFAULT_WINDOW", "OPENAPI_PATHS", "Reader", "answer", "only", "read_routes"]
 
 DEFAULT_WINDOW: Final = timedelta(days=30)
 _LONGEST_ID: Final = 64
@@ -38,7 +38,7 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
     """Routes of the read calls over `reader`; answers are JSON, errors problem documents."""
 
     async def get_event(request: Request) -> Any:
-        _only(request)
+        only(request)
         source, event_id = request.path_params["source"], request.path_params["event_id"]
         retention = timedelta(days=reader.settings.event_retention_days)
         now = reader.clock()
@@ -59,7 +59,7 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
         return found
 
     async def get_case(request: Request) -> Any:
-        _only(request)
+        only(request)
         case_id, now = request.path_params["case_id"], reader.clock()
         found = await reader.run(lambda client: case(client, case_id, now=now))
         if found is None:
@@ -67,18 +67,18 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
         return found
 
     async def get_kpi(request: Request) -> Any:
-        asked = kpi_parameters(_only(request, "by", "from", "to", "as_of", "view"), now=reader.clock())
+        asked = kpi_parameters(only(request, "by", "from", "to", "as_of", "view"), now=reader.clock())
         return await reader.run(
             lambda client: kpi(client, names=KpiNames(reader.areas, reader.catalogues, client), **asked)
         )
 
     async def get_matters(request: Request) -> Any:
-        given = _only(request, "at")
+        given = only(request, "at")
         at = parse_instant(given["at"], "at") if "at" in given else reader.clock()
         return matters_in_force(reader.catalogues, at)
 
     async def get_rejections(request: Request) -> Any:
-        given = _only(request, "reason", "from", "limit")
+        given = only(request, "reason", "from", "limit")
         reason = given.get("reason")
         if reason is not None and not (reason.isascii() and reason.replace("_", "").isupper()):
             raise ProblemError(400, "bad_parameter", "reason must be a reason code, for example TOO_OLD")
@@ -92,11 +92,11 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
         return {"rows": rows}
 
     return [
-        Route("/v1/events/{source}/{event_id}", _answer("event", get_event), methods=["GET"]),
-        Route("/v1/cases/{case_id}", _answer("case", get_case), methods=["GET"]),
-        Route("/v1/kpi", _answer("kpi", get_kpi), methods=["GET"]),
-        Route("/v1/matters", _answer("matters", get_matters), methods=["GET"]),
-        Route("/v1/rejections", _answer("rejections", get_rejections), methods=["GET"]),
+        Route("/v1/events/{source}/{event_id}", answer("event", get_event), methods=["GET"]),
+        Route("/v1/cases/{case_id}", answer("case", get_case), methods=["GET"]),
+        Route("/v1/kpi", answer("kpi", get_kpi), methods=["GET"]),
+        Route("/v1/matters", answer("matters", get_matters), methods=["GET"]),
+        Route("/v1/rejections", answer("rejections", get_rejections), methods=["GET"]),
     ]
 
 
@@ -119,7 +119,7 @@ def kpi_parameters(given: dict[str, str], *, now: datetime) -> dict[str, Any]:
     return {"by": by, "view": view, "from_": from_, "to": to, "as_of": as_of}
 
 
-def _only(request: Request, *names: str) -> dict[str, str]:
+def only(request: Request, *names: str) -> dict[str, str]:
     """The query parameters; each of `names` at most once, nothing else. Raises ProblemError."""
     given: dict[str, str] = {}
     for name, value in request.query_params.multi_items():
@@ -133,7 +133,7 @@ def _only(request: Request, *names: str) -> dict[str, str]:
     return given
 
 
-def _answer(route: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+def answer(route: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
     """Time, count and translate: a value becomes JSON, an error its problem document."""
 
     async def respond(request: Request) -> Response:

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,6 +34,10 @@ from pipeline.ingest.producer import KafkaProducer
 from pipeline.ingest.quota import AddressQuota, Quotas
 from pipeline.ingest.routes import gateway_routes
 from pipeline.ingest.validate import Validator
+from pipeline.page.assets import Assets
+from pipeline.page.board import Board
+from pipeline.page.live import Live
+from pipeline.page.routes import PAGE_PATHS, live_routes, page_files
 from pipeline.read.gauges import refresh_for_ever
 from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
 from pipeline.read.routes import Reader, read_routes
@@ -43,7 +47,7 @@ from pipeline.runtime.control import ControlClient
 from pipeline.runtime.exposition import CONTENT_TYPE, http_part
 from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Check, Health, broker_check
-from pipeline.runtime.pages import page, page_routes
+from pipeline.runtime.pages import TO_DOCS, page, page_routes, to_docs
 from pipeline.runtime.process import Order, receive_order, report_problem
 from pipeline.runtime.protocol import BoundedHttp
 from pipeline.settings import Settings, is_loopback, split_address
@@ -86,7 +90,8 @@ EXCEPTION_HANDLERS: Final[dict[Any, Any]] = {HTTPException: _refused, Exception:
 @dataclass(frozen=True)
 class Parts:
     """What the app is made of. gateway, reader : None where the process has not that role;
-    control : the store process on this machine, None where there is none."""
+    control : the store process on this machine, None where there is none;
+    live : the stream of the live page, where there is a reader."""
 
     settings: Settings
     catalogues: Catalogues
@@ -95,6 +100,7 @@ class Parts:
     reader: Reader | None
     control: ControlClient | None
     checks: dict[str, Check]
+    live: Live | None = None
 
 
 def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
@@ -109,6 +115,12 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
         routes += read_routes(parts.reader)
         for path, item in READ_PATHS.items():
             paths[path] = paths.get(path, {}) | item
+    if parts.live is not None:
+        routes += [*page_files(Assets.load()), *live_routes(parts.live, parts.keys)]
+        paths |= PAGE_PATHS
+    else:
+        routes.append(to_docs())
+        paths |= TO_DOCS
     admin = [*Health(parts.checks).routes(), Route("/metrics", _metrics_of(parts.control), methods=["GET"])]
     if settings.admin_http is None:
         routes += admin
@@ -151,6 +163,9 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
                 stack.callback(parts.reader.close)
                 gauges = asyncio.create_task(refresh_for_ever(parts.reader), name="business-gauges")
                 stack.callback(gauges.cancel)
+            if parts.live is not None:
+                live = asyncio.create_task(parts.live.run(), name="live-page")
+                stack.callback(live.cancel)
             if parts.gateway is not None:
                 stack.push_async_callback(parts.gateway.close)
             yield
@@ -196,7 +211,19 @@ def assemble(
     checks["catalogue"] = catalogue
     if control is not None:
         checks["worker"] = _worker_check(control)
-    return Parts(settings, catalogues, keys, gateway, reader if read else None, control, checks)
+    live = Live(Board(reader), _expositions(control)) if read else None
+    return Parts(settings, catalogues, keys, gateway, reader if read else None, control, checks, live)
+
+
+def _expositions(control: ControlClient | None) -> Callable[[], Awaitable[tuple[bytes, bytes | None]]]:
+    async def both() -> tuple[bytes, bytes | None]:
+        worker = None
+        if control is not None:
+            with contextlib.suppress(UnavailableError):
+                worker = await control.metrics()
+        return http_part(), worker
+
+    return both
 
 
 def _store_check(reader: Reader) -> Check:
@@ -231,7 +258,7 @@ def serve(parts: Parts, listener: socket.socket, admin_listener: socket.socket |
         "server_header": False,
         "timeout_graceful_shutdown": _DRAIN_SECONDS,
     }
-    server = uvicorn.Server(uvicorn.Config(public, lifespan="on", **common))
+    server = _First(uvicorn.Config(public, lifespan="on", **common), parts.live)
     admin_server = _Second(uvicorn.Config(admin, lifespan="off", **common)) if admin is not None else None
 
     async def run() -> None:
@@ -248,6 +275,19 @@ def serve(parts: Parts, listener: socket.socket, admin_listener: socket.socket |
         signal.signal(number, lambda *_: None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
+
+
+class _First(uvicorn.Server):
+    """Ends the streams of the live page when it stops: they have no end of their own."""
+
+    def __init__(self, config: uvicorn.Config, live: Live | None) -> None:
+        super().__init__(config)
+        self._live = live
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._live is not None:
+            self._live.close()
+        await super().shutdown(sockets)
 
 
 class _Second(uvicorn.Server):

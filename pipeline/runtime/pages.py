@@ -47,7 +47,6 @@ def page(summary: str, media_type: str, status: int = 200) -> dict[str, Any]:
 
 #: Path items of the pages of this module.
 PAGES: Final[dict[str, Any]] = {
-    "/": page("Leads to /docs", "text/html", 307),
     "/docs": page("This description, to be read and tried", "text/html"),
     "/openapi.json": page("This description", "application/json"),
 }
@@ -70,7 +69,7 @@ def openapi(paths: dict[str, Any]) -> dict[str, Any]:
 
 
 def page_routes(paths: dict[str, Any]) -> list[BaseRoute]:
-    """`/openapi.json`, `/docs` with its assets, and `/`, which leads to `/docs`.
+    """`/openapi.json` and `/docs` with its assets.
 
     paths : path items of the other routes of this listener.
     """
@@ -85,13 +84,22 @@ def page_routes(paths: dict[str, Any]) -> list[BaseRoute]:
     async def start(_: Request) -> Response:
         return Response(_START, media_type="text/javascript")
 
-    async def root(_: Request) -> Response:
-        return RedirectResponse("/docs", 307)
-
     return [
         Route("/openapi.json", description, methods=["GET"]),
         Route("/docs", docs, methods=["GET"]),
         Route("/docs/start.js", start, methods=["GET"], include_in_schema=False),
         Mount("/docs/assets", StaticFiles(directory=Path(swagger_ui_path))),
-        Route("/", root, methods=["GET"]),
     ]
+
+
+#: `/` of a process without the live page.
+TO_DOCS: Final[dict[str, Any]] = {"/": page("Leads to /docs", "text/html", 307)}
+
+
+def to_docs() -> Route:
+    """`/` leads to `/docs`."""
+
+    async def root(_: Request) -> Response:
+        return RedirectResponse("/docs", 307)
+
+    return Route("/", root, methods=["GET"])

@@ -1,0 +1,110 @@
+"""The tables behind the page: each is computed once and shared by all who watch.
+
+A KPI query costs the engine 0.15–0.3 s of analysis whatever the data, so a table is read again only when
+something was stored since, or when time alone may have changed it (limits pass, the window moves).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from clickhouse_connect.driver.client import Client
+
+from pipeline.page.rejected import rejection_reasons
+from pipeline.read.kpi import kpi
+from pipeline.read.names import KpiNames
+from pipeline.read.reader import Reader
+from pipeline.read.rejections import rejections
+from pipeline.read.routes import DEFAULT_WINDOW
+
+#: A table that time alone may change is read again after so long. Seconds.
+STALE_SECONDS: Final = 15.0
+#: Newest rejections shown.
+_NEWEST: Final = 12
+
+_STORED: Final = ("events", "rejections", "duplicates", "quarantine", "cases", "ref_grids")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One answer. mark : what was stored when it was asked; asked_at : monotonic; seconds : what it took."""
+
+    answer: dict[str, Any]
+    mark: str
+    asked_at: float
+    seconds: float
+
+
+@dataclass
+class Board:
+    """Shared answers of one process."""
+
+    reader: Reader
+    _tables: dict[str, Table] = field(default_factory=dict)
+    _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+
+    async def mark(self) -> str:
+        """Changes when something was stored. A few milliseconds. Raises UnavailableError."""
+
+        def ask(client: Client) -> str:
+            found = client.query(
+                "SELECT table, sum(rows), max(modification_time), max(max_block_number) FROM system.parts "
+                "WHERE database = currentDatabase() AND active AND table IN {tables:Array(String)} "
+                "GROUP BY table ORDER BY table",
+                parameters={"tables": list(_STORED)},
+            )
+            return str(found.result_rows)
+
+        return await self.reader.run(ask)
+
+    async def kpi(self, by: str, *, mark: str | None = None, every: float = 0.0) -> Table:
+        """The KPI call's default answer with the counts behind each rate, as of about now.
+
+        every : seconds during which an answer is not asked for again even if something was stored since.
+        """
+
+        def ask(client: Client) -> dict[str, Any]:
+            return self._kpi(client, by, self.reader.clock())
+
+        return await self._shared(f"kpi:{by}", ask, mark=mark, every=every)
+
+    async def kpi_at(self, at: datetime) -> dict[str, Any]:
+        """The city's row as of a past instant."""
+        answer = await self.reader.run(lambda client: self._kpi(client, "city", at))
+        row: dict[str, Any] = answer["rows"][0]
+        return row
+
+    async def rejected(self, *, mark: str | None = None, every: float = 0.0) -> Table:
+        """Rejected reports of the default window by primary reason, and the newest of them."""
+
+        def ask(client: Client) -> dict[str, Any]:
+            now = self.reader.clock()
+            return {
+                "reasons": rejection_reasons(client, from_=now - DEFAULT_WINDOW, to=now),
+                "newest": rejections(client, from_=now - DEFAULT_WINDOW, limit=_NEWEST),
+            }
+
+        return await self._shared("rejected", ask, mark=mark, every=every)
+
+    def _kpi(self, client: Client, by: str, at: datetime) -> dict[str, Any]:
+        names = KpiNames(self.reader.areas, self.reader.catalogues, client)
+        return kpi(
+            client, by=by, from_=at - DEFAULT_WINDOW, to=at, as_of=at, view="cohort", names=names, parts=True
+        )
+
+    async def _shared(self, name: str, ask: Any, *, mark: str | None, every: float) -> Table:
+        """The answer called `name`; one caller asks, the others wait for it."""
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            now, held = time.monotonic(), self._tables.get(name)
+            if held is not None and now - held.asked_at < every:
+                return held
+            mark = mark or await self.mark()
+            if held is not None and held.mark == mark and now - held.asked_at < STALE_SECONDS:
+                return held
+            answer = await self.reader.run(ask)
+            self._tables[name] = Table(answer, mark, now, time.monotonic() - now)
+            return self._tables[name]

@@ -1,0 +1,180 @@
+"""What the page shows of a running pipeline, from the metrics of both processes: rates, queues, delays.
+
+Rates are differences of counters over a few seconds; they begin anew when a counter falls (a restart).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+#: Over how long rates are taken, and delays, which need more events to mean something. Seconds.
+RATE_SECONDS: Final = 5.0
+DELAY_SECONDS: Final = 60.0
+#: Nothing has moved for so long although something waits: stuck. A block takes well under a second.
+STUCK_SECONDS: Final = 10.0
+
+STAGES: Final = ("decode", "deduplicate", "look_up", "admit", "drop_resends", "enrich")
+
+_WANTED: Final = re.compile(
+    rb"^gridpipe_(events_total|gateway_events_total|gateway_in_flight_bytes|consumer_lag_records"
+    rb"|consumer_lag_seconds|stage_seconds_sum|stage_seconds_count|insert_seconds_sum|insert_seconds_count"
+    rb"|insert_retries_total|ingest_delay_seconds_bucket|life_safety_rejections_total)"
+    rb'(?:\{\w+="([^"]*)"\})? (\S+)$',
+    re.MULTILINE,
+)
+
+#: Family (without prefix) → value of its one label ('' without) → value.
+Families = dict[str, dict[str, float]]
+
+
+def read_families(*expositions: bytes) -> Families:
+    """The families above, out of pages in Prometheus' text format."""
+    found: Families = {}
+    for text in expositions:
+        for name, label, value in _WANTED.findall(text):
+            found.setdefault(name.decode(), {})[label.decode()] = float(value)
+    return found
+
+
+@dataclass(frozen=True)
+class Sample:
+    """at : monotonic seconds; worker : whether the worker's part is in `families`."""
+
+    at: float
+    families: Families
+    worker: bool
+
+    def total(self, family: str) -> float:
+        return sum(self.families.get(family, {}).values())
+
+    def value(self, family: str, label: str = "") -> float:
+        return self.families.get(family, {}).get(label, 0.0)
+
+
+class Figures:
+    """The last minute of samples, and what they say."""
+
+    def __init__(self) -> None:
+        self._samples: deque[Sample] = deque()
+        self._moved_at = float("-inf")  # when the worker last finished something, or had nothing to do
+        self._answered_at = float("-inf")  # the same of the gateway
+
+    def add(self, sample: Sample) -> None:
+        """Take the newest sample; older than a minute are forgotten."""
+        last = self._samples[-1] if self._samples else None
+        if last is not None and _restarted(last, sample):
+            self._samples.clear()
+            last = None
+        finished = last is None or sample.total("events_total") > last.total("events_total")
+        if finished or sample.total("consumer_lag_records") == 0:
+            self._moved_at = sample.at
+        answered = last is None or sample.total("gateway_events_total") > last.total("gateway_events_total")
+        if answered or sample.value("gateway_in_flight_bytes") == 0:
+            self._answered_at = sample.at
+        self._samples.append(sample)
+        while sample.at - self._samples[0].at > DELAY_SECONDS + 1:
+            self._samples.popleft()
+
+    def describe(self) -> dict[str, Any]:
+        """Figures for the page: per second where the name says so, else counts, seconds or bytes.
+
+        What the worker counts is None while its metrics cannot be read.
+        """
+        if not self._samples:
+            return {"worker": False, "events_per_second": None, "delay_seconds": None, "flow": None}
+        now = self._samples[-1]
+        before = self._since(RATE_SECONDS)
+        per_second = {
+            outcome: self._rate("events_total", outcome)
+            for outcome in ("admitted", "rejected", "recorded", "duplicate", "quarantined")
+        }
+        return {
+            "worker": now.worker,
+            "events_per_second": sum(per_second.values()) if now.worker else None,
+            "delay_seconds": self._delay() if now.worker else None,
+            "totals": {name: int(value) for name, value in now.families.get("events_total", {}).items()},
+            "flow": {
+                "gateway": {
+                    "accepted_per_second": self._rate("gateway_events_total", "accepted"),
+                    "refused_per_second": self._rate("gateway_events_total", "refused"),
+                    "not_written_per_second": self._rate("gateway_events_total", "not_written"),
+                    "in_flight_bytes": int(now.value("gateway_in_flight_bytes")),
+                    "stuck": now.at - self._answered_at > STUCK_SECONDS,
+                },
+                "topic": {
+                    "lag_records": int(now.total("consumer_lag_records")),
+                    "lag_seconds": max(now.families.get("consumer_lag_seconds", {}).values(), default=0.0),
+                    "stuck": now.at - self._moved_at > STUCK_SECONDS,
+                },
+                "outcomes_per_second": per_second,
+                "stages": {stage: _mean(before, now, "stage_seconds", stage) for stage in STAGES},
+                "store": {
+                    "inserts_per_second": self._rate("insert_seconds_count"),
+                    "seconds_per_insert": _mean(before, now, "insert_seconds"),
+                    "retries_per_second": self._rate("insert_retries_total"),
+                },
+                "life_safety": int(now.total("life_safety_rejections_total")),
+            },
+        }
+
+    def _since(self, seconds: float) -> Sample:
+        """The newest sample that is at least `seconds` old, or the oldest there is."""
+        now = self._samples[-1].at
+        old = [sample for sample in self._samples if now - sample.at >= seconds - 0.05]
+        return old[-1] if old else self._samples[0]
+
+    def _rate(self, family: str, label: str | None = None) -> float:
+        before, now = self._since(RATE_SECONDS), self._samples[-1]
+        if now.at <= before.at:
+            return 0.0
+        if label is None:
+            return (now.total(family) - before.total(family)) / (now.at - before.at)
+        return (now.value(family, label) - before.value(family, label)) / (now.at - before.at)
+
+    def _delay(self) -> dict[str, float | None] | None:
+        """Quantiles of the last minute's delays, interpolated in their buckets; None without an event."""
+        before, now = self._since(DELAY_SECONDS), self._samples[-1]
+        family = "ingest_delay_seconds_bucket"
+        buckets = [
+            (float(bound), count - before.value(family, bound))
+            for bound, count in now.families.get(family, {}).items()
+        ]
+        count = max((number for _, number in buckets), default=0.0)
+        if not count:
+            return None
+        return {"p50": quantile(buckets, 0.5), "p99": quantile(buckets, 0.99), "count": count}
+
+
+def quantile(buckets: Iterable[tuple[float, float]], q: float) -> float | None:
+    """Prometheus' histogram_quantile: cumulative counts per upper bound → value at `q`.
+
+    None when it lies above the last finite bound.
+    """
+    ordered = sorted(buckets)
+    rank = q * ordered[-1][1]
+    low, below = 0.0, 0.0
+    for bound, number in ordered:
+        if number >= rank and number > below:
+            return None if bound == float("inf") else low + (bound - low) * (rank - below) / (number - below)
+        low, below = bound, number
+    return None
+
+
+def _mean(before: Sample, now: Sample, family: str, label: str | None = None) -> float | None:
+    """Mean seconds of an observation between two samples; None without one."""
+    if label is None:
+        count = now.total(f"{family}_count") - before.total(f"{family}_count")
+        spent = now.total(f"{family}_sum") - before.total(f"{family}_sum")
+    else:
+        count = now.value(f"{family}_count", label) - before.value(f"{family}_count", label)
+        spent = now.value(f"{family}_sum", label) - before.value(f"{family}_sum", label)
+    return spent / count if count > 0 else None
+
+
+def _restarted(last: Sample, sample: Sample) -> bool:
+    counters = ("events_total", "gateway_events_total")
+    return last.worker != sample.worker or any(sample.total(c) < last.total(c) for c in counters)

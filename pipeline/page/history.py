@@ -1,0 +1,56 @@
+"""The last hour of every tile: one point a minute, and past points of the KPI read as of their instant."""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from pipeline.read.times import instant
+
+HOUR: Final = timedelta(hours=1)
+#: Past points read when the page is first watched: one per so many minutes.
+PAST_STEP: Final = timedelta(minutes=6)
+
+#: What of the city's row is kept.
+KPI_FIELDS: Final = (
+    "closure_rate",
+    "response_rate",
+    "timely_response_rate",
+    "closure_on_time_rate",
+    "handling_on_time_rate",
+    "open",
+    "overdue",
+)
+
+
+class History:
+    """Points of the last hour, oldest first."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[datetime, dict[str, Any]]] = deque()
+
+    def add(self, at: datetime, kpi_row: dict[str, Any] | None, figures: dict[str, Any] | None) -> None:
+        """A point; times may come in any order. kpi_row : a city's row; figures : `Figures.describe()`."""
+        point: dict[str, Any] = {name: (kpi_row or {}).get(name) for name in KPI_FIELDS}
+        delay = (figures or {}).get("delay_seconds") or {}
+        point |= {
+            "events_per_second": (figures or {}).get("events_per_second"),
+            "delay_seconds": delay.get("p99"),
+        }
+        self._points.append((at, point))
+        self._points = deque(sorted(self._points, key=lambda item: item[0]))
+        while self._points and self._points[-1][0] - self._points[0][0] > HOUR:
+            self._points.popleft()
+
+    def past_instants(self, now: datetime) -> list[datetime]:
+        """Instants of the last hour that no point stands for, newest first: what is left to be read."""
+        oldest = self._points[0][0] if self._points else now
+        steps = int(HOUR / PAST_STEP)
+        return [at for n in range(1, steps + 1) if (at := now - n * PAST_STEP) < oldest - PAST_STEP / 2]
+
+    def newest_at(self) -> datetime | None:
+        return self._points[-1][0] if self._points else None
+
+    def points(self) -> list[dict[str, Any]]:
+        return [{"at": instant(at), **point} for at, point in self._points]

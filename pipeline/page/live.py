@@ -1,0 +1,178 @@
+"""The stream behind the page: one snapshot per interval, encoded once, for all who watch.
+
+Nothing is asked of ClickHouse while nobody watches, but for one KPI row a minute: the next viewer's trend.
+A viewer that reads slowly skips snapshots; it never makes a queue grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+import orjson
+import structlog
+
+from pipeline.errors import UnavailableError
+from pipeline.page.board import Board, Table
+from pipeline.page.figures import Figures, Sample, read_families
+from pipeline.page.history import History
+from pipeline.read.times import instant
+
+TICK_SECONDS: Final = 1.0
+_POINT_SECONDS: Final = 60.0
+#: A comment on an idle stream, so that proxies keep it open.
+_HEARTBEAT_SECONDS: Final = 15.0
+#: More viewers than any control room has; beyond, 503.
+MOST_VIEWERS: Final = 500
+
+log = structlog.get_logger(__name__)
+
+#: Gives the exposition of this process, and the worker's or None where it cannot be had.
+Expositions = Callable[[], Awaitable[tuple[bytes, bytes | None]]]
+
+
+class Live:
+    """One per process. `run` computes; `stream` hands out."""
+
+    def __init__(self, board: Board, expositions: Expositions) -> None:
+        self.board = board
+        self.viewers = 0
+        self._expositions = expositions
+        self._figures = Figures()
+        self._history = History()
+        self._frames: dict[str, tuple[int, bytes]] = {}
+        self._sequence = 0
+        self._news = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._closed = False
+        self._shown: dict[str, Table] = {}
+        self._kpi_due = 0.0
+        self._point_due = 0.0
+        self._store_fails = False
+        self._past: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Compute until cancelled. A failure is logged once per spell and shown on the page, never raised."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._for_ever(self._read_metrics), name="live-page-figures")
+            tasks.create_task(self._for_ever(self._read_store), name="live-page-tables")
+
+    async def _for_ever(self, step: Callable[[float], Awaitable[None]]) -> None:
+        """A step each tick while somebody watches, else one a minute."""
+        while True:
+            started = time.monotonic()
+            await step(started)
+            if self.viewers:
+                await asyncio.sleep(max(0.05, started + TICK_SECONDS - time.monotonic()))
+            else:
+                wanted = self._wanted
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(
+                        wanted.wait(), max(0.05, started + _POINT_SECONDS - time.monotonic())
+                    )
+
+    def close(self) -> None:
+        """End every stream: the process stops."""
+        self._closed = True
+        self._news.set()
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Server-sent events: what is known at once, then whatever changes."""
+        self.viewers += 1
+        wanted, self._wanted = self._wanted, asyncio.Event()
+        wanted.set()
+        seen = 0
+        try:
+            yield b"retry: 2000\n\n"
+            while not self._closed:
+                news = self._news
+                fresh = sorted(frame for frame in self._frames.values() if frame[0] > seen)
+                if fresh:
+                    seen = fresh[-1][0]
+                    yield b"".join(frame for _, frame in fresh)
+                    continue
+                try:
+                    await asyncio.wait_for(news.wait(), _HEARTBEAT_SECONDS)
+                except TimeoutError:
+                    yield b": still here\n\n"
+        finally:
+            self.viewers -= 1
+
+    async def _read_store(self, now: float) -> None:
+        try:
+            if self.viewers and now >= self._kpi_due:
+                await self._read_tables()
+                self._kpi_due = time.monotonic() + min(self._cost(), 2.0) - TICK_SECONDS
+            if now >= self._point_due:
+                await self._keep_point()
+                self._point_due = now + _POINT_SECONDS - TICK_SECONDS
+            self._store_works(True)
+        except UnavailableError:
+            self._store_works(False)
+        except Exception:
+            if not self._store_fails:
+                log.exception("live_page_not_refreshed")
+            self._store_works(False)
+
+    def _cost(self) -> float:
+        """Seconds that the tables took last. A reading rests as long as it took (at most 2 s), so that a slow
+        store is not asked for nothing but the page."""
+        return sum(table.seconds for table in self._shown.values())
+
+    async def _read_metrics(self, now: float) -> None:
+        here, worker = await self._expositions()
+        families = read_families(here, worker or b"")
+        self._figures.add(Sample(now, families, worker is not None))
+        figures = self._figures.describe() | {"at": self._now(), "viewers": self.viewers}
+        self._publish("figures", figures)
+
+    async def _read_tables(self) -> None:
+        mark = await self.board.mark()
+        self._show("city", await self.board.kpi("city", mark=mark))
+        self._show("rejected", await self.board.rejected(mark=mark))
+        self._show("district", await self.board.kpi("district", mark=mark))
+        if self._past is None:
+            self._past = asyncio.create_task(self._read_past(), name="live-page-past")
+
+    def _show(self, name: str, table: Table) -> None:
+        if self._shown.get(name) is not table:
+            self._shown[name] = table
+            self._publish(name, table.answer)
+
+    async def _keep_point(self) -> None:
+        table = await self.board.kpi("city", every=TICK_SECONDS)
+        self._history.add(self.board.reader.clock(), table.answer["rows"][0], self._figures.describe())
+        self._publish("trend", {"points": self._history.points()})
+
+    async def _read_past(self) -> None:
+        """The hour before this process began, a point after the other and with rests between them."""
+        for at in self._history.past_instants(self.board.reader.clock()):
+            started = time.monotonic()
+            try:
+                row = await self.board.kpi_at(at)
+            except UnavailableError:
+                return
+            if row["cases"]:
+                self._history.add(at, row, None)
+                self._publish("trend", {"points": self._history.points()})
+            await asyncio.sleep(1.0 + 2 * (time.monotonic() - started))
+
+    def _store_works(self, works: bool) -> None:
+        if works == self._store_fails or "store" not in self._frames:
+            self._store_fails = not works
+            self._publish("store", {"available": works, "at": self._now()})
+            if not works:
+                log.warning("live_page_without_store")
+
+    def _now(self) -> str | None:
+        return instant(self.board.reader.clock())
+
+    def _publish(self, topic: str, message: Any) -> None:
+        self._sequence += 1
+        data = orjson.dumps(message, option=orjson.OPT_UTC_Z)
+        self._frames[topic] = (self._sequence, b"event: %b\ndata: %b\n\n" % (topic.encode(), data))
+        news, self._news = self._news, asyncio.Event()
+        news.set()

@@ -1,0 +1,32 @@
+"""Rejected reports by primary reason."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+
+from pipeline.read.times import instant
+
+
+def rejection_reasons(client: Client, *, from_: datetime, to: datetime) -> list[dict[str, Any]]:
+    """Reports that occurred in [from_, to) and were rejected, by primary reason, most frequent first.
+
+    A report counts once whatever copies of it were stored; together they are the city's `rejected_reports` of
+    the KPI call, save for a report that was admitted first and whose late copy was rejected.
+    Returns reason, reports, life_safety (how many may concern life and limb) and last (newest receipt).
+    """
+    found = client.query(
+        """
+        SELECT reasons[1] AS reason, uniqExact(id_hi, id_lo) AS reports,
+            uniqExactIf((id_hi, id_lo), life_safety) AS life_safety, max(ingested_at) AS last
+        FROM rejections
+        WHERE event_type = 'REPORTED'
+            AND occurred_at >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')
+            AND occurred_at < fromUnixTimestamp64Milli({to_ms:Int64}, 'UTC')
+        GROUP BY reason ORDER BY reports DESC, reason
+        """,
+        parameters={"from_ms": round(from_.timestamp() * 1000), "to_ms": round(to.timestamp() * 1000)},
+    )
+    return [{**row, "last": instant(row["last"])} for row in found.named_results()]

@@ -1,0 +1,122 @@
+"""`/` and its files, the stream, and the calls that only the page makes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from pipeline.ingest.keys import KeyStore
+from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
+from pipeline.page.assets import Asset, Assets
+from pipeline.page.live import MOST_VIEWERS, Live
+from pipeline.page.search import search
+from pipeline.read.matters import matters_in_force
+from pipeline.read.routes import answer, only
+from pipeline.runtime.pages import page
+from pipeline.store.kpi_views import BY
+
+#: Nothing from elsewhere, nothing inline, nothing evaluated. Stricter than the answers of /docs.
+_POLICY: Final = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'none'"
+)
+#: How often a table may be read again for the page, whoever asks: towns stand beside the districts.
+_EVERY: Final = {"town": 4.0, "village": 5.0, "grid": 8.0, "matter": 10.0, "department": 10.0}
+#: Digits of a parent's code, by what is listed below it.
+_PARENT_DIGITS: Final = {"town": 6, "village": 9, "grid": 12}
+#: A reserved source: it reads and never sends.
+_READ_SOURCE: Final = "read"
+
+PAGE_PATHS: Final[dict[str, Any]] = {
+    "/": page("The live page", "text/html"),
+    "/v1/live": page("Server-sent events behind the live page", "text/event-stream"),
+    "/v1/live/key": page("What the given key allows", "application/json"),
+    "/v1/live/matters": page("The catalogue in force, for the page", "application/json"),
+    "/v1/live/tables/{by}": page("KPI rows and the counts behind each rate", "application/json"),
+    "/v1/live/search": page("Events and cases that carry an id", "application/json"),
+}  # fmt: skip
+
+
+def page_files(assets: Assets) -> list[BaseRoute]:
+    """`/` and the files below `/page/`."""
+
+    async def index(request: Request) -> Response:
+        response = _file(request, assets.index, "no-cache")
+        response.headers["Content-Security-Policy"] = _POLICY
+        return response
+
+    async def file(request: Request) -> Response:
+        asset = assets.files.get(request.path_params["path"])
+        if asset is None or request.path_params["digest"] != assets.digest:
+            problem = ProblemError(404, "not_found", "no such file; load the page again")
+            return problem_response(problem, request_id_of(None))
+        return _file(request, asset, "public, max-age=31536000, immutable")
+
+    return [
+        Route("/", index, methods=["GET"]),
+        Route("/page/{digest}/{path:path}", file, methods=["GET"]),
+    ]
+
+
+def live_routes(live: Live, keys: KeyStore) -> list[BaseRoute]:
+    """The stream and the page's own calls; all below `/v1/`, where reading may need a key."""
+    reader = live.board.reader
+
+    async def stream(request: Request) -> Response:
+        if live.viewers >= MOST_VIEWERS:
+            problem = ProblemError(503, "too_many_viewers", "too many pages watch; try again in a moment")
+            return problem_response(problem, request_id_of(request.headers.get("x-request-id")))
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(live.stream(), media_type="text/event-stream", headers=headers)
+
+    async def tables(request: Request) -> Any:
+        by, given = request.path_params["by"], only(request, "parent")
+        if by not in BY:
+            raise ProblemError(404, "not_found", f"a table is one of {', '.join(BY)}")
+        parent = given.get("parent", "")
+        digits = _PARENT_DIGITS.get(by)
+        if parent and not (parent.isascii() and parent.isdigit() and digits and len(parent) <= digits):
+            raise ProblemError(400, "bad_parameter", "parent must be the code of an area above")
+        table = await live.board.kpi(by, every=_EVERY.get(by, 2.0))
+        rows = [row for row in table.answer["rows"] if row["key"].startswith(parent)]
+        return table.answer | {"rows": rows}
+
+    async def find(request: Request) -> Any:
+        text = only(request, "q").get("q", "").strip()
+        return await reader.run(lambda client: search(client, text))
+
+    async def matters(request: Request) -> Any:
+        only(request)
+        now: datetime = reader.clock()
+        return matters_in_force(reader.catalogues, now) | {
+            "departments": dict(reader.catalogues.department_names_zh),
+            "channels": dict(reader.catalogues.channel_names_zh),
+        }
+
+    async def key(request: Request) -> Any:
+        only(request)
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        credential = keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
+        if credential is None:
+            raise ProblemError(401, "unauthorised", "this key is not known, or it was revoked")
+        return {"sources": sorted(credential.sources - {_READ_SOURCE}), "backfill": credential.backfill}
+
+    return [
+        Route("/v1/live", stream, methods=["GET"]),
+        Route("/v1/live/tables/{by}", answer("live_table", tables), methods=["GET"]),
+        Route("/v1/live/search", answer("live_search", find), methods=["GET"]),
+        Route("/v1/live/matters", answer("live_matters", matters), methods=["GET"]),
+        Route("/v1/live/key", answer("live_key", key), methods=["GET"]),
+    ]
+
+
+def _file(request: Request, asset: Asset, cache: str) -> Response:
+    packed = "gzip" in request.headers.get("accept-encoding", "")
+    headers = {"Cache-Control": cache, "Vary": "Accept-Encoding"}
+    if packed:
+        headers["Content-Encoding"] = "gzip"
+    return Response(asset.packed if packed else asset.body, media_type=asset.media_type, headers=headers)
