@@ -7,6 +7,9 @@ A role owns its metrics: no name is written by two roles, so that their expositi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 REGISTRY = CollectorRegistry()
@@ -41,7 +44,47 @@ process_up = Gauge(
     "gridpipe_process_up", "Whether this role answered this scrape.", ["role"], registry=REGISTRY
 )
 
+http_memory_bytes = Gauge(
+    "gridpipe_http_memory_bytes", "Resident memory of the HTTP process.", registry=REGISTRY
+)
+http_machine_memory_free_ratio = Gauge(
+    "gridpipe_http_machine_memory_free_ratio",
+    "Share of the memory of the HTTP process's machine that is available.",
+    registry=REGISTRY,
+)
+
+# --- canary (gateway): synthetic events that take the ordinary way, see pipeline/runtime/canary.py
+canary_sent = Counter("gridpipe_canary_sent", "Canary events that the log took.", registry=REGISTRY)
+canary_missing = Counter(
+    "gridpipe_canary_missing",
+    "Canary events that were not written, or not found in ClickHouse in time.",
+    ["partition"],
+    registry=REGISTRY,
+)
+canary_delay_seconds = Gauge(
+    "gridpipe_canary_delay_seconds",
+    "From sending the latest canary event to finding it in ClickHouse; the vain wait if it was not found.",
+    ["partition"],
+    registry=REGISTRY,
+)
+canary_last_seen_timestamp_seconds = Gauge(
+    "gridpipe_canary_last_seen_timestamp_seconds",
+    "When a canary event was last found in ClickHouse; before the first one: the start of the process.",
+    ["partition"],
+    registry=REGISTRY,
+)
+
 # --- worker
+worker_memory_bytes = Gauge(
+    "gridpipe_worker_memory_bytes",
+    "Resident memory of the worker's process, the embedded ClickHouse included.",
+    registry=REGISTRY,
+)
+worker_machine_memory_free_ratio = Gauge(
+    "gridpipe_worker_machine_memory_free_ratio",
+    "Share of the memory of the worker's machine that is available.",
+    registry=REGISTRY,
+)
 events_received = Counter(
     "gridpipe_events_received",
     "Events taken from the topic and committed, by feeding source.",
@@ -73,6 +116,21 @@ batch_rows = Histogram(
 )
 ingest_delay_seconds = Histogram(
     "gridpipe_ingest_delay_seconds", "From accepted to queryable.", buckets=_SECONDS, registry=REGISTRY
+)
+freshness_events = Counter(
+    "gridpipe_freshness_events",
+    "Stored events by whether they were queryable within five seconds of being accepted.",
+    ["within"],
+    registry=REGISTRY,
+)
+source_last_event_timestamp_seconds = Gauge(
+    "gridpipe_source_last_event_timestamp_seconds",
+    "When an event of this source was last committed.",
+    ["source"],
+    registry=REGISTRY,
+)
+committed_offset = Gauge(
+    "gridpipe_committed_offset", "Next offset to process of a partition.", ["partition"], registry=REGISTRY
 )
 consumer_lag_records = Gauge(
     "gridpipe_consumer_lag_records", "Records not yet committed.", ["partition"], registry=REGISTRY
@@ -116,6 +174,54 @@ open_cases = Gauge("gridpipe_open_cases", "Open cases (未办结).", ["district"
 overdue_cases = Gauge(
     "gridpipe_overdue_cases", "Open cases past their limit (超期).", ["district"], registry=REGISTRY
 )
+response_breached_cases = Gauge(
+    "gridpipe_response_breached_cases",
+    "Cases whose response limit passed without a response in time (响应超时).",
+    ["district"],
+    registry=REGISTRY,
+)
+business_as_of_timestamp_seconds = Gauge(
+    "gridpipe_business_as_of_timestamp_seconds",
+    "The instant as of which the business gauges hold.",
+    registry=REGISTRY,
+)
+store_disk_free_bytes = Gauge(
+    "gridpipe_store_disk_free_bytes", "Free bytes of ClickHouse's disks.", ["disk"], registry=REGISTRY
+)
+store_disk_size_bytes = Gauge(
+    "gridpipe_store_disk_size_bytes", "Size of ClickHouse's disks.", ["disk"], registry=REGISTRY
+)
 response_seconds = Gauge(
     "gridpipe_response_seconds", "Response time (响应时间).", ["district", "quantile"], registry=REGISTRY
 )
+
+
+def _resident_bytes() -> float:
+    return float(psutil.Process().memory_info().rss)
+
+
+def _memory_free_ratio() -> float:
+    memory = psutil.virtual_memory()
+    return float(memory.available / memory.total)
+
+
+# Read at the scrape, each by the process that the scrape reaches.
+for _gauge in (http_memory_bytes, worker_memory_bytes):
+    _gauge.set_function(_resident_bytes)
+for _gauge in (http_machine_memory_free_ratio, worker_machine_memory_free_ratio):
+    _gauge.set_function(_memory_free_ratio)
+
+# A counter that appears with its first increment hides that increment from rate(): closed sets begin at zero.
+for _answer in ("accepted", "refused", "not_written"):
+    gateway_events.labels(_answer)
+for _level in ("L1", "L2"):
+    duplicates.labels(_level)
+for _within in ("5s", "longer"):
+    freshness_events.labels(_within)
+
+
+def begin_reasons(codes: Iterable[str]) -> None:
+    """Let the rejection counters of these reason codes begin at zero."""
+    for code in codes:
+        rejections.labels(code)
+        life_safety_rejections.labels(code)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from datetime import timedelta
 from typing import Final
 
 import polars as pl
 
 from pipeline import metrics
 from pipeline.clock import utc_now
+from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.process.flow import BlockResult
 
 _OTHER: Final = "other"
 #: Receipt instants of a block that are observed; a block of direct records may have one per event.
 _MOST_INSTANTS: Final = 200
+#: What the freshness objective allows between accepted and queryable.
+_FRESH: Final = timedelta(seconds=5)
 _OUTCOMES: Final = ("admitted", "rejected", "recorded", "duplicate", "quarantined")
 
 
@@ -29,6 +34,8 @@ class Account:
     def committed(self, partition: int, lo: int, hi: int, result: BlockResult) -> None:
         """Count a block whose commit stands."""
         self._verify(partition, lo, hi)
+        metrics.committed_offset.labels(str(partition)).set(hi + 1)
+        result = _without_canaries(result)
         metrics.batch_rows.observe(result.received)
         for stage, seconds in result.stage_seconds.items():
             metrics.stage_seconds.labels(stage).observe(seconds)
@@ -37,6 +44,7 @@ class Account:
 
     def _count(self, result: BlockResult) -> None:
         known = frozenset(self._known_sources())
+        now = utc_now().timestamp()
         sources = pl.concat(
             [
                 frame.select(pl.col("source").cast(pl.String))
@@ -44,7 +52,9 @@ class Account:
             ]
         )
         for source, rows in sources["source"].value_counts().iter_rows():
-            metrics.events_received.labels(source if source in known else _OTHER).inc(rows)
+            label = source if source in known else _OTHER
+            metrics.events_received.labels(label).inc(rows)
+            metrics.source_last_event_timestamp_seconds.labels(label).set(now)
         for outcome, rows in result.events["outcome"].value_counts().iter_rows():
             metrics.events.labels(outcome).inc(rows)
         metrics.events.labels("rejected").inc(result.rejections.height)
@@ -61,7 +71,11 @@ class Account:
 
     def _delays(self, result: BlockResult) -> None:
         now = utc_now()
-        instants = pl.concat([result.events["ingested_at"], result.rejections["ingested_at"]]).unique()
+        accepted = pl.concat([result.events["ingested_at"], result.rejections["ingested_at"]])
+        fresh = int((accepted >= now - _FRESH).sum())
+        metrics.freshness_events.labels("5s").inc(fresh)
+        metrics.freshness_events.labels("longer").inc(len(accepted) - fresh)
+        instants = accepted.unique()
         if len(instants) > _MOST_INSTANTS:
             instants = instants.gather_every(len(instants) // _MOST_INSTANTS + 1)
         for instant in instants:
@@ -84,6 +98,7 @@ class Account:
             self._last_hi.pop(partition, None)
         else:
             self._last_hi[partition] = offset - 1
+        metrics.committed_offset.labels(str(partition)).set(offset or 0)
 
     def lag(self, partition: int, records: int, seconds: float) -> None:
         metrics.consumer_lag_records.labels(str(partition)).set(records)
@@ -92,13 +107,31 @@ class Account:
     def forget(self, partition: int) -> None:
         """The partition belongs to somebody else now."""
         self._last_hi.pop(partition, None)
-        for gauge in (metrics.consumer_lag_records, metrics.consumer_lag_seconds):
+        for gauge in (metrics.consumer_lag_records, metrics.consumer_lag_seconds, metrics.committed_offset):
             gauge.remove(str(partition))
 
     def dedup(self, ids: int, anchors: int) -> None:
         metrics.dedup_entries.labels("L1").set(ids)
         metrics.dedup_entries.labels("L2").set(anchors)
 
+    def reasons(self, codes: Iterable[str]) -> None:
+        """The reason codes of the catalogue in force."""
+        metrics.begin_reasons(codes)
+
     def reference(self, counts: Mapping[str, int]) -> None:
         for kind, rows in counts.items():
             metrics.reference_rows.labels(kind).set(rows)
+
+
+def _without_canaries(result: BlockResult) -> BlockResult:
+    """What is counted: canary events show that the pipeline works and are no events of the city."""
+    ours = {
+        name: frame.filter(pl.col("source").cast(pl.String).ne_missing(CANARY_SOURCE))
+        for name in ("events", "rejections", "duplicates", "quarantined")
+        if not (frame := getattr(result, name)).is_empty()
+    }
+    received = sum(
+        ours.get(name, getattr(result, name)).height
+        for name in ("events", "rejections", "duplicates", "quarantined")
+    )
+    return result if received == result.received else replace(result, **ours, received=received)

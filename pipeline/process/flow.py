@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ContractError, TransientError
 from pipeline.frames import (
@@ -327,7 +328,9 @@ def case_events_of(stored: pl.DataFrame, resent: pl.DataFrame) -> pl.DataFrame:
     """CASE_EVENT rows: one per stored event, one per resend (its case is known as a duplicate's).
 
     stored : the STORED columns named in CASE_EVENT; resent : DUPLICATE, level L2.
+    A canary event belongs to no case.
     """
+    stored = stored.filter(pl.col("source") != CANARY_SOURCE)
     rank = pl.col("event_type").replace_strict(RANK, return_dtype=pl.UInt8)
     own = stored.select(
         "case_id",

@@ -154,6 +154,7 @@ class Worker:
 
     def _open(self, client: Client) -> None:
         catalogues = load_catalogues(self._settings.catalogue_dir)
+        self._account.reasons(catalogues.reason_names_zh)
         self._topic = topic = describe_topic(self._bootstrap, self._settings.topic)
         self._inc = resolve(client, self._settings.topic, topic.topic_id, topic.cluster_id, topic.end_offsets)
         complete_earlier_log(client, self._settings.topic, self._inc)
@@ -537,6 +538,7 @@ class Worker:
             return
         if catalogues.digest != rules.digest:
             self._rules = replace(rules, catalogues=catalogues)
+            self._account.reasons(catalogues.reason_names_zh)
             log.info("catalogue_reloaded", rules=catalogues.digest)
 
 

@@ -14,7 +14,13 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: Creation times double the page and mean nothing across restarts of a child.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-_HTTP_PREFIXES: Final = ("gridpipe_http_", "gridpipe_gateway_", "gridpipe_process_up")
+_HTTP_PREFIXES: Final = (
+    "gridpipe_http_",
+    "gridpipe_gateway_",
+    "gridpipe_process_up",
+    "gridpipe_canary_",
+    "gridpipe_store_disk_",
+)
 _BUSINESS_GAUGES: Final = frozenset(
     {
         "gridpipe_closure_ratio",
@@ -22,6 +28,8 @@ _BUSINESS_GAUGES: Final = frozenset(
         "gridpipe_open_cases",
         "gridpipe_overdue_cases",
         "gridpipe_response_seconds",
+        "gridpipe_response_breached_cases",
+        "gridpipe_business_as_of_timestamp_seconds",
     }
 )
 
