@@ -109,6 +109,11 @@ class Settings(BaseSettings):
         5.0, gt=0, description="How often workers look for new reference data."
     )
 
+    # --- canary
+    canary_interval_seconds: float = Field(
+        60.0, ge=0, description="Seconds between two canary events of a partition; 0: none are sent."
+    )
+
     # --- domain
     event_retention_days: int = Field(
         90, ge=7, description="Days after receipt for which single events are shown; later: 410 Gone."

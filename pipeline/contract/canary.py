@@ -17,8 +17,13 @@ CANARY_SOURCE: Final = "gridpipe-canary"
 CANARY_REGION: Final = "999999"
 
 
+def canary_grid(village: int) -> str:
+    """Grid code of a village of the canary's region, by a number below a million."""
+    return f"{CANARY_REGION}{village:06d}001"
+
+
 def canary_event(event_id: str, village: int, occurred_at: datetime) -> Event:
-    """village : a number below a million; it decides the partition."""
+    """village : of `canary_grid`; it decides the partition."""
     return Event(
         event_id=event_id,
         source=CANARY_SOURCE,
@@ -26,7 +31,7 @@ def canary_event(event_id: str, village: int, occurred_at: datetime) -> Event:
         case_id=event_id,
         occurred_at=occurred_at,
         channel="iot_sensor",
-        grid_code=f"{CANARY_REGION}{village:06d}001",
+        grid_code=canary_grid(village),
         actor=Actor(type="system"),
         attributes={"canary": True},
     )

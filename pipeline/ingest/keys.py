@@ -24,6 +24,7 @@ from pipeline.errors import ConfigurationError, PermanentError
 _KEY: Final = re.compile(r"gp_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 _SOURCE: Final = re.compile(ID_PATTERN)
 #: Good bearers remembered until the file changes; more than any city has feeding systems.
+from pipeline.contract.canary import CANARY_SOURCE
 _CACHE_SIZE: Final = 4_096
 
 
@@ -68,11 +69,9 @@ class KeyStore:
     def create(self, source: str | Sequence[str], backfill: bool = False) -> str:
         """Make a key for one source or several and return it: shown this once, only its hash is kept."""
         sources = [source] if isinstance(source, str) else list(dict.fromkeys(source))
-        wrong = [name for name in sources if not _SOURCE.match(name)]
-        if wrong or not sources:
-            raise ConfigurationError(
-                f"source {wrong[0] if wrong else ''!r} must be 1–64 characters from A–Z a–z 0–9 . _ : -"
-            )
+        self._check(sources, roles, backfill, expires_at)
+        if CANARY_SOURCE in sources:
+            raise ConfigurationError(f"source {CANARY_SOURCE!r} is the pipeline's own; choose another name")
         number, secret, salt = secrets.token_hex(6), secrets.token_urlsafe(32), secrets.token_hex(16)
         with self._exclusive() as file:
             file.keys.append(

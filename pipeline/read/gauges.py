@@ -69,17 +69,41 @@ async def refresh_for_ever(reader: Reader, *, interval_seconds: float = REFRESH_
 async def refresh(reader: Reader) -> None:
     """Set the gauges once. Raises UnavailableError when ClickHouse does not answer."""
     now = reader.clock()
+    now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # what a query can be asked for
 
     def query(client: Client) -> dict[str, Any]:
         names = KpiNames(reader.areas, reader.catalogues, client)
-        return kpi(client, by="district", from_=now - WINDOW, to=now, as_of=now, view="cohort", names=names)
+        return kpi(
+            client,
+            by="district",
+            from_=now - WINDOW,
+            to=now,
+            as_of=now,
+            view="cohort",
+            names=names,
+            parts=True,
+        )
 
-    for row in (await reader.run(query))["rows"]:
+    rows = (await reader.run(query))["rows"]
+    # No await from here on: a scrape sees either all figures of one instant or all of another.
+    metrics.business_as_of_timestamp_seconds.set(now.timestamp())
+    for row in rows:
         district = row["key"]
+        in_time, owed = row["parts"]["timely_response_rate"]
+        metrics.response_breached_cases.labels(district).set(owed - in_time)
         for field, gauge in _GAUGES.items():
             _set(gauge, row[field], district)
         for percentile, quantile in _QUANTILES.items():
             _set(metrics.response_seconds, row["response_seconds"][percentile], district, quantile)
+    for disk, free, size in await reader.run(_disks):
+        metrics.store_disk_free_bytes.labels(disk).set(free)
+        metrics.store_disk_size_bytes.labels(disk).set(size)
+
+
+def _disks(client: Client) -> list[tuple[str, int, int]]:
+    """Name, free and whole bytes of the disks that ClickHouse writes to."""
+    found = client.query("SELECT name, free_space, total_space FROM system.disks WHERE total_space > 0")
+    return [(str(name), int(free), int(size)) for name, free, size in found.result_rows]
 
 
 def _set(gauge: Gauge, value: float | None, *labels: str) -> None:

@@ -43,6 +43,7 @@ from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
 from pipeline.read.routes import Reader, read_routes
 from pipeline.rules.catalogue import Catalogues, load_catalogues
 from pipeline.runtime.access import ReadKeys
+from pipeline.runtime.canary import Canary
 from pipeline.runtime.control import ControlClient
 from pipeline.runtime.exposition import CONTENT_TYPE, http_part
 from pipeline.runtime.headers import SecurityHeaders
@@ -91,7 +92,8 @@ EXCEPTION_HANDLERS: Final[dict[Any, Any]] = {HTTPException: _refused, Exception:
 class Parts:
     """What the app is made of. gateway, reader : None where the process has not that role;
     control : the store process on this machine, None where there is none;
-    live : the stream of the live page, where there is a reader."""
+    live : the stream of the live page, where there is a reader; canary : where there is a gateway, unless
+    switched off."""
 
     settings: Settings
     catalogues: Catalogues
@@ -101,6 +103,7 @@ class Parts:
     control: ControlClient | None
     checks: dict[str, Check]
     live: Live | None = None
+    canary: Canary | None = None
 
 
 def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
@@ -168,6 +171,9 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
                 stack.callback(live.cancel)
             if parts.gateway is not None:
                 stack.push_async_callback(parts.gateway.close)
+            if parts.canary is not None:
+                canary = asyncio.create_task(parts.canary.run(), name="canary")
+                stack.callback(canary.cancel)
             yield
 
     return run
@@ -212,7 +218,16 @@ def assemble(
     if control is not None:
         checks["worker"] = _worker_check(control)
     live = Live(Board(reader), _expositions(control)) if read else None
-    return Parts(settings, catalogues, keys, gateway, reader if read else None, control, checks, live)
+    canary: Canary | None = None
+    if gateway is not None and settings.canary_interval_seconds:
+        canary = Canary(
+            producer=gateway.producer,
+            store=reader,
+            privacy=gateway.privacy,
+            interval_seconds=settings.canary_interval_seconds,
+            max_block_bytes=settings.max_block_bytes,
+        )
+    return Parts(settings, catalogues, keys, gateway, reader if read else None, control, checks, live, canary)
 
 
 def _expositions(control: ControlClient | None) -> Callable[[], Awaitable[tuple[bytes, bytes | None]]]:

@@ -1,0 +1,185 @@
+"""The canary: each minute one synthetic event per partition, and how long it took to come out of ClickHouse.
+
+It takes the ordinary way: a frame as the gateway makes it, a block, the producer, the topic, the worker's
+stages, an insert. What it shows is the way itself, also in an hour in which nobody reports anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol, TypeVar
+
+import structlog
+from clickhouse_connect.driver.client import Client
+
+from pipeline import metrics
+from pipeline.clock import Clock, utc_now
+from pipeline.contract.canary import CANARY_SOURCE, canary_event, canary_grid
+from pipeline.contract.privacy import Privacy
+from pipeline.contract.rows import to_frame
+from pipeline.errors import UnavailableError
+from pipeline.ingest.blocks import encode_blocks, partition_of
+from pipeline.ingest.producer import BlockProducer, Written
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+#: Two looks at ClickHouse are this far apart, and later ones further: the delay is as exact as that.
+_LOOK_SECONDS: Final = 0.1
+_SLOW_LOOK_SECONDS: Final = 1.0
+_FAST_LOOKS: Final = 30
+#: Before the first round: the processes of a machine start together.
+_FIRST_SECONDS: Final = 5.0
+#: Clocks of gateway and ClickHouse do not matter: `ingested_at` is ours; this is for rounding alone.
+_SLACK: Final = timedelta(seconds=1)
+
+
+class Store(Protocol):
+    """Where canary events are looked for; `read.reader.Reader` is one."""
+
+    def run(self, work: Callable[[Client], T]) -> Awaitable[T]:
+        """Raises UnavailableError when ClickHouse does not answer."""
+
+
+class Canary:
+    """Sends and looks for canary events, in a task of the gateway's event loop.
+
+    interval_seconds : from one round to the next; what is not found by then counts as missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        producer: BlockProducer,
+        store: Store,
+        privacy: Privacy,
+        interval_seconds: float,
+        max_block_bytes: int,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._producer = producer
+        self._store = store
+        self._privacy = privacy
+        self._interval = interval_seconds
+        self._max_block_bytes = max_block_bytes
+        self._clock = clock
+        self._villages: list[int] = []
+        self._failing = False
+
+    async def run(self) -> None:
+        """A round each interval until cancelled. A failing one is logged once per spell, never raised."""
+        await asyncio.sleep(min(self._interval, _FIRST_SECONDS))
+        while True:
+            began = time.monotonic()
+            try:
+                missing = await self.round()
+                self._tell(bool(missing), partitions=sorted(missing))
+            except UnavailableError as error:
+                self._tell(True, reason=str(error))
+            except Exception:
+                log.exception("canary_failed")
+            await asyncio.sleep(max(self._interval - (time.monotonic() - began), 0.0))
+
+    async def round(self) -> set[int]:
+        """One event per partition; returns the partitions whose event was not found in time.
+
+        Raises UnavailableError when the log does not answer.
+        """
+        villages = self._homes(await self._producer.partitions())
+        name, sent_at = secrets.token_hex(6), self._clock()
+        events = {
+            f"canary-{name}-{partition}": (partition, village) for partition, village in enumerate(villages)
+        }
+        frame = to_frame(
+            [canary_event(event_id, village, sent_at) for event_id, (_, village) in events.items()],
+            ingested_at=sent_at,
+            request_id=f"canary-{name}",
+            backfill=False,
+            privacy=self._privacy,
+        )
+        blocks = encode_blocks(frame, partitions=len(villages), max_bytes=self._max_block_bytes)
+        began = time.monotonic()
+        try:
+            deliveries = await self._producer.send(blocks)
+        except UnavailableError:
+            self._missed(range(len(villages)), began)
+            raise
+        written = {item.partition for item in deliveries if isinstance(item, Written)}
+        metrics.canary_sent.inc(len(written))
+        waiting = {event_id: partition for event_id, (partition, _) in events.items() if partition in written}
+        lost = set(range(len(villages))) - written
+        self._missed(lost, began)
+        return lost | await self._wait_for(waiting, sent_at, began)
+
+    async def _wait_for(self, waiting: dict[str, int], sent_at: datetime, began: float) -> set[int]:
+        """Look until all are found or the next round is due; returns the partitions still waiting."""
+        looks = 0
+        while waiting and time.monotonic() - began < self._interval:
+            await asyncio.sleep(_LOOK_SECONDS if looks < _FAST_LOOKS else _SLOW_LOOK_SECONDS)
+            looks += 1
+            try:
+                found = await self._store.run(_look(list(waiting), sent_at))
+            except UnavailableError:
+                continue  # what cannot be read is not there
+            now = self._clock().timestamp()
+            for event_id in found:
+                partition = str(waiting.pop(event_id))
+                metrics.canary_delay_seconds.labels(partition).set(time.monotonic() - began)
+                metrics.canary_last_seen_timestamp_seconds.labels(partition).set(now)
+        left = set(waiting.values())
+        self._missed(left, began)
+        return left
+
+    def _homes(self, partitions: int) -> Sequence[int]:
+        """A village number per partition; the first call lets every series begin."""
+        if len(self._villages) != partitions:
+            self._villages = villages_by_partition(partitions)
+            now = self._clock().timestamp()
+            for partition in range(partitions):
+                metrics.canary_missing.labels(str(partition))
+                metrics.canary_last_seen_timestamp_seconds.labels(str(partition)).set(now)
+        return self._villages
+
+    def _missed(self, partitions: Sequence[int] | set[int] | range, began: float) -> None:
+        for partition in partitions:
+            metrics.canary_missing.labels(str(partition)).inc()
+            metrics.canary_delay_seconds.labels(str(partition)).set(time.monotonic() - began)
+
+    def _tell(self, failing: bool, **details: object) -> None:
+        if failing and not self._failing:
+            log.error("canary_missing", **details)
+        elif self._failing and not failing:
+            log.info("canary_seen_again")
+        self._failing = failing
+
+
+def villages_by_partition(partitions: int) -> list[int]:
+    """Village numbers of the canary's region, the n-th at home in partition n."""
+    homes: dict[int, int] = {}
+    village = 0
+    while len(homes) < partitions:
+        homes.setdefault(partition_of(canary_grid(village), partitions), village)
+        village += 1
+    return [homes[partition] for partition in range(partitions)]
+
+
+def _look(event_ids: Sequence[str], sent_at: datetime) -> Callable[[Client], list[str]]:
+    parameters: Mapping[str, Any] = {
+        "source": CANARY_SOURCE,
+        "ids": list(event_ids),
+        "since": (sent_at - _SLACK).strftime("%Y-%m-%d %H:%M:%S.000"),
+    }
+
+    def look(client: Client) -> list[str]:
+        found = client.query(
+            "SELECT DISTINCT event_id FROM events WHERE ingested_at >= {since:DateTime64(3, 'UTC')} "
+            "AND source = {source:String} AND event_id IN {ids:Array(String)}",
+            parameters=dict(parameters),
+        )
+        return [str(row[0]) for row in found.result_rows]
+
+    return look
