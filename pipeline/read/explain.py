@@ -27,7 +27,7 @@ _STORED_COLUMNS: Final = f"""
     late_beyond_horizon, time_adjusted, district_code, town_code, village_code, grid_found, grid_active,
     grid_version, grid_name, grid_type, grid_risk_tags, unit_found, point_in_grid, point_distance_m,
     staff_found, staff_active, staff_kind, staff_department, staff_in_grid, staff_in_district,
-    staff_channel_rights, organisation_code, organisation_found, route_department, person_facts,
+    staff_channel_rights, submission_id, title, description, length(photos) AS photo_count, organisation_code, organisation_found, route_department, person_facts,
     {_POSITION}
 """
 
@@ -87,6 +87,7 @@ def explain(
     if stored:
         hidden = any(map(reporter_is_protected, _matters(client, first)))
         answer |= _stored(first, catalogues, hidden=hidden)
+        answer["content"] = _content(first, catalogues, hidden=hidden)
     elif copies:
         answer |= _duplicate(first)
     else:
@@ -185,6 +186,23 @@ def _stored(row: dict[str, Any], catalogues: Catalogues, *, hidden: bool) -> dic
         "enrichment": _enrichment(row, hidden=hidden),
         "actor": _actor(row, hidden=hidden),
         "request_id": row["request_id"],
+    }
+
+
+def _content(row: dict[str, Any], catalogues: Catalogues, *, hidden: bool) -> dict[str, Any]:
+    """What the sender wrote, redacted at the gateway; not shown where it may tell of a person's affairs."""
+    about_people = any(
+        matter.needs_person
+        for matter in catalogues.matters(aware(row["occurred_at"]))
+        if matter.code == row["matter_code"]
+    )
+    withheld = hidden or about_people
+    return {
+        "withheld": withheld,
+        "title": None if withheld else row["title"],
+        "description": None if withheld else row["description"],
+        "submission_id": row["submission_id"],
+        "photos": row["photo_count"],
     }
 
 
