@@ -1,0 +1,33 @@
+"""`python -m benchmarks WHAT [--quick …]`: every benchmark by name; `all` is what `make bench` runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+WHAT = {
+    "processor": "topic → ClickHouse: Arrow blocks, NDJSON blocks, one event per record",
+    "peers": "the same work by other programs and the floors, side by side with ours",
+    "stages": "each stage of the worker alone, over batch sizes",
+    "gateway": "HTTP in → broker's ack: single events, batches, NDJSON, compressed",
+    "latency": "HTTP accepted → visible in a query, at shares of the capacity",
+    "reads": "KPI calls and the exporter's scrape",
+    "growth": "cost over millions of events, memory over time (bench-long)",
+    "report": "Markdown, plots and HTML of the series run last",
+    "all": "everything but growth, then the report",
+}
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1] not in WHAT:
+        print("usage: python -m benchmarks WHAT [options]; WHAT is one of")
+        for name, text in WHAT.items():
+            print(f"  {name:<10} {text}")
+        return 2
+    module = importlib.import_module(f"benchmarks.{'everything' if sys.argv[1] == 'all' else sys.argv[1]}")
+    code: int = module.main(sys.argv[2:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

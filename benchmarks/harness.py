@@ -1,0 +1,278 @@
+"""What every benchmark shares: a broker, filling it, running a program alone, checking it, writing it down.
+
+A program is a process of its own; the last line that it prints is one JSON object with at least `seconds`,
+`cpu_seconds`, `peak_mb` and `counts`. A run whose counts are not the ledger's is an error, never a figure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import psutil
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+from rich.console import Console
+
+from benchmarks.cache import PARTITIONS, ROOT, Records
+from benchmarks.workload import Ledger
+from pipeline.runtime.broker import command, free_port, wait_until_up
+
+HISTORY: Final = ROOT / "benchmarks" / "history"
+PLACE: Final = ROOT / "var" / "bench"
+TOPIC: Final = "grid.events"
+_RUN_SECONDS: Final = 1_800.0
+_PACKAGES: Final = ("polars", "chdb", "confluent-kafka", "aiokafka", "faust-streaming", "msgspec", "pyarrow")
+
+out = Console(highlight=False, width=150, soft_wrap=True)
+
+
+class WrongCountsError(Exception):
+    """A program's counts or checksums are not those of the ledger."""
+
+
+class RunFailedError(Exception):
+    """A program ended without a result."""
+
+
+@dataclass
+class Broker:
+    """An embedded broker in a process of its own."""
+
+    bootstrap: str
+    process: psutil.Process
+    admin: AdminClient
+
+    def create(self, topic: str = TOPIC, partitions: int = PARTITIONS) -> None:
+        for future in self.admin.create_topics([NewTopic(topic, partitions, 1)]).values():
+            future.result()
+
+    def cpu_seconds(self) -> float:
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+
+@contextlib.contextmanager
+def broker(partitions: int = PARTITIONS) -> Iterator[Broker]:
+    """A fresh broker with an empty topic."""
+    port = free_port()
+    child = subprocess.Popen(command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        bootstrap = f"127.0.0.1:{port}"
+        found = Broker(bootstrap, psutil.Process(child.pid), wait_until_up(bootstrap, seconds=10))
+        found.create(partitions=partitions)
+        yield found
+    finally:
+        child.kill()
+        child.wait()
+
+
+def fill(bootstrap: str, records: Records, topic: str = TOPIC) -> int:
+    """Send all records; returns their number once the broker has each."""
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "acks": "all",
+            "linger.ms": 5,
+            "queue.buffering.max.messages": 2_000_000,
+            "queue.buffering.max.kbytes": 1_000_000,
+        }
+    )
+    failed: list[str] = []
+    sent = 0
+
+    def delivered(error: Any, _: Any) -> None:
+        if error is not None:
+            failed.append(str(error))
+
+    headers = {"content-type": records.content_type, "schema-version": "1"}
+    for chunk in records.chunks():
+        for partition, value in zip(chunk["partition"].to_list(), chunk["value"], strict=True):
+            while True:
+                try:
+                    producer.produce(
+                        topic, value=value, partition=partition, headers=headers, on_delivery=delivered
+                    )
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+            sent += 1
+            if sent % 1_000 == 0:
+                producer.poll(0)
+    if producer.flush(120) or failed:
+        raise RunFailedError(f"the broker did not take all records: {failed[:1]}")
+    return sent
+
+
+def run_program(
+    arguments: Sequence[str], *, env: Mapping[str, str] | None = None, seconds: float = _RUN_SECONDS
+) -> dict[str, Any]:
+    """The JSON object that the program printed last. Raises RunFailedError."""
+    done = subprocess.run(
+        arguments,
+        capture_output=True,
+        check=False,
+        timeout=seconds,
+        cwd=ROOT,
+        env={**os.environ, "TZ": "UTC", **(env or {})},
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(b"{")]
+    if done.returncode or not lines:
+        tail = (done.stderr or done.stdout).decode(errors="replace")[-3_000:]
+        raise RunFailedError(f"{' '.join(arguments[:4])} ended with {done.returncode}:\n{tail}")
+    result: dict[str, Any] = orjson.loads(lines[-1])
+    return result
+
+
+def check_common(name: str, result: Mapping[str, Any], ledger: Ledger) -> None:
+    """The counts that ours and every peer must show, read from the stored table by SQL."""
+    wanted = {"stored": ledger.stored, "rejected": ledger.rejected, "duplicates": ledger.duplicates}
+    wanted["stored_checksum"] = ledger.stored_checksum
+    found = {key: result["counts"].get(key) for key in wanted}
+    # a store that only dedups later says so itself by leaving a count out
+    wrong = {
+        key: (value, wanted[key])
+        for key, value in found.items()
+        if value is not None and value != wanted[key]
+    }
+    if wrong or found["stored"] is None:
+        raise WrongCountsError(f"{name}: (found, ledger) {wrong or found}")
+
+
+def commit() -> str:
+    """The commit measured, with `+` when the product's files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "pipeline") else "")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, without any name of the machine."""
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+@dataclass
+class Series:
+    """Runs of one benchmark: interleaved rounds over cases, each run written to the history at once."""
+
+    kind: str
+    settings: dict[str, Any]
+    #: Quick runs are looks, not measurements: they stay out of the committed history.
+    quick: bool = False
+    runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    _machine: dict[str, Any] = field(default_factory=machine)
+    _commit: str = field(default_factory=commit)
+
+    def add(self, case: str, round_number: int, result: dict[str, Any]) -> None:
+        self.runs.setdefault(case, []).append(result)
+        history = PLACE / "history" if self.quick else HISTORY
+        history.mkdir(parents=True, exist_ok=True)
+        line = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": self._commit,
+            "machine": self._machine,
+            "settings": self.settings,
+            "case": case,
+            "round": round_number,
+            **result,
+        }
+        with (history / f"{self.kind}.jsonl").open("ab") as file:
+            file.write(orjson.dumps(line) + b"\n")
+
+    def median(self, case: str, name: str = "events_per_second") -> float:
+        return statistics.median(run[name] for run in self.runs[case])
+
+    def ratio(self, case: str, other: str, name: str = "events_per_second") -> float:
+        """Median over rounds of the ratio in one round: what disturbed a round disturbed both."""
+        pairs = zip(self.runs[case], self.runs[other], strict=False)
+        return statistics.median(mine[name] / theirs[name] for mine, theirs in pairs)
+
+    def spread(self, case: str, name: str = "events_per_second") -> float:
+        """(largest − smallest) / median."""
+        values = [run[name] for run in self.runs[case]]
+        return (max(values) - min(values)) / statistics.median(values)
+
+    def save(self, facts: Mapping[str, Any] | None = None) -> Path:
+        """The series as one file for the report."""
+        directory = PLACE / "series"
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{self.kind}.json"
+        path.write_bytes(
+            orjson.dumps(
+                {
+                    "kind": self.kind,
+                    "commit": self._commit,
+                    "machine": self._machine,
+                    "settings": self.settings,
+                    "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "runs": self.runs,
+                    "facts": dict(facts or {}),
+                },
+                option=orjson.OPT_INDENT_2,
+            )
+        )
+        return path
+
+
+def rounds(number: int, cases: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """A B C A B C …, every other round backwards, so that no case always follows the same one."""
+    listed = list(cases)
+    for at in range(number):
+        for case in listed if at % 2 == 0 else reversed(listed):
+            yield at, case
+
+
+def tell(series: Series, case: str, number: int, of: int) -> None:
+    run = series.runs[case][-1]
+    out.print(
+        f"round {number + 1}/{of}  {case:<28} {run['events_per_second']:>11,.0f} events/s"
+        f"  {run['cpu_seconds'] / run['events'] * 1e6:6.2f} CPU µs/event  {run.get('peak_mb', 0):>6,.0f} MB"
+    )
+
+
+class Watch:
+    """Wall and CPU time of this process since it was made."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.wall
+
+    def cpu_seconds(self) -> float:
+        return time.process_time() - self.cpu
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]

@@ -1,0 +1,136 @@
+"""Topic → ClickHouse with our worker, in the three forms of records and at two sizes of the person register.
+
+    python -m benchmarks processor [--quick] [--events N] [--rounds N] [--form arrow] [--persons N]
+
+The topic is full before the clock starts; it runs from the worker's first assignment to its last commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from typing import Any
+
+from benchmarks import cache
+from benchmarks.harness import (
+    PLACE,
+    Series,
+    broker,
+    check_common,
+    fill,
+    out,
+    python,
+    rounds,
+    run_program,
+    tell,
+)
+from benchmarks.workload import Ledger
+
+
+class OursError(Exception):
+    """Our own counts differ from the ledger."""
+
+
+def run_ours(source: cache.Events, records: cache.Records, persons: int, partitions: int) -> dict[str, Any]:
+    """One run against a fresh broker and a fresh copy of the store."""
+    place = PLACE / "ours"
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    cache.copy_store(persons, place)
+    count = source.ledger.sent
+    try:
+        with broker(partitions) as to:
+            fill(to.bootstrap, records)
+            used = to.cpu_seconds()
+            result = run_program(python("-m", "benchmarks.worker_run", str(place), to.bootstrap, str(count)))
+            result["broker_cpu_seconds"] = to.cpu_seconds() - used
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    check_ours(result, source.ledger)
+    result["events"] = count
+    result["events_per_second"] = count / result["seconds"]
+    return result
+
+
+def check_ours(result: dict[str, Any], ledger: Ledger) -> None:
+    """Everything that the ledger names, by SQL and by the worker's own counters."""
+    check_common("gridpipe", result, ledger)
+    wanted = {
+        "admitted": ledger.admitted,
+        "rejected": ledger.rejected,
+        "quarantined": ledger.quarantined,
+        "rejected_checksum": ledger.rejected_checksum,
+    }
+    wrong = {
+        name: (result["counts"][name], value)
+        for name, value in wanted.items()
+        if result["counts"][name] != value
+    }
+    told = result["outcomes"]
+    if told.get("recorded") != ledger.recorded or sum(told.values()) != ledger.sent:
+        wrong["outcomes"] = (told, ledger.sent)
+    if wrong:
+        raise OursError(f"gridpipe: (found, ledger) {wrong}")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks processor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="100,000 events, one round")
+    parser.add_argument("--events", type=int)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--form", action="append", choices=cache.FORMS, help="default: all three")
+    parser.add_argument(
+        "--persons", type=int, action="append", help="default: 500,000 and, for Arrow, 4.8 million"
+    )
+    parser.add_argument("--partitions", type=int, default=cache.PARTITIONS)
+    options = parser.parse_args(arguments)
+    events = options.events or (100_000 if options.quick else 1_000_000)
+    number = options.rounds or (1 if options.quick else 5)
+    persons = options.persons or ([500_000] if options.quick else [500_000, 4_800_000])
+    forms = options.form or list(cache.FORMS)
+    cases = {
+        f"gridpipe {form}" + ("" if size == persons[0] else f", {size:,} persons"): (form, size)
+        for size in persons
+        for form in (forms if size == persons[0] else forms[:1])
+    }
+    series = Series(
+        "processor",
+        {
+            "events": events,
+            "persons": persons,
+            "partitions": options.partitions,
+            "block_events": cache.BLOCK_EVENTS,
+        },
+        quick=options.quick,
+    )
+    inputs = {}
+    for name, (form, size) in cases.items():
+        source = cache.events(events, size)
+        inputs[name] = (source, cache.records(source, form, partitions=options.partitions), size)
+        cache.store(size)
+    for at, name in rounds(number, cases):
+        source, records, size = inputs[name]
+        series.add(name, at, run_ours(source, records, size, options.partitions))
+        tell(series, name, at, number)
+    show(series)
+    series.save()
+    return 0
+
+
+def show(series: Series) -> None:
+    for name, runs in series.runs.items():
+        last = runs[-1]
+        whole = sum(last["stages"].values()) or 1.0
+        parts = ", ".join(
+            f"{stage} {value / whole:.0%}"
+            for stage, value in sorted(last["stages"].items(), key=lambda item: -item[1])
+            if value / whole >= 0.01
+        )
+        engine = last["engine"]
+        out.print(
+            f"{name}: {series.median(name):,.0f} events/s (spread {series.spread(name):.0%}); "
+            f"{last['blocks']} blocks, {engine['MergeTreeDataWriterBlocks']} parts by "
+            f"{engine['InsertQuery']} inserts; threads' time: {parts}"
+        )

@@ -1,0 +1,157 @@
+"""Our worker over a filled topic, alone in this process: from ready to the last commit.
+
+    python -m benchmarks.worker_run DATA_DIR BOOTSTRAP EVENTS
+
+DATA_DIR holds a store (`benchmarks.cache`). Prints one JSON object: seconds, CPU, counts and checksums read
+by SQL, seconds per stage, rows and parts per insert, memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+from clickhouse_connect.driver.client import Client
+
+from benchmarks.workload import ID_DIGITS
+from pipeline import metrics
+from pipeline.contract.privacy import Privacy
+from pipeline.process.worker import run_worker
+from pipeline.settings import Settings, load_settings
+from pipeline.store.engine import EmbeddedEngine
+from pipeline.store.migrate import migrate
+
+_ENGINE_EVENTS = (
+    "InsertQuery",
+    "InsertedRows",
+    "InsertedBytes",
+    "MergeTreeDataWriterBlocks",
+    "Merge",
+    "MergedRows",
+)
+_NUMBER = f"toUInt64(right(event_id, {ID_DIGITS}))"
+
+
+def outcomes() -> dict[str, int]:
+    """Events by outcome, from the worker's own metric."""
+    return {
+        sample.labels["outcome"]: int(sample.value)
+        for metric in metrics.events.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    }
+
+
+def stage_seconds() -> dict[str, float]:
+    return {
+        "insert " + sample.labels["table"]
+        if "table" in sample.labels
+        else sample.labels["stage"]: sample.value
+        for histogram in (metrics.stage_seconds, metrics.insert_seconds)
+        for metric in histogram.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_sum")
+    }
+
+
+def blocks() -> int:
+    return int(
+        sum(s.value for m in metrics.batch_rows.collect() for s in m.samples if s.name.endswith("_count"))
+    )
+
+
+def engine_events(client: Client) -> dict[str, int]:
+    """The engine's own counters: inserts, rows, parts written by inserts, merges."""
+    rows = client.query(
+        "SELECT event, value FROM system.events WHERE event IN {names:Array(String)}",
+        parameters={"names": list(_ENGINE_EVENTS)},
+    ).result_rows
+    return dict.fromkeys(_ENGINE_EVENTS, 0) | {name: int(value) for name, value in rows}
+
+
+def stored(client: Client) -> dict[str, int]:
+    """Counts and checksums of the tables."""
+    found = client.query(
+        f"""
+        SELECT (SELECT count() FROM events) AS stored,
+            (SELECT countIf(outcome = 'admitted') FROM events) AS admitted,
+            (SELECT count() FROM rejections) AS rejected,
+            (SELECT count() FROM duplicates) AS duplicates,
+            (SELECT count() FROM quarantine) AS quarantined,
+            (SELECT sum({_NUMBER}) FROM events) AS stored_checksum,
+            (SELECT sum({_NUMBER}) FROM rejections) AS rejected_checksum
+        """
+    )
+    return {
+        name: int(value or 0) for name, value in zip(found.column_names, found.result_rows[0], strict=True)
+    }
+
+
+async def run(settings: Settings, bootstrap: str, expected: int) -> dict[str, Any]:
+    privacy = Privacy.load(settings.pseudonym_key_path, create=False)
+    engine = EmbeddedEngine(settings.clickhouse_dir, settings.engine_tmp_dir)
+    client = engine.new_client()
+    migrate(client, settings.database)
+    stop, ready = asyncio.Event(), asyncio.Event()
+    task = asyncio.create_task(
+        run_worker(
+            settings,
+            client_factory=lambda: engine.new_client(settings.database),
+            bootstrap=bootstrap,
+            privacy=privacy,
+            stop=stop,
+            ready=ready.set,
+            known_sources=lambda: ("bench",),
+        )
+    )
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    before = engine_events(client)
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    ready_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    first = 0.0
+    while (done := sum(outcomes().values())) < expected:
+        if task.done():
+            await task
+        if done and not first:
+            first = time.perf_counter() - begin
+        await asyncio.sleep(0.005)
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
+    after = engine_events(client)
+    stop.set()
+    await task
+    counts = stored(client)
+    client.close()
+    result = {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "first_commit_seconds": first,
+        "counts": counts,
+        "outcomes": outcomes(),
+        "stages": stage_seconds(),
+        "blocks": blocks(),
+        "engine": {name: after[name] - before[name] for name in after},
+        "ready_mb": ready_mb,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    engine.close()
+    return result
+
+
+def main() -> None:
+    data_dir, bootstrap, expected = sys.argv[1:]
+    settings = load_settings(data_dir=Path(data_dir), kafka=bootstrap, log_level="warning")
+    result = asyncio.run(run(settings, bootstrap, int(expected)))
+    sys.stdout.buffer.write(orjson.dumps(result) + b"\n")
+    sys.stdout.flush()
+    os._exit(0)  # threads of the engine may still wind down
+
+
+if __name__ == "__main__":
+    main()
