@@ -133,6 +133,11 @@ class Settings(BaseSettings):
         5.0, ge=0, description="Pace of `up`'s simulated events, events/s."
     )
 
+    # --- personal data
+    audit_keep_days: int = Field(
+        1_095, ge=1, description="Days that the audit log of reads of personal data is kept."
+    )
+
     # --- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line shown."
@@ -157,6 +162,11 @@ class Settings(BaseSettings):
         return self.data_dir / "log"
 
     @property
+    def audit_dir(self) -> Path:
+        """Who read or changed personal data, a file a day."""
+        return self.data_dir / "audit"
+
+    @property
     def run_dir(self) -> Path:
         """Lock, pids and the addresses of the running processes."""
         return self.data_dir / "run"
@@ -168,6 +178,11 @@ class Settings(BaseSettings):
     @property
     def keys_path(self) -> Path:
         return self.data_dir / "keys.json"
+
+    @property
+    def nonces_path(self) -> Path:
+        """Nonces of signed requests."""
+        return self.data_dir / "nonces.sqlite"
 
     @property
     def local_key_path(self) -> Path:

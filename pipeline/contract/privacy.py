@@ -7,10 +7,7 @@ plain hash would not do, since all mobile numbers can be tried in seconds. Nothi
 from __future__ import annotations
 
 import hmac
-import os
 import re
-import secrets
-import stat
 import unicodedata
 from collections.abc import Callable, Iterable
 from datetime import date
@@ -19,13 +16,10 @@ from typing import Final
 
 import polars as pl
 
-from pipeline.errors import ConfigurationError
+from pipeline.contract.secret import load_secret
 
 _PERSON: Final = b"gridpipe:person:"
 _PHONE: Final = b"gridpipe:phone:"
-
-MIN_SECRET_BYTES: Final = 32
-_PLACEHOLDERS: Final = ("changeme", "default", "secret", "password", "example", "0123456789")
 
 _WEIGHTS: Final = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 _CHECK_DIGITS: Final = "10X98765432"
@@ -260,22 +254,7 @@ class Privacy:
 
         Raises ConfigurationError where the file is missing, readable by others, short or a known placeholder.
         """
-        if create and not path.exists():
-            _create_secret(path)
-        try:
-            mode = path.stat().st_mode
-            secret = path.read_bytes().strip()
-        except OSError as error:
-            reason = error.strerror or "cannot be read"
-            raise ConfigurationError(
-                f"pseudonym key {path}: {reason}; restore it from your backup (another key, other pseudonyms)"
-            ) from error
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigurationError(f"pseudonym key {path} can be read by others; run: chmod 600 {path}")
-        if len(secret) < MIN_SECRET_BYTES:
-            raise ConfigurationError(f"pseudonym key {path} must hold at least {MIN_SECRET_BYTES} bytes")
-        if len(set(secret)) < 8 or any(word.encode() in secret.lower() for word in _PLACEHOLDERS):
-            raise ConfigurationError(f"pseudonym key {path} is a placeholder; put a random secret there")
+        secret = load_secret(path, create=create)
         version = path.suffix.removeprefix(".v")
         return cls(secret, int(version) if version.isdigit() else 1)
 
@@ -299,19 +278,3 @@ class Privacy:
         if holds_personal_number(key):
             return self.person_key(key)
         return key
-
-
-def _create_secret(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(secrets.token_hex(MIN_SECRET_BYTES).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(temporary, path)  # fails if another process was first: then its secret is the one
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink()

@@ -12,6 +12,7 @@ import httpx
 import zstandard
 
 from pipeline.errors import ConfigurationError, PermanentError, UnavailableError
+from pipeline.ingest.signing import auth_for
 
 #: Bytes of lines in one request at most; the gateway takes 20 MB decompressed.
 MAX_BATCH_BYTES: Final = 4_000_000
@@ -53,7 +54,7 @@ def batches(lines: Iterable[Line], size: int, max_bytes: int = MAX_BATCH_BYTES) 
 
 
 class EventClient:
-    """Sends batches with one key.
+    """Sends batches with one key; a signing key (`gps_…`) signs each request.
 
     patience_seconds : how long to go on trying while nobody answers or nothing can be written.
     sleep, on_wait : for tests and progress lines; `on_wait` is told why and how long it waits.
@@ -76,13 +77,15 @@ class EventClient:
         try:
             self._http = httpx.Client(
                 base_url=url,
-                headers={"Authorization": f"Bearer {key}"},
+                auth=auth_for(key),
                 timeout=httpx.Timeout(60.0, connect=5.0),
                 transport=transport,
                 trust_env=False,
             )
-        except (httpx.InvalidURL, ValueError) as error:
+        except httpx.InvalidURL as error:
             raise ConfigurationError(f"--url {url}: {error}") from error
+        except ValueError as error:
+            raise ConfigurationError(f"--key: {error}") from error
 
     def __enter__(self) -> EventClient:
         return self

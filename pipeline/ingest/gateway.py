@@ -27,6 +27,7 @@ from pipeline.ingest.keys import Credential, KeyStore
 from pipeline.ingest.problem import ProblemError
 from pipeline.ingest.producer import BlockProducer, Written
 from pipeline.ingest.quota import Quotas
+from pipeline.ingest.signing import Signatures
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -144,6 +145,7 @@ class Gateway:
         self.clock = clock
         self.budget = Budget(settings.in_flight_limit_bytes)
         self.quotas = quotas or Quotas(settings)
+        self.signatures = Signatures(keys, settings.nonces_path, clock=lambda: clock().timestamp())
         self.draining = False
 
     def available(self) -> bool:
@@ -155,6 +157,7 @@ class Gateway:
         self.draining = True
         await self.producer.close()
         await self.durability.close()
+        self.signatures.close()
 
     # --- the two calls
 

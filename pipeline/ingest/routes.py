@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -18,11 +19,15 @@ from pipeline.ingest.gateway import CONTENT_TYPES, Call, Gateway
 from pipeline.ingest.keys import Credential
 from pipeline.ingest.openapi import OPENAPI_PATHS
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
+from pipeline.ingest.signing import Claim, Signed, unauthorised
 
 log = structlog.get_logger(__name__)
 
 #: A key in an address ends up in logs and histories.
 _KEY_PARAMETERS: Final = frozenset({"key", "api_key", "apikey", "token", "access_token", "authorization"})
+
+#: Digests of larger bodies are made on a thread.
+_THREAD_BYTES: Final = 262_144
 
 EVENTS: Final = "/v1/events"
 VALIDATE: Final = "/v1/events:validate"
@@ -50,8 +55,7 @@ async def _answer(gateway: Gateway, request: Request, route: str, handle: _Handl
     request_id = request_id_of(request.headers.get("x-request-id"))
     request.scope["gridpipe.request_id"] = request_id
     try:
-        credential = _credential(gateway, request)
-        members = await _handle(gateway, request, credential, handle, request_id)
+        members, credential = await _handle(gateway, request, handle, request_id)
         headers = {
             "X-Request-Id": request_id,
             "Cache-Control": "no-store",
@@ -71,31 +75,40 @@ async def _answer(gateway: Gateway, request: Request, route: str, handle: _Handl
 
 
 async def _handle(
-    gateway: Gateway, request: Request, credential: Credential, handle: _Handler, request_id: str
-) -> dict[str, Any]:
+    gateway: Gateway, request: Request, handle: _Handler, request_id: str
+) -> tuple[dict[str, Any], Credential]:
     address = address_of(request)
-    gateway.quotas.admit_sources(address, credential.sources)
+    claim = Claim.of(request.headers.get("authorization", ""))
+    credential = None if claim is not None else _bearer(gateway, request, address)
+    if credential is not None:
+        gateway.quotas.admit_sources(address, credential.sources)
     content_type, encoding = content_type_of(request), encoding_of(request)
     limit = gateway.settings.max_body_bytes
     if gateway.draining:
         raise ProblemError(503, "stopping", "the gateway is stopping; send again")
     held = declared_length(request, limit)
-    gateway.budget.take(credential.id, held)
+    # Until a signature is verified, which takes the body, its request is the address's and not the key's.
+    holder = credential.id if credential is not None else f"address {address}"
+    gateway.budget.take(holder, held)
     try:
 
         def grow(size: int) -> None:
             nonlocal held
-            gateway.budget.take(credential.id, size)
+            gateway.budget.take(holder, size)
             held += size
 
         body = await read_body(request, limit, grow)
-        return await handle(Call(body, content_type, encoding, credential, request_id, address))
+        if credential is None:
+            assert claim is not None
+            credential = await _signed(gateway, request, claim, body, address)
+            gateway.quotas.admit_sources(address, credential.sources)
+        return await handle(Call(body, content_type, encoding, credential, request_id, address)), credential
     finally:
         gateway.quotas.charge_bytes(address, held)
-        gateway.budget.give_back(credential.id, held)
+        gateway.budget.give_back(holder, held)
 
 
-def _credential(gateway: Gateway, request: Request) -> Credential:
+def _bearer(gateway: Gateway, request: Request, address: str) -> Credential:
     if any(name.lower() in _KEY_PARAMETERS for name in request.query_params):
         raise ProblemError(
             401, "key_in_address", "keys are not taken from the address; send Authorization: Bearer KEY"
@@ -103,8 +116,36 @@ def _credential(gateway: Gateway, request: Request) -> Credential:
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
     credential = gateway.keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
     if credential is None:
-        gateway.quotas.wrong_credential(address_of(request), bearer[:15])
-        raise ProblemError(401, "unauthorised", "a valid key is needed: Authorization: Bearer KEY")
+        gateway.quotas.wrong_credential(address, bearer[:15])
+        raise unauthorised()
+    return _may_send(credential)
+
+
+async def _signed(gateway: Gateway, request: Request, claim: Claim, body: bytes, address: str) -> Credential:
+    given = signed_parts(request, body)
+    try:
+        if len(body) > _THREAD_BYTES:
+            given = await asyncio.to_thread(given.digested)
+        return _may_send(gateway.signatures.verify(claim, given))
+    except ProblemError as problem:
+        if problem.status == 401:
+            gateway.quotas.wrong_credential(address, claim.key_id)
+        raise
+
+
+def signed_parts(request: Request, body: bytes) -> Signed:
+    """What a signature covers of `request`, as it came over the wire."""
+    raw_path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    query: bytes = request.scope.get("query_string", b"")
+    target = (raw_path + b"?" + query if query else raw_path).decode("latin-1")
+    headers = request.headers
+    encoding = ",".join(headers.getlist("content-encoding"))
+    return Signed(request.method, target, headers.get("content-type", ""), encoding, body)
+
+
+def _may_send(credential: Credential) -> Credential:
+    if "ingest" not in credential.roles:
+        raise ProblemError(403, "not_an_ingest_key", "this key may not send events")
     return credential
 
 

@@ -1,24 +1,35 @@
-"""Who may read. On a loopback listener everybody on the machine; on any other, holders of a read key.
+"""Who may read, and who looks at metrics.
 
-A read key is a key for the reserved source `read` (`gridpipe keys add --source read`).
+On a loopback listener everybody on the machine reads; on any other, holders of a key with the role `read`.
+Metrics on an `admin_http` that is not loopback need the role `admin`. Reads of personal data are audited.
 """
 
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.audit import AuditLog
+from pipeline.clock import utc_now
 from pipeline.errors import ConfigurationError
-from pipeline.ingest.keys import KeyStore
+from pipeline.ingest.keys import READ_SOURCE, Credential, KeyStore
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
+from pipeline.ingest.routes import signed_parts
+from pipeline.ingest.signing import Claim, Signatures, unauthorised
 from pipeline.settings import Settings, is_loopback, split_address
 
-READ_SOURCE: Final = "read"
+__all__ = ["LOCAL_SOURCE", "READ_SOURCE", "AuditReads", "ReadKeys", "RoleKeys", "check_listeners"]
+
 #: The source of the key that `gridpipe up` makes for this machine.
 LOCAL_SOURCE: Final = "local"
+#: Calls whose answers tell of one person's report or case, however masked.
+_PERSONAL: Final = ("/v1/events/", "/v1/cases/", "/v1/rejections", "/v1/live/search")
+_CALLER: Final = "gridpipe.caller"
 
 
 def check_listeners(settings: Settings) -> None:
@@ -27,48 +38,142 @@ def check_listeners(settings: Settings) -> None:
     Raises ConfigurationError. Source: design 4, Keys.
     """
     problems: list[str] = []
+    # The operator's own key reads too, but nobody else has it: it does not make a listener usable.
+    roles = {
+        role
+        for key in KeyStore(settings.keys_path).list()
+        if key.in_force(utc_now()) and LOCAL_SOURCE not in key.sources
+        for role in key.all_roles
+    }
     if not is_loopback(split_address(settings.http)[0]):
-        keys = KeyStore(settings.keys_path).list()
-        # The operator's own key reads too, but nobody else has it: it does not make a listener usable.
-        usable = [k for k in keys if READ_SOURCE in k.sources and LOCAL_SOURCE not in k.sources]
-        if not any(key.revoked_at is None for key in usable):
+        if "read" not in roles:
             problems.append(
-                f"listening on {settings.http} needs a read key: "
-                f"run `gridpipe keys add --source {READ_SOURCE}`"
+                f"listening on {settings.http} needs a read key: run `gridpipe keys add --role read`"
             )
         if settings.admin_http is None:
             problems.append(
                 f"listening on {settings.http} needs --admin-http HOST:PORT for /metrics and /health, "
                 "for example 127.0.0.1:9090"
             )
+    if (
+        settings.admin_http is not None
+        and not is_loopback(split_address(settings.admin_http)[0])
+        and "admin" not in roles
+    ):
+        problems.append(
+            f"--admin-http {settings.admin_http} needs an admin key: run `gridpipe keys add --role admin`"
+        )
     if problems:
         raise ConfigurationError(problems)
 
 
-class ReadKeys:
-    """ASGI wrapper: reading under /v1/ needs a read key; everything else passes."""
+class RoleKeys:
+    """ASGI wrapper: GET and HEAD under `prefix` need a key with `role`; everything else passes."""
 
-    def __init__(self, app: ASGIApp, keys: KeyStore) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyStore,
+        role: str,
+        prefix: str,
+        *,
+        signatures: Signatures | None = None,
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._role = role
+        self._prefix = prefix
+        self._signatures = signatures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
             scope["type"] == "http"
             and scope["method"] in {"GET", "HEAD"}
-            and scope["path"].startswith("/v1/")
-            and (refusal := self._refusal(Headers(scope=scope))) is not None
+            and scope["path"].startswith(self._prefix)
+            and (refusal := self._refusal(scope)) is not None
         ):
             await refusal(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _refusal(self, headers: Headers) -> Response | None:
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    def _refusal(self, scope: Scope) -> Response | None:
+        request_id = request_id_of(Headers(scope=scope).get("x-request-id"))
+        try:
+            credential = identify(scope, self._keys, self._signatures)
+            if credential is None:
+                raise unauthorised()
+            if self._role not in credential.roles:
+                raise ProblemError(
+                    403, f"not_a_{self._role}_key", f"this call needs a key with the role {self._role}"
+                )
+        except ProblemError as problem:
+            return problem_response(problem, request_id)
+        scope[_CALLER] = f"key {credential.id}"
+        return None
+
+
+class ReadKeys(RoleKeys):
+    """Reading under /v1/ needs a read key."""
+
+    def __init__(self, app: ASGIApp, keys: KeyStore, *, signatures: Signatures | None = None) -> None:
+        super().__init__(app, keys, "read", "/v1/", signatures=signatures)
+
+
+def identify(scope: Scope, keys: KeyStore, signatures: Signatures | None) -> Credential | None:
+    """Whose request without a body this is; None without a valid key. Raises ProblemError as `Signatures`."""
+    authorization = Headers(scope=scope).get("authorization", "")
+    claim = Claim.of(authorization)
+    if claim is not None:
+        return None if signatures is None else signatures.verify(claim, signed_parts(Request(scope), b""))
+    scheme, _, bearer = authorization.partition(" ")
+    return keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
+
+
+class AuditReads:
+    """ASGI wrapper: a line for each answer about one report or case, before it is sent.
+
+    Where the line cannot be written the answer is not sent: 503.
+    """
+
+    def __init__(self, app: ASGIApp, audit: AuditLog, keys: KeyStore) -> None:
+        self._app = app
+        self._audit = audit
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(_PERSONAL):
+            await self._app(scope, receive, send)
+            return
+        failed = False
+
+        async def audited(message: Message) -> None:
+            nonlocal failed
+            if message["type"] == "http.response.start":
+                try:
+                    self._record(scope, message["status"])
+                except OSError:
+                    failed = True
+                    problem = ProblemError(503, "not_audited", "reads cannot be recorded now; try again")
+                    await problem_response(problem, request_id_of(None))(scope, receive, send)
+            if not failed:
+                await send(message)
+
+        await self._app(scope, receive, audited)
+
+    def _record(self, scope: Scope, status: int) -> None:
+        call = next(prefix for prefix in _PERSONAL if scope["path"].startswith(prefix))
+        query = scope.get("query_string", b"").decode("latin-1")
+        self._audit.record(
+            who=scope.get(_CALLER) or self._who(scope),
+            call=f"GET {call.rstrip('/')}",
+            subject=scope["path"].removeprefix(call).lstrip("/") or None,
+            query=unquote(query) or None,
+            address=scope["client"][0] if scope.get("client") else None,
+            status=status,
+        )
+
+    def _who(self, scope: Scope) -> str:
+        """On a loopback listener a key is not needed, but one that is shown tells who it is."""
+        scheme, _, bearer = Headers(scope=scope).get("authorization", "").partition(" ")
         credential = self._keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
-        if credential is not None and READ_SOURCE in credential.sources:
-            return None
-        status, code = (401, "unauthorised") if credential is None else (403, "not_a_read_key")
-        message = "reading on this address needs a read key: Authorization: Bearer KEY"
-        request_id = request_id_of(headers.get("x-request-id"))
-        return problem_response(ProblemError(status, code, message), request_id)
+        return f"key {credential.id}" if credential else "loopback"

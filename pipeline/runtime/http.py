@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from pipeline import logs, metrics
+from pipeline.audit import AuditLog
 from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import GridpipeError, UnavailableError
@@ -33,6 +34,7 @@ from pipeline.ingest.problem import ProblemError, problem_response, request_id_o
 from pipeline.ingest.producer import KafkaProducer
 from pipeline.ingest.quota import AddressQuota, Quotas
 from pipeline.ingest.routes import gateway_routes
+from pipeline.ingest.signing import Signatures
 from pipeline.ingest.validate import Validator
 from pipeline.page.assets import Assets
 from pipeline.page.board import Board
@@ -42,7 +44,7 @@ from pipeline.read.gauges import refresh_for_ever
 from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
 from pipeline.read.routes import Reader, read_routes
 from pipeline.rules.catalogue import Catalogues, load_catalogues
-from pipeline.runtime.access import ReadKeys
+from pipeline.runtime.access import AuditReads, ReadKeys, RoleKeys
 from pipeline.runtime.canary import Canary
 from pipeline.runtime.control import ControlClient
 from pipeline.runtime.exposition import CONTENT_TYPE, http_part
@@ -131,14 +133,18 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     routes += page_routes(paths)
     loopback = is_loopback(split_address(settings.http)[0])
     app: ASGIApp = Starlette(routes=routes, lifespan=_lifespan(parts), exception_handlers=EXCEPTION_HANDLERS)
+    app = AuditReads(app, AuditLog(settings.audit_dir, keep_days=settings.audit_keep_days), parts.keys)
     if not loopback:
-        app = ReadKeys(app, parts.keys)
+        signatures = parts.gateway.signatures if parts.gateway is not None else None
+        app = ReadKeys(app, parts.keys, signatures=signatures or Signatures(parts.keys, settings.nonces_path))
     quotas = parts.gateway.quotas if parts.gateway is not None else Quotas(settings)
     public = SecurityHeaders(AddressQuota(app, quotas), loopback_only=loopback)
     if settings.admin_http is None:
         return public, None
     admin_loopback = is_loopback(split_address(settings.admin_http)[0])
-    admin_app = Starlette(routes=admin, exception_handlers=EXCEPTION_HANDLERS)
+    admin_app: ASGIApp = Starlette(routes=admin, exception_handlers=EXCEPTION_HANDLERS)
+    if not admin_loopback:
+        admin_app = RoleKeys(admin_app, parts.keys, "admin", "/metrics")
     return public, SecurityHeaders(admin_app, loopback_only=admin_loopback)
 
 

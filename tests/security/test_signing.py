@@ -1,0 +1,231 @@
+"""Signed requests: what is covered, what is refused, and that nothing is taken twice."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import orjson
+import pytest
+
+from pipeline.errors import ConfigurationError
+from pipeline.ingest.client import EventClient, Line
+from pipeline.ingest.keys import KeyStore
+from pipeline.ingest.signing import Claim, Nonces, Signatures, Signed, SigningAuth, signature
+from tests.unit.gateway_world import NOW, World, event, make_world
+
+BODY = orjson.dumps([event(1)])
+JSON = {"Content-Type": "application/json"}
+
+
+def moment(shift: float = 0.0) -> float:
+    return NOW.timestamp() + shift
+
+
+class Auth(SigningAuth):
+    """Signs as the client does, then changes the request that is sent."""
+
+    def __init__(self, key: str, shift: float = 0.0) -> None:
+        super().__init__(key, clock=lambda: moment(shift))
+
+
+def client(world: World) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(world.app, client=("192.0.2.7", 1)), base_url="http://gateway"
+    )
+
+
+async def signed_request(key: str, *, shift: float = 0.0, body: bytes = BODY) -> httpx.Request:
+    request = httpx.Request("POST", "http://gateway/v1/events", headers=JSON, content=body)
+    return next(Auth(key, shift).auth_flow(request))
+
+
+async def test_signed_request_is_taken_once(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    request = await signed_request(world.keys.create("12345", signed=True))
+    async with client(world) as http:
+        assert (await http.send(request)).status_code == 202
+        again = await http.send(request)
+    assert (again.status_code, again.json()["code"]) == (409, "replayed")
+    assert world.stored().height == 1
+
+
+async def test_restart_does_not_reopen_the_window(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    request = await signed_request(world.keys.create("12345", signed=True))
+    async with client(world) as http:
+        assert (await http.send(request)).status_code == 202
+    world.gateway.signatures.close()
+    restarted = make_world(tmp_path)
+    async with client(restarted) as http:
+        assert (await http.send(request)).status_code == 409
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda r: httpx.Request("POST", r.url, headers=r.headers, content=BODY.replace(b"e-1", b"e-2")),
+        lambda r: httpx.Request("POST", str(r.url) + ":validate", headers=r.headers, content=BODY),
+        lambda r: httpx.Request("POST", str(r.url) + "?x=1", headers=r.headers, content=BODY),
+        lambda r: _with(r, "Content-Type", "application/x-ndjson"),
+        lambda r: _with(r, "Content-Encoding", "identity"),
+        lambda r: _edited(r, "time=", "time=1"),
+        lambda r: _edited(r, "nonce=", "nonce=x"),
+        lambda r: _edited(r, "signature=", "signature=" + "0" * 64 + ",x="),
+        lambda r: _edited(r, "GRIDPIPE-HMAC-SHA256", "GRIDPIPE-HMAC-MD5"),
+        lambda r: _edited(r, "GRIDPIPE-HMAC-SHA256 ", "GRIDPIPE-HMAC-SHA256 alg=none,"),
+        lambda r: _with(r, "Authorization", "GRIDPIPE-HMAC-SHA256"),
+        lambda r: _with(r, "Authorization", ""),
+    ],
+)
+async def test_anything_else_than_what_was_signed_is_refused(tmp_path: Path, spoil: object) -> None:
+    world = make_world(tmp_path)
+    assert callable(spoil)
+    request = spoil(await signed_request(world.keys.create("12345", signed=True)))
+    async with client(world) as http:
+        answer = await http.send(request)
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorised")
+    assert world.stored().is_empty()
+
+
+def _with(request: httpx.Request, name: str, value: str) -> httpx.Request:
+    headers = {**request.headers, name.lower(): value}
+    return httpx.Request("POST", request.url, headers=headers, content=request.content)
+
+
+def _edited(request: httpx.Request, old: str, new: str) -> httpx.Request:
+    header = request.headers["authorization"]
+    assert old in header
+    return _with(request, "authorization", header.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(("shift", "status"), [(-301, 401), (-299, 202), (299, 202), (301, 401)])
+async def test_time_must_be_near_ours(tmp_path: Path, shift: float, status: int) -> None:
+    world = make_world(tmp_path)
+    request = await signed_request(world.keys.create("12345", signed=True), shift=shift)
+    async with client(world) as http:
+        answer = await http.send(request)
+    assert answer.status_code == status
+    if status == 401:
+        assert answer.json()["code"] == "stale_signature"
+        assert str(int(moment())) in answer.json()["message"]
+
+
+async def test_unknown_revoked_expired_and_bearer_keys_sign_nothing(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    revoked = world.keys.create("12345", signed=True)
+    world.keys.revoke(revoked.split("_")[1])
+    bearer = "gps_" + world.key.removeprefix("gp_")
+    unknown = "gps_" + "0" * 12 + "_" + "A" * 43
+    answers = []
+    async with client(world) as http:
+        for key in (revoked, bearer, unknown):
+            answers.append(await http.send(await signed_request(key)))
+    assert {answer.status_code for answer in answers} == {401}
+    texts = {(a.json()["code"], a.json()["message"]) for a in answers}
+    assert len(texts) == 1  # nobody learns which keys exist
+
+
+async def test_signing_key_is_no_bearer_key(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    key = world.keys.create("12345", signed=True)
+    async with client(world) as http:
+        for shown in (key, key.replace("gps_", "gp_")):
+            headers = JSON | {"Authorization": f"Bearer {shown}"}
+            assert (await http.post("/v1/events", content=BODY, headers=headers)).status_code == 401
+
+
+def test_secret_is_derived_and_the_key_file_alone_is_worth_nothing(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.json")
+    key = store.create("12345", signed=True)
+    assert key.split("_", 2)[2] not in (tmp_path / "keys.json").read_text()
+    assert (tmp_path / "secrets" / "signing.v1").stat().st_mode & 0o777 == 0o600
+    assert store.signing(key.split("_")[1])[0].decode() == key.split("_", 2)[2]
+    (tmp_path / "secrets" / "signing.v1").unlink()
+    with pytest.raises(ConfigurationError, match=r"signing\.v1"):
+        KeyStore(tmp_path / "keys.json").signing(key.split("_")[1])
+
+
+def test_canonical_string_is_the_documented_one() -> None:
+    """Written out, so that a client in another language can be checked against it."""
+    body = b'{"a":1}'
+    lines = (
+        "GRIDPIPE-HMAC-SHA256\n1772352000\nabcdefghijklmnop\nPOST\n/v1/events\napplication/json\n\n"
+        + hashlib.sha256(body).hexdigest()
+    )
+    expected = hmac.new(b"k" * 43, lines.encode(), "sha256").hexdigest()
+    request = Signed("post", "/v1/events", "application/json", "", body)
+    assert signature(b"k" * 43, "1772352000", "abcdefghijklmnop", request) == expected
+
+
+def test_nonces_are_kept_for_both_ends_of_the_window_and_then_forgotten(tmp_path: Path) -> None:
+    nonces = Nonces(tmp_path / "n.sqlite")
+    assert nonces.take("k", "n" * 16, 1_000.0)
+    assert not nonces.take("k", "n" * 16, 1_599.0)
+    assert nonces.take("other key", "n" * 16, 1_599.0)
+    assert nonces.take("k", "n" * 16, 1_700.0)  # its time has passed long ago: refused as stale before
+    assert (tmp_path / "n.sqlite").stat().st_mode & 0o777 == 0o600
+    nonces.close()
+
+
+async def test_without_a_place_for_nonces_nothing_signed_is_taken(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    world.gateway.signatures = Signatures(world.keys, tmp_path / "keys.json", clock=moment)  # no database
+    request = await signed_request(world.keys.create("12345", signed=True))
+    async with client(world) as http:
+        answer = await http.send(request)
+    assert answer.status_code == 503
+    assert world.stored().is_empty()
+
+
+async def test_unverified_request_takes_no_room_of_the_key_it_names(tmp_path: Path) -> None:
+    """Whoever knows a key's id could else keep its owner out."""
+    world = make_world(tmp_path)
+    taken: list[str] = []
+    take = world.gateway.budget.take
+    world.gateway.budget.take = lambda holder, size: (taken.append(holder), take(holder, size))[1]  # type: ignore[method-assign]
+    key = world.keys.create("12345", signed=True)
+    async with client(world) as http:
+        await http.send(await signed_request(key))
+    assert set(taken) == {"address 192.0.2.7"}
+
+
+def test_event_client_signs_each_try_anew() -> None:
+    key = "gps_" + "0" * 12 + "_" + "A" * 43
+    seen: list[Claim] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        claim = Claim.of(request.headers["authorization"])
+        assert claim is not None
+        given = Signed(
+            "POST", "/v1/events", "application/x-ndjson", request.headers["content-encoding"], request.content
+        )
+        assert signature(b"A" * 43, claim.time, claim.nonce, given) == claim.signature
+        seen.append(claim)
+        if len(seen) == 1:
+            return httpx.Response(503, json={"message": "busy"})
+        return httpx.Response(202, json={"accepted": 1, "errors": []})
+
+    transport = httpx.MockTransport(answer)
+    with EventClient("http://gateway", key, transport=transport, sleep=lambda _: None) as sender:
+        assert sender.send([Line(1, b"{}")]).accepted == 1
+    assert len({claim.nonce for claim in seen}) == 2
+    with pytest.raises(ConfigurationError, match="signing key"):
+        EventClient("http://gateway", "gps_damaged")
+
+
+def test_expired_key_stops(tmp_path: Path) -> None:
+    now = NOW
+    store = KeyStore(tmp_path / "keys.json", clock=lambda: now)
+    plain = store.create("12345", expires_at=NOW + timedelta(days=1))
+    signed = store.create("12345", signed=True, expires_at=NOW + timedelta(days=1))
+    assert store.verify(plain) is not None
+    assert store.signing(signed.split("_")[1])[1] is not None
+    now = NOW + timedelta(days=1)
+    assert store.verify(plain) is None  # also from the cache of right keys
+    assert store.signing(signed.split("_")[1])[1] is None
+    with pytest.raises(ConfigurationError, match="expired already"):
+        store.create("12345", expires_at=NOW)
