@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 SCENARIO ?= steady
+WORKERS ?= 2
 NODES ?= 1
 export TZ := UTC
 # Everything that is written lies in .venv and var/, temporary files and caches included.
@@ -32,8 +33,8 @@ run: setup ## start the whole service with the simulated city on http://127.0.0.
 demo: setup ## feed the districts' published year, print published and measured side by side, exit 0
 	@exec $(BIN)/gridpipe demo
 
-test: setup ## every test that needs no other machine
-	@$(BIN)/pytest
+test: setup ## every test that needs no other machine, on WORKERS=2 processes (a file stays on one)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fault: setup ## kills, outages and pauses against the embedded broker and three Kafka brokers (ROUNDS=20)
 	@$(BIN)/pytest tests/fault -m fault --fault
