@@ -13,6 +13,7 @@ from pipeline import metrics
 from pipeline.clock import utc_now
 from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.process.flow import BlockResult
+from pipeline.sink.tables import Extent
 
 _OTHER: Final = "other"
 #: Receipt instants of a block that are observed; a block of direct records may have one per event.
@@ -31,10 +32,11 @@ class Account:
         for outcome in _OUTCOMES:
             metrics.events.labels(outcome)
 
-    def committed(self, partition: int, lo: int, hi: int, result: BlockResult) -> None:
-        """Count a block whose commit stands."""
-        self._verify(partition, lo, hi)
-        metrics.committed_offset.labels(str(partition)).set(hi + 1)
+    def committed(self, blocks: Iterable[Extent], result: BlockResult) -> None:
+        """Count blocks whose commit stands."""
+        for block in blocks:
+            self._verify(*block)
+            metrics.committed_offset.labels(str(block.partition)).set(block.hi + 1)
         result = _without_canaries(result)
         metrics.batch_rows.observe(result.received)
         for stage, seconds in result.stage_seconds.items():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -59,20 +59,28 @@ class Decoded:
     quarantined: pl.DataFrame
 
 
+class _Source(NamedTuple):
+    partition: int
+    record: Record
+
+
 @dataclass
 class _Collected:
-    """Events and refusals of a block, gathered before the frames are built."""
+    """Events and refusals of a round, gathered before the frames are built."""
 
-    partition: int
     privacy: Privacy
     frames: list[pl.DataFrame] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    positions: list[tuple[int, int, int]] = field(default_factory=list)  # offset, index, timestamp
+    positions: list[tuple[int, int, int, int]] = field(default_factory=list)  # part, off, idx, timestamp
     refused: list[dict[str, object]] = field(default_factory=list)
+
+    def take(self, source: _Source, index: int, event: Event) -> None:
+        self.events.append(event)
+        self.positions.append((source.partition, source.record.offset, index, source.record.timestamp_ms))
 
     def refuse(
         self,
-        record: Record,
+        source: _Source,
         index: int,
         detail: str,
         *,
@@ -80,10 +88,11 @@ class _Collected:
         reason: str = MALFORMED,
         event_id: str | None = None,
     ) -> None:
+        record = source.record
         raw = (record.value or b"") if payload is None else payload
         self.refused.append(
             {
-                "_part": self.partition,
+                "_part": source.partition,
                 "_off": record.offset,
                 "_idx": index,
                 "reason": reason,
@@ -98,35 +107,35 @@ class _Collected:
 
 
 def decode(
-    records: Sequence[Record],
+    blocks: Iterable[tuple[int, Sequence[Record]]],
     *,
-    partition: int,
     privacy: Privacy,
     backfill_sources: Iterable[str] = (),
 ) -> Decoded:
-    """Rows of a block's records.
+    """Rows of the records of one or more blocks, which are read together: a frame costs a fixed time.
 
-    records : in offset order, of one partition.
+    blocks : partition and records in offset order; partitions ascending.
     backfill_sources : sources of direct records that are exempt from TOO_OLD and the late flags.
 
     `ingested_at` is the gateway's receipt (Arrow block) or the record's timestamp (direct records), so that a
     replay gives the same rows. `_idx` is the row in an Arrow block, the element of an array or the line.
     """
-    collected = _Collected(partition, privacy)
-    single: list[tuple[Record, bytes]] = []
-    arrow: list[Record] = []
-    for record in records:
+    collected = _Collected(privacy)
+    single: list[tuple[_Source, bytes]] = []
+    arrow: list[_Source] = []
+    for source in (_Source(partition, record) for partition, records in blocks for record in records):
+        record = source.record
         problem = _unreadable(record)
         if problem is not None:
-            collected.refuse(record, 0, problem[1], reason=problem[0])
+            collected.refuse(source, 0, problem[1], reason=problem[0])
         elif record.is_arrow:
-            arrow.append(record)
+            arrow.append(source)
         else:
             body = (record.value or b"").strip()
             if body.startswith(b"{") and b"\n" not in body and b"\r" not in body:
-                single.append((record, body))
+                single.append((source, body))
             else:
-                _take_parsed(record, _parse(record, body), collected)
+                _take_parsed(source, _parse(record, body), collected)
     _take_arrow(arrow, collected)
     for start in range(0, len(single), _BULK_LINES):
         _take_lines(single[start : start + _BULK_LINES], collected)
@@ -155,21 +164,21 @@ def _unreadable(record: Record) -> tuple[str, str] | None:
     return None
 
 
-def _take_arrow(records: Sequence[Record], collected: _Collected) -> None:
+def _take_arrow(sources: Sequence[_Source], collected: _Collected) -> None:
     """Arrow blocks, all turned into one frame; one by one only where one of them is at fault."""
-    sound: list[tuple[Record, list[pa.RecordBatch]]] = []
+    sound: list[tuple[_Source, list[pa.RecordBatch]]] = []
     rows: list[int] = []
-    for record in records:
+    for source in sources:
         try:
-            batches = read_batches(record.value or b"")
+            batches = read_batches(source.record.value or b"")
         except ContractError:
-            collected.refuse(record, 0, "unreadable Arrow block")
+            collected.refuse(source, 0, "unreadable Arrow block")
             continue
         height = sum(batch.num_rows for batch in batches)
         if not 0 < height < MAX_EVENTS_PER_RECORD:
-            collected.refuse(record, 0, f"an Arrow block of {height} events")
+            collected.refuse(source, 0, f"an Arrow block of {height} events")
             continue
-        sound.append((record, batches))
+        sound.append((source, batches))
         rows.append(height)
     if not sound:
         return
@@ -179,23 +188,22 @@ def _take_arrow(records: Sequence[Record], collected: _Collected) -> None:
         if len(sound) == 1:
             collected.refuse(sound[0][0], 0, f"unreadable Arrow block: {type(error).__name__}")
         else:
-            for record, _ in sound:
-                _take_arrow([record], collected)
+            for source, _ in sound:
+                _take_arrow([source], collected)
         return
     heights = np.array(rows, np.int64)
     starts = np.repeat(np.cumsum(heights) - heights, heights)
-    offsets = np.repeat(np.array([record.offset for record, _ in sound], np.uint64), heights)
     block = block.with_columns(
-        pl.lit(collected.partition, pl.UInt16).alias("_part"),
-        pl.Series("_off", offsets),
+        pl.Series("_part", np.repeat(np.array([at.partition for at, _ in sound], np.uint16), heights)),
+        pl.Series("_off", np.repeat(np.array([at.record.offset for at, _ in sound], np.uint64), heights)),
         pl.Series("_idx", (np.arange(block.height) - starts).astype(np.uint32)),
     )
     good = block.select(_well_formed()).to_series()
     if not good.all():
-        by_offset = {record.offset: record for record, _ in sound}
+        by_position = {(at.partition, at.record.offset): at for at, _ in sound}
         for row in block.filter(~good).iter_rows(named=True):
             collected.refuse(
-                by_offset[row["_off"]],
+                by_position[row["_part"], row["_off"]],
                 row["_idx"],
                 "a row breaks the contract",
                 payload=repr(row).encode(),
@@ -220,7 +228,7 @@ def _well_formed() -> pl.Expr:
     )
 
 
-def _take_lines(lines: Sequence[tuple[Record, bytes]], collected: _Collected) -> None:
+def _take_lines(lines: Sequence[tuple[_Source, bytes]], collected: _Collected) -> None:
     """Records of one event each, parsed as one text: a call per record costs more than the parsing."""
     parsed = parse_record(b"\n".join(body for _, body in lines))
     answered = np.zeros(len(lines), np.int64)
@@ -228,27 +236,24 @@ def _take_lines(lines: Sequence[tuple[Record, bytes]], collected: _Collected) ->
     if all(0 <= index < len(lines) for index in indexes):
         np.add.at(answered, indexes, 1)
     if not (answered == 1).all():  # the joined text hides where a record ends: take them one by one
-        for record, body in lines:
-            _take_parsed(record, _parse(record, body), collected)
+        for source, body in lines:
+            _take_parsed(source, _parse(source.record, body), collected)
         return
     for event, index in zip(parsed.events, parsed.indexes, strict=True):
-        record = lines[index][0]
-        collected.events.append(event)
-        collected.positions.append((record.offset, 0, record.timestamp_ms))
+        collected.take(lines[index][0], 0, event)
     for error in parsed.errors:
-        record, body = lines[error.index]
-        collected.refuse(record, 0, _detail(error), payload=body, event_id=error.event_id)
+        source, body = lines[error.index]
+        collected.refuse(source, 0, _detail(error), payload=body, event_id=error.event_id)
 
 
-def _take_parsed(record: Record, parsed: Parsed, collected: _Collected) -> None:
+def _take_parsed(source: _Source, parsed: Parsed, collected: _Collected) -> None:
     if not 0 < parsed.count < MAX_EVENTS_PER_RECORD:
-        collected.refuse(record, 0, f"the record holds {parsed.count} events")
+        collected.refuse(source, 0, f"the record holds {parsed.count} events")
         return
     for event, index in zip(parsed.events, parsed.indexes, strict=True):
-        collected.events.append(event)
-        collected.positions.append((record.offset, index, record.timestamp_ms))
+        collected.take(source, index, event)
     for error, raw in zip(parsed.errors, parsed.raw, strict=True):
-        collected.refuse(record, error.index, _detail(error), payload=raw, event_id=error.event_id)
+        collected.refuse(source, error.index, _detail(error), payload=raw, event_id=error.event_id)
 
 
 def _parse(record: Record, body: bytes) -> Parsed:
@@ -274,9 +279,9 @@ def _frames(collected: _Collected, backfill_sources: frozenset[str]) -> Decoded:
         frames.append(_rows_of(collected, backfill_sources))
     events = pl.concat(frames) if frames else pl.DataFrame(schema={**EVENT, **POSITION})
     if collected.events:  # single lines were parsed after the others; Arrow blocks come in order
-        events = events.sort("_off", "_idx", maintain_order=True)
+        events = events.sort("_part", "_off", "_idx", maintain_order=True)
     events = events.with_columns(*id_hash(), content_hash())
-    quarantined = pl.DataFrame(collected.refused, schema=QUARANTINED).sort("_off", "_idx")
+    quarantined = pl.DataFrame(collected.refused, schema=QUARANTINED).sort("_part", "_off", "_idx")
     return Decoded(expect(events, DECODED, "decoded"), quarantined)
 
 
@@ -284,15 +289,13 @@ def _rows_of(collected: _Collected, backfill_sources: frozenset[str]) -> pl.Data
     positions = np.array(collected.positions, np.int64)
     rows = to_frame(
         collected.events,
-        ingested_at=[_instant(int(timestamp)) for timestamp in positions[:, 2]],
+        ingested_at=[_instant(int(timestamp)) for timestamp in positions[:, 3]],
         request_id=None,
         backfill=[event.source in backfill_sources for event in collected.events],
         privacy=collected.privacy,
     )
     return expect(rows, EVENT, "parsed events").with_columns(
-        pl.lit(collected.partition, pl.UInt16).alias("_part"),
-        pl.Series("_off", positions[:, 0]).cast(pl.UInt64),
-        pl.Series("_idx", positions[:, 1]).cast(pl.UInt32),
+        pl.Series(name, positions[:, column]).cast(POSITION[name]) for column, name in enumerate(POSITION)
     )
 
 

@@ -7,8 +7,10 @@ for a duplicate, and the wall clock plays no part.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -41,6 +43,15 @@ def positions(frame: pl.DataFrame) -> Int64s:
 def milliseconds(times: pl.Series) -> Int64s:
     """Unix milliseconds of a `Datetime("ms")` column without nulls, (n,) int64."""
     return times.to_physical().to_numpy().astype(np.int64)
+
+
+def by_partition(frame: pl.DataFrame) -> list[tuple[int, slice]]:
+    """(partition, rows) of a frame whose rows lie together by `_part`."""
+    part = frame["_part"].to_numpy()
+    if not len(part):
+        return []
+    starts = [0, *(np.flatnonzero(part[1:] != part[:-1]) + 1).tolist(), len(part)]
+    return [(int(part[first]), slice(first, end)) for first, end in pairwise(starts)]
 
 
 class SeenIds:
@@ -84,20 +95,18 @@ class SeenIds:
         """Add kept rows (n,); of one id the largest position stays. Call after the commit only."""
         if len(hi) == 0:
             return
-        rows = (
-            pl.DataFrame({"hi": hi, "lo": lo, "position": position, "ingested": ingested, "content": content})
-            .sort("position", maintain_order=True)
-            .unique(["hi", "lo"], keep="last", maintain_order=True)
-        )
-        hi, lo = rows["hi"].to_numpy(), rows["lo"].to_numpy()
-        columns = [rows[name].to_numpy() for name in ("position", "ingested", "content")]
+        last = _last_of_each(hi, lo, position)
+        hi, lo = hi[last], lo[last]
+        position, ingested, content = position[last], ingested[last], content[last]
         numbers = self._index.find(hi, lo)
         later = numbers >= 0
-        later[later] = columns[0][later] > self._position[numbers[later]]
-        for held, new in zip((self._position, self._ingested, self._content), columns, strict=True):
-            held[numbers[later]] = new[later]
+        later[later] = position[later] > self._position[numbers[later]]
+        at = numbers[later]
+        self._position[at], self._ingested[at], self._content[at] = (
+            position[later], ingested[later], content[later],
+        )  # fmt: skip
         fresh = numbers < 0
-        self._append(hi[fresh], lo[fresh], *(column[fresh] for column in columns))
+        self._append(hi[fresh], lo[fresh], position[fresh], ingested[fresh], content[fresh])
         # a producer's clock in the far future must not push everything else out
         self._latest = min(max(self._latest, int(ingested.max())), int(utc_now().timestamp() * 1000))
         if self._count >= self._next_eviction:
@@ -133,6 +142,14 @@ class SeenIds:
         self._next_eviction = min(max(1 << 16, self._count * 3 // 2), max(self._max_entries, self._count + 1))
 
 
+def _last_of_each(hi: UInt64s, lo: UInt64s, position: Int64s) -> NDArray[np.intp]:
+    """Rows in the order of their positions, of one id only the last."""
+    order = np.lexsort((position, hi, lo))
+    last = np.ones(len(order), bool)
+    last[:-1] = (lo[order[1:]] != lo[order[:-1]]) | (hi[order[1:]] != hi[order[:-1]])
+    return np.sort(order[last])
+
+
 @dataclass(frozen=True)
 class Unique:
     """kept : DECODED; duplicates : DUPLICATE (level L1); conflicts : QUARANTINED. Heights add up."""
@@ -142,10 +159,10 @@ class Unique:
     conflicts: pl.DataFrame
 
 
-def deduplicate(events: pl.DataFrame, seen: SeenIds, window: timedelta) -> Unique:
-    """Split rows by whether their id was kept before.
+def deduplicate(events: pl.DataFrame, seen: Mapping[int, SeenIds], window: timedelta) -> Unique:
+    """Split rows by whether their partition kept their id before.
 
-    events : DECODED, in position order. seen : not changed.
+    events : DECODED, of one or more partitions, each in position order. seen : by partition; not changed.
     The same id with other content is a conflict: the first stays, the later one is quarantined.
     Raises ContractError if a column is missing or has another dtype.
     """
@@ -156,23 +173,25 @@ def deduplicate(events: pl.DataFrame, seen: SeenIds, window: timedelta) -> Uniqu
     hi, lo = events["id_hi"].to_numpy(), events["id_lo"].to_numpy()
     position, ingested = positions(events), milliseconds(events["ingested_at"])
     content = events["content_hash"].to_numpy()
-
-    entries = seen.find(hi, lo)
     copy = np.zeros(events.height, bool)
     conflict = np.zeros(events.height, bool)
-    known = np.flatnonzero(entries >= 0)
-    if len(known):
-        first, received, held = seen.entry(entries[known])
-        hit = (first < position[known]) & (np.abs(ingested[known] - received) <= window_ms)
-        copy[known] = hit
-        conflict[known] = hit & (held != content[known])
+    for partition, rows in by_partition(events):
+        entries = seen[partition].find(hi[rows], lo[rows])
+        known = np.flatnonzero(entries >= 0)
+        if len(known):
+            first, received, held = seen[partition].entry(entries[known])
+            at = known + rows.start
+            hit = (first < position[at]) & (np.abs(ingested[at] - received) <= window_ms)
+            copy[at] = hit
+            conflict[at] = hit & (held != content[at])
 
     repeated = np.flatnonzero(
-        events.select(pl.struct("id_hi", "id_lo").is_duplicated()).to_series().to_numpy()
+        events.select(pl.struct("_part", "id_hi", "id_lo").is_duplicated()).to_series().to_numpy()
     )
-    kept_here: dict[tuple[int, int], int] = {}
+    part = events["_part"].to_numpy()
+    kept_here: dict[tuple[int, int, int], int] = {}
     for row in repeated.tolist():  # few: ids that occur twice in one block
-        key = (int(hi[row]), int(lo[row]))
+        key = (int(part[row]), int(hi[row]), int(lo[row]))
         anchor = kept_here.get(key)
         if copy[row] and anchor is None:
             continue

@@ -13,7 +13,7 @@ import structlog
 from clickhouse_connect.driver.client import Client
 
 from pipeline.process.partition import stored_case_events
-from pipeline.sink.tables import Sink
+from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 
 log = structlog.get_logger(__name__)
@@ -42,11 +42,12 @@ def complete_earlier_log(client: Client, topic: str, inc: int) -> int:
         parameters={"inc": earlier},
     ).result_rows
     sink = Sink(client, topic)
-    for part, lo, hi in blocks:
-        events = stored_case_events(client, inc=earlier, partition=part, lo=lo, hi=hi)
-        token = sink.token(inc=earlier, partition=part, lo=lo, hi=hi)
+    extents = [Extent(*block) for block in blocks]
+    for extent in extents:
+        events = stored_case_events(client, earlier, extent)
+        token = sink.token(inc=earlier, blocks=[extent])
         sink.write_case_events(events, earlier, f"{token}:again-{events.height}")
-    refresh_cases(client, earlier, [(part, lo, hi) for part, lo, hi in blocks])
+    refresh_cases(client, earlier, extents)
     log.info("earlier_log_completed", inc=earlier, blocks=len(blocks))
     return len(blocks)
 

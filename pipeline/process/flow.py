@@ -1,16 +1,15 @@
-"""The life of a block: records in, one row with one outcome per event out. Read `process_block` downwards.
+"""The life of a block: records in, one row with one outcome per event out. Read `process_blocks` downwards.
 
 Pure: no clock, no network. What a block leaves behind (ids, anchors) is remembered by the worker only
-after the commit, through `PartitionState.remember`.
+after the commit, through `remember`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -30,10 +29,10 @@ from pipeline.frames import (
     STORED,
     expect,
 )
-from pipeline.process.decode import DATA_ERRORS, Decoded, decode
+from pipeline.process.decode import DATA_ERRORS, decode
 from pipeline.process.deduplicate import (
     SeenIds,
-    Unique,
+    by_partition,
     deduplicate,
     milliseconds,
     positions,
@@ -117,23 +116,30 @@ class PartitionState:
         )
         return cls(SeenIds(window), Anchors(windows))
 
-    def remember(self, result: BlockResult) -> None:
-        """Take in the ids and anchors of a block that is stored and committed."""
-        resent = result.duplicates.filter(pl.col("level") == "L2").with_columns(*id_hash())
-        for rows in (result.events, result.rejections, resent):
-            self.seen.remember(
-                rows["id_hi"].to_numpy(),
-                rows["id_lo"].to_numpy(),
-                positions(rows),
-                milliseconds(rows["ingested_at"]),
-                rows["content_hash"].to_numpy(),
-            )
-        self.anchors.remember(anchors_of(result.events))
+
+def remember(states: Mapping[int, PartitionState], result: BlockResult) -> None:
+    """Let each partition take in the ids and anchors of its rows, once they are stored and committed."""
+    resent = result.duplicates.filter(pl.col("level") == "L2").with_columns(*id_hash())
+    columns = ("_part", "_off", "_idx", "id_hi", "id_lo", "ingested_at", "content_hash")
+    kept = pl.concat([rows.select(columns) for rows in (result.events, result.rejections, resent)])
+    kept = kept.sort("_part", maintain_order=True)
+    hi, lo = kept["id_hi"].to_numpy(), kept["id_lo"].to_numpy()
+    position, ingested = positions(kept), milliseconds(kept["ingested_at"])
+    content = kept["content_hash"].to_numpy()
+    for partition, at in by_partition(kept):
+        states[partition].seen.remember(hi[at], lo[at], position[at], ingested[at], content[at])
+    anchors = anchors_of(result.events)
+    for partition, at in by_partition(anchors):
+        states[partition].anchors.remember(anchors[at])
+
+
+#: The frames of a BlockResult.
+FRAMES: Final = ("events", "rejections", "duplicates", "quarantined", "case_events")
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """Every event of a block, once.
+    """Every event of one or more blocks, once; rows in the order of partition and position.
 
     events : STORED, admitted or recorded; rejections : STORED; duplicates : DUPLICATE;
     quarantined : QUARANTINED;
@@ -155,67 +161,53 @@ class BlockResult:
         if stored != self.received:
             raise ContractError(f"a block of {self.received} events gave {stored} rows, must be as many")
 
-    @property
-    def rows(self) -> int:
-        return self.received
+    def of(self, partitions: Collection[int]) -> BlockResult:
+        """The part of these partitions; their share of the time is not known."""
+        mine = pl.col("_part").is_in(list(partitions))
+        parts = {name: getattr(self, name).filter(mine) for name in FRAMES}
+        received = sum(parts[name].height for name in FRAMES if name != "case_events")
+        return BlockResult(**parts, received=received)
 
 
 def process_block(block: Block, state: PartitionState, rules: Rules) -> BlockResult:
-    """Judge the records of a block.
-
-    state : of the block's partition; not changed.
-    Raises TransientError if reference data cannot be read: nothing is rejected for that.
-    """
-    return process_blocks([block], [state], rules)[0]
+    """Judge the records of one block; see `process_blocks`."""
+    return process_blocks([block], {block.partition: state}, rules)
 
 
 def process_blocks(
-    blocks: Sequence[Block], states: Sequence[PartitionState], rules: Rules
-) -> list[BlockResult]:
-    """Judge one block each of several partitions, row by row as `process_block` does.
+    blocks: Sequence[Block], states: Mapping[int, PartitionState], rules: Rules
+) -> BlockResult:
+    """Judge one block each of several partitions, all at once: a stage costs a small block nearly as much
+    as a large one. No row's judgement depends on rows of another partition.
 
-    What looks at one row only (look-ups, rules, enrichment) runs over all blocks at once, because a small
-    block costs a stage nearly as much as a large one; what looks at a partition's past runs block by block.
+    states : by partition; not changed.
+    Raises TransientError if reference data cannot be read: nothing is rejected for that.
     """
     watch = _Stopwatch()
     settings = rules.settings
-    decoded = [
-        decode(
-            block.records,
-            partition=block.partition,
-            privacy=rules.privacy,
-            backfill_sources=settings.direct_backfill_sources,
-        )
-        for block in blocks
-    ]
+    decoded = decode(
+        ((block.partition, block.records) for block in sorted(blocks, key=lambda block: block.partition)),
+        privacy=rules.privacy,
+        backfill_sources=settings.direct_backfill_sources,
+    )
     watch.lap("decode")
-    window = timedelta(days=settings.dedup_window_days)
-    fresh = [deduplicate(one.events, state.seen, window) for one, state in zip(decoded, states, strict=True)]
+    seen = {partition: state.seen for partition, state in states.items()}
+    unique = deduplicate(decoded.events, seen, timedelta(days=settings.dedup_window_days))
     watch.lap("deduplicate")
-    judged = _judge_all([unique.kept for unique in fresh], states, rules, watch)
-    copies = _with_matter([unique.duplicates for unique in fresh], rules)
+    judged = _judge_all(unique.kept, states, rules, watch)
+    copies = _with_matter(unique.duplicates, rules)
     watch.lap("admit")
-    return [
-        _result(one, unique, copied, of_block, watch.seconds if number == 0 else {})
-        for number, (one, unique, copied, of_block) in enumerate(
-            zip(decoded, fresh, copies, judged, strict=True)
-        )
-    ]
-
-
-def _result(
-    decoded: Decoded, fresh: Unique, copies: pl.DataFrame, judged: _Judged, stage_seconds: dict[str, float]
-) -> BlockResult:
-    stored = judged.stored
-    rejected = stored["outcome"] == "rejected"
+    rejected = judged.stored["outcome"] == "rejected"
     return BlockResult(
-        events=stored.filter(~rejected),
-        rejections=stored.filter(rejected),
-        duplicates=pl.concat([copies, judged.resent]).sort("_off", "_idx"),
-        quarantined=pl.concat([decoded.quarantined, fresh.conflicts, judged.unstorable]).sort("_off", "_idx"),
-        case_events=case_events_of(stored, judged.resent),
+        events=judged.stored.filter(~rejected),
+        rejections=judged.stored.filter(rejected),
+        duplicates=pl.concat([copies, judged.resent]).sort("_part", "_off", "_idx"),
+        quarantined=pl.concat([decoded.quarantined, unique.conflicts, judged.unstorable]).sort(
+            "_part", "_off", "_idx"
+        ),
+        case_events=case_events_of(judged.stored, judged.resent),
         received=decoded.events.height + decoded.quarantined.height,
-        stage_seconds=stage_seconds,
+        stage_seconds=watch.seconds,
     )
 
 
@@ -227,85 +219,68 @@ class _Judged:
 
 
 def _judge(
-    kept: Sequence[pl.DataFrame], states: Sequence[PartitionState], rules: Rules, watch: _Stopwatch
-) -> list[_Judged]:
+    kept: pl.DataFrame, states: Mapping[int, PartitionState], rules: Rules, watch: _Stopwatch
+) -> _Judged:
     """look_up → admit → drop_resends → enrich: the stages after L1, for rows that are not redeliveries."""
-    rows = pl.concat(kept)
-    features = expect(rules.reference.look_up(rows), FEATURES, "features")
+    features = expect(rules.reference.look_up(kept), FEATURES, "features")
     watch.lap("look_up")
     judged = admit(
-        pl.concat([rows, features], how="horizontal"),
+        pl.concat([kept, features], how="horizontal"),
         rules.catalogues,
         rules.reference.modes,
         districts=rules.settings.districts_taking_part,
     )
     judged = expect(judged, {**DECODED, **FEATURES, **DECISION}, "judged")
+    if judged.height != kept.height:
+        raise ContractError(f"admission gave {judged.height} rows for {kept.height}")
     watch.lap("admit")
-    unique = [
-        drop_resends(part, state.anchors)
-        for part, state in zip(_split(judged, [part.height for part in kept]), states, strict=True)
-    ]
+    unique = drop_resends(judged, {partition: state.anchors for partition, state in states.items()})
     watch.lap("drop_resends")
-    stored = expect(enrich(pl.concat([part.kept for part in unique]), rules.reference), STORED, "stored")
+    stored = expect(enrich(unique.kept, rules.reference), STORED, "stored")
     watch.lap("enrich")
-    none = pl.DataFrame(schema=QUARANTINED)
-    return [
-        _Judged(part, one.duplicates, none)
-        for part, one in zip(_split(stored, [one.kept.height for one in unique]), unique, strict=True)
-    ]
-
-
-def _split(rows: pl.DataFrame, heights: Sequence[int]) -> list[pl.DataFrame]:
-    """Consecutive parts of these heights."""
-    if rows.height != sum(heights):
-        raise ContractError(f"a stage gave {rows.height} rows for {sum(heights)}")
-    ends = accumulate(heights)
-    return [rows[end - height : end] for end, height in zip(ends, heights, strict=True)]
+    return _Judged(stored, unique.duplicates, pl.DataFrame(schema=QUARANTINED))
 
 
 def _judge_all(
-    kept: Sequence[pl.DataFrame], states: Sequence[PartitionState], rules: Rules, watch: _Stopwatch
-) -> list[_Judged]:
+    kept: pl.DataFrame, states: Mapping[int, PartitionState], rules: Rules, watch: _Stopwatch
+) -> _Judged:
     """`_judge`; rows that make a stage fail are quarantined alone, so that their partition goes on."""
     try:
         return _judge(kept, states, rules, watch)
     except _NOT_THE_DATA:
         raise
     except DATA_ERRORS as error:
-        return [_judge_around(part, state, rules, error) for part, state in zip(kept, states, strict=True)]
+        bad = _failing(kept, states, rules)
+        if len(bad) > most_unstorable(kept.height):
+            raise
+        at = np.zeros(kept.height, bool)
+        at[bad] = True
+        judged = _judge(kept.filter(~at), states, rules, _Stopwatch())
+        detail = f"{type(error).__name__} while it was judged"
+        return replace(judged, unstorable=refused_rows(kept.filter(at), UNSTORABLE, detail))
 
 
-def _judge_around(kept: pl.DataFrame, state: PartitionState, rules: Rules, error: BaseException) -> _Judged:
-    bad = _failing(kept, state, rules)
-    if len(bad) > most_unstorable(kept.height):
-        raise error
-    at = np.zeros(kept.height, bool)
-    at[bad] = True
-    judged = _judge([kept.filter(~at)], [state], rules, _Stopwatch())[0]
-    detail = f"{type(error).__name__} while it was judged"
-    return replace(judged, unstorable=refused_rows(kept.filter(at), UNSTORABLE, detail))
-
-
-def _failing(rows: pl.DataFrame, state: PartitionState, rules: Rules, first: int = 0) -> list[int]:
+def _failing(
+    rows: pl.DataFrame, states: Mapping[int, PartitionState], rules: Rules, first: int = 0
+) -> list[int]:
     """Numbers of the rows that fail on their own, found by halving."""
     try:
-        _judge([rows], [state], rules, _Stopwatch())
+        _judge(rows, states, rules, _Stopwatch())
     except _NOT_THE_DATA:
         raise
     except DATA_ERRORS:
         if rows.height == 1:
             return [first]
         middle = rows.height // 2
-        later = _failing(rows[middle:], state, rules, first + middle)
-        return _failing(rows[:middle], state, rules, first) + later
+        later = _failing(rows[middle:], states, rules, first + middle)
+        return _failing(rows[:middle], states, rules, first) + later
     return []
 
 
-def _with_matter(duplicates: Sequence[pl.DataFrame], rules: Rules) -> list[pl.DataFrame]:
+def _with_matter(copies: pl.DataFrame, rules: Rules) -> pl.DataFrame:
     """Fill category and lead department of redeliveries: they count where their originals do."""
-    copies = pl.concat(duplicates)
     if copies.is_empty():
-        return list(duplicates)
+        return copies
     rows = copies.select(
         [
             pl.col(name) if name in DUPLICATE else pl.lit(_FILLER.get(name), dtype).alias(name)
@@ -315,10 +290,7 @@ def _with_matter(duplicates: Sequence[pl.DataFrame], rules: Rules) -> list[pl.Da
     judged = admit(
         rows, rules.catalogues, rules.reference.modes, districts=rules.settings.districts_taking_part
     )
-    return _split(
-        copies.with_columns(judged["category"], judged["lead_department"]),
-        [part.height for part in duplicates],
-    )
+    return copies.with_columns(judged["category"], judged["lead_department"])
 
 
 _FILLER: Final[dict[str, object]] = {"backfill": False, "persons": [], "photos": [], "id_hi": 0, "id_lo": 0}

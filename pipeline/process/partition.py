@@ -24,6 +24,7 @@ from pipeline.process.flow import BlockResult, PartitionState, case_events_of
 from pipeline.process.hashes import id_hash
 from pipeline.process.resend import anchors_of
 from pipeline.settings import Settings
+from pipeline.sink.tables import Extent
 
 log = structlog.get_logger(__name__)
 
@@ -207,7 +208,7 @@ def _typed(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(pl.col(name).cast(_TYPES[name]) for name in rows.columns)
 
 
-def stored_positions(client: Client, *, inc: int, partition: int, lo: int, hi: int) -> pl.DataFrame:
+def stored_positions(client: Client, inc: int, block: Extent) -> pl.DataFrame:
     """Positions of rows stored in any outcome table, (n, {_off, _idx}), sorted, distinct."""
     each = " UNION ALL ".join(
         f"SELECT _off, _idx FROM {table} "
@@ -217,13 +218,13 @@ def stored_positions(client: Client, *, inc: int, partition: int, lo: int, hi: i
     rows = _rows(
         client,
         f"SELECT DISTINCT _off, _idx FROM ({each}) ORDER BY _off, _idx",
-        {"inc": inc, "part": partition, "lo": lo, "hi": hi},
+        {"inc": inc, "part": block.partition, "lo": block.lo, "hi": block.hi},
     )
     return _typed(rows)
 
 
 def without(result: BlockResult, present: pl.DataFrame) -> BlockResult:
-    """`result` without the rows at the positions `present`."""
+    """`result`, of one partition, without the rows at the positions `present`."""
     if present.is_empty():
         return result
     left = {
@@ -234,10 +235,10 @@ def without(result: BlockResult, present: pl.DataFrame) -> BlockResult:
     return replace(result, **left, received=received)
 
 
-def stored_case_events(client: Client, *, inc: int, partition: int, lo: int, hi: int) -> pl.DataFrame:
-    """CASE_EVENT rows of what is stored in a range: what the fold must know whoever judged the rows."""
+def stored_case_events(client: Client, inc: int, block: Extent) -> pl.DataFrame:
+    """CASE_EVENT rows of what is stored of a block: what the fold must know whoever judged the rows."""
     where = "_inc = {inc:UInt64} AND _part = {part:UInt16} AND _off BETWEEN {lo:UInt64} AND {hi:UInt64}"
-    parameters = {"inc": inc, "part": partition, "lo": lo, "hi": hi}
+    parameters = {"inc": inc, "part": block.partition, "lo": block.lo, "hi": block.hi}
     columns = ", ".join(_STORED_FOR_CASES)
     kept = _rows(
         client,

@@ -7,6 +7,8 @@ never an anchor itself (no chaining), nor is a rejected report. Windows compare 
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -17,11 +19,13 @@ from numpy.typing import NDArray
 
 from pipeline.clock import utc_now
 from pipeline.frames import DUPLICATE
-from pipeline.process.deduplicate import duplicate_rows, milliseconds, positions
+from pipeline.process.deduplicate import by_partition, duplicate_rows, milliseconds, positions
 from pipeline.process.hashes import hash128, persons_text
 from pipeline.reference.hash_index import HashIndex
 
 Int64s = NDArray[np.int64]
+#: Source, event id and case id of the report that a resend repeats.
+_Original = tuple[str, str, str]
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _LATER_ITEM: Final = "\x1e"
@@ -66,8 +70,7 @@ class Anchors:
 
     def __init__(self, windows: ResendWindows) -> None:
         self.windows = windows
-        self._rows = pl.DataFrame(schema=ANCHOR)
-        self._pending: list[pl.DataFrame] = []
+        self._rows = _Rows()
         self._count = 0
         self._next_eviction = 1 << 16
         self._clear_index()
@@ -92,8 +95,7 @@ class Anchors:
 
     def row(self, number: int) -> dict[str, Any]:
         """One anchor as a mapping of `ANCHOR`."""
-        self._join()
-        return self._rows.row(number, named=True)
+        return self._rows.row(number)
 
     def remember(self, anchors: pl.DataFrame) -> None:
         """Add anchors (`ANCHOR`). Call after the commit only; positions already known are left out."""
@@ -104,41 +106,61 @@ class Anchors:
             self._evict()
 
     def _append(self, anchors: pl.DataFrame) -> None:
-        numbers = np.arange(self._count, self._count + anchors.height, dtype=np.int64)
-        self._by_content.add(anchors["l2_hi"], anchors["l2_lo"], numbers)
-        self._by_submission.add(anchors["sub_hi"], anchors["sub_lo"], numbers)
-        self._pending.append(anchors)
+        self._by_content.add(anchors["l2_hi"], anchors["l2_lo"])
+        self._by_submission.add(anchors["sub_hi"], anchors["sub_lo"])
+        self._rows.append(anchors)
         self._count += anchors.height
 
-    def _join(self) -> None:
-        if self._pending:
-            self._rows = pl.concat([self._rows, *self._pending], rechunk=True)
-            self._pending = []
-
     def _evict(self) -> None:
-        self._join()
-        latest = self._rows["ingested"].max()
+        rows = self._rows.all()
+        latest = rows["ingested"].max()
         assert isinstance(latest, int)
         hold = min(latest, int(utc_now().timestamp() * 1000)) - self.windows.kept // _MILLISECOND - 3_600_000
-        keep = self._rows.filter(pl.col("ingested") >= hold)
+        keep = rows.filter(pl.col("ingested") >= hold)
         if keep.height <= 0.75 * self._count:
-            self._rows, self._count = keep.clear(), 0
+            self._rows, self._count = _Rows(), 0
             self._clear_index()
             self._append(keep)
         self._next_eviction = max(1 << 16, self._count * 3 // 2)
 
 
+class _Rows:
+    """Frames of `ANCHOR` one after the other. Neighbours are joined when they are of like size, so that few
+    stay and a row is copied a few times only, however many blocks come."""
+
+    def __init__(self) -> None:
+        self._frames: list[pl.DataFrame] = []
+        self._starts: list[int] = []
+
+    def append(self, frame: pl.DataFrame) -> None:
+        start = self._starts[-1] + self._frames[-1].height if self._frames else 0
+        while self._frames and self._frames[-1].height < 2 * frame.height:
+            frame, start = pl.concat([self._frames.pop(), frame], rechunk=True), self._starts.pop()
+        self._frames.append(frame)
+        self._starts.append(start)
+
+    def row(self, number: int) -> dict[str, Any]:
+        at = bisect_right(self._starts, number) - 1
+        return self._frames[at].row(number - self._starts[at], named=True)
+
+    def all(self) -> pl.DataFrame:
+        return pl.concat([pl.DataFrame(schema=ANCHOR), *self._frames])
+
+
 class _Chains:
-    """128-bit keys, each with a chain of row numbers."""
+    """128-bit keys, each with a chain of row numbers: the newest row by key, from each row the one before."""
 
     def __init__(self) -> None:
         self._index = HashIndex()  # key -> slot
-        self._slots: list[list[int]] = []
+        self._newest = np.empty(0, np.int64)  # by slot
+        self._before = np.empty(0, np.int64)  # by row, -1 at a chain's end
+        self._slots = 0
+        self._rows = 0
 
     def known(self, hi: pl.Series, lo: pl.Series) -> NDArray[np.bool_]:
         given = hi.is_not_null().to_numpy()
         found = np.zeros(len(hi), bool)
-        if given.any() and len(self._index):
+        if len(self._index) and given.any():
             at = np.flatnonzero(given)
             keys = hi.fill_null(0).to_numpy()[at], lo.fill_null(0).to_numpy()[at]
             found[at] = self._index.find(*keys) >= 0
@@ -148,23 +170,44 @@ class _Chains:
         if key is None or not len(self._index):
             return []
         slot = int(self._index.find(np.array([key[0]], np.uint64), np.array([key[1]], np.uint64))[0])
-        return self._slots[slot] if slot >= 0 else []
+        rows: list[int] = []
+        row = int(self._newest[slot]) if slot >= 0 else -1
+        while row >= 0:
+            rows.append(row)
+            row = int(self._before[row])
+        return rows
 
-    def add(self, hi: pl.Series, lo: pl.Series, numbers: Int64s) -> None:
+    def add(self, hi: pl.Series, lo: pl.Series) -> None:
+        """The next rows' keys, null where a row has none."""
+        first, self._rows = self._rows, self._rows + len(hi)
+        self._before = _grown(self._before, self._rows)
+        self._before[first : self._rows] = -1
         given = hi.is_not_null().to_numpy()
-        rows = pl.DataFrame({"hi": hi, "lo": lo, "row": numbers}).filter(pl.Series(given))
-        grouped = rows.group_by("hi", "lo", maintain_order=True).agg("row")
-        keys = grouped["hi"].to_numpy(), grouped["lo"].to_numpy()
-        slots = self._index.find(*keys)
-        members = grouped["row"].to_list()
-        for at in np.flatnonzero(slots >= 0).tolist():
-            self._slots[slots[at]].extend(members[at])
-        fresh = np.flatnonzero(slots < 0)
-        first = len(self._slots)
-        self._slots.extend(members[at] for at in fresh.tolist())
-        self._index.insert(
-            keys[0][fresh], keys[1][fresh], np.arange(first, first + len(fresh), dtype=np.int64)
-        )
+        at = np.flatnonzero(given)
+        high, low = hi.fill_null(0).to_numpy()[at], lo.fill_null(0).to_numpy()[at]
+        order = np.lexsort((at, high, low))
+        at, high, low = at[order], high[order], low[order]
+        same = (low[1:] == low[:-1]) & (high[1:] == high[:-1])  # as the row before: linked to it
+        self._before[first + at[1:][same]] = first + at[:-1][same]
+        heads = np.flatnonzero(np.concatenate([[True], ~same])[: len(at)])
+        tails = np.flatnonzero(np.concatenate([~same, [True]])[: len(at)])
+        slots = self._index.find(high[heads], low[heads])
+        known, fresh = slots >= 0, slots < 0
+        self._before[first + at[heads[known]]] = self._newest[slots[known]]
+        slots[fresh] = np.arange(self._slots, self._slots + int(fresh.sum()))
+        self._slots += int(fresh.sum())
+        self._newest = _grown(self._newest, self._slots)
+        self._newest[slots] = first + at[tails]
+        self._index.insert(high[heads[fresh]], low[heads[fresh]], slots[fresh])
+
+
+def _grown(array: Int64s, size: int) -> Int64s:
+    """`array` with room for `size` entries; the new ones are not set."""
+    if size <= len(array):
+        return array
+    grown = np.empty(max(size, len(array) * 3 // 2, 1024), np.int64)
+    grown[: len(array)] = array
+    return grown
 
 
 def with_content_keys(judged: pl.DataFrame) -> pl.DataFrame:
@@ -206,18 +249,27 @@ def _content_keys(reports: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def drop_resends(judged: pl.DataFrame, anchors: Anchors) -> Resends:
+def drop_resends(judged: pl.DataFrame, anchors: Mapping[int, Anchors]) -> Resends:
     """Take the resends out of the rows that admission has judged.
 
-    judged : DECODED + FEATURES + DECISION, in position order. anchors : not changed.
+    judged : DECODED + FEATURES + DECISION, of one or more partitions, each in position order.
+    anchors : by partition; not changed.
     """
     rows = with_content_keys(judged)
-    keys = rows.select("l2_hi", "l2_lo", "sub_hi", "sub_lo")
-    suspect = anchors.known(keys["l2_hi"], keys["l2_lo"], keys["sub_hi"], keys["sub_lo"])
+    suspect = np.zeros(rows.height, bool)
+    for partition, part in by_partition(rows):
+        keys = rows.select(_KEY_COLUMNS)[part]
+        suspect[part] = anchors[partition].known(*keys.get_columns())
     for hi, lo in (("l2_hi", "l2_lo"), ("sub_hi", "sub_lo")):
-        repeated = keys.select(pl.struct(hi, lo).is_duplicated() & pl.col(hi).is_not_null())
-        suspect |= repeated.to_series().to_numpy()
-    originals = _originals(rows, np.flatnonzero(suspect), anchors)
+        # only reports have keys: few rows are compared
+        keyed = rows.select(pl.col(hi).is_not_null().arg_true()).to_series()
+        repeated = rows.select("_part", hi, lo)[keyed].is_duplicated()
+        suspect[keyed.filter(repeated).to_numpy()] = True
+    originals: dict[int, _Original] = {}
+    if suspect.any():
+        for partition, part in by_partition(rows):
+            found = _originals(rows[part], np.flatnonzero(suspect[part]), anchors[partition])
+            originals |= {row + part.start: original for row, original in found.items()}
     kept = rows.drop("sub_hi", "sub_lo")
     if not originals:
         return Resends(kept, _resend_rows(kept.clear(), []))
@@ -229,7 +281,7 @@ def drop_resends(judged: pl.DataFrame, anchors: Anchors) -> Resends:
 
 
 def anchors_of(kept: pl.DataFrame) -> pl.DataFrame:
-    """`ANCHOR` rows of the admitted reports among kept rows (with l2_hi, l2_lo and `outcome`)."""
+    """`_part` and `ANCHOR` of the admitted reports among kept rows (with l2_hi, l2_lo and `outcome`)."""
     reports = kept.filter((pl.col("outcome") == "admitted") & pl.col("l2_hi").is_not_null())
     submission = hash128([pl.col("source"), pl.col("submission_id")], "sub_hi", "sub_lo")
     return reports.with_columns(
@@ -237,13 +289,11 @@ def anchors_of(kept: pl.DataFrame) -> pl.DataFrame:
         position=pl.Series(positions(reports), dtype=pl.Int64),
         occurred=pl.col("occurred_at").to_physical(),
         ingested=pl.col("ingested_at").to_physical(),
-    ).select([pl.col(name).cast(dtype) for name, dtype in ANCHOR.items()])
+    ).select("_part", *[pl.col(name).cast(dtype) for name, dtype in ANCHOR.items()])
 
 
-def _originals(
-    rows: pl.DataFrame, suspects: NDArray[np.intp], anchors: Anchors
-) -> dict[int, tuple[str, str, str]]:
-    """Row number -> (source, event id, case id) of the report that it repeats. Walks only rows whose key
+def _originals(rows: pl.DataFrame, suspects: NDArray[np.intp], anchors: Anchors) -> dict[int, _Original]:
+    """Row number -> the report that it repeats, of one partition. Walks only rows whose key
     occurs elsewhere: a resend is rare, and each decision depends on the one before."""
     if not len(suspects):
         return {}
@@ -256,7 +306,7 @@ def _originals(
         ingested=pl.Series(milliseconds(rows["ingested_at"])[suspects], dtype=pl.Int64),
     ).select(*ANCHOR, "outcome")  # fmt: skip
     here: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
-    originals: dict[int, tuple[str, str, str]] = {}
+    originals: dict[int, _Original] = {}
     for number, row in zip(suspects.tolist(), part.iter_rows(named=True), strict=True):
         content = _key(row, "l2_hi", "l2_lo")
         submission = _key(row, "sub_hi", "sub_lo")
@@ -292,7 +342,7 @@ def _key(row: dict[str, Any], hi: str, lo: str) -> tuple[int, int] | None:
     return None if high is None or low is None else (int(high), int(low))
 
 
-def _resend_rows(copies: pl.DataFrame, originals: list[tuple[str, str, str]]) -> pl.DataFrame:
+def _resend_rows(copies: pl.DataFrame, originals: list[_Original]) -> pl.DataFrame:
     return (
         duplicate_rows(copies, "L2")
         .with_columns(

@@ -1,4 +1,4 @@
-"""The part of a round that runs in a thread: judge each block, write it, fold the cases touched."""
+"""The part of a round that runs in a thread: judge its blocks, write them, fold the cases touched."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import structlog
 from clickhouse_connect.driver.client import Client
 
+from pipeline.frames import POSITION
 from pipeline.process.buffer import PartitionBuffer
 from pipeline.process.flow import Block, BlockResult, Rules, process_blocks
 from pipeline.process.partition import Span, stored_case_events, stored_positions, without
 from pipeline.sink.retry import persist
-from pipeline.sink.tables import Sink
+from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 
 log = structlog.get_logger(__name__)
@@ -30,22 +30,20 @@ class Work:
     span: Span | None
 
     @property
-    def lo(self) -> int:
-        return self.span.lo if self.span else self.block.lo
-
-    @property
-    def hi(self) -> int:
-        return self.span.hi if self.span else self.block.hi
+    def extent(self) -> Extent:
+        """The bounds under which the block is stored."""
+        bounds = self.span or self.block
+        return Extent(self.block.partition, bounds.lo, bounds.hi)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A block that is in ClickHouse.
+    """Blocks that are in ClickHouse, of different partitions.
 
-    result : every event of the block; added : those that were not stored before (all, unless recovered).
+    result : every event of the blocks; added : those that were not stored before (all, unless recovered).
     """
 
-    work: Work
+    works: Sequence[Work]
     result: BlockResult
     added: BlockResult
 
@@ -59,9 +57,9 @@ def run_round(
     """
     runner = _Runner(client, Sink(client, topic, stopping), inc, rules, stopping)
     done = runner.store(works)
-    ranges = [(stored.work.block.partition, stored.work.lo, stored.work.hi) for stored in done]
-    if ranges:
-        persist(lambda: refresh_cases(client, inc, ranges), stopping=stopping, what=f"{topic}:{inc} cases")
+    extents = [work.extent for stored in done for work in stored.works]
+    if extents:
+        persist(lambda: refresh_cases(client, inc, extents), stopping=stopping, what=f"{topic}:{inc} cases")
     return done
 
 
@@ -74,67 +72,69 @@ class _Runner:
     stopping: threading.Event
 
     def store(self, works: Sequence[Work]) -> list[Stored]:
-        """Judge the blocks together, write them one by one."""
-        ours = [(work, work.buffer.state) for work in works if not work.buffer.lost()]
-        blocks = [work.block for work, state in ours if state is not None]
-        states = [state for _, state in ours if state is not None]
-        if not blocks:
-            return []
-        results = persist(
+        """New blocks are judged and written together, recovered ones each for itself in its old bounds."""
+        works = sorted(works, key=lambda work: work.block.partition)
+        fresh = [[work for work in works if work.span is None]]
+        rebuilt = [[work] for work in works if work.span is not None]
+        done = [self._store(together) for together in fresh + rebuilt]
+        return [stored for stored in done if stored is not None]
+
+    def _store(self, works: Sequence[Work]) -> Stored | None:
+        states = {
+            work.block.partition: work.buffer.state
+            for work in works
+            if work.buffer.state is not None and not work.buffer.lost()
+        }
+        if not states:
+            return None
+        blocks = [work.block for work in works if work.block.partition in states]
+        result = persist(
             lambda: process_blocks(blocks, states, self.rules), stopping=self.stopping, what="judging"
         )
-        done: list[Stored] = []
-        for (work, _), result in zip(ours, results, strict=True):
-            if not work.buffer.lost():
-                done.append(self._store_one(work, result))
-        return done
+        ours = [work for work in works if work.block.partition in states and not work.buffer.lost()]
+        if not ours:
+            return None
+        if len(ours) < len(blocks):
+            result = result.of({work.block.partition for work in ours})
+        if ours[0].span is not None:
+            return self._rebuild(ours[0], ours[0].span, result)
+        stored = self._write(result, [work.extent for work in ours])
+        return Stored(ours, stored, stored)
 
-    def _store_one(self, work: Work, result: BlockResult) -> Stored:
-        place = _Place(self.inc, work.block.partition, work.lo, work.hi)
-        if work.span is None:
-            stored = self._write(result, place)
-            return Stored(work, stored, stored)
-        name = self.sink.token(**place._asdict())
-        log.info("rebuilding_block", block=name, same_rules=work.span.rules == self.rules.digest)
-        return Stored(work, result, self._complete(result, place, name))
-
-    def _complete(self, result: BlockResult, place: _Place, name: str) -> BlockResult:
-        """Finish a block that an earlier process began, whatever part of it arrived; returns what was added.
+    def _rebuild(self, work: Work, span: Span, result: BlockResult) -> Stored:
+        """Finish a block that an earlier process began, whatever part of it arrived.
 
         What is missing goes out under the block's own token, which still stops an insert of the earlier
-        process that arrives only now. That token also refuses rows for a part that did arrive: if reference
-        data have changed since, rows can be missing there, and go out under a token of their own.
+        process that arrives only now, if it held nothing else. That token also refuses rows for a part that
+        did arrive: if reference data have changed since, rows can be missing there, and go out under a token
+        of their own.
         """
-        added = self._without_stored(result, place)
+        extent = work.extent
+        name = self.sink.token(inc=self.inc, blocks=[extent])
+        log.info("rebuilding_block", block=name, same_rules=span.rules == self.rules.digest)
+        added = self._without_stored(result, extent)
         if added.received:
-            added = self._write(added, place)
-            left = self._without_stored(added, place)
+            added = self._write(added, [extent])
+            left = self._without_stored(added, extent)
             if left.received:
                 digest = hashlib.sha256(repr(_positions(left)).encode()).hexdigest()[:16]
-                self._write(left, place, suffix=f":rest-{digest}")
+                self._write(left, [extent], suffix=f":rest-{digest}")
         cases = persist(
-            lambda: stored_case_events(self.client, **place._asdict()), stopping=self.stopping, what=name
+            lambda: stored_case_events(self.client, self.inc, extent), stopping=self.stopping, what=name
         )
         self.sink.write_case_events(cases, self.inc, f"{name}:again-{cases.height}")
-        return added
+        return Stored([work], result, added)
 
-    def _write(self, result: BlockResult, place: _Place, suffix: str = "") -> BlockResult:
-        return self.sink.write(result, **place._asdict(), rules=self.rules.digest, suffix=suffix)
+    def _write(self, result: BlockResult, blocks: Sequence[Extent], suffix: str = "") -> BlockResult:
+        return self.sink.write(result, inc=self.inc, blocks=blocks, rules=self.rules.digest, suffix=suffix)
 
-    def _without_stored(self, result: BlockResult, place: _Place) -> BlockResult:
+    def _without_stored(self, result: BlockResult, extent: Extent) -> BlockResult:
         present = persist(
-            lambda: stored_positions(self.client, **place._asdict()), stopping=self.stopping, what=str(place)
+            lambda: stored_positions(self.client, self.inc, extent), stopping=self.stopping, what=str(extent)
         )
         return without(result, present)
 
 
-class _Place(NamedTuple):
-    inc: int
-    partition: int
-    lo: int
-    hi: int
-
-
-def _positions(result: BlockResult) -> list[tuple[int, int]]:
+def _positions(result: BlockResult) -> list[tuple[int, ...]]:
     frames = (result.events, result.rejections, result.duplicates, result.quarantined)
-    return sorted(row for frame in frames for row in frame.select("_off", "_idx").iter_rows())
+    return sorted(row for frame in frames for row in frame.select(list(POSITION)).iter_rows())

@@ -1,9 +1,9 @@
 """The worker: takes records from its partitions, cuts blocks, runs the flow, commits what is stored.
 
 The event loop only moves records and decides; polars and ClickHouse run in threads, so that heartbeats never
-starve. A round is one block each of several partitions: written block by block under its own token, then
-folded and committed together. At most two rounds are on the way, and a partition is in one of them at most:
-its blocks are stored and committed in offset order.
+starve. A round is one block each of several partitions: judged, written, folded and committed together. At
+most two rounds are on the way, and a partition is in one of them at most: its blocks are stored and committed
+in offset order.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.kafka_access import librdkafka_options
 from pipeline.process.account import Account
 from pipeline.process.buffer import PartitionBuffer, Taken
 from pipeline.process.earlier import complete_earlier_log
-from pipeline.process.flow import Block, Rules
+from pipeline.process.flow import Block, Rules, remember
 from pipeline.process.membership import Membership
 from pipeline.process.partition import Recovered, recover
 from pipeline.process.records import Record
@@ -155,7 +156,8 @@ class Worker:
     def _open(self, client: Client) -> None:
         catalogues = load_catalogues(self._settings.catalogue_dir)
         self._account.reasons(catalogues.reason_names_zh)
-        self._topic = topic = describe_topic(self._bootstrap, self._settings.topic)
+        self._access = librdkafka_options(self._settings)
+        self._topic = topic = describe_topic(self._bootstrap, self._settings.topic, access=self._access)
         self._inc = resolve(client, self._settings.topic, topic.topic_id, topic.cluster_id, topic.end_offsets)
         complete_earlier_log(client, self._settings.topic, self._inc)
         reference = Reference.load(client, tolerance_m=self._settings.grid_tolerance_m)
@@ -444,22 +446,26 @@ class Worker:
 
     async def _commit(self, stored: Sequence[Stored]) -> None:
         """Commit, then remember and count: nothing is known or counted that could be read again unseen."""
-        ours = {item.work.buffer.partition: item for item in stored}
+        ours = {work.block.partition: work for item in stored for work in item.works}
         standing = await self._member.commit(
-            {partition: item.work.hi + 1 for partition, item in ours.items()},
-            lambda partition: not ours[partition].work.buffer.revoked,
+            {partition: work.extent.hi + 1 for partition, work in ours.items()},
+            lambda partition: not ours[partition].buffer.revoked,
         )
-        done = [item for partition, item in ours.items() if partition in standing]
-
-        def remember(_: Client) -> None:
-            for item in done:
-                assert item.work.buffer.state is not None
-                item.work.buffer.state.remember(item.added)
-
-        await self._in_thread(remember)
-        for item in done:
-            item.work.buffer.committed = item.work.hi + 1
-            self._account.committed(item.work.buffer.partition, item.work.lo, item.work.hi, item.result)
+        states = {
+            partition: state for partition in standing if (state := ours[partition].buffer.state) is not None
+        }
+        for item in stored:
+            works = [work for work in item.works if work.block.partition in states]
+            if not works:
+                continue
+            added, result = item.added, item.result
+            if len(works) < len(item.works):
+                result = result.of(states)
+                added = added.of(states)
+            await self._in_thread(lambda _, added=added: remember(states, added))  # type: ignore[misc]
+            for work in works:
+                work.buffer.committed = work.extent.hi + 1
+            self._account.committed([work.extent for work in works], result)
 
     # --- watching
 
@@ -494,7 +500,11 @@ class Worker:
             read = {buffer.partition: buffer.next_offset or 0 for buffer in self._buffers.values()}
             try:
                 found = await asyncio.to_thread(
-                    describe_topic, self._bootstrap, self._settings.topic, seconds=_LOOK_SECONDS
+                    describe_topic,
+                    self._bootstrap,
+                    self._settings.topic,
+                    seconds=_LOOK_SECONDS,
+                    access=self._access,
                 )
             except (UnavailableError, ConfigurationError) as error:
                 log.warning("topic_not_described", error=str(error))

@@ -1,21 +1,27 @@
-"""Rows of a block to ClickHouse: five tables, each insert under a token that a replay repeats."""
+"""Rows of blocks to ClickHouse: five tables, each insert under a token that a repetition repeats.
+
+An insert costs the engine some 10 ms however few its rows: the blocks of a round go out together. Each row
+says which block it belongs to, and recovery goes by those rows: it needs to know nothing of the round.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
+import numpy as np
 import polars as pl
 import structlog
 from clickhouse_connect.driver.client import Client
 
 from pipeline import metrics
 from pipeline.errors import ContractError
-from pipeline.frames import DUPLICATE, QUARANTINED, STORED, Schema, expect
-from pipeline.process.deduplicate import positions, refused_rows
+from pipeline.frames import DUPLICATE, POSITION, QUARANTINED, STORED, Schema, expect
+from pipeline.process.deduplicate import refused_rows
 from pipeline.process.flow import UNSTORABLE, BlockResult, case_events_of, most_unstorable
 from pipeline.sink.retry import Failure, classify, persist
 from pipeline.store.cases import pack_case_events
@@ -36,21 +42,29 @@ INSERT_SETTINGS: Final = {
 
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
-_POSITION: Final = ("_part", "_off", "_idx")
 
 _NULLABLE_STORED: Final = frozenset(name for name, kind in STORED_TYPES.items() if "Nullable(" in kind)
 _NULLABLE_DUPLICATE: Final = frozenset({"matter_code", "category", "lead_department"})
 _NULLABLE_QUARANTINED: Final = frozenset({"source", "event_id", "event_type", "content_type"})
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a block stands: what its rows and its token say."""
+class Extent(NamedTuple):
+    """A block: the record offsets `lo` … `hi`, both included, of one partition."""
 
-    inc: int
     partition: int
     lo: int
     hi: int
+
+    def __str__(self) -> str:
+        return f"{self.partition}:{self.lo}-{self.hi}"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the blocks stand: what their rows and their token say."""
+
+    inc: int
+    blocks: Sequence[Extent]
     rules: str
     token: str
     refusals: _Refusals
@@ -79,19 +93,19 @@ class Sink:
         self._stopping = stopping or threading.Event()
 
     def write(
-        self, result: BlockResult, *, inc: int, partition: int, lo: int, hi: int, rules: str, suffix: str = ""
+        self, result: BlockResult, *, inc: int, blocks: Sequence[Extent], rules: str, suffix: str = ""
     ) -> BlockResult:
-        """Insert every row of a block; returns when all are stored.
+        """Insert every row of these blocks; returns when all are stored.
 
         Passing failures are repeated for ever with the same token. A row that ClickHouse refuses is found by
-        halving the range at fixed points (so that a replay sends the same sub-blocks) and quarantined.
+        halving the rows (a repetition halves alike, and sends the same parts) and quarantined.
         suffix : of the token, for rows of a block that its own token would not let in (recovery).
         Returns the result as it was stored. Raises Stopping, what could not be classified, and RuntimeError
         when so many rows are refused that the fault must be ours.
         """
-        token = self.token(inc=inc, partition=partition, lo=lo, hi=hi) + suffix
+        token = self.token(inc=inc, blocks=blocks) + suffix
         refusals = _Refusals(most_unstorable(result.received))
-        place = _Place(inc, partition, lo, hi, rules, token, refusals)
+        place = _Place(inc, blocks, rules, token, refusals)
         events, refused_events = self._insert("events", result.events, place)
         rejections, refused_rejections = self._insert("rejections", result.rejections, place)
         self._insert("duplicates", result.duplicates, place, may_refuse=False)
@@ -103,7 +117,7 @@ class Sink:
                     quarantined,
                     *(refused_rows(rows, UNSTORABLE, "ClickHouse refused the row") for rows in refused),
                 ]
-            ).sort("_off", "_idx")
+            ).sort("_part", "_off", "_idx")
             resent = result.duplicates.filter(pl.col("level") == "L2")
             result = replace(
                 result,
@@ -116,9 +130,9 @@ class Sink:
         self.write_case_events(result.case_events, inc, token)
         return result
 
-    def token(self, *, inc: int, partition: int, lo: int, hi: int) -> str:
-        """The name under which a block is inserted, now and after every restart."""
-        return f"{self._topic}:{inc}:{partition}:{lo}-{hi}"
+    def token(self, *, inc: int, blocks: Sequence[Extent]) -> str:
+        """The name under which these blocks are inserted."""
+        return f"{self._topic}:{inc}:" + "+".join(str(block) for block in blocks)
 
     def write_case_events(self, case_events: pl.DataFrame, inc: int, token: str) -> None:
         """Hand the block's events to their cases. Repeating it changes nothing: a case is a set."""
@@ -147,14 +161,10 @@ class Sink:
                 return rows.clear(), rows
         else:
             return rows, rows.clear()
-        at = positions(rows)
-        middle = int(at[0] + (at[-1] - at[0]) // 2)
-        halves = rows.filter(at <= middle), rows.filter(at > middle)
+        middle = rows.height // 2
         done = [
-            self._insert_part(table, half, place, f"{place.token}/{first}-{last}", may_refuse)
-            for half, (first, last) in zip(
-                halves, ((int(at[0]), middle), (middle + 1, int(at[-1]))), strict=True
-            )
+            self._insert_part(table, half, place, f"{place.token}/{_name(half)}", may_refuse)
+            for half in (rows[:middle], rows[middle:])
         ]
         return pl.concat([stored for stored, _ in done]), pl.concat([refused for _, refused in done])
 
@@ -195,11 +205,23 @@ def _checked(table: str, rows: pl.DataFrame) -> pl.DataFrame:
     return rows
 
 
+def _name(rows: pl.DataFrame) -> str:
+    """The positions of rows, from the first to the last: part of a token."""
+    at = rows.select(list(POSITION))
+    return "-".join(":".join(map(str, row)) for row in (at.row(0), at.row(-1)))
+
+
 def _with_block(rows: pl.DataFrame, place: _Place) -> pl.DataFrame:
+    """Add the topic incarnation, the bounds of the row's block and the rule set that judged it."""
+    part = rows["_part"].to_numpy()
+    bounds = np.zeros((2, int(part.max()) + 1), np.uint64)
+    for block in place.blocks:
+        if block.partition < bounds.shape[1]:
+            bounds[:, block.partition] = block.lo, block.hi
     return rows.with_columns(
+        pl.Series("_blk_lo", bounds[0, part]),
+        pl.Series("_blk_hi", bounds[1, part]),
         _inc=pl.lit(place.inc, pl.UInt64),
-        _blk_lo=pl.lit(place.lo, pl.UInt64),
-        _blk_hi=pl.lit(place.hi, pl.UInt64),
         _rules=pl.lit(place.rules),
     )
 

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from pipeline.process.flow import Block, PartitionState, process_block
 from pipeline.read.routes import Reader, read_routes
 from pipeline.settings import load_settings
-from pipeline.sink.tables import Sink
+from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 from tests.integration.worker_world import NOON, catalogues, event, load_reference, record, rules_of
 
@@ -46,7 +46,7 @@ def store_block(client: Client, directory: Path) -> None:
     block = Block(PARTITION, records)
     result = process_block(block, PartitionState.empty(rules.settings), rules)
     Sink(client, "grid.events").write(
-        result, inc=INC, partition=PARTITION, lo=block.lo, hi=block.hi, rules=rules.digest
+        result, inc=INC, blocks=[Extent(PARTITION, block.lo, block.hi)], rules=rules.digest
     )
     refresh_cases(client, INC, [(PARTITION, block.lo, block.hi)])
 

@@ -18,12 +18,12 @@ from pipeline.process.flow import Block, BlockResult, PartitionState, Rules, cas
 from pipeline.settings import Settings
 from pipeline.sink import retry
 from pipeline.sink.retry import Failure, Stopping, classify, persist
-from pipeline.sink.tables import Sink
+from pipeline.sink.tables import Extent, Sink
 from pipeline.store.incarnations import resolve
 from tests.integration.worker_world import column, count, event, load_reference, record, rules_of
 
 TABLES = ("events", "rejections", "duplicates", "quarantine", "case_events")
-PLACE: dict[str, Any] = {"inc": 5, "partition": 0, "lo": 0, "hi": 9, "rules": "r1"}
+PLACE: dict[str, Any] = {"inc": 5, "blocks": [Extent(0, 0, 9)], "rules": "r1"}
 
 
 @pytest.fixture

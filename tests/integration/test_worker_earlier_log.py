@@ -11,12 +11,16 @@ from pipeline.process.earlier import complete_earlier_log
 from pipeline.process.flow import Block, BlockResult, PartitionState, process_block
 from pipeline.process.records import Record
 from pipeline.settings import Settings
-from pipeline.sink.tables import Sink
+from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 from tests.integration.worker_world import event, load_reference, record, rules_of
 
 EARLIER, LATER = 1_000, 2_000
 TOPIC = "grid.events"
+
+
+def extent(block: Block) -> Extent:
+    return Extent(3, block.lo, block.hi)
 
 
 def judged(client: Client, *numbers: int) -> tuple[Block, BlockResult]:
@@ -38,7 +42,7 @@ def test_stored_rows_of_a_lost_log_reach_their_cases(
     with monkeypatch.context() as patch:
         if not handed_to_cases:  # the process died between two inserts
             patch.setattr(Sink, "write_case_events", lambda *_: None)
-        Sink(clickhouse, TOPIC).write(result, inc=EARLIER, partition=3, lo=block.lo, hi=block.hi, rules="r")
+        Sink(clickhouse, TOPIC).write(result, inc=EARLIER, blocks=[extent(block)], rules="r")
     assert known_cases(clickhouse) == []
     assert complete_earlier_log(clickhouse, TOPIC, LATER) == 1
     assert known_cases(clickhouse) == ["c1", "c2", "c3"]
@@ -49,9 +53,9 @@ def test_stored_rows_of_a_lost_log_reach_their_cases(
 def test_a_log_that_has_rows_already_leaves_the_earlier_one_alone(clickhouse: Client, tmp_path: Path) -> None:
     load_reference(clickhouse, tmp_path / "reference")
     block, result = judged(clickhouse, 1)
-    Sink(clickhouse, TOPIC).write(result, inc=EARLIER, partition=3, lo=block.lo, hi=block.hi, rules="r")
+    Sink(clickhouse, TOPIC).write(result, inc=EARLIER, blocks=[extent(block)], rules="r")
     block, result = judged(clickhouse, 2)
-    Sink(clickhouse, TOPIC).write(result, inc=LATER, partition=3, lo=block.lo, hi=block.hi, rules="r")
+    Sink(clickhouse, TOPIC).write(result, inc=LATER, blocks=[extent(block)], rules="r")
     assert complete_earlier_log(clickhouse, TOPIC, LATER) == 0
 
 

@@ -92,7 +92,7 @@ def record(offset: int, *documents: dict[str, Any], received: datetime | None = 
 
 def arrow(offset: int, *documents: dict[str, Any], received: datetime | None = None) -> Record:
     """The same events as the gateway sends them."""
-    rows = decode([record(0, *documents, received=received)], partition=0, privacy=PRIVACY)
+    rows = decode([(0, [record(0, *documents, received=received)])], privacy=PRIVACY)
     assert rows.quarantined.is_empty(), rows.quarantined.to_dicts()
     return Record(offset, 0, ARROW, encode_frame(rows.events.select(list(EVENT))), "1")
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipeline.frames import POSITION
-from pipeline.process.flow import Block, BlockResult, PartitionState, Rules, process_block
+from pipeline.process.flow import Block, BlockResult, PartitionState, Rules, process_block, remember
 from pipeline.process.records import Record
 from pipeline.store.migrate import migrate
 from tests.integration.worker_world import NOON, arrow, event, load_reference, record, rules_of
@@ -123,7 +123,7 @@ def run(rng: random.Random, records: Sequence[Record], rules: Rules) -> dict[str
     while start < len(records):
         block = Block(3, records[start : start + rng.randint(1, max(1, len(records) // 2))])
         result = process_block(block, state, rules)
-        state.remember(result)
+        remember({3: state}, result)
         if rng.random() < 0.4:
             assert rows_of([process_block(block, state, rules)], positions=True) == rows_of(
                 [result], positions=True

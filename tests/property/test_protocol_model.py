@@ -1,8 +1,9 @@
 """The delivery protocol against random crashes: nothing lost, nothing twice, whatever dies when.
 
-The real buffer, deduplication, runner and block arithmetic run on a store in memory that behaves like
-ClickHouse: an insert reaches its monthly parts one by one, each part drops a token that it has seen, and the
-process dies between any two steps. Two mutants show that the model can fail.
+A log of several partitions whose blocks are stored in rounds, in random company. The real buffer,
+deduplication, runner and block arithmetic run on a store in memory that behaves like ClickHouse: an insert
+reaches its monthly parts one by one, each part drops a token that it has seen, and the process dies between
+any two steps. Two mutants show that the model can fail.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import cache
 from types import SimpleNamespace
@@ -28,9 +29,11 @@ from pipeline.process.flow import Block, BlockResult
 from pipeline.process.partition import Span
 from pipeline.process.records import Record
 from pipeline.process.rounds import Stored, Work, run_round
+from pipeline.sink.tables import Extent
 from tests.integration.worker_world import PRIVACY, event, record
 
 WINDOW = timedelta(days=7)
+PARTITIONS = 3
 HISTORIES = 60
 MOST_CRASHES = 25
 TABLES = ("events", "rejections", "duplicates", "quarantine")
@@ -49,9 +52,7 @@ class Crash(BaseException):
 @cache
 def decoded(ids: int) -> pl.DataFrame:
     """One DECODED row per id; cut and repeated to make logs."""
-    return decode(
-        [record(number, event(number)) for number in range(ids)], partition=0, privacy=PRIVACY
-    ).events
+    return decode([(0, [record(number, event(number)) for number in range(ids)])], privacy=PRIVACY).events
 
 
 class Forgetful(SeenIds):
@@ -69,10 +70,11 @@ class World:
         self.chance = random.Random(seed)
         self.mutant = mutant
         self.log = self._make_log()
-        self.rows: dict[str, list[tuple[int, str, int, int]]] = {table: [] for table in TABLES}
+        #: per table: partition, offset, event id, the bounds of the row's block
+        self.rows: dict[str, list[tuple[int, int, str, int, int]]] = {table: [] for table in TABLES}
         self.tokens: set[tuple[str, str, int]] = set()
-        self.cases: set[tuple[int, str]] = set()
-        self.committed = 0
+        self.cases: set[tuple[int, int, str]] = set()
+        self.committed = [0] * PARTITIONS
         self.rule_version = 0
         self.rules_change = self.chance.random() < 0.3
         self.counted: dict[str, int] = dict.fromkeys(TABLES, 0)
@@ -80,16 +82,27 @@ class World:
         self.crashes = 0
 
     def _make_log(self) -> pl.DataFrame:
-        size = self.chance.randint(20, 100)
-        numbers: list[int] = []
-        for offset in range(size):
-            repeat = numbers and self.chance.random() < 0.2
-            numbers.append(self.chance.choice(numbers) if repeat else offset)
-        other = pl.Series([self.chance.random() < 0.05 for _ in range(size)])
-        rows = decoded(100)[numbers]
-        return rows.with_columns(
-            _off=pl.int_range(size, dtype=pl.UInt64),
-            content_hash=pl.when(other).then(pl.lit(7, pl.UInt64)).otherwise("content_hash"),
+        """Rows of every partition; an id comes in one partition only."""
+        parts: list[pl.DataFrame] = []
+        for partition in range(PARTITIONS):
+            size = self.chance.randint(8, 40)
+            numbers: list[int] = []
+            for offset in range(size):
+                repeat = numbers and self.chance.random() < 0.2
+                numbers.append(self.chance.choice(numbers) if repeat else 40 * partition + offset)
+            other = pl.Series([self.chance.random() < 0.05 for _ in range(size)])
+            parts.append(
+                decoded(40 * PARTITIONS)[numbers].with_columns(
+                    _part=pl.lit(partition, pl.UInt16),
+                    _off=pl.int_range(size, dtype=pl.UInt64),
+                    content_hash=pl.when(other).then(pl.lit(7, pl.UInt64)).otherwise("content_hash"),
+                )
+            )
+        return pl.concat(parts)
+
+    def log_of(self, block: Block | Extent) -> pl.DataFrame:
+        return self.log.filter(
+            (pl.col("_part") == block.partition) & pl.col("_off").is_between(block.lo, block.hi)
         )
 
     def step(self) -> None:
@@ -100,7 +113,8 @@ class World:
 
     # --- what the store does
 
-    def insert(self, table: str, frame: pl.DataFrame, token: str, lo: int, hi: int) -> None:
+    def insert(self, table: str, frame: pl.DataFrame, token: str, blocks: Sequence[Extent]) -> None:
+        bounds = {block.partition: (block.lo, block.hi) for block in blocks}
         months = frame["_off"].to_numpy() % 3
         for month in self.chance.sample(sorted(set(months.tolist())), len(set(months.tolist()))):
             self.step()
@@ -108,74 +122,76 @@ class World:
                 self.tokens.add((token, table, month))
                 part = frame.filter(pl.Series(months == month))
                 self.rows[table] += [
-                    (off, event_id, lo, hi) for off, event_id in part.select("_off", "event_id").iter_rows()
+                    (partition, off, event_id, *bounds[partition])
+                    for partition, off, event_id in part.select("_part", "_off", "event_id").iter_rows()
                 ]
         self.step()
 
-    def stored(self, lo: int, hi: int) -> Iterable[tuple[str, tuple[int, str, int, int]]]:
+    def stored(self, block: Extent) -> Iterable[tuple[str, tuple[int, int, str, int, int]]]:
         for table in TABLES:
             for row in self.rows[table]:
-                if lo <= row[0] <= hi:
+                if row[0] == block.partition and block.lo <= row[1] <= block.hi:
                     yield table, row
 
     # --- what replaces the edges of the runner
 
-    def judge(self, blocks: list[Block], states: list[Any], _rules: Any) -> list[BlockResult]:
-        block, state = blocks[0], states[0]
-        part = self.log.filter(pl.col("_off").is_between(block.lo, block.hi))
-        fresh = deduplicate(part, state.seen, WINDOW)
+    def judge(self, blocks: list[Block], states: dict[int, Any], _rules: Any) -> BlockResult:
+        part = pl.concat([self.log_of(block) for block in blocks])
+        fresh = deduplicate(part, {at: state.seen for at, state in states.items()}, WINDOW)
         shifted = fresh.kept["id_lo"].to_numpy() % 5 < self.rule_version % 5
-        return [
-            BlockResult(
-                events=fresh.kept.filter(~shifted),
-                rejections=fresh.kept.filter(shifted),
-                duplicates=fresh.duplicates,
-                quarantined=fresh.conflicts,
-                case_events=fresh.kept,
-                received=part.height,
-            )
-        ]
+        return BlockResult(
+            events=fresh.kept.filter(~shifted),
+            rejections=fresh.kept.filter(shifted),
+            duplicates=fresh.duplicates,
+            quarantined=fresh.conflicts,
+            case_events=fresh.kept,
+            received=part.height,
+        )
 
-    def positions(self, _client: Any, *, lo: int, hi: int, **_: int) -> pl.DataFrame:
-        present = sorted({row[0] for _, row in self.stored(lo, hi)})
+    def positions(self, _client: Any, _inc: int, block: Extent) -> pl.DataFrame:
+        present = sorted({row[1] for _, row in self.stored(block)})
         return pl.DataFrame(
             {"_off": present, "_idx": [0] * len(present)}, schema={"_off": pl.UInt64, "_idx": pl.UInt32}
         )
 
-    def case_events(self, _client: Any, *, lo: int, hi: int, **_: int) -> pl.DataFrame:
-        offsets = [row[0] for table, row in self.stored(lo, hi) if table in {"events", "rejections"}]
-        return self.log.filter(pl.col("_off").is_in(offsets))
+    def case_events(self, _client: Any, _inc: int, block: Extent) -> pl.DataFrame:
+        offsets = [row[1] for table, row in self.stored(block) if table in {"events", "rejections"}]
+        return self.log_of(block).filter(pl.col("_off").is_in(offsets))
 
-    def token(self, *, inc: int, partition: int, lo: int, hi: int) -> str:
-        return f"t:{inc}:{partition}:{lo}-{hi}"
+    def token(self, *, inc: int, blocks: Sequence[Extent]) -> str:
+        return f"t:{inc}:{'+'.join(map(str, blocks))}"
 
-    def write(self, result: BlockResult, *, suffix: str = "", rules: str, **place: int) -> BlockResult:
-        token = self.token(**place) + suffix
+    def write(
+        self, result: BlockResult, *, inc: int, blocks: Sequence[Extent], rules: str, suffix: str = ""
+    ) -> BlockResult:
+        token = self.token(inc=inc, blocks=blocks) + suffix
         attempts = 0
         while True:
             for table, name in FRAMES.items():
                 frame = getattr(result, name)
                 if not frame.is_empty():
-                    self.insert(table, frame, token, place["lo"], place["hi"])
-            self.write_case_events(result.case_events, place["inc"], token)
+                    self.insert(table, frame, token, blocks)
+            self.write_case_events(result.case_events, inc, token)
             attempts += 1
             if attempts >= 3 or self.chance.random() >= 0.1:
-                return result  # otherwise: the reply was lost, the same block goes out again
+                return result  # otherwise: the reply was lost, the same blocks go out again
 
     def write_case_events(self, frame: pl.DataFrame, _inc: int, _token: str) -> None:
         self.step()
-        self.cases |= set(frame.select("_off", "event_id").iter_rows())
+        self.cases |= set(frame.select("_part", "_off", "event_id").iter_rows())
 
     # --- a process
 
-    def recover(self) -> PartitionBuffer:
+    def recover(self, partition: int) -> PartitionBuffer:
         """As `pipeline.process.partition.recover` reads it from ClickHouse."""
-        buffer = PartitionBuffer(0, max_rows=self.chance.randint(1, 16), max_bytes=10**9)
+        committed = self.committed[partition]
+        buffer = PartitionBuffer(partition, max_rows=self.chance.randint(1, 16), max_bytes=10**9)
         seen = (Forgetful if self.mutant == "dedup ignores offsets" else SeenIds)(WINDOW)
-        offsets = [row[0] for table in ("events", "rejections") for row in self.rows[table]]
-        self.remember(seen, self.log.filter(pl.col("_off").is_in(offsets)))
-        bounds = sorted({row[2:] for _, row in self.stored(self.committed, 10**9)})
-        spans, first = [], self.committed
+        kept = self.stored(Extent(partition, 0, 10**9))
+        offsets = [row[1] for table, row in kept if table in {"events", "rejections"}]
+        self.remember(seen, self.log_of(Extent(partition, 0, 10**9)).filter(pl.col("_off").is_in(offsets)))
+        bounds = sorted({row[3:] for _, row in self.stored(Extent(partition, committed, 10**9))})
+        spans, first = [], committed
         for lo, hi in bounds:
             if max(lo, first) <= hi:
                 spans.append(Span(max(lo, first), hi, "r"))
@@ -183,7 +199,9 @@ class World:
         buffer.spans = deque([] if self.mutant == "arbitrary boundaries" else spans)
         buffer.state = SimpleNamespace(seen=seen)  # type: ignore[assignment]
         buffer.recovered = True
-        buffer.start_at(self.committed, 0.0)
+        buffer.start_at(committed, 0.0)
+        for offset in range(committed, self.log_of(Extent(partition, 0, 10**9)).height):
+            buffer.take(Record(offset, 0, None, b""), now=0.0)
         return buffer
 
     @staticmethod
@@ -197,41 +215,45 @@ class World:
         )
 
     def process(self) -> None:
-        """From assignment to the end of the log."""
-        buffer = self.recover()
-        for offset in range(self.committed, self.log.height):
-            buffer.take(Record(offset, 0, None, b""), now=0.0)
-        while len(buffer):
-            buffer.max_rows = self.chance.randint(1, 16)
-            assert buffer.ready, "a recovered block lies wholly in the log, so it can always be completed"
-            records, span, _ = buffer.cut()
-            [done] = run_round(
-                [Work(buffer, Block(0, records), span)],
+        """From assignment to the end of the log; partitions meet in rounds as chance will."""
+        buffers = [self.recover(partition) for partition in range(PARTITIONS)]
+        while waiting := [buffer for buffer in buffers if len(buffer)]:
+            works = []
+            for buffer in self.chance.sample(waiting, self.chance.randint(1, len(waiting))):
+                buffer.max_rows = self.chance.randint(1, 16)
+                assert buffer.ready, "a recovered block lies wholly in the log, so it can always be completed"
+                records, span, _ = buffer.cut()
+                works.append(Work(buffer, Block(buffer.partition, records), span))
+            for done in run_round(
+                works,
                 None,  # type: ignore[arg-type]
                 topic="t",
                 inc=1,
                 rules=SimpleNamespace(digest="r"),  # type: ignore[arg-type]
                 stopping=threading.Event(),
-            )
-            self.finish(done, buffer)
+            ):
+                self.finish(done)
 
-    def finish(self, done: Stored, buffer: PartitionBuffer) -> None:
+    def finish(self, done: Stored) -> None:
         if self.chance.random() < 0.8:  # otherwise the commit failed; a later one covers it
             self.step()
-            self.committed = done.work.hi + 1
-        assert buffer.state is not None
-        self.remember(buffer.state.seen, pl.concat([done.added.events, done.added.rejections]))
+            for work in done.works:
+                self.committed[work.block.partition] = work.extent.hi + 1
+        kept = pl.concat([done.added.events, done.added.rejections])
+        for work in done.works:
+            assert work.buffer.state is not None
+            self.remember(work.buffer.state.seen, kept.filter(pl.col("_part") == work.block.partition))
         if not self.rules_change:
             self.check_judgement(done)
 
     def check_judgement(self, done: Stored) -> None:
         """A rebuilt block is judged as it was the first time: the counts told to Prometheus rest on it."""
         judged = {
-            (table, off)
+            (table, at)
             for table, name in FRAMES.items()
-            for off in getattr(done.result, name)["_off"].to_list()
+            for at in getattr(done.result, name).select("_part", "_off").iter_rows()
         }
-        stored = {(table, row[0]) for table, row in self.stored(done.work.lo, done.work.hi)}
+        stored = {(table, row[:2]) for work in done.works for table, row in self.stored(work.extent)}
         assert judged == stored, f"judged {sorted(judged - stored)}, stored {sorted(stored - judged)}"
 
     def run(self) -> None:
@@ -248,13 +270,14 @@ class World:
     # --- what must hold at the end
 
     def check(self) -> None:
-        offsets = [row[0] for _, row in self.stored(0, 10**9)]
-        assert sorted(offsets) == list(range(self.log.height)), "every position exactly once"
-        kept = [row[1] for table in ("events", "rejections") for row in self.rows[table]]
-        assert len(kept) == len(set(kept)), "an id is kept once"
-        assert set(kept) == set(self.log["event_id"]), "no id is lost"
-        of_cases = {(row[0], row[1]) for table in ("events", "rejections") for row in self.rows[table]}
-        assert self.cases == of_cases, "the cases know exactly what is stored"
+        rows = [(table, row) for table in TABLES for row in self.rows[table]]
+        log = sorted(self.log.select("_part", "_off").iter_rows())
+        assert sorted(row[:2] for _, row in rows) == log, "every position exactly once"
+        kept = [row for table, row in rows if table in {"events", "rejections"}]
+        ids = [row[2] for row in kept]
+        assert len(ids) == len(set(ids)), "an id is kept once"
+        assert set(ids) == set(self.log["event_id"]), "no id is lost"
+        assert self.cases == {row[:3] for row in kept}, "the cases know exactly what is stored"
 
 
 def play(monkeypatch: pytest.MonkeyPatch, seed: int, mutant: str | None = None) -> World:

@@ -20,7 +20,7 @@ CONTENT = 4165934134924811020
 
 
 def decoded(*records: Record, **options: object) -> tuple[pl.DataFrame, pl.DataFrame]:
-    found = decode(records, partition=7, privacy=PRIVACY, **options)  # type: ignore[arg-type]
+    found = decode([(7, records)], privacy=PRIVACY, **options)  # type: ignore[arg-type]
     assert found.events.schema == DECODED
     assert found.quarantined.schema == QUARANTINED
     return found.events, found.quarantined

@@ -18,7 +18,7 @@ WINDOW = timedelta(days=7)
 
 
 def rows(*records: Record) -> pl.DataFrame:
-    return decode(records, partition=0, privacy=PRIVACY).events
+    return decode([(0, records)], privacy=PRIVACY).events
 
 
 def remember(seen: SeenIds, kept: pl.DataFrame) -> None:
@@ -46,27 +46,27 @@ def at(days: float) -> datetime:
 
 def test_within_a_block_the_first_position_is_kept() -> None:
     block = rows(record(0, event(1)), record(1, event(2)), record(2, event(1)), record(3, event(1)))
-    assert outcome(deduplicate(block, SeenIds(WINDOW), WINDOW), 4) == ([0, 1], [2, 3], [])
+    assert outcome(deduplicate(block, {0: SeenIds(WINDOW)}, WINDOW), 4) == ([0, 1], [2, 3], [])
 
 
 def test_a_copy_says_what_it_copies() -> None:
     block = rows(record(0, event(1)), record(1, event(1)))
-    copy = deduplicate(block, SeenIds(WINDOW), WINDOW).duplicates.row(0, named=True)
+    copy = deduplicate(block, {0: SeenIds(WINDOW)}, WINDOW).duplicates.row(0, named=True)
     assert (copy["level"], copy["original_source"], copy["original_event_id"]) == ("L1", "handset", "e1")
     assert copy["original_case_id"] == "c1"
 
 
 def test_the_same_id_of_another_source_is_another_event() -> None:
     block = rows(record(0, event(1)), record(1, event(1, source="other")))
-    assert outcome(deduplicate(block, SeenIds(WINDOW), WINDOW), 2) == ([0, 1], [], [])
+    assert outcome(deduplicate(block, {0: SeenIds(WINDOW)}, WINDOW), 2) == ([0, 1], [], [])
 
 
 def test_a_replayed_block_gives_what_it_gave() -> None:
     block = rows(record(0, event(1)), record(1, event(2)), record(2, event(1)))
     seen = SeenIds(WINDOW)
-    first = deduplicate(block, seen, WINDOW)
+    first = deduplicate(block, {0: seen}, WINDOW)
     remember(seen, first.kept)
-    again = deduplicate(block, seen, WINDOW)
+    again = deduplicate(block, {0: seen}, WINDOW)
     assert again.kept.equals(first.kept)
     assert again.duplicates.equals(first.duplicates)
 
@@ -74,15 +74,15 @@ def test_a_replayed_block_gives_what_it_gave() -> None:
 def test_only_a_smaller_position_counts() -> None:
     seen = SeenIds(WINDOW)
     remember(seen, rows(record(9, event(1))))
-    assert outcome(deduplicate(rows(record(8, event(1))), seen, WINDOW), 1) == ([8], [], [])
-    assert outcome(deduplicate(rows(record(10, event(1))), seen, WINDOW), 1) == ([], [10], [])
+    assert outcome(deduplicate(rows(record(8, event(1))), {0: seen}, WINDOW), 1) == ([8], [], [])
+    assert outcome(deduplicate(rows(record(10, event(1))), {0: seen}, WINDOW), 1) == ([], [10], [])
 
 
 def test_other_content_under_a_known_id_is_a_conflict_and_the_first_stays() -> None:
     seen = SeenIds(WINDOW)
     remember(seen, rows(record(0, event(1))))
     later = rows(record(1, event(1, description="别的")), record(2, event(1)))
-    unique = deduplicate(later, seen, WINDOW)
+    unique = deduplicate(later, {0: seen}, WINDOW)
     assert outcome(unique, 2) == ([], [2], [1])
     assert unique.conflicts["reason"].to_list() == ["ID_CONFLICT"]
     assert "别的" in unique.conflicts["payload"][0]
@@ -90,7 +90,7 @@ def test_other_content_under_a_known_id_is_a_conflict_and_the_first_stays() -> N
 
 def test_conflict_within_a_block() -> None:
     block = rows(record(0, event(1)), record(1, event(1, description="别的")), record(2, event(1)))
-    assert outcome(deduplicate(block, SeenIds(WINDOW), WINDOW), 3) == ([0], [2], [1])
+    assert outcome(deduplicate(block, {0: SeenIds(WINDOW)}, WINDOW), 3) == ([0], [2], [1])
 
 
 @pytest.mark.parametrize(("days", "kept"), [(6.999, False), (7.0, False), (7.001, True)])
@@ -103,7 +103,7 @@ def test_the_window_ends_after_seven_days_between_receipts(days: float, kept: bo
     else:
         remember(seen, rows(first))
         block = rows(copy)
-    offsets, _, _ = outcome(deduplicate(block, seen, WINDOW), block.height)
+    offsets, _, _ = outcome(deduplicate(block, {0: seen}, WINDOW), block.height)
     assert (1 in offsets) is kept
 
 
@@ -111,7 +111,7 @@ def test_a_copy_kept_beyond_the_window_is_what_the_next_copy_repeats() -> None:
     stream = [
         record(offset, event(1), received=at(days)) for offset, days in enumerate((0, 8, 10, 14.9, 15.1))
     ]
-    whole = outcome(deduplicate(rows(*stream), SeenIds(WINDOW), WINDOW), 5)
+    whole = outcome(deduplicate(rows(*stream), {0: SeenIds(WINDOW)}, WINDOW), 5)
     assert whole == ([0, 1, 4], [2, 3], [])
 
 
@@ -126,13 +126,13 @@ def test_the_result_does_not_depend_on_how_the_log_is_cut(seed: int) -> None:
         )
         for offset in range(60)
     ]
-    whole = outcome(deduplicate(rows(*stream), SeenIds(WINDOW), WINDOW), 60)
+    whole = outcome(deduplicate(rows(*stream), {0: SeenIds(WINDOW)}, WINDOW), 60)
     seen, parts = SeenIds(WINDOW), ([], [], [])  # type: ignore[var-annotated]
     start = 0
     while start < len(stream):
         end = start + chance.randint(1, 15)
         block = rows(*stream[start:end])
-        unique = deduplicate(block, seen, WINDOW)
+        unique = deduplicate(block, {0: seen}, WINDOW)
         remember(seen, unique.kept)
         for part, offsets in zip(parts, outcome(unique, block.height), strict=True):
             part.extend(offsets)
@@ -175,5 +175,5 @@ def test_above_the_bound_the_oldest_are_forgotten_and_counted() -> None:
 
 def test_an_empty_block_is_no_problem() -> None:
     empty = rows(record(0, event(1))).clear()
-    assert outcome(deduplicate(empty, SeenIds(WINDOW), WINDOW), 0) == ([], [], [])
+    assert outcome(deduplicate(empty, {0: SeenIds(WINDOW)}, WINDOW), 0) == ([], [], [])
     assert ids(empty) == []

@@ -27,7 +27,7 @@ def report(number: int, minutes: float = 0, **changes: Any) -> dict[str, Any]:
 
 
 def judged(*records: Record, rejected: tuple[str, ...] = ()) -> pl.DataFrame:
-    rows = decode(records, partition=0, privacy=PRIVACY).events
+    rows = decode([(0, records)], privacy=PRIVACY).events
     is_report = pl.col("event_type") == "REPORTED"
     return rows.with_columns(
         outcome=pl.when(pl.col("event_id").is_in(rejected))
@@ -48,7 +48,7 @@ def stream(*documents: dict[str, Any]) -> list[Record]:
 def copies(*documents: dict[str, Any], rejected: tuple[str, ...] = ()) -> dict[str, str]:
     """Event id of each resend -> the one it repeats, all documents in one block."""
     rows = judged(*stream(*documents), rejected=rejected)
-    found = drop_resends(rows, Anchors(WINDOWS))
+    found = drop_resends(rows, {0: Anchors(WINDOWS)})
     assert found.duplicates.schema == DUPLICATE
     assert found.kept.height + found.duplicates.height == rows.height
     return dict(found.duplicates.select("event_id", "original_event_id").iter_rows())
@@ -143,7 +143,7 @@ def test_an_equal_submission_is_a_resend_for_72_hours_whatever_the_text() -> Non
 
 
 def test_a_copy_names_event_and_case_that_it_duplicates_and_where_it_counts() -> None:
-    found = drop_resends(judged(*stream(report(1), report(2, 1))), Anchors(WINDOWS)).duplicates
+    found = drop_resends(judged(*stream(report(1), report(2, 1))), {0: Anchors(WINDOWS)}).duplicates
     copy = found.row(0, named=True)
     assert (copy["level"], copy["event_id"], copy["case_id"]) == ("L2", "e2", "c2")
     assert (copy["original_source"], copy["original_event_id"], copy["original_case_id"]) == (
@@ -155,9 +155,9 @@ def test_a_copy_names_event_and_case_that_it_duplicates_and_where_it_counts() ->
 def test_a_replayed_block_does_not_meet_itself() -> None:
     rows = judged(*stream(report(1), report(2, 1), report(3, 12)))
     anchors = Anchors(WINDOWS)
-    first = drop_resends(rows, anchors)
+    first = drop_resends(rows, {0: anchors})
     anchors.remember(anchors_of(first.kept))
-    again = drop_resends(rows, anchors)
+    again = drop_resends(rows, {0: anchors})
     assert again.kept.equals(first.kept)
     assert again.duplicates.equals(first.duplicates)
 
@@ -176,12 +176,12 @@ def test_the_result_does_not_depend_on_how_the_log_is_cut(seed: int) -> None:
     ]
     rejected = tuple(f"e{number}" for number in range(50) if chance.random() < 0.2)
     records = stream(*documents)
-    whole = drop_resends(judged(*records, rejected=rejected), Anchors(WINDOWS))
+    whole = drop_resends(judged(*records, rejected=rejected), {0: Anchors(WINDOWS)})
     anchors, kept, dropped = Anchors(WINDOWS), [], []
     start = 0
     while start < len(records):
         end = start + chance.randint(1, 12)
-        part = drop_resends(judged(*records[start:end], rejected=rejected), anchors)
+        part = drop_resends(judged(*records[start:end], rejected=rejected), {0: anchors})
         anchors.remember(anchors_of(part.kept))
         kept.append(part.kept)
         dropped.append(part.duplicates)
@@ -199,5 +199,5 @@ def test_an_anchor_is_forgotten_after_the_redelivery_window() -> None:
     anchors.remember(anchors_of(with_content_keys(judged(record(0, report(1), received=late(0))))))
     near = judged(record(1, report(2, 1), received=late(6.9)))
     far = judged(record(1, report(2, 1), received=late(7.1)))
-    assert drop_resends(near, anchors).duplicates.height == 1
-    assert drop_resends(far, anchors).duplicates.height == 0
+    assert drop_resends(near, {0: anchors}).duplicates.height == 1
+    assert drop_resends(far, {0: anchors}).duplicates.height == 0
