@@ -41,6 +41,7 @@ class Live:
         self.board = board
         self.viewers = 0
         self._expositions = expositions
+        self._expects_worker = False  # once seen; where workers run elsewhere they never are
         self._figures = Figures()
         self._history = History()
         self._frames: dict[str, tuple[int, bytes]] = {}
@@ -49,6 +50,7 @@ class Live:
         self._wanted = asyncio.Event()
         self._closed = False
         self._shown: dict[str, Table] = {}
+        self._current_at: str | None = None  # the shown tables hold what was stored until then
         self._kpi_due = 0.0
         self._point_due = 0.0
         self._store_fails = False
@@ -126,14 +128,21 @@ class Live:
         here, worker = await self._expositions()
         families = read_families(here, worker or b"")
         self._figures.add(Sample(now, families, worker is not None))
-        figures = self._figures.describe() | {"at": self._now(), "viewers": self.viewers}
+        self._expects_worker |= worker is not None
+        figures = self._figures.describe() | {
+            "at": self._now(),
+            "current_at": self._current_at,
+            "viewers": self.viewers,
+            "expects_worker": self._expects_worker,
+        }
         self._publish("figures", figures)
 
     async def _read_tables(self) -> None:
-        mark = await self.board.mark()
+        asked_at, mark = self._now(), await self.board.mark()
         self._show("city", await self.board.kpi("city", mark=mark))
         self._show("rejected", await self.board.rejected(mark=mark))
         self._show("district", await self.board.kpi("district", mark=mark))
+        self._current_at = asked_at
         if self._past is None:
             self._past = asyncio.create_task(self._read_past(), name="live-page-past")
 

@@ -16,6 +16,7 @@ from pipeline.page.live import MOST_VIEWERS, Live
 from pipeline.page.search import search
 from pipeline.read.matters import matters_in_force
 from pipeline.read.routes import answer, only
+from pipeline.rules.model import RULE_COUNT
 from pipeline.runtime.pages import page
 from pipeline.store.kpi_views import BY
 
@@ -95,6 +96,14 @@ def live_routes(live: Live, keys: KeyStore) -> list[BaseRoute]:
         return matters_in_force(reader.catalogues, now) | {
             "departments": dict(reader.catalogues.department_names_zh),
             "channels": dict(reader.catalogues.channel_names_zh),
+            "reasons": {
+                reason.code: {"zh": reason.name_zh, "en": reason.name_en}
+                for number in range(1, RULE_COUNT + 1)
+                for entry in reader.catalogues.admission.entries(number)
+                for reason in entry.source.reasons
+            },
+            "towns": dict(reader.areas.towns),
+            "districts": dict(reader.areas.districts),
         }
 
     async def key(request: Request) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -27,7 +28,8 @@ _STORED_COLUMNS: Final = f"""
     late_beyond_horizon, time_adjusted, district_code, town_code, village_code, grid_found, grid_active,
     grid_version, grid_name, grid_type, grid_risk_tags, unit_found, point_in_grid, point_distance_m,
     staff_found, staff_active, staff_kind, staff_department, staff_in_grid, staff_in_district,
-    staff_channel_rights, submission_id, title, description, length(photos) AS photo_count, organisation_code, organisation_found, route_department, person_facts,
+    staff_channel_rights, organisation_code, organisation_found, route_department, person_facts,
+    submission_id, title, description, length(photos) AS photo_count,
     {_POSITION}
 """
 
@@ -85,9 +87,10 @@ def explain(
         "stored_at": instant(first["stored_at"]),
     }
     if stored:
-        hidden = any(map(reporter_is_protected, _matters(client, first)))
+        matters = _matters(client, first)
+        hidden = any(map(reporter_is_protected, matters))
         answer |= _stored(first, catalogues, hidden=hidden)
-        answer["content"] = _content(first, catalogues, hidden=hidden)
+        answer["content"] = _content(first, matters, catalogues, hidden=hidden)
     elif copies:
         answer |= _duplicate(first)
     else:
@@ -189,12 +192,14 @@ def _stored(row: dict[str, Any], catalogues: Catalogues, *, hidden: bool) -> dic
     }
 
 
-def _content(row: dict[str, Any], catalogues: Catalogues, *, hidden: bool) -> dict[str, Any]:
+def _content(
+    row: dict[str, Any], matters: Sequence[str | None], catalogues: Catalogues, *, hidden: bool
+) -> dict[str, Any]:
     """What the sender wrote, redacted at the gateway; not shown where it may tell of a person's affairs."""
     about_people = any(
         matter.needs_person
         for matter in catalogues.matters(aware(row["occurred_at"]))
-        if matter.code == row["matter_code"]
+        if matter.code in matters
     )
     withheld = hidden or about_people
     return {

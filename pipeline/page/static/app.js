@@ -1,0 +1,676 @@
+// The page: one Alpine component. Everything shown is text (x-text) or a drawn picture; nothing becomes markup.
+
+import * as area from "./area.js";
+import { drawTimes, drawTrend } from "./charts.js";
+import { describeCase, describeEvent, stateName, word } from "./event.js";
+import * as format from "./format.js";
+import { getJson, postJson, Stream } from "./stream.js";
+import { TEXTS } from "./texts.js";
+
+const TILES = [
+  "events_per_second", "closure_rate", "response_rate", "timely_response_rate", "closure_on_time_rate",
+  "handling_on_time_rate", "open", "overdue", "delay_seconds",
+];
+const KEY = "gridpipe.key";
+const CITY = "4407";
+// Tables beside the stream are asked for again at most so often, and only when the stream brought something new.
+const EVERY_MS = { town: 4000, village: 6000, grid: 8000, department: 10000, matter: 10000 };
+const SHOWN_IN_CHART = 14;
+const BEHIND_WARN_SECONDS = 5;
+
+function remember(storage, name, value) {
+  try {
+    if (value === null) storage.removeItem(name);
+    else storage.setItem(name, value);
+  } catch {
+    // Storage is switched off: the choice lasts as long as the page.
+  }
+}
+
+function recall(storage, name) {
+  try {
+    return storage.getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+const component = () => ({
+  lang: document.documentElement.lang === "en" ? "en" : "zh",
+  theme: document.documentElement.dataset.theme,
+  now: Date.now(),
+  skew: 0, // the server's clock minus ours, ms
+  connection: "connecting",
+  storeWorks: true,
+  ready: false,
+
+  figures: null,
+  city: null,
+  districts: { as_of: null, rows: [] },
+  rejected: { reasons: [], newest: [] },
+  points: [],
+  tables: {}, // by → {as_of, rows}
+  asked: {}, // by → when, ms
+  version: 0, // grows with every district table
+
+  tiles: TILES.map((id) => ({ id })),
+  metrics: area.METRICS,
+  columns: area.COLUMNS,
+  cells: area.CELLS,
+  metric: "closure_rate",
+  mapFocus: area.CELLS[0].code,
+  path: [], // codes of the areas gone into: district, town, village
+  sort: null,
+  dimension: "department",
+  span: "response_seconds",
+
+  catalogue: { matters: [], reasons: {}, departments: {}, channels: {}, towns: {}, districts: {} },
+  matters: [],
+
+  view: null,
+  trail: [],
+  shownItem: null,
+  busy: false,
+  problem: null,
+  event: null, came: [], lookedUp: [], position: [], copies: [], ruleRows: [],
+  record: null, caseFacts: [], steps: [],
+  found: null,
+  trendOf: "closure_rate",
+  query: "",
+
+  key: recall(sessionStorage, KEY),
+  typedKey: "",
+  keyInfo: null,
+  test: { source: "", matter: "UE-08", grid: "", title: "", description: "", result: "", stored: null },
+
+  init() {
+    this.connect();
+    this.loadCatalogue();
+    if (this.key) this.checkKey().catch(() => this.forgetKey());
+    setInterval(() => this.tick(), 1000);
+    new ResizeObserver(() => this.drawTimes()).observe(this.$refs.times);
+    this.$watch("metric", () => this.refresh());
+    document.addEventListener("visibilitychange", () => this.refresh());
+    window.addEventListener("load", () => this.drawTimes());
+  },
+
+  // ---- words
+  t(name) {
+    const pair = TEXTS[name];
+    return pair ? pair[this.lang === "zh" ? 0 : 1] : name;
+  },
+  word(name) { return TEXTS[name] ? this.t(name) : name; },
+  stateName(name) { return stateName(name, this.lang); },
+  number(value) { return format.count(value, this.lang); },
+  clock(iso) { return format.clock(iso, this.lang); },
+  instant(iso) { return format.instant(iso, this.lang); },
+  matterName(code) {
+    const matter = this.matters.find((item) => item.code === code);
+    if (!matter) return code || "—";
+    return `${code} ${this.lang === "zh" ? matter.name_zh : matter.name_en}`;
+  },
+  departmentName(code) {
+    const zh = this.catalogue.departments[code];
+    return this.lang === "zh" && zh ? zh : (code || "—").replaceAll("_", " ");
+  },
+  channelName(code) { return (this.lang === "zh" && this.catalogue.channels[code]) || code; },
+  reasonName(code) {
+    const found = this.catalogue.reasons[code];
+    return found ? found[this.lang] : code;
+  },
+  areaName(code) {
+    if (!code) return "";
+    const district = code.slice(0, 6);
+    const town = code.slice(0, 9);
+    if (this.lang === "zh") return [this.catalogue.districts[district], this.catalogue.towns[town]].filter(Boolean).join("");
+    return [area.english(town), area.english(district)].filter(Boolean).join(", ") || code;
+  },
+  words() {
+    return {
+      lang: this.lang,
+      t: (name) => this.t(name),
+      names: { matter: (c) => this.matterName(c), department: (c) => this.departmentName(c), channel: (c) => this.channelName(c) },
+    };
+  },
+
+  // ---- chrome
+  switchLanguage() {
+    this.lang = this.lang === "zh" ? "en" : "zh";
+    document.documentElement.lang = this.lang === "zh" ? "zh-CN" : "en";
+    document.title = this.t("title");
+    remember(localStorage, "gridpipe.lang", this.lang);
+    this.redescribe();
+    this.drawTimes();
+    if (this.view === "trend") this.drawTrend();
+  },
+  switchTheme() {
+    this.theme = this.theme === "dark" ? "light" : "dark";
+    document.documentElement.dataset.theme = this.theme;
+    remember(localStorage, "gridpipe.theme", this.theme);
+    this.drawTimes();
+    if (this.view === "trend") this.drawTrend();
+  },
+  tick() {
+    this.now = Date.now();
+  },
+  serverNow() { return new Date(this.now + this.skew).toISOString(); },
+  nowClock() { return format.clock(this.serverNow(), this.lang); },
+  nowDate() { return format.date(this.serverNow(), this.lang); },
+  behindSeconds() {
+    if (!this.figures || !this.figures.current_at) return null;
+    return Math.max(0, (this.now + this.skew - Date.parse(this.figures.current_at)) / 1000);
+  },
+  behindText() {
+    const seconds = this.behindSeconds();
+    return seconds === null ? "" : `${this.t("behind")} ${seconds.toFixed(1)} ${this.t("seconds")}`;
+  },
+  connectionText() {
+    if (this.connection === "live") return this.t("live");
+    if (this.connection === "connecting") return this.t("connecting");
+    return this.t(this.connection === "key" ? "keyNeeded" : "lost");
+  },
+  bannerText() {
+    if (this.connection === "lost") return this.t("lost");
+    if (this.connection === "key") return this.t("keyNeeded");
+    if (!this.storeWorks) return this.t("storeDown");
+    if (this.ready && this.figures && !this.figures.worker && this.figures.expects_worker) return this.t("workerDown");
+    return "";
+  },
+
+  // ---- the stream
+  connect() {
+    if (this.stream) this.stream.stop();
+    this.stream = new Stream("/v1/live", {
+      key: this.key,
+      onMessage: (topic, value) => this.take(topic, value),
+      onState: (state) => this.connected(state),
+    });
+  },
+  connected(state) {
+    this.connection = state;
+    if (state === "key" && !this.view) this.openKey();
+  },
+  take(topic, value) {
+    if (topic === "figures") {
+      this.figures = value;
+      this.now = Date.now();
+      this.skew = Date.parse(value.at) - this.now;
+    } else if (topic === "city") {
+      this.city = value;
+      this.ready = true;
+    } else if (topic === "district") {
+      this.districts = value;
+      this.version += 1;
+      this.refresh();
+    } else if (topic === "rejected") this.rejected = value;
+    else if (topic === "trend") {
+      this.points = value.points;
+      if (this.view === "trend") this.drawTrend();
+    } else if (topic === "store") this.storeWorks = value.available;
+  },
+  async loadCatalogue() {
+    try {
+      this.catalogue = await getJson("/v1/live/matters", this.key);
+      this.matters = this.catalogue.matters;
+      this.drawTimes();
+    } catch {
+      if (this.connection !== "key") setTimeout(() => this.loadCatalogue(), 3000);
+    }
+  },
+
+  // ---- tables beside the stream
+  refresh() {
+    if (document.hidden) return;
+    this.want("town", "");
+    this.want(this.dimension, "");
+    if (this.path.length > 1) this.want(this.level(), this.path[this.path.length - 1]);
+  },
+  async want(by, parent, soon = false) {
+    const name = `${by}:${parent}`;
+    const last = this.asked[name];
+    const now = Date.now();
+    if (!soon && last && (last.version === this.version || now - last.at < EVERY_MS[by])) return;
+    this.asked[name] = { at: now, version: this.version };
+    try {
+      const suffix = parent ? `?parent=${encodeURIComponent(parent)}` : "";
+      this.tables = { ...this.tables, [name]: await getJson(`/v1/live/tables/${by}${suffix}`, this.key) };
+      if (by === this.dimension) this.drawTimes();
+    } catch {
+      delete this.asked[name]; // asked again with the next table of the stream
+    }
+  },
+
+  // ---- tiles
+  cityRow() { return this.city && this.city.rows[0]; },
+  delay() { return this.figures && this.figures.delay_seconds; },
+  tileValue(id) {
+    if (id === "events_per_second") return format.rate(this.figures && this.figures.events_per_second, this.lang);
+    if (id === "delay_seconds") {
+      const delay = this.delay();
+      if (!delay) return "—";
+      return delay.p99 === null ? "> 30 s" : `${format.seconds(delay.p99)} s`;
+    }
+    const row = this.cityRow();
+    if (!row) return "—";
+    return id.endsWith("_rate") ? format.percent(row[id], 2) : format.count(row[id], this.lang);
+  },
+  tileCounts(id) {
+    if (id === "events_per_second") {
+      const totals = this.figures && this.figures.totals;
+      if (!totals) return "—";
+      return ["admitted", "rejected", "recorded", "duplicate", "quarantined"]
+        .map((name) => `${this.t(name)} ${format.count(totals[name] || 0, this.lang)}`).join(" · ");
+    }
+    if (id === "delay_seconds") {
+      const delay = this.delay();
+      return delay ? `p50 ${format.seconds(delay.p50)} s · p99 ${format.seconds(delay.p99)} s · n = ${format.count(delay.count, this.lang)}` : "—";
+    }
+    const row = this.cityRow();
+    if (!row) return "—";
+    if (id === "open") return `${this.number(row.cases)} − ${this.number(row.closed)} = ${this.number(row.open)}`;
+    if (id === "overdue") return `${this.number(row.overdue)} / ${this.t("open")} ${this.number(row.open)}`;
+    const [part, whole] = row.parts[id];
+    return `${this.number(part)} ÷ ${this.number(whole)} = ${format.percent(row[id], 2)}`;
+  },
+  tileFoot(id) {
+    if (id === "events_per_second") {
+      const flow = this.figures && this.figures.flow;
+      return flow ? `${this.t("lag")} ${format.count(flow.topic.lag_records, this.lang)}` : "";
+    }
+    if (id === "delay_seconds") {
+      const delay = this.delay();
+      return delay ? `p50 ${format.seconds(delay.p50)} s` : "";
+    }
+    const row = this.cityRow();
+    if (!row) return "";
+    if (id === "open") return `${this.t("cases")} ${this.number(row.cases)}`;
+    if (id === "overdue") return row.open ? `${format.percent(row.overdue / row.open)} ${this.lang === "zh" ? "的在办" : "of open"}` : "";
+    return row.parts[id].map((n) => this.number(n)).join(" / ");
+  },
+  tileClass(id) {
+    if (id === "overdue") return this.cityRow() && this.cityRow().overdue > 0 ? "warn" : "";
+    if (id === "delay_seconds") {
+      const delay = this.delay();
+      return delay && (delay.p99 === null || delay.p99 > BEHIND_WARN_SECONDS) ? "bad" : "";
+    }
+    return "";
+  },
+  series(id) {
+    const points = this.points.map((point) => ({ at: point.at, value: point[id] })).filter((point) => point.value !== null);
+    let current = null;
+    if (id === "events_per_second") current = this.figures && this.figures.events_per_second;
+    else if (id === "delay_seconds") current = this.delay() && this.delay().p99;
+    else current = this.cityRow() && this.cityRow()[id];
+    if (current !== null && current !== undefined && this.figures) points.push({ at: this.figures.at, value: current });
+    return points;
+  },
+  spark(id) {
+    const points = this.series(id);
+    if (points.length < 2) return null;
+    const values = points.map((point) => point.value);
+    let [low, high] = [Math.min(...values), Math.max(...values)];
+    if (!id.endsWith("_rate")) low = Math.min(0, low);
+    if (high - low < 1e-9) [low, high] = [low - 1, high + 1];
+    const start = Date.parse(points[0].at);
+    const length = Date.parse(points[points.length - 1].at) - start || 1;
+    return points.map((point) => [
+      ((Date.parse(point.at) - start) / length * 100).toFixed(1), (26 - (point.value - low) / (high - low) * 24).toFixed(1),
+    ].join(","));
+  },
+  sparkLine(id) {
+    const points = this.spark(id);
+    return points ? `M${points.join("L")}` : "";
+  },
+  sparkArea(id) {
+    const points = this.spark(id);
+    return points ? `M0,28L${points.join("L")}L100,28Z` : "";
+  },
+
+  // ---- flow
+  flowArrows() {
+    const flow = this.figures && this.figures.flow;
+    if (!flow) return ["gateway", "topic", "decode", "deduplicate", "admit", "enrich", "store"].map((to) => ({ to, rate: "—", facts: [], stuck: false }));
+    const here = this.figures.worker;
+    const out = flow.outcomes_per_second;
+    const all = Object.values(out).reduce((sum, value) => sum + value, 0);
+    const per = (value) => (value === null ? "—" : `${format.rate(value, this.lang)}${this.t("perSecond")}`);
+    const fact = (name, value, bad = false) => ({ name: this.t(name), value, bad });
+    const ms = (seconds) => (seconds === null ? "—" : (seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0));
+    const stage = (name) => fact("perBlock", ms(flow.stages[name]));
+    const arrow = (to, rate, facts, stuck = false) => ({ to, rate: here || to === "gateway" || to === "topic" ? per(rate) : "—", facts, stuck });
+    const down = this.storeWorks === false;
+    return [
+      arrow("gateway", flow.gateway.accepted_per_second + flow.gateway.refused_per_second + flow.gateway.not_written_per_second, [
+        fact("queue", format.bytes(flow.gateway.in_flight_bytes)), fact("refused", per(flow.gateway.refused_per_second), flow.gateway.refused_per_second > 0),
+      ], flow.gateway.stuck),
+      arrow("topic", flow.gateway.accepted_per_second, [fact("notWritten", per(flow.gateway.not_written_per_second), flow.gateway.not_written_per_second > 0)], flow.gateway.stuck),
+      arrow("decode", all, [fact("queue", this.number(flow.topic.lag_records)), fact("lag", `${flow.topic.lag_seconds.toFixed(1)} s`, flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], flow.topic.stuck),
+      arrow("deduplicate", all - out.quarantined, [fact("quarantined", per(out.quarantined), out.quarantined > 0), stage("deduplicate")]),
+      arrow("admit", all - out.quarantined - out.duplicate, [fact("duplicates", per(out.duplicate)), stage("admit")]),
+      arrow("enrich", out.admitted + out.recorded + out.rejected, [fact("rejected", per(out.rejected)), stage("enrich")]),
+      arrow("store", out.admitted + out.recorded + out.rejected, [
+        fact("retries", per(flow.store.retries_per_second), flow.store.retries_per_second > 0), fact("perInsert", ms(flow.store.seconds_per_insert)),
+      ], flow.topic.stuck || down),
+    ];
+  },
+
+  // ---- map
+  mapRows(district) { return district ? this.districts.rows : (this.tables["town:"] || { rows: [] }).rows; },
+  rowOf(cell) { return this.mapRows(cell.district).find((row) => row.key === cell.code); },
+  scale() { return area.scale(this.metric, this.mapRows(false)); },
+  cellPlace(cell) { return { gridColumn: `${cell.column} / span ${cell.district ? 2 : 1}`, gridRow: String(cell.line) }; },
+  cellClass(cell) {
+    const row = this.rowOf(cell);
+    const scale = cell.district ? area.scale(this.metric, this.districts.rows) : this.scale();
+    const dim = this.path.length && !cell.code.startsWith(this.path[0]) ? " dim" : "";
+    return (cell.district ? "district " : "") + area.tone(scale, row && row.cases ? area.value(this.metric, row) : null) + dim;
+  },
+  cellName(cell) {
+    const name = cell.district ? this.catalogue.districts[cell.code] : this.catalogue.towns[cell.code];
+    if (this.lang === "en") return cell.district ? cell.en : cell.en.slice(0, 7);
+    return name ? name.replace(/(街道|镇|区|市)$/, "") : "";
+  },
+  cellValue(cell) { return area.brief(this.metric, this.rowOf(cell), this.lang); },
+  cellLabel(cell) { return `${this.areaName(cell.code)} ${this.t(this.metric)} ${area.shown(this.metric, this.rowOf(cell), this.lang)}`; },
+  legend() { return area.legend(this.metric, this.scale(), this.lang); },
+  focusCell(code) { this.mapFocus = code; },
+  moveOnMap(event) {
+    if (!event.key.startsWith("Arrow")) return;
+    event.preventDefault();
+    this.mapFocus = area.neighbour(this.mapFocus, event.key);
+    event.currentTarget.querySelector(`[data-code="${this.mapFocus}"]`).focus();
+  },
+  goTo(code) {
+    this.path = code.length === 6 ? [code] : [code.slice(0, 6), code];
+    this.enter();
+  },
+
+  // ---- areas
+  level() { return area.LEVELS[this.path.length]; },
+  levelText() { return this.t(`level_${this.level()}`); },
+  areaTable() {
+    if (!this.path.length) return this.districts;
+    if (this.path.length === 1) return this.tables["town:"];
+    return this.tables[`${this.level()}:${this.path[this.path.length - 1]}`];
+  },
+  areaRows() {
+    const table = this.areaTable();
+    let rows = table ? table.rows : [];
+    if (this.path.length === 1) rows = rows.filter((row) => row.key.startsWith(this.path[0]));
+    if (this.sort) {
+      const { column, down } = this.sort;
+      const at = (row) => { const v = area.value(column, row); return v === null ? -1 : v; };
+      rows = [...rows].sort((a, b) => (at(a) - at(b)) * (down ? -1 : 1));
+    }
+    return this.path.length || !this.cityRow() ? rows : [...rows, this.cityRow()];
+  },
+  areaNote() {
+    const table = this.areaTable();
+    if (!table) return this.t("loading");
+    return this.areaRows().length ? "" : this.t("noRows");
+  },
+  areaAsOf() {
+    const table = this.areaTable();
+    return table && table.as_of ? `${this.t("asOf")} ${this.clock(table.as_of)}` : "";
+  },
+  rowName(row) {
+    if (row.key === CITY) return this.t("city");
+    if (this.lang === "en" && row.key.length <= 9) return area.english(row.key) || row.key;
+    return row.name_zh || row.key;
+  },
+  canDrill(row) { return row.key !== CITY && this.path.length < 3; },
+  drill(row) {
+    this.path = [...this.path, row.key];
+    this.enter();
+  },
+  climb(depth) {
+    this.path = this.path.slice(0, depth);
+    this.enter();
+  },
+  enter() {
+    this.sort = null;
+    if (this.path.length > 1) this.want(this.level(), this.path[this.path.length - 1], true);
+    else if (this.path.length === 1) this.want("town", "");
+  },
+  crumbs() {
+    const names = [this.t("city"), ...this.path.map((code) => this.stepName(code))];
+    return names.map((name, depth) => ({ key: `${depth}${name}`, name, depth, last: depth === names.length - 1 }));
+  },
+  stepName(code) {
+    if (code.length === 6) return this.lang === "zh" ? this.catalogue.districts[code] || code : area.english(code);
+    if (code.length === 9) return this.lang === "zh" ? this.catalogue.towns[code] || code : area.english(code);
+    const rows = (this.tables[`village:${code.slice(0, 9)}`] || { rows: [] }).rows;
+    const row = rows.find((item) => item.key === code);
+    return (row && row.name_zh) || code;
+  },
+  shown(column, row) { return area.shown(column, row, this.lang); },
+  cellTone(column, row) { return area.attention(column, row); },
+  sortBy(column) {
+    const down = !(this.sort && this.sort.column === column && this.sort.down);
+    this.sort = { column, down };
+  },
+  sortState(column) {
+    if (!this.sort || this.sort.column !== column) return "none";
+    return this.sort.down ? "descending" : "ascending";
+  },
+
+  // ---- percentiles
+  setDimension(name) {
+    this.dimension = name;
+    this.want(name, "");
+    this.drawTimes();
+  },
+  setSpan(name) {
+    this.span = name;
+    this.drawTimes();
+  },
+  limitsOf(key) {
+    const [field, unit] = this.span === "response_seconds" ? ["response_minutes", 60] : ["resolution_hours", 3600];
+    const mine = this.matters.filter((matter) => (this.dimension === "matter" ? matter.code : matter.lead_department) === key);
+    const limits = mine.map((matter) => matter[field] * unit).filter((value) => value > 0);
+    return limits.length ? [Math.min(...limits), Math.max(...limits)] : null;
+  },
+  timesRows() {
+    const table = this.tables[`${this.dimension}:`];
+    if (!table) return [];
+    return [...table.rows].filter((row) => row[this.span].p50 !== null).sort((a, b) => b.cases - a.cases).slice(0, SHOWN_IN_CHART)
+      .map((row) => ({
+        name: this.dimension === "matter" ? this.matterName(row.key) : this.departmentName(row.key),
+        values: row[this.span],
+        limits: this.limitsOf(row.key),
+      }));
+  },
+  drawTimes() {
+    if (!window.echarts || !this.$refs.times || !this.$refs.times.clientWidth) return;
+    drawTimes(this.$refs.times, this.timesRows(), {
+      names: { limit: this.t(this.dimension === "matter" ? "limit" : "limits") },
+      format: (value) => format.duration(value, this.lang),
+    });
+  },
+  timesSummary() {
+    return [this.t(this.span), ...this.timesRows().map((row) =>
+      `${row.name}: p50 ${format.duration(row.values.p50, this.lang)}, p90 ${format.duration(row.values.p90, this.lang)}, ${this.t("limit")} ${row.limits ? row.limits.map((v) => format.duration(v, this.lang)).join("–") : "—"}`)].join("; ");
+  },
+
+  // ---- rejections
+  reasonWidth(row) { return `${Math.max(2, row.reports / Math.max(...this.rejected.reasons.map((item) => item.reports)) * 100)}%`; },
+
+  // ---- dialog
+  show(view, item = null) {
+    if (this.view && ["event", "case", "found", "test"].includes(this.view)) this.trail.push({ view: this.view, item: this.shownItem });
+    this.put(view, item);
+    if (!this.$refs.dialog.open) this.$refs.dialog.showModal();
+  },
+  put(view, item) {
+    this.view = view;
+    this.shownItem = item;
+    this.problem = null;
+    this.$refs.dialog.scrollTop = 0;
+  },
+  back() {
+    const { view, item } = this.trail.pop();
+    this.put(view, item);
+    if (view === "event") this.event = item;
+    if (view === "case") this.record = item;
+    if (view === "found") this.found = item;
+    this.redescribe();
+  },
+  closeDialog() { this.$refs.dialog.close(); },
+  closed() {
+    this.view = null;
+    this.trail = [];
+  },
+  dialogTitle() {
+    if (this.view === "trend") return this.trendTitle();
+    if (this.view === "event") return this.event ? `${this.t("explain")} ${this.event.source}/${this.event.event_id}` : this.t("explain");
+    if (this.view === "case") return this.record ? `${this.t("case")} ${this.record.case_id}` : this.t("case");
+    if (this.view === "found") return `${this.t("results")} ${this.found ? this.found.q : ""}`;
+    if (this.view === "key") return this.t("keyTitle");
+    return this.view === "test" ? this.t("testEvent") : "";
+  },
+  async ask(path) {
+    this.busy = true;
+    this.problem = null;
+    try {
+      return await getJson(path, this.key);
+    } catch (error) {
+      this.problem = `${this.t("failed")}: ${error.message}`;
+      return null;
+    } finally {
+      this.busy = false;
+    }
+  },
+  redescribe() {
+    if (this.event) {
+      const { came, lookedUp, position, copies, rules } = describeEvent(this.event, this.words());
+      Object.assign(this, { came, lookedUp, position, copies, ruleRows: rules });
+    }
+    if (this.record) {
+      const { facts, steps } = describeCase(this.record, this.words());
+      Object.assign(this, { caseFacts: facts, steps });
+    }
+  },
+  async openEvent(source, eventId) {
+    this.show("event");
+    this.event = null;
+    this.event = await this.ask(`/v1/events/${encodeURIComponent(source)}/${encodeURIComponent(eventId)}`);
+    this.shownItem = this.event;
+    this.redescribe();
+  },
+  async openCase(caseId) {
+    this.show("case");
+    this.record = null;
+    this.record = await this.ask(`/v1/cases/${encodeURIComponent(caseId)}`);
+    this.shownItem = this.record;
+    this.redescribe();
+  },
+  async find() {
+    const text = this.query.trim();
+    if (!text) return;
+    this.show("found");
+    this.found = null;
+    const found = await this.ask(`/v1/live/search?q=${encodeURIComponent(text)}`);
+    this.found = found;
+    this.shownItem = found;
+    if (found && found.cases.length === 1 && !found.events.length) await this.openCase(found.cases[0]);
+    else if (found && found.events.length === 1 && !found.cases.length) await this.openEvent(found.events[0].source, found.events[0].event_id);
+  },
+  nothingFound() { return this.found && !this.found.cases.length && !this.found.events.length; },
+  openTrend(id) {
+    this.trendOf = id;
+    this.show("trend");
+    this.$nextTick(() => this.drawTrend());
+  },
+  trendTitle() { return `${this.t(this.trendOf)} · ${this.t("trend")}`; },
+  drawTrend() {
+    if (!window.echarts) return;
+    const id = this.trendOf;
+    const form = id.endsWith("_rate") ? (value) => format.percent(value, 2) : id === "delay_seconds" ? (value) => `${format.seconds(value)} s` : (value) => format.rate(value, this.lang);
+    drawTrend(this.$refs.trend, this.series(id), {
+      name: this.t(id), format: form, zero: !id.endsWith("_rate"), time: (at) => format.clock(new Date(at).toISOString(), this.lang),
+    });
+  },
+
+  // ---- the operator's key, and a test event
+  openKey() {
+    this.typedKey = "";
+    this.show("key");
+  },
+  async checkKey() { this.keyInfo = await getJson("/v1/live/key", this.key); },
+  async useKey() {
+    this.key = this.typedKey.trim();
+    try {
+      await this.checkKey();
+      remember(sessionStorage, KEY, this.key);
+      this.problem = null;
+    } catch (error) {
+      this.forgetKey();
+      this.problem = error.status === 401 ? this.t("keyBad") : error.message;
+    }
+    this.typedKey = "";
+    if (this.keyInfo && this.connection === "key") {
+      this.connect();
+      this.loadCatalogue();
+    }
+  },
+  forgetKey() {
+    this.key = null;
+    this.keyInfo = null;
+    remember(sessionStorage, KEY, null);
+  },
+  sources() { return this.keyInfo ? this.keyInfo.sources : []; },
+  maySend() { return this.sources().length > 0; },
+  keyText() { return this.maySend() ? `${this.t("keySends")}: ${this.sources().join(", ")}` : this.t("keyReadsOnly"); },
+  openTest() {
+    Object.assign(this.test, { source: this.sources()[0], result: "", stored: null });
+    this.show("test");
+  },
+  testBody() {
+    const id = `test-${Date.now().toString(36)}-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
+    const body = {
+      event_id: id, source: this.test.source, event_type: "REPORTED", case_id: id, occurred_at: this.serverNow(), channel: "hotline_12345",
+      matter_code: this.test.matter, grid_code: this.test.grid.trim(), actor: { type: "clerk" },
+    };
+    if (this.test.title) body.title = this.test.title;
+    if (this.test.description) body.description = this.test.description;
+    return body;
+  },
+  async sendTest(checkOnly) {
+    const body = this.testBody();
+    Object.assign(this.test, { result: this.t("loading"), stored: null });
+    const started = performance.now();
+    try {
+      if (checkOnly) {
+        const report = await postJson("/v1/events:validate", body, this.key);
+        this.test.result = this.decisionText(report);
+        return;
+      }
+      await postJson("/v1/events", body, this.key);
+      this.test.result = this.t("sent");
+      await this.untilStored(body);
+      this.test.result = `${this.t("sent")} · ${this.t("queryable")} ${((performance.now() - started) / 1000).toFixed(2)} ${this.t("seconds")}`;
+      this.test.stored = body.event_id;
+    } catch (error) {
+      const problems = ((error.problem && error.problem.errors) || []).map((item) => `${item.field || ""} ${item.message}`);
+      this.test.result = problems.join("; ") || error.message;
+    }
+  },
+  decisionText(report) {
+    const [first] = report.events || report.decisions || [];
+    if (!first) return JSON.stringify(report);
+    return `${this.t("decision")}: ${this.word(first.outcome || first.decision)} ${(first.reasons || []).map((code) => this.reasonName(code)).join("、")}`;
+  },
+  async untilStored(body) {
+    for (let tries = 0; tries < 40; tries += 1) {
+      try {
+        await getJson(`/v1/events/${encodeURIComponent(body.source)}/${encodeURIComponent(body.event_id)}`, this.key);
+        return;
+      } catch (error) {
+        if (error.status !== 404) throw error;
+        await new Promise((wake) => setTimeout(wake, 150));
+      }
+    }
+  },
+});
+
+document.addEventListener("alpine:init", () => window.Alpine.data("page", component));

@@ -1,0 +1,97 @@
+// The two ECharts pictures: percentiles with their limits, and the trend of one tile.
+// Tooltips are drawn on the canvas (richText): a name out of the data is never read as HTML.
+
+const FONT = getComputedStyle(document.body).fontFamily;
+
+const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function chart(element) {
+  return window.echarts.getInstanceByDom(element) || window.echarts.init(element, null, { renderer: "canvas" });
+}
+
+function base() {
+  return {
+    animation: false,
+    textStyle: { fontFamily: FONT, color: ink("--text") },
+    tooltip: {
+      renderMode: "richText", confine: true, backgroundColor: ink("--raised"), borderColor: ink("--line"),
+      textStyle: { fontFamily: FONT, color: ink("--text"), fontSize: 12 },
+    },
+  };
+}
+
+const axisLine = () => ({ lineStyle: { color: ink("--line") } });
+const quiet = () => ({ color: ink("--quiet"), fontFamily: FONT, fontSize: 11 });
+
+// rows: [{name, values: {p50, p90, p99} in seconds, limits: [from, to] in seconds or null}], first on top.
+export function drawTimes(element, rows, { names, format }) {
+  const picture = chart(element);
+  const low = 60;
+  const x = (value) => Math.max(value, low);
+  const series = [
+    ["p50", "circle", 9, ink("--accent")],
+    ["p90", "diamond", 11, ink("--accent")],
+    ["p99", "triangle", 9, ink("--quiet")],
+  ].map(([percentile, symbol, size, color], index) => ({
+    name: percentile, type: "scatter", symbol, symbolSize: size, itemStyle: { color }, z: 4,
+    data: rows.map((row, y) => (row.values[percentile] === null ? null : [x(row.values[percentile]), y])).filter(Boolean),
+    markLine: index ? undefined : {
+      silent: true, symbol: "none", label: { show: false }, lineStyle: { color: ink("--accent"), opacity: 0.35, width: 3, type: "solid" },
+      data: rows.filter((row) => row.values.p50 !== null).map((row) => {
+        const y = rows.indexOf(row);
+        return [{ coord: [x(row.values.p50), y] }, { coord: [x(row.values.p99), y] }];
+      }),
+    },
+  }));
+  series.push({
+    name: names.limit, type: "scatter", symbol: "rect", symbolSize: [3, 16], itemStyle: { color: ink("--bad") }, z: 5,
+    data: rows.flatMap((row, y) => (row.limits ? [...new Set(row.limits)].map((limit) => [x(limit), y]) : [])),
+    markLine: {
+      silent: true, symbol: "none", label: { show: false }, lineStyle: { color: ink("--bad"), opacity: 0.45, width: 2, type: "dotted" },
+      data: rows.flatMap((row, y) => (row.limits && row.limits[0] < row.limits[1]
+        ? [[{ coord: [x(row.limits[0]), y] }, { coord: [x(row.limits[1]), y] }]] : [])),
+    },
+  });
+  const option = base();
+  Object.assign(option, {
+    legend: { top: 0, right: 4, itemWidth: 12, itemHeight: 10, textStyle: quiet(), data: ["p50", "p90", "p99", names.limit] },
+    grid: { left: 4, right: 18, top: 26, bottom: 2, containLabel: true },
+    xAxis: {
+      type: "log", logBase: 10, min: low, max: (range) => Math.max(range.max * 1.15, 3600), axisLabel: { ...quiet(), formatter: format },
+      splitLine: { lineStyle: { color: ink("--line"), opacity: 0.6 } }, axisLine: axisLine(), minorSplitLine: { show: false },
+    },
+    yAxis: {
+      type: "category", inverse: true, data: rows.map((row) => row.name), axisTick: { show: false }, axisLine: axisLine(),
+      axisLabel: { ...quiet(), color: ink("--text"), width: element.clientWidth < 480 ? 92 : 150, overflow: "truncate", interval: 0 },
+    },
+    series,
+  });
+  option.tooltip.trigger = "item";
+  option.tooltip.formatter = (point) => {
+    const row = rows[point.value[1]];
+    const limits = row.limits ? [...new Set(row.limits)].map(format).join(" – ") : "—";
+    return [row.name, ...["p50", "p90", "p99"].map((p) => `${p}  ${row.values[p] === null ? "—" : format(row.values[p])}`), `${names.limit}  ${limits}`].join("\n");
+  };
+  picture.setOption(option, true);
+  picture.resize();
+}
+
+// points: [{at, value}], value may be null.
+export function drawTrend(element, points, { name, format, time, zero }) {
+  const picture = chart(element);
+  const option = base();
+  Object.assign(option, {
+    grid: { left: 8, right: 16, top: 16, bottom: 8, containLabel: true },
+    xAxis: { type: "time", axisLabel: { ...quiet(), formatter: (at) => time(at).slice(0, 5), hideOverlap: true }, axisLine: axisLine(), splitLine: { show: false } },
+    yAxis: { type: "value", scale: !zero, min: zero ? 0 : null, axisLabel: { ...quiet(), formatter: format }, splitLine: { lineStyle: { color: ink("--line"), opacity: 0.6 } } },
+    series: [{
+      name, type: "line", showSymbol: points.length < 20, symbolSize: 5, connectNulls: true, lineStyle: { width: 2, color: ink("--accent") },
+      itemStyle: { color: ink("--accent") }, areaStyle: { color: ink("--accent"), opacity: 0.08 },
+      data: points.map((point) => [Date.parse(point.at), point.value]),
+    }],
+  });
+  option.tooltip.trigger = "axis";
+  option.tooltip.formatter = (found) => (found.length ? `${time(found[0].value[0])}\n${name}  ${format(found[0].value[1])}` : "");
+  picture.setOption(option, true);
+  picture.resize();
+}

@@ -1,0 +1,65 @@
+// Numbers, times and durations as people read them. The city's time zone, whatever the screen's is.
+
+const ZONE = "Asia/Shanghai";
+const NONE = "—";
+
+export const locale = (lang) => (lang === "zh" ? "zh-CN" : "en-GB");
+
+export function percent(value, digits = 1) {
+  if (value === null || value === undefined) return NONE;
+  // cut, not rounded: 99.96 % must not read as 100 %
+  const scale = 10 ** digits;
+  return (Math.floor(value * 100 * scale + 1e-9) / scale).toFixed(digits) + "%";
+}
+
+export function count(value, lang) {
+  return value === null || value === undefined ? NONE : Math.round(value).toLocaleString(locale(lang));
+}
+
+export function rate(value, lang) {
+  if (value === null || value === undefined) return NONE;
+  if (value !== 0 && value < 10) return value.toFixed(1);
+  return Math.round(value).toLocaleString(locale(lang));
+}
+
+export function seconds(value) {
+  if (value === null || value === undefined) return NONE;
+  return value < 10 ? value.toFixed(2) : value.toFixed(0);
+}
+
+export function duration(value, lang) {
+  if (value === null || value === undefined) return NONE;
+  const zh = lang === "zh";
+  const minutes = Math.floor(value / 60);
+  if (minutes < 1) return zh ? `${Math.floor(value)}秒` : `${Math.floor(value)} s`;
+  if (minutes < 60) return zh ? `${minutes}分` : `${minutes} min`;
+  const hours = Math.floor(minutes / 60);
+  if (hours < 48) return zh ? `${hours}时${String(minutes % 60).padStart(2, "0")}分` : `${hours} h ${minutes % 60} m`;
+  return zh ? `${Math.floor(hours / 24)}天${hours % 24}时` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+export function bytes(value) {
+  if (value < 1024) return `${value} B`;
+  return value < 1048576 ? `${(value / 1024).toFixed(0)} kB` : `${(value / 1048576).toFixed(1)} MB`;
+}
+
+export function clock(iso, lang) {
+  if (!iso) return NONE;
+  return new Intl.DateTimeFormat(locale(lang), {
+    timeZone: ZONE, hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false,
+  }).format(new Date(iso));
+}
+
+export function instant(iso, lang) {
+  if (!iso) return NONE;
+  return new Intl.DateTimeFormat(locale(lang), {
+    timeZone: ZONE, year: "numeric", month: "2-digit", day: "2-digit",
+    hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false,
+  }).format(new Date(iso));
+}
+
+export function date(iso, lang) {
+  return new Intl.DateTimeFormat(locale(lang), {
+    timeZone: ZONE, year: "numeric", month: "long", day: "numeric", weekday: lang === "zh" ? "long" : "short",
+  }).format(new Date(iso));
+}

@@ -1,0 +1,98 @@
+// Server-sent events over fetch: EventSource cannot send the key that a public listener asks for.
+
+const RETRY_MS = 2000;
+const SILENT_MS = 20000; // the server says something every 15 s
+
+export class Refused extends Error {
+  constructor(status, problem) {
+    super((problem && (problem.message || problem.detail)) || `HTTP ${status}`);
+    this.status = status;
+    this.problem = problem;
+  }
+}
+
+export function headers(key) {
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+export async function getJson(path, key) {
+  const answer = await fetch(path, { headers: headers(key), cache: "no-store" });
+  const body = await answer.json().catch(() => null);
+  if (!answer.ok) throw new Refused(answer.status, body);
+  return body;
+}
+
+export async function postJson(path, body, key) {
+  const answer = await fetch(path, {
+    method: "POST", headers: { "Content-Type": "application/json", ...headers(key) }, body: JSON.stringify(body),
+  });
+  const result = await answer.json().catch(() => null);
+  if (!answer.ok) throw new Refused(answer.status, result);
+  return result;
+}
+
+// Calls onMessage(topic, value) and onState("connecting" | "live" | "lost" | "key") until stopped.
+export class Stream {
+  constructor(path, { key, onMessage, onState }) {
+    Object.assign(this, { path, key, onMessage, onState, stopped: false });
+    this.run();
+  }
+
+  stop() {
+    this.stopped = true;
+    if (this.abort) this.abort.abort();
+  }
+
+  async run() {
+    let state = "connecting";
+    while (!this.stopped) {
+      this.onState(state);
+      try {
+        await this.read();
+        state = "lost";
+      } catch (error) {
+        state = error.status === 401 || error.status === 403 ? "key" : "lost";
+      }
+      if (this.stopped) return;
+      this.onState(state);
+      if (state === "key") return;
+      await new Promise((wake) => setTimeout(wake, RETRY_MS));
+    }
+  }
+
+  async read() {
+    this.abort = new AbortController();
+    let watchdog = setTimeout(() => this.abort.abort(), SILENT_MS);
+    try {
+      const answer = await fetch(this.path, {
+        headers: headers(this.key), cache: "no-store", signal: this.abort.signal,
+      });
+      if (!answer.ok) throw new Refused(answer.status, null);
+      this.onState("live");
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      let held = "";
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) return;
+        clearTimeout(watchdog);
+        watchdog = setTimeout(() => this.abort.abort(), SILENT_MS);
+        held += value;
+        const messages = held.split("\n\n");
+        held = messages.pop();
+        messages.forEach((message) => this.take(message));
+      }
+    } finally {
+      clearTimeout(watchdog);
+    }
+  }
+
+  take(message) {
+    let topic = null;
+    let data = "";
+    for (const line of message.split("\n")) {
+      if (line.startsWith("event: ")) topic = line.slice(7);
+      else if (line.startsWith("data: ")) data += line.slice(6);
+    }
+    if (topic) this.onMessage(topic, JSON.parse(data));
+  }
+}
