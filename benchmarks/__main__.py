@@ -16,6 +16,8 @@ WHAT = {
     "report": "Markdown, plots and HTML of the series run last",
     "all": "everything but growth, then the report",
 }
+#: Where the name on the command line is not the module's.
+MODULES = {"all": "everything", "peers": "side_by_side"}
 
 
 def main() -> int:
@@ -24,7 +26,7 @@ def main() -> int:
         for name, text in WHAT.items():
             print(f"  {name:<10} {text}")
         return 2
-    module = importlib.import_module(f"benchmarks.{'everything' if sys.argv[1] == 'all' else sys.argv[1]}")
+    module = importlib.import_module(f"benchmarks.{MODULES.get(sys.argv[1], sys.argv[1])}")
     code: int = module.main(sys.argv[2:])
     return code
 

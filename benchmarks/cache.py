@@ -3,8 +3,8 @@
     python -m benchmarks.cache --persons 500000 --events 1000000
 
 A *store* is a data directory as a worker leaves it: migrated, catalogue published, reference data loaded by
-the product's own `reference load`. Runs start from a copy. Everything is named for what it was made from, with a
-digest of the code that made it where that code is the product's.
+the product's own `reference load`. Runs start from a copy. Everything is named for what it was made from,
+with a digest of the code that made it where that code is the product's.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import orjson
 from clickhouse_connect.driver.client import Client
 
+from benchmarks.peers.common import peak_mb
 from benchmarks.workload import ID_DIGITS
 from pipeline import metrics
 from pipeline.contract.privacy import Privacy
@@ -114,7 +114,7 @@ async def run(settings: Settings, bootstrap: str, expected: int) -> dict[str, An
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     before = engine_events(client)
     begin, begin_cpu = time.perf_counter(), time.process_time()
-    ready_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    ready_mb = peak_mb()
     first = 0.0
     while (done := sum(outcomes().values())) < expected:
         if task.done():
@@ -138,7 +138,7 @@ async def run(settings: Settings, bootstrap: str, expected: int) -> dict[str, An
         "blocks": blocks(),
         "engine": {name: after[name] - before[name] for name in after},
         "ready_mb": ready_mb,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak_mb(),
     }
     engine.close()
     return result
