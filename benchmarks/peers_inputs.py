@@ -38,19 +38,19 @@ def interpreter() -> str:
 
 
 def reference(persons: int) -> Path:
-    """`matters`, `grids`, `persons` as Parquet: the key, then the attributes of the common work."""
+    """`matters`, `grids`, `persons` as Parquet: `key`, then the attributes of the common work."""
     city = cache.city(persons)
-    directory = cache.CACHE / f"peer-reference-{city.name}"
+    directory = cache.CACHE / f"peer-reference-{city.name}-keyed"
     if not (directory / "persons.parquet").exists():
         directory.mkdir(parents=True, exist_ok=True)
         load_matters(load_settings().catalogue_dir).frame.select(
-            "code", "category", "lead_department"
+            pl.col("code").alias("key"), "category", "lead_department"
         ).write_parquet(directory / "matters.parquet")
         pl.read_parquet(city / "grids.parquet").select(
-            "grid_code", "grid_name", "grid_type", "village_kind"
+            pl.col("grid_code").alias("key"), "grid_name", "grid_type", "village_kind"
         ).write_parquet(directory / "grids.parquet")
         pl.scan_parquet(city / "persons.parquet").select(
-            "id_number", "gender", "residence_kind"
+            pl.col("id_number").alias("key"), "gender", "residence_kind"
         ).sink_parquet(directory / "persons.parquet")
     return directory
 

@@ -3,7 +3,7 @@
     python -m benchmarks.peers.clickhouse_sql TASK push|file [NDJSON]
 
 push : records are joined and inserted as JSONEachRow into a Null table; a view looks up matter, grid and
-       person in dictionaries and feeds the table. file : the same SELECT over `file()`: the limit of this engine.
+       person in dictionaries and feeds the table. file : the same SELECT over `file()`: this engine's limit.
 Repeated ids are dropped only when a query asks for it (`LIMIT 1 BY` in the check, not timed), so this does a
 little less than the common work.
 """
