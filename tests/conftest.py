@@ -13,6 +13,9 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from pipeline.store.migrate import migrate
+from tests.kafka import kafka_node
+
+__all__ = ["kafka_node"]
 
 os.environ["TZ"] = "UTC"
 
