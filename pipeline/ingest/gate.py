@@ -1,0 +1,55 @@
+"""The gate before the log: while the log is replaced, callers wait here and nobody is on the way to it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from pipeline.errors import UnavailableError
+
+
+class Gate:
+    """Open at first. `async with gate:` around everything between the first byte sent and its confirmation.
+
+    patience_seconds : how long a caller waits before a closed gate; then UnavailableError. Used from one event
+    loop.
+    """
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._patience = patience_seconds
+        self._opened = asyncio.Event()
+        self._opened.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._inside = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened.is_set()
+
+    async def __aenter__(self) -> Self:
+        if not self._opened.is_set():
+            try:
+                async with asyncio.timeout(self._patience):
+                    await self._opened.wait()
+            except TimeoutError:
+                raise UnavailableError("the log is being replaced; send again") from None
+        self._inside += 1
+        self._empty.clear()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inside -= 1
+        if self._inside == 0:
+            self._empty.set()
+
+    async def close(self) -> None:
+        """Let nobody in any more; returns when everybody is out."""
+        self._opened.clear()
+        await self._empty.wait()
+
+    def open(self) -> None:
+        self._opened.set()

@@ -1,0 +1,82 @@
+"""The worker of the store process, and the orders by which the supervisor takes it off one log and puts it on
+the next: the process, its engine and its bridge stay."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from pipeline.process.worker import Worker
+from pipeline.runtime.valve import Answer, Orders
+
+log = structlog.get_logger(__name__)
+
+_READY_SECONDS: Final = 60.0
+
+
+class WorkerSwitch:
+    """Runs one worker after another, each on the log of its time.
+
+    make : a new worker; it calls the given function when its first assignment is recovered.
+    """
+
+    def __init__(self, make: Callable[[Callable[[], None]], Worker]) -> None:
+        self._make = make
+        self._worker: Worker | None = None
+        self._leave = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._opened = asyncio.Event()
+        self._opened.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop`. Raises what the worker raises."""
+        stopping = asyncio.create_task(stop.wait())
+        stopping.add_done_callback(lambda _: self._leave.set())
+        try:
+            while not stop.is_set():
+                self._worker = self._make(self._ready.set)
+                await self._worker.run(self._leave)
+                self._worker = None
+                self._closed.set()
+                opening = asyncio.create_task(self._opened.wait())
+                await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
+                opening.cancel()
+        finally:
+            stopping.cancel()
+
+    # --- orders
+
+    @property
+    def orders(self) -> Orders:
+        return {"rest": self.rest, "close": self.close, "open": self.open}
+
+    async def rest(self) -> Answer:
+        """drained : everything that was read is committed; direct_seconds : since the last record that did not
+        come from the gateway, None if there was none."""
+        if self._worker is None:
+            return {"drained": False, "direct_seconds": 0.0}
+        return {"drained": self._worker.drained(), "direct_seconds": self._worker.direct_seconds()}
+
+    async def close(self) -> Answer:
+        """Leave the log; returns when nothing of it is on the way any more."""
+        self._opened.clear()
+        self._closed.clear()
+        self._ready.clear()
+        self._leave.set()
+        await self._closed.wait()
+        log.info("log_closed")
+        return {}
+
+    async def open(self) -> Answer:
+        """Go on with the log that the broker has now; returns when its partitions are ours."""
+        self._leave.clear()
+        self._opened.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ready.wait(), _READY_SECONDS)
+        log.info("log_opened", ready=self._ready.is_set())
+        return {"ready": self._ready.is_set()}

@@ -1,0 +1,173 @@
+"""Hostile files and settings: what operators can get wrong. Each is refused with its place, and the running
+service goes on with what it had."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from pipeline.errors import ConfigurationError
+from pipeline.rules.catalogue import load_catalogues
+from tests.hostile.world import GRID, World
+
+_SINCE = "2020-01-01T00:00:00+08:00"
+
+
+def _start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli.main", *arguments],
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+# --- reference files
+
+
+def _grid(**changes: Any) -> dict[str, Any]:
+    square = "POLYGON((113.09 22.56, 113.11 22.56, 113.11 22.58, 113.09 22.58, 113.09 22.56))"
+    return {
+        "grid_code": GRID, "version": 1, "valid_from": _SINCE, "grid_name": "一格", "grid_type": "residential",
+        "boundary": square, "status": "active", "updated_at": _SINCE, "source_system": "test",
+    } | changes  # fmt: skip
+
+
+def _worker(**changes: Any) -> dict[str, Any]:
+    return {
+        "worker_key": "GW-0001", "kind": "full_time", "name_masked": "陈**", "grid_code": GRID,
+        "district_code": GRID[:6], "active_from": _SINCE, "updated_at": _SINCE, "source_system": "test",
+    } | changes  # fmt: skip
+
+
+def _load(world: World, directory: Path) -> tuple[int, str]:
+    process = _start(
+        "reference", "load", str(directory), "--data-dir", str(world.settings.data_dir), "--url", world.service.url
+    )  # fmt: skip
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out + err
+
+
+def reference_files(world: World) -> None:
+    """Repeated keys, broken polygons, codes of another form, an unknown grid, damaged files: the bad rows are
+    refused by line, the good ones stored, and one event still becomes one row."""
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        grids = [_grid(), _grid(), _grid(grid_code="x"), _grid(grid_code="440704001001004", boundary="POLYGON((")]
+        staff = [_worker(), _worker(), _worker(worker_key="GW-0002", grid_code="999999999999999"), _worker(worker_key="' OR 1=1 --")]
+        (directory / "grids.ndjson").write_bytes(b"\n".join(map(orjson.dumps, grids)))
+        (directory / "staff.ndjson").write_bytes(b"\n".join(map(orjson.dumps, staff)))
+        code, text = _load(world, directory)
+        assert code == 1, text
+        assert "Traceback" not in text
+        for damaged in (b"\x00" * 100, b"PAR1" + b"\xff" * 100, b""):
+            (directory / "grids.ndjson").unlink(missing_ok=True)
+            (directory / "grids.parquet").write_bytes(damaged)
+            code, text = _load(world, directory)
+            assert code in {1, 2}, text
+            assert "Traceback" not in text
+    event = world.event(channel="grid_patrol", actor={"type": "full_time", "key": "GW-0001"})
+    deadline = time.monotonic() + 20
+    while True:  # the worker takes new reference data over by itself
+        event = world.event(channel="grid_patrol", actor={"type": "full_time", "key": "GW-0001"})
+        assert world.post(event).status_code == 202
+        world.keep(event)
+        if "GRID_UNKNOWN" not in world.outcome(event["event_id"]).get("reasons", []):
+            break
+        assert time.monotonic() < deadline, "the sound grid was not loaded"
+        time.sleep(0.2)
+    assert world.stored_ids().count(event["event_id"]) == 1  # a repeated key multiplies nothing
+
+
+# --- rule files
+
+
+def _problems(directory: Path) -> Sequence[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load_catalogues(directory)
+    return caught.value.problems
+
+
+def rule_files(world: World) -> None:
+    place = world.settings.catalogue_dir / "admission.yaml"
+    text = place.read_text()
+    old = "event_id IS NULL OR case_id IS NULL OR occurred_at IS NULL OR ingested_at IS NULL"
+    line = text[: text.index(old)].count("\n") + 1
+    spoilt = {
+        "unknown column": text.replace(old, "no_such_column = 1"),
+        "not SQL": text.replace(old, "DROP TABLE events; --"),
+        "not a condition": text.replace(old, "1 / 0"),
+        "a table function": text.replace(old, "event_id IN (SELECT * FROM read_csv('/etc/passwd'))"),
+        "10,000 conditions": text.replace(old, " OR ".join(["event_id IS NULL"] * 10_000)),
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary) / "catalogue"
+        shutil.copytree(world.settings.catalogue_dir, directory)
+        for name, content in spoilt.items():
+            (directory / "admission.yaml").write_text(content)
+            began = time.monotonic()
+            problems = _problems(directory)
+            assert time.monotonic() - began < 10, name
+            assert f"admission.yaml:{line}" in problems[0], (name, problems)
+        hard = text.replace(old, "regexp_like(event_id, '^(a+)+$')")
+        (directory / "admission.yaml").write_text(hard)
+        began = time.monotonic()
+        try:  # a linear-time engine may take it: then no text makes it slow
+            load_catalogues(directory)
+        except ConfigurationError as error:
+            assert f"admission.yaml:{line}" in error.problems[0]
+        assert time.monotonic() - began < 10
+        (directory / "admission.yaml").write_text("a: &a [*a, *a]\n" * 3)
+        assert _problems(directory)
+    log = world.settings.log_dir / "store.log"
+    try:  # the running worker keeps its rules
+        place.write_text(spoilt["unknown column"])
+        deadline = time.monotonic() + 20
+        while b"catalogue_refused_old_one_stays" not in log.read_bytes():
+            assert time.monotonic() < deadline, "the worker did not notice"
+            time.sleep(0.1)
+        world.still_well()
+    finally:
+        place.write_text(text)
+
+
+# --- settings
+
+
+def configuration(world: World) -> None:
+    """Exit 2, one line per problem, no secret printed."""
+    secret = "Hunter2-must-not-be-shown"
+    with tempfile.TemporaryDirectory() as temporary:
+        unreadable = Path(temporary) / "keys"
+        unreadable.mkdir()
+        (unreadable / "keys.json").write_text('{"keys":[]}')
+        (unreadable / "keys.json").chmod(0o644)
+        common = {"GRIDPIPE_CLICKHOUSE": f"http://default:{secret}@127.0.0.1:1"}
+        asked: list[tuple[str, tuple[str, ...], dict[str, str]]] = [
+            ("GRIDPIPE_BLOCK_MAX_ROWS", ("config", "show"), {"GRIDPIPE_BLOCK_MAX_ROWS": "-5"}),
+            ("GRIDPIPE_NO_SUCH", ("config", "show"), {"GRIDPIPE_NO_SUCH": secret}),
+            ("GRIDPIPE_MAX_BODY_BYTES", ("config", "show"), {"GRIDPIPE_MAX_BODY_BYTES": "many"}),
+            ("host:port", ("up", "--no-simulate", "--data-dir", f"{temporary}/a"), {"GRIDPIPE_HTTP": "nowhere"}),
+            ("in use", ("up", "--no-simulate", "--data-dir", f"{temporary}/b", "--http", "%s:%d" % world.address), {}),
+            ("can be read by others", ("up", "--no-simulate", "--data-dir", str(unreadable), "--http", "127.0.0.1:0"), {}),
+        ]
+        running = [(words, _start(*arguments, **common, **more)) for words, arguments, more in asked]
+        for words, process in running:
+            out, err = process.communicate(timeout=60)
+            assert process.returncode == 2, (words, out, err)
+            assert words in err, err
+            assert len(err.strip().splitlines()) == 1, err
+            assert "Traceback" not in err
+            assert secret not in out + err

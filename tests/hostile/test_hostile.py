@@ -1,0 +1,77 @@
+"""Every hostile input of the table against the real service: never a 5xx, never a hang, never more memory,
+never a good event lost to a bad one."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import Settings
+from tests.hostile import behaviour
+from tests.hostile.rows import Row
+from tests.hostile.table import TABLE
+from tests.hostile.world import GROWTH_BYTES, World, open_world
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+#: Numbers that a test elsewhere plays, with the test.
+ELSEWHERE: dict[int, str] = {}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    directory = tmp_path_factory.mktemp("hostile")
+    shutil.copytree(Settings().schemas_dir, directory / "schemas")  # a row spoils the catalogue
+    with open_world(
+        directory / "data",
+        GRIDPIPE_SCHEMAS_DIR=str(directory / "schemas"),
+        GRIDPIPE_REFERENCE_REFRESH_SECONDS="0.5",
+    ) as opened:
+        opened.settings = opened.settings.model_copy(update={"schemas_dir": directory / "schemas"})
+        opened.still_well()
+        slow = behaviour.SlowClients(opened)
+        behaviour.SLOW.append(slow)
+        try:
+            yield opened
+        finally:
+            slow.close()
+            behaviour.SLOW.clear()
+
+
+@pytest.fixture(scope="module")
+def before(world: World) -> int:
+    """Resident bytes of the HTTP process once it is warm: the largest body that is taken, twice."""
+    for _ in range(2):
+        answer = world.post([world.event(description="x" * 3_900) for _ in range(1_200)])
+        assert answer.status_code == 202, answer.text[:300]
+    return world.http.memory_info().rss
+
+
+def _id(row: Row) -> str:
+    return f"{row.number:02d} {row.name}"
+
+
+@pytest.mark.parametrize("row", TABLE, ids=_id)
+def test_hostile_input(world: World, before: int, row: Row) -> None:
+    pid = world.http.pid
+    row.run(world)
+    assert world.http.pid == pid, "the HTTP process was replaced"
+
+
+def test_the_service_is_as_small_as_before_and_no_good_event_is_lost(world: World, before: int) -> None:
+    grown = world.http.memory_info().rss - before
+    assert grown < GROWTH_BYTES, f"grew by {grown / 1e6:.0f} MB"
+    counted = Counter(world.stored_ids())
+    lost = world.ledger - counted.keys()
+    print(f"hostile inputs: {len(TABLE)} rows, {len(world.ledger)} good events, lost {len(lost)}")
+    assert not lost, sorted(lost)[:10]
+    assert world.ledger, "nothing was sent"
+
+
+def test_the_table_is_complete() -> None:
+    assert {row.number for row in TABLE} | ELSEWHERE.keys() == set(range(1, 63))
+    assert len({_id(row) for row in TABLE}) == len(TABLE), "two rows of one name"

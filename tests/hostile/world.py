@@ -1,0 +1,286 @@
+"""A real service under attack: raw sockets, an HTTP client and a Kafka producer beside the gateway."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import httpx
+import jsonschema
+import orjson
+import psutil
+from clickhouse_connect.driver.client import Client
+from confluent_kafka import Producer
+
+from pipeline.ingest.blocks import partition_of
+from pipeline.ingest.keys import KeyStore
+from pipeline.settings import Settings, load_settings
+from pipeline.store.client import connect
+from tests.e2e.service import Service
+
+GRID: Final = "440704001001003"
+SOURCE: Final = "hostile"
+OTHER: Final = "other-source"
+EVENTS: Final = "/v1/events"
+PROBLEM: Final = "application/problem+json"
+#: No answer may take longer, on a machine that has nothing else to do; a busy one gets its share more.
+HANG_SECONDS: Final = 2.0
+#: What the HTTP process may have grown after all rows.
+GROWTH_BYTES: Final = 100_000_000
+
+Document = dict[str, Any]
+
+
+def patience() -> float:
+    return HANG_SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+@dataclass
+class Reply:
+    """What came back over a raw socket until the server closed or fell silent."""
+
+    raw: bytes
+    seconds: float
+    closed: bool
+
+    @property
+    def statuses(self) -> list[int]:
+        return [int(code) for code in re.findall(rb"^HTTP/1\.1 (\d{3}) ", self.raw, re.MULTILINE)]
+
+    @property
+    def problem(self) -> Document:
+        """The last answer's document."""
+        document: Document = orjson.loads(self.raw.rpartition(b"\r\n\r\n")[2] or b"{}")
+        return document
+
+
+@dataclass
+class World:
+    service: Service
+    settings: Settings
+    keys: KeyStore
+    key: str
+    client: httpx.Client
+    problem_schema: Document
+    ledger: set[str] = field(default_factory=set)
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        url = httpx.URL(self.service.url)
+        return url.host, url.port or 80
+
+    @property
+    def http(self) -> psutil.Process:
+        return self.service.children()["http"]
+
+    # --- events
+
+    def event(self, **changes: Any) -> Document:
+        """A sound event; `changes` replace fields, a value of `...` drops one."""
+        number = next(self.numbers)
+        given = {
+            "event_id": f"h-{number}",
+            "source": SOURCE,
+            "event_type": "REPORTED",
+            "case_id": f"hc-{number}",
+            "occurred_at": (datetime.now(UTC) - timedelta(hours=1)).isoformat(),
+            "channel": "hotline_12345",
+            "matter_code": "UE-01",
+            "grid_code": GRID,
+            "actor": {"type": "citizen"},
+            **changes,
+        }
+        return {name: value for name, value in given.items() if value is not ...}
+
+    def keep(self, *events: Document) -> None:
+        """These were answered 2xx: they must be found in the store in the end."""
+        self.ledger |= {event["event_id"] for event in events}
+
+    # --- HTTP
+
+    def post(
+        self,
+        body: Any,
+        content_type: str | None = "application/json",
+        *,
+        path: str = EVENTS,
+        headers: Mapping[str, str] | None = None,
+        key: str | None = None,
+    ) -> httpx.Response:
+        """POST, and every promise that holds for each answer checked."""
+        content = body if isinstance(body, bytes) else orjson.dumps(body)
+        given = {"Authorization": f"Bearer {key or self.key}", **(headers or {})}
+        if content_type is not None:
+            given["Content-Type"] = content_type
+        return self.checked(lambda: self.client.post(path, content=content, headers=given))
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.checked(lambda: self.client.get(path, **options))
+
+    def checked(self, call: Callable[[], httpx.Response]) -> httpx.Response:
+        began = time.monotonic()
+        answer = call()
+        seconds = time.monotonic() - began
+        assert answer.status_code < 500, f"{answer.status_code}: {answer.text[:500]}" + self.service.log("http")
+        assert seconds < patience(), f"{answer.status_code} after {seconds:.1f} s"
+        if answer.status_code >= 400:
+            self.is_problem(answer.headers.get("content-type", ""), answer.json())
+        return answer
+
+    def is_problem(self, content_type: str, document: Document) -> None:
+        assert content_type == PROBLEM
+        jsonschema.validate(document, self.problem_schema)
+
+    def still_well(self) -> None:
+        """A sound event is taken as if nothing had happened."""
+        good = self.event()
+        answer = self.post(good)
+        assert answer.status_code == 202, answer.text
+        assert answer.json()["accepted"] == 1
+        self.keep(good)
+
+    def outcome(self, event_id: str, source: str = SOURCE) -> Document:
+        answer = self.client.get(f"/v1/events/{source}/{event_id}")
+        assert answer.status_code == 200, answer.text
+        document: Document = answer.json()
+        return document
+
+    def talk(self, *parts: bytes, pause: float = 0.0, seconds: float = 3.0, shut: bool = False) -> Reply:
+        """Send `parts`, then read until the server closes, at most `seconds` without a byte.
+
+        shut : close our half after the last part.
+        """
+        began = time.monotonic()
+        received, closed = bytearray(), False
+        with socket.create_connection(self.address, timeout=seconds) as connection:
+            try:
+                for part in parts:
+                    connection.sendall(part)
+                    time.sleep(pause)
+                if shut:
+                    connection.shutdown(socket.SHUT_WR)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # refused before the end: what it said is still to be read
+            heard = time.monotonic()
+            try:
+                while chunk := connection.recv(65_536):
+                    received += chunk
+                    heard = time.monotonic()
+                closed, heard = True, time.monotonic()
+            except TimeoutError:
+                pass
+            except ConnectionResetError:
+                closed, heard = True, time.monotonic()
+        return Reply(bytes(received), heard - began, closed)
+
+    def head(self, *fields: str, path: str = EVENTS, method: str = "POST", key: str | None = None) -> bytes:
+        lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {key or self.key}"]
+        return "\r\n".join([*lines, "Content-Type: application/json", *fields, "", ""]).encode("latin-1")
+
+    # --- Kafka
+
+    def bootstrap(self) -> str:
+        line = " ".join(self.service.children()["tansu"].cmdline())
+        found = re.search(r"tcp://(127\.0\.0\.1:\d+)", line)
+        assert found is not None, line
+        return found.group(1)
+
+    def produce(
+        self,
+        records: Sequence[tuple[bytes | None, Mapping[str, bytes | None] | None, bytes | None]],
+        **options: Any,
+    ) -> tuple[int, list[int]]:
+        """Write (value, headers, key) straight to the partition of `GRID`; (partition, offsets)."""
+        partition = partition_of(GRID, self.settings.partitions)
+        producer = Producer(
+            {"bootstrap.servers": self.bootstrap(), "message.max.bytes": 20_000_000, "log_level": 0, **options}
+        )
+        offsets: list[int] = []
+        failures: list[Any] = []
+
+        def report(error: Any, message: Any) -> None:
+            failures.append(error) if error else offsets.append(message.offset())
+
+        for value, headers, key in records:
+            producer.produce(
+                self.settings.topic,
+                value=value,
+                key=key,
+                partition=partition,
+                headers=list((headers or {}).items()),
+                on_delivery=report,
+            )
+        assert producer.flush(20) == 0
+        assert not failures, failures
+        return partition, offsets
+
+    def wait_for(self, event_id: str, seconds: float = 20.0) -> Document:
+        deadline = time.monotonic() + seconds
+        while True:
+            answer = self.client.get(f"/v1/events/{SOURCE}/{event_id}")
+            if answer.status_code == 200:
+                document: Document = answer.json()
+                return document
+            assert time.monotonic() < deadline, f"{event_id} did not come through" + self.service.log("store")
+            time.sleep(0.05)
+
+    # --- what is stored
+
+    @contextlib.contextmanager
+    def store(self) -> Iterator[Client]:
+        client = connect(self.settings)
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def rows(self, query: str, **parameters: Any) -> list[Sequence[Any]]:
+        with self.store() as client:
+            return list(client.query(query, parameters=parameters).result_rows)
+
+    def stored_ids(self) -> list[str]:
+        """Ids in every table of outcomes, one per row of the tables' final state."""
+        found = self.rows(
+            "SELECT event_id FROM events FINAL UNION ALL SELECT event_id FROM rejections FINAL "
+            "UNION ALL SELECT event_id FROM quarantine WHERE reason = 'ID_CONFLICT'"
+        )
+        return [row[0] for row in found]
+
+
+@contextlib.contextmanager
+def open_world(data_dir: Any, **environment: str) -> Iterator[World]:
+    """Start `gridpipe up` in `data_dir` with a key of our own."""
+    os.environ.update(environment)
+    try:
+        service = Service(data_dir, "--no-simulate", "--http", "127.0.0.1:0")
+    finally:
+        for name in environment:
+            del os.environ[name]
+    settings = load_settings(data_dir=data_dir)
+    keys = KeyStore(settings.keys_path)
+    client = httpx.Client(base_url=service.url, timeout=30, trust_env=False)
+    document = client.get("/openapi.json").json()
+    responses = document["paths"][EVENTS]["post"]["responses"]
+    problem = responses["400"]["content"][PROBLEM]["schema"]
+    world = World(service, settings, keys, keys.create(SOURCE), client, problem)
+    try:
+        yield world
+    finally:
+        client.close()
+        if service.process.poll() is None:
+            service.stop()
+        service.kill()
+
+
+def fresh(prefix: str) -> str:
+    return f"{prefix}-{uuid.uuid4().hex[:12]}"
