@@ -20,6 +20,8 @@ NDJSON: Final = "application/x-ndjson"
 HEADERS: Final[Mapping[str, bytes]] = {
     "content-type": ARROW.encode(),
     "schema-version": str(SCHEMA_VERSION).encode(),
+    # the embedded log is replaced only while no record comes from anybody else
+    "via": b"gateway",
 }
 
 _VILLAGE_DIGITS: Final = 12

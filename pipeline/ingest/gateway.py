@@ -23,6 +23,7 @@ from pipeline.errors import UnavailableError
 from pipeline.ingest.blocks import Block, encode_blocks
 from pipeline.ingest.body import decompress
 from pipeline.ingest.durability import Durability
+from pipeline.ingest.gate import Gate
 from pipeline.ingest.keys import Credential, KeyStore
 from pipeline.ingest.problem import ProblemError
 from pipeline.ingest.producer import BlockProducer, Written
@@ -144,6 +145,7 @@ class Gateway:
         self.validator = validator
         self.clock = clock
         self.budget = Budget(settings.in_flight_limit_bytes)
+        self.gate = Gate(settings.durability_timeout_seconds)
         self.quotas = quotas or Quotas(settings)
         self.signatures = Signatures(keys, settings.nonces_path, clock=lambda: clock().timestamp())
         self.draining = False
@@ -243,13 +245,16 @@ class Gateway:
     async def _write(self, outcome: Outcome, good: Parsed, blocks: Sequence[Block]) -> None:
         """Send the blocks, wait until they are durable; what is not becomes retryable errors."""
         try:
-            deliveries = await self.producer.send(blocks)
+            async with self.gate:
+                deliveries = await self.producer.send(blocks)
+                written = [
+                    (block, item)
+                    for block, item in zip(blocks, deliveries, strict=True)
+                    if isinstance(item, Written)
+                ]
+                confirmed = await self.durability.confirm([item for _, item in written])
         except UnavailableError as error:
             raise _away(str(error)) from error
-        written = [
-            (block, item) for block, item in zip(blocks, deliveries, strict=True) if isinstance(item, Written)
-        ]
-        confirmed = await self.durability.confirm([item for _, item in written])
         sent = {id(block) for block, _ in written}
         safe = {id(block) for (block, _), is_safe in zip(written, confirmed, strict=True) if is_safe}
         for block in blocks:

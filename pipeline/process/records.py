@@ -14,6 +14,9 @@ MAX_EVENTS_PER_RECORD: Final = 1 << 20
 
 _CONTENT_TYPE: Final = "content-type"
 _SCHEMA_VERSION: Final = "schema-version"
+_VIA: Final = "via"
+#: What the gateway writes into the header `via` of its records.
+GATEWAY: Final = "gateway"
 
 
 class Record(NamedTuple):
@@ -27,6 +30,7 @@ class Record(NamedTuple):
     content_type: str | None
     value: bytes | None
     schema_version: str | None = None
+    direct: bool = False  # did not come from the gateway
 
     @classmethod
     def of(
@@ -41,7 +45,8 @@ class Record(NamedTuple):
         content_type = found.get(_CONTENT_TYPE)
         if content_type is not None:
             content_type = content_type.partition(";")[0].strip().lower()
-        return cls(offset, timestamp_ms, content_type, value, found.get(_SCHEMA_VERSION))
+        direct = found.get(_VIA) != GATEWAY
+        return cls(offset, timestamp_ms, content_type, value, found.get(_SCHEMA_VERSION), direct)
 
     @property
     def is_arrow(self) -> bool:

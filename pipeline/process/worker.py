@@ -125,6 +125,7 @@ class Worker:
         self._clients: SimpleQueue[Client] = SimpleQueue()
         self._member = Membership(settings, bootstrap, self)
         self._inc = 0
+        self._direct_at: float | None = None
         self._topic: TopicFacts | None = None
         self._rules: Rules | None = None
 
@@ -223,10 +224,29 @@ class Worker:
                 return self._client_factory()
             return persist(self._client_factory, stopping=self._stopping, what="a connection to the store")
 
+    # --- what a roll of the log asks (see runtime.switch)
+
+    def drained(self) -> bool:
+        """Whether every record that was read is stored and committed."""
+        return (
+            not self._rounds
+            and bool(self._buffers)
+            and all(
+                buffer.recovered and not len(buffer) and (buffer.committed or 0) >= (buffer.next_offset or 0)
+                for buffer in self._buffers.values()
+            )
+        )
+
+    def direct_seconds(self) -> float | None:
+        """Seconds since the last record that did not come from the gateway, None without one."""
+        return None if self._direct_at is None else time.monotonic() - self._direct_at
+
     # --- what the group tells (see membership.Partitions)
 
     def take(self, partition: int, record: Record) -> None:
         """A record arrived."""
+        if record.direct:
+            self._direct_at = time.monotonic()
         buffer = self._buffers.get(partition)
         if buffer is None or buffer.revoked or self._draining:
             return  # it will be read again by whoever owns the partition
