@@ -1,0 +1,90 @@
+"""Overview: is the city's work going well, and is the pipeline well? Out of Prometheus."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from infra.grafana.panels import figure, lines, page
+
+_GOOD_RATE = ((None, "red"), (0.8, "orange"), (0.9, "green"))
+_ZERO = ((None, "green"), (1, "red"))
+
+
+def overview() -> Dashboard:
+    return page(
+        "gridpipe-overview",
+        "总览 Overview",
+        "业务与管道一屏 The city's work and the pipeline on one screen.",
+        {
+            "现在 Now": [
+                figure("事件/秒 Events/s", "sum(source:gridpipe_events_received:rate1m)", unit="ops"),
+                figure(
+                    "告警 Alerts firing",
+                    'count(ALERTS{alertstate="firing"}) or vector(0)',
+                    steps=_ZERO,
+                ),
+                figure(
+                    "入库延迟 p99 Ingest delay p99",
+                    "gridpipe:ingest_delay_seconds:p99_5m",
+                    unit="s",
+                    steps=((None, "green"), (5, "red")),
+                ),
+                figure("积压 Lag", "gridpipe:consumer_lag_records:sum"),
+                figure(
+                    "探测延迟 Canary delay",
+                    "max(gridpipe_canary_delay_seconds)",
+                    unit="s",
+                    steps=((None, "green"), (5, "red")),
+                ),
+                figure(
+                    "涉及生命安全的拒收（1 小时） Life-safety rejections, 1 h",
+                    "sum(increase(gridpipe_life_safety_rejections_total[1h]))",
+                    steps=_ZERO,
+                ),
+                figure(
+                    "办结率最低 Lowest closure rate",
+                    "min(gridpipe_closure_ratio)",
+                    unit="percentunit",
+                    steps=_GOOD_RATE,
+                ),
+                figure(
+                    "响应率最低 Lowest response rate",
+                    "min(gridpipe_response_ratio)",
+                    unit="percentunit",
+                    steps=_GOOD_RATE,
+                ),
+                figure("未办结 Open", "sum(gridpipe_open_cases)"),
+                figure("超期 Overdue", "sum(gridpipe_overdue_cases)"),
+                figure("响应超时 Response limit breached", "sum(gridpipe_response_breached_cases)"),
+                figure(
+                    "指标时刻 Figures as of",
+                    "gridpipe_business_as_of_timestamp_seconds * 1000",
+                    unit="dateTimeAsIso",
+                ),
+            ],
+            "业务 Work": [
+                lines("办结率 Closure rate", {"{{district}}": "gridpipe_closure_ratio"}, unit="percentunit"),
+                lines(
+                    "响应率 Response rate", {"{{district}}": "gridpipe_response_ratio"}, unit="percentunit"
+                ),
+                lines("未办结 Open cases", {"{{district}}": "gridpipe_open_cases"}),
+                lines("超期 Overdue cases", {"{{district}}": "gridpipe_overdue_cases"}),
+            ],
+            "流入 Intake": [
+                lines("来源 By source", {"{{source}}": "source:gridpipe_events_received:rate1m"}, unit="ops"),
+                lines("结果 By outcome", {"{{outcome}}": "outcome:gridpipe_events:rate1m"}, unit="ops"),
+                lines(
+                    "不予受理原因 Rejections by reason",
+                    {"{{reason}}": "reason:gridpipe_rejections:rate10m > 0"},
+                    unit="ops",
+                ),
+                lines(
+                    "重复 Duplicates by level",
+                    {"{{level}}": "sum by (level) (rate(gridpipe_duplicates_total[5m]))"},
+                    unit="ops",
+                ),
+            ],
+        },
+        since="now-6h",
+        refresh="10s",
+    )

@@ -1,0 +1,174 @@
+"""The kinds of panel that our dashboards are made of. Titles: Chinese with English; units: Grafana's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from grafana_foundation_sdk.builders import barchart, common, dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.cog.variants import Dataquery
+from grafana_foundation_sdk.models import common as common_models
+from grafana_foundation_sdk.models import dashboard as models
+
+PROMETHEUS: Final = models.DataSourceRef("prometheus", "gridpipe-prometheus")
+CLICKHOUSE: Final = models.DataSourceRef("grafana-clickhouse-datasource", "gridpipe-clickhouse")
+#: Unit → the fields of a SQL answer that have it, by the name they are shown under.
+Units = Mapping[str, Sequence[str]]
+
+Panel = stat.Panel | timeseries.Panel | table.Panel | barchart.Panel
+
+
+class ClickHouseQuery(Dataquery):
+    """A query of the ClickHouse plugin; the kit knows the types of Grafana's own sources only."""
+
+    def __init__(self, sql: str, ref_id: str) -> None:
+        self.sql = sql
+        self.ref_id = ref_id
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "datasource": {"type": CLICKHOUSE.type_val, "uid": CLICKHOUSE.uid},
+            "editorType": "sql",
+            "format": 1,  # table
+            "queryType": "table",
+            "rawSql": self.sql,
+            "refId": self.ref_id,
+        }
+
+
+class _Sql(Builder[Dataquery]):
+    def __init__(self, sql: str) -> None:
+        self._sql = sql
+
+    def build(self) -> Dataquery:
+        return ClickHouseQuery(self._sql, "A")
+
+
+def _expressions(panel: Any, expressions: Mapping[str, str], *, instant: bool = False) -> Any:
+    """expressions : legend → PromQL."""
+    for number, (legend, expression) in enumerate(expressions.items()):
+        query = prometheus.Dataquery().expr(expression).legend_format(legend).ref_id(chr(ord("A") + number))
+        panel = panel.with_target(query.instant() if instant else query.range())
+    return panel.datasource(PROMETHEUS)
+
+
+def lines(
+    title: str,
+    expressions: Mapping[str, str],
+    *,
+    unit: str = "short",
+    description: str = "",
+    width: int = 12,
+    limit: float | None = None,
+) -> timeseries.Panel:
+    """Curves over time. limit : a line drawn at the value from which on it is bad."""
+    panel = timeseries.Panel().title(title).description(description).unit(unit).span(width).height(8).min(0)
+    panel = panel.show_points(common_models.VisibilityMode.NEVER).fill_opacity(8)
+    panel = panel.legend(
+        common.VizLegendOptions()
+        .display_mode(common_models.LegendDisplayMode.LIST)
+        .placement(common_models.LegendPlacement.BOTTOM)
+        .show_legend(True)
+        .calcs([])
+    )
+    if limit is not None:
+        steps = [models.Threshold(None, "green"), models.Threshold(limit, "red")]
+        panel = panel.thresholds(
+            dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps)
+        )
+        style = common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.LINE)
+        panel = panel.thresholds_style(style)
+    found: timeseries.Panel = _expressions(panel, expressions)
+    return found
+
+
+def figure(
+    title: str,
+    expression: str,
+    *,
+    unit: str = "short",
+    description: str = "",
+    width: int = 4,
+    steps: Sequence[tuple[float | None, str]] = ((None, "text"),),
+) -> stat.Panel:
+    """One number with its trend; steps : (from this value on, colour)."""
+    panel = stat.Panel().title(title).description(description).unit(unit).span(width).height(4)
+    panel = panel.graph_mode(common_models.BigValueGraphMode.AREA)
+    panel = panel.thresholds(
+        dashboard.ThresholdsConfig()
+        .mode(models.ThresholdsMode.ABSOLUTE)
+        .steps([models.Threshold(value, colour) for value, colour in steps])
+    )
+    found: stat.Panel = _expressions(panel, {"": expression})
+    return found
+
+
+def sql_figures(title: str, sql: str, units: Units, *, width: int = 24) -> stat.Panel:
+    """One number per column of the one row that the query gives."""
+    panel = stat.Panel().title(title).span(width).height(4).datasource(CLICKHOUSE).with_target(_Sql(sql))
+    panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("/.*/"))
+    panel = panel.graph_mode(common_models.BigValueGraphMode.NONE)
+    for name, properties in _properties(units):
+        panel = panel.override_by_name(name, properties)
+    return panel
+
+
+def sql_table(title: str, sql: str, units: Units, *, width: int = 24, height: int = 9) -> table.Panel:
+    panel = table.Panel().title(title).span(width).height(height).datasource(CLICKHOUSE)
+    panel = panel.with_target(_Sql(sql)).filterable(True)
+    for name, properties in _properties(units):
+        panel = panel.override_by_name(name, properties)
+    return panel
+
+
+def sql_bars(title: str, sql: str, *, unit: str, width: int = 12) -> barchart.Panel:
+    """Bars by the first column, a group per further column."""
+    panel = barchart.Panel().title(title).span(width).height(9).unit(unit).datasource(CLICKHOUSE)
+    return panel.with_target(_Sql(sql)).orientation(common_models.VizOrientation.HORIZONTAL)
+
+
+def _properties(units: Units) -> list[tuple[str, list[models.DynamicConfigValue]]]:
+    return [
+        (name, [models.DynamicConfigValue("unit", unit), *_BARS.get(unit, [])])
+        for unit, names in units.items()
+        for name in names
+    ]
+
+
+#: Rates are drawn as bars within the cells of a table.
+_BARS: Final = {
+    "percentunit": [
+        models.DynamicConfigValue("min", 0),
+        models.DynamicConfigValue("max", 1),
+        models.DynamicConfigValue("custom.cellOptions", {"type": "gauge", "mode": "basic"}),
+    ]
+}
+
+
+def page(
+    uid: str,
+    title: str,
+    description: str,
+    rows: Mapping[str, Sequence[Panel]],
+    *,
+    since: str,
+    refresh: str,
+) -> dashboard.Dashboard:
+    """A dashboard of titled rows."""
+    found = (
+        dashboard.Dashboard(title)
+        .uid(uid)
+        .description(description)
+        .tags(["gridpipe"])
+        .time(since, "now")
+        .refresh(refresh)
+        .timezone("Asia/Shanghai")
+        .editable()
+        .tooltip(models.DashboardCursorSync.CROSSHAIR)
+    )
+    for name, panels in rows.items():
+        found = found.with_row(dashboard.Row(name))
+        for panel in panels:
+            found = found.with_panel(panel)
+    return found

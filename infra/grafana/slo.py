@@ -1,0 +1,148 @@
+"""SLO and pipeline: freshness and its budget, the flow stage by stage, the processes. Out of Prometheus."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from infra.grafana.panels import figure, lines, page
+
+_WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+
+
+def _quantile(q: float, metric: str, by: str = "") -> str:
+    labels = f"le, {by}" if by else "le"
+    return f"histogram_quantile({q}, sum by ({labels}) (rate({metric}_bucket[5m])))"
+
+
+def slo() -> Dashboard:
+    return page(
+        "gridpipe-slo",
+        "时效与管道 SLO and pipeline",
+        "目标：99 % 的事件 5 秒内可查。 Objective: 99 % of events queryable within 5 s.",
+        {
+            "时效目标 Freshness": [
+                figure(
+                    "3 天内达标 In time, 3 d",
+                    "1 - gridpipe:freshness_late:ratio_rate3d",
+                    unit="percentunit",
+                    steps=((None, "red"), (0.99, "green")),
+                ),
+                figure(
+                    "3 天预算剩余 Budget left, 3 d",
+                    "1 - gridpipe:freshness_late:ratio_rate3d / 0.01",
+                    unit="percentunit",
+                    steps=((None, "red"), (0, "orange"), (0.5, "green")),
+                ),
+                lines(
+                    "迟到比例 Late share",
+                    {window: f"gridpipe:freshness_late:ratio_rate{window}" for window in _WINDOWS},
+                    unit="percentunit",
+                    limit=0.01,
+                    width=16,
+                ),
+                lines(
+                    "入库延迟 Ingest delay",
+                    {
+                        "p50": "gridpipe:ingest_delay_seconds:p50_5m",
+                        "p99": "gridpipe:ingest_delay_seconds:p99_5m",
+                    },
+                    unit="s",
+                    limit=5,
+                ),
+                lines(
+                    "探测事件延迟 Canary delay by partition",
+                    {"{{partition}}": "max by (partition) (gridpipe_canary_delay_seconds)"},
+                    unit="s",
+                    limit=5,
+                ),
+            ],
+            "流 Flow": [
+                lines(
+                    "积压 Lag by partition",
+                    {"{{partition}}": "max by (partition) (gridpipe_consumer_lag_records)"},
+                ),
+                lines(
+                    "最早未处理 Age of the oldest record",
+                    {"{{partition}}": "max by (partition) (gridpipe_consumer_lag_seconds)"},
+                    unit="s",
+                ),
+                lines(
+                    "各阶段耗时 Mean time of a stage",
+                    {"{{stage}}": "stage:gridpipe_stage_seconds:mean5m"},
+                    unit="s",
+                ),
+                lines(
+                    "写入耗时 p99 Insert time p99",
+                    {"{{table}}": _quantile(0.99, "gridpipe_insert_seconds", "table")},
+                    unit="s",
+                ),
+                lines(
+                    "每块行数 Rows per block",
+                    {
+                        "p50": _quantile(0.5, "gridpipe_batch_rows"),
+                        "p99": _quantile(0.99, "gridpipe_batch_rows"),
+                    },
+                ),
+                lines(
+                    "提交 Records committed",
+                    {"{{partition}}": "sum by (partition) (deriv(gridpipe_committed_offset[5m]))"},
+                    unit="ops",
+                ),
+                lines(
+                    "校验器 Verifier, 1 h",
+                    {"异常 anomalies": "gridpipe:verifier_anomalies:increase1h"},
+                    limit=1,
+                ),
+                lines(
+                    "探测事件缺失 Canaries missing, 1 h",
+                    {"{{partition}}": "sum by (partition) (increase(gridpipe_canary_missing_total[1h]))"},
+                    limit=1,
+                ),
+            ],
+            "网关 Gateway": [
+                lines(
+                    "请求 Requests by status",
+                    {"{{status}}": "sum by (status) (rate(gridpipe_http_requests_total[5m]))"},
+                    unit="reqps",
+                ),
+                lines(
+                    "应答时间 p99 Answer time p99",
+                    {"{{route}}": _quantile(0.99, "gridpipe_http_seconds", "route")},
+                    unit="s",
+                ),
+                lines(
+                    "事件 Events by answer",
+                    {"{{answer}}": "sum by (answer) (rate(gridpipe_gateway_events_total[5m]))"},
+                    unit="ops",
+                ),
+                lines(
+                    "处理中 In flight",
+                    {"{{instance}}": "gridpipe_gateway_in_flight_bytes"},
+                    unit="bytes",
+                ),
+            ],
+            "机器 Machine": [
+                lines(
+                    "进程内存 Memory of our processes",
+                    {"http": "gridpipe_http_memory_bytes", "worker": "gridpipe_worker_memory_bytes"},
+                    unit="bytes",
+                ),
+                lines(
+                    "可用内存 Memory available",
+                    {
+                        "http {{instance}}": "gridpipe_http_machine_memory_free_ratio",
+                        "worker {{instance}}": "gridpipe_worker_machine_memory_free_ratio",
+                    },
+                    unit="percentunit",
+                ),
+                lines(
+                    "ClickHouse 磁盘剩余 Disk free",
+                    {"{{disk}}": "gridpipe_store_disk_free_bytes / gridpipe_store_disk_size_bytes"},
+                    unit="percentunit",
+                ),
+                lines("去重状态 Ids held for deduplication", {"{{level}}": "gridpipe_dedup_entries"}),
+            ],
+        },
+        since="now-6h",
+        refresh="10s",
+    )

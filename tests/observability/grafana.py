@@ -1,0 +1,58 @@
+"""The queries of the committed dashboards, as Grafana would send them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+DASHBOARDS: Final = Path(__file__).parents[2] / "infra" / "grafana" / "dashboards"
+PROMETHEUS: Final = "prometheus"
+CLICKHOUSE: Final = "grafana-clickhouse-datasource"
+
+
+@dataclass(frozen=True)
+class PanelQuery:
+    dashboard: str
+    title: str
+    ref: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.dashboard}-{self.title.split()[-1]}-{self.ref}"
+
+
+def every_panel(name: str) -> Iterator[dict[str, Any]]:
+    """Panels of a dashboard, those inside rows too; no rows."""
+
+    def walk(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for panel in found:
+            if panel["type"] == "row":
+                yield from walk(panel.get("panels") or [])
+            else:
+                yield panel
+
+    yield from walk(json.loads((DASHBOARDS / f"{name}.json").read_text(encoding="utf-8"))["panels"])
+
+
+def panels(source: str) -> list[PanelQuery]:
+    """Every query of every panel that reads this kind of source."""
+    return [
+        PanelQuery(path.stem, panel["title"], target["refId"], target.get("expr") or target["rawSql"])
+        for path in sorted(DASHBOARDS.glob("*.json"))
+        for panel in every_panel(path.stem)
+        for target in panel["targets"]
+        if (target.get("datasource") or panel["datasource"])["type"] == source
+    ]
+
+
+def expand(sql: str, begin: datetime, end: datetime) -> str:
+    """What the ClickHouse plugin makes of its time macros."""
+    for macro, instant in (("$__fromTime_ms", begin), ("$__toTime_ms", end)):
+        milliseconds = int(instant.timestamp()) * 1000 + instant.microsecond // 1000
+        sql = sql.replace(macro, f"fromUnixTimestamp64Milli({milliseconds})")
+    assert "$__" not in sql, "an unknown macro"
+    return sql

@@ -1,0 +1,137 @@
+"""A running service watched as in production: a real Prometheus scrapes it, canaries go through it."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from clickhouse_connect.driver.client import Client
+
+from pipeline.settings import load_settings
+from pipeline.store.client import connect
+from tests.e2e.service import Service, gridpipe
+from tests.observability.grafana import CLICKHOUSE, PROMETHEUS, PanelQuery, expand, panels
+from tests.observability.prometheus import Prometheus, alerts, records
+from tests.observability.world import history, report, write_reference
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+PARTITIONS = 12
+METRIC = re.compile(r"\b(?:[a-z]+:)?gridpipe[a-z0-9_:]*\b|\bup\b")
+#: Without any late event the ratios of the days before are there all the same.
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    directory = tmp_path_factory.mktemp("watched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRIDPIPE_CANARY_INTERVAL_SECONDS", "3")
+        running = Service(directory / "data", "--no-simulate", "--http", "127.0.0.1:0")
+    try:
+        running.send(report(1, NOW))  # no grid is known yet: rejected, for the rejections to be counted
+        write_reference(directory / "reference")
+        data = str(running.data_dir)
+        loaded = gridpipe(
+            "reference", "load", str(directory / "reference"), "--data-dir", data, "--url", running.url
+        )
+        assert loaded.returncode == 0, loaded.stderr + loaded.stdout
+        _wait_for_reference(running)
+        running.send(*history(100, 40, NOW))
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop()
+        running.kill()
+
+
+def _wait_for_reference(service: Service) -> None:
+    """Workers look for new reference data every few seconds."""
+    for number in range(10, 200):
+        service.send(report(number, NOW))
+        if service.get(f"/v1/events/local/reported-{number}")["outcome"] == "admitted":
+            return
+        time.sleep(0.5)
+    raise AssertionError("no report was admitted")
+
+
+@pytest.fixture(scope="module")
+def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    running = Prometheus(tmp_path_factory.mktemp("prometheus") / "run", service.url.removeprefix("http://"))
+    try:
+        running.wait_for('up{job="gridpipe"} == 1')
+        service.send(*history(200, 5, NOW))  # something to see in a rate
+        running.wait_for("increase(gridpipe_events_received_total[1m]) > 0")
+        yield running
+    finally:
+        running.close()
+
+
+def metrics_page(service: Service) -> str:
+    return str(service.client.get("/metrics").text)
+
+
+def test_the_metrics_page_is_sound(service: Service, tmp_path: Path) -> None:
+    page = metrics_page(service)
+    names = re.findall(r"^# TYPE (\S+)", page, flags=re.MULTILINE)
+    assert len(names) == len(set(names))
+    assert "gridpipe_canary_delay_seconds" in names
+    assert "gridpipe_worker_memory_bytes" in names
+
+
+@pytest.mark.parametrize("name", records())
+def test_every_recorded_figure_has_data(prometheus: Prometheus, name: str) -> None:
+    prometheus.wait_for(records()[name])
+    assert prometheus.wait_for(name)
+
+
+@pytest.mark.parametrize("name", alerts())
+def test_every_metric_of_every_alert_has_data(prometheus: Prometheus, name: str) -> None:
+    expression = alerts()[name]["expr"]
+    prometheus.query(expression)
+    used = set(METRIC.findall(re.sub(r"{[^}]*}", "", expression)))
+    assert used
+    for metric in used:
+        assert prometheus.wait_for(metric), metric
+
+
+def test_prometheus_evaluates_every_rule_and_a_healthy_service_raises_no_alarm(
+    prometheus: Prometheus,
+) -> None:
+    prometheus.wait_for("gridpipe:consumer_lag_records:sum")
+    rules = [rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"]]
+    assert len(rules) == len(records()) + len(alerts())
+    assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
+    critical = 'ALERTS{alertstate="firing", severity="critical"}'
+    # Hardly anything is fresh or has memory left on a machine that runs everything at once.
+    firing = {sample["metric"]["alertname"] for sample in prometheus.query(critical)}
+    assert firing <= {"GridpipeFreshnessFastBurn"}
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[Client]:
+    """ClickHouse as Grafana sees it."""
+    found = connect(load_settings(data_dir=service.data_dir))
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("panel", panels(PROMETHEUS), ids=str)
+def test_every_panel_of_prometheus_has_data(prometheus: Prometheus, panel: PanelQuery) -> None:
+    found = prometheus.wait_for(panel.text)
+    assert any(math.isfinite(float(sample["value"][1])) for sample in found), found
+
+
+@pytest.mark.parametrize("panel", panels(CLICKHOUSE), ids=str)
+def test_every_panel_of_clickhouse_has_data(client: Client, panel: PanelQuery) -> None:
+    now = datetime.now(UTC)
+    found = client.query(expand(panel.text, now - timedelta(days=30), now))
+    assert found.result_rows, panel.text
+    for name, column in zip(found.column_names, zip(*found.result_rows, strict=True), strict=True):
+        assert any(value is not None for value in column), f"{name} is empty"

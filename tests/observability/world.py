@@ -1,0 +1,89 @@
+"""A running service with a little of everything: cases closed on time and late, reworked, rated, rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+GRID = "440704001001003"
+LON, LAT = 113.10, 22.58
+LIFE = ("ACCEPTED", "DISPATCHED", "SIGNED", "ARRIVED", "HANDLING", "RESOLVED", "CLOSED", "FEEDBACK")
+
+
+def write_reference(directory: Path) -> None:
+    """One grid and its worker."""
+    directory.mkdir()
+    corners = [(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]
+    ring = ", ".join(f"{LON + x / 100} {LAT + y / 100}" for x, y in corners)
+    since = "2020-01-01T00:00:00+08:00"
+    common = {"updated_at": since, "source_system": "test"}
+    grid = {
+        "grid_code": GRID,
+        "version": 1,
+        "valid_from": since,
+        "grid_name": "江南社区第一网格",
+        "grid_type": "residential",
+        "village_kind": "community",
+        "boundary": f"POLYGON (({ring}))",
+        "centroid_lon": LON,
+        "centroid_lat": LAT,
+        "status": "active",
+    }
+    worker = {
+        "worker_key": "GW-0001",
+        "kind": "full_time",
+        "name_masked": "陈**",
+        "grid_code": GRID,
+        "district_code": GRID[:6],
+        "active_from": since,
+    }
+    pl.DataFrame([grid | common]).write_csv(directory / "grids.csv")
+    pl.DataFrame([worker | common]).write_csv(directory / "staff.csv")
+
+
+def event(number: int, kind: str, at: datetime, **changes: Any) -> dict[str, Any]:
+    return {
+        "event_id": f"{kind.lower()}-{number}",
+        "source": "local",
+        "event_type": kind,
+        "case_id": f"case-{number}",
+        "occurred_at": at.isoformat(),
+        "channel": "grid_patrol",
+        "grid_code": GRID,
+        "actor": {"type": "clerk"},
+    } | changes
+
+
+def report(number: int, at: datetime, **changes: Any) -> dict[str, Any]:
+    """A grid worker's report that the little reference set admits."""
+    return (
+        event(
+            number,
+            "REPORTED",
+            at,
+            matter_code="SA-07",
+            actor={"type": "full_time", "key": "GW-0001"},
+            location={"lon": LON, "lat": LAT, "crs": "wgs84"},
+            photos=[{"sha256": f"{number:064x}", "taken_at": at.isoformat()}],
+            description=f"阳台铁皮松动，第 {number} 处",
+        )
+        | changes
+    )
+
+
+def history(first: int, count: int, now: datetime) -> Iterator[dict[str, Any]]:
+    """Events of `count` cases of the last days: two thirds closed and rated, each fourth reworked."""
+    for number in range(first, first + count):
+        at = now - timedelta(hours=6 + 7 * number % 60)
+        yield report(number, at)
+        kinds = list(LIFE) if number % 3 else list(LIFE[: 1 + number % 5])
+        if number % 4 == 0 and "RESOLVED" in kinds:
+            kinds[6:6] = ["REWORK", "HANDLING", "RESOLVED"]
+        for step, kind in enumerate(kinds, 1):
+            moment = at + timedelta(minutes=step * (5 + number % 7))
+            attributes = {"attributes": {"rating": 5 - number % 3}} if kind == "FEEDBACK" else {}
+            yield event(number, kind, moment, event_id=f"{kind.lower()}-{number}-{step}", **attributes)
