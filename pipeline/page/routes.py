@@ -96,6 +96,7 @@ def live_routes(live: Live, keys: KeyStore) -> list[BaseRoute]:
         return matters_in_force(reader.catalogues, now) | {
             "departments": dict(reader.catalogues.department_names_zh),
             "channels": dict(reader.catalogues.channel_names_zh),
+            "matter_names": dict(reader.catalogues.matter_names_zh),
             "reasons": {
                 reason.code: {"zh": reason.name_zh, "en": reason.name_en}
                 for number in range(1, RULE_COUNT + 1)

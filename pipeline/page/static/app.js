@@ -64,7 +64,7 @@ const component = () => ({
   dimension: "department",
   span: "response_seconds",
 
-  catalogue: { matters: [], reasons: {}, departments: {}, channels: {}, towns: {}, districts: {} },
+  catalogue: { matters: [], reasons: {}, departments: {}, channels: {}, towns: {}, districts: {}, matter_names: {} },
   matters: [],
 
   view: null,
@@ -81,7 +81,7 @@ const component = () => ({
   key: recall(sessionStorage, KEY),
   typedKey: "",
   keyInfo: null,
-  test: { source: "", matter: "UE-08", grid: "", title: "", description: "", result: "", stored: null },
+  test: { source: "", matter: "UE-08", grid: "", point: "", title: "", description: "", result: "", stored: null },
 
   init() {
     this.connect();
@@ -106,7 +106,7 @@ const component = () => ({
   instant(iso) { return format.instant(iso, this.lang); },
   matterName(code) {
     const matter = this.matters.find((item) => item.code === code);
-    if (!matter) return code || "—";
+    if (!matter) return [code, this.catalogue.matter_names[code]].filter(Boolean).join(" ") || "—";
     return `${code} ${this.lang === "zh" ? matter.name_zh : matter.name_en}`;
   },
   departmentName(code) {
@@ -361,7 +361,7 @@ const component = () => ({
   cellPlace(cell) { return { gridColumn: `${cell.column} / span ${cell.district ? 2 : 1}`, gridRow: String(cell.line) }; },
   cellClass(cell) {
     const row = this.rowOf(cell);
-    const scale = cell.district ? area.scale(this.metric, this.districts.rows) : this.scale();
+    const scale = cell.district && !this.metric.endsWith("_rate") ? area.scale(this.metric, this.districts.rows) : this.scale();
     const dim = this.path.length && !cell.code.startsWith(this.path[0]) ? " dim" : "";
     return (cell.district ? "district " : "") + area.tone(scale, row && row.cases ? area.value(this.metric, row) : null) + dim;
   },
@@ -585,7 +585,7 @@ const component = () => ({
   drawTrend() {
     if (!window.echarts) return;
     const id = this.trendOf;
-    const form = id.endsWith("_rate") ? (value) => format.percent(value, 2) : id === "delay_seconds" ? (value) => `${format.seconds(value)} s` : (value) => format.rate(value, this.lang);
+    const form = id.endsWith("_rate") ? (value) => format.percent(value) : id === "delay_seconds" ? (value) => `${format.seconds(value)} s` : (value) => format.rate(value, this.lang);
     drawTrend(this.$refs.trend, this.series(id), {
       name: this.t(id), format: form, zero: !id.endsWith("_rate"), time: (at) => format.clock(new Date(at).toISOString(), this.lang),
     });
@@ -631,6 +631,8 @@ const component = () => ({
       event_id: id, source: this.test.source, event_type: "REPORTED", case_id: id, occurred_at: this.serverNow(), channel: "hotline_12345",
       matter_code: this.test.matter, grid_code: this.test.grid.trim(), actor: { type: "clerk" },
     };
+    const point = this.test.point.match(/^\s*([\d.]+)\s*[,，\s]\s*([\d.]+)\s*$/);
+    if (point) body.location = { lon: Number(point[1]), lat: Number(point[2]), crs: "wgs84" };
     if (this.test.title) body.title = this.test.title;
     if (this.test.description) body.description = this.test.description;
     return body;

@@ -44,10 +44,19 @@ export function brief(name, row, lang) {
   return count(found, lang);
 }
 
+// Fixed steps where most rates are high, so that a city in good order looks so; else fifths of what there is.
+function rateSteps(rates) {
+  const sorted = [...rates].sort((a, b) => a - b);
+  const at = (part) => sorted[Math.floor(part * (sorted.length - 1))];
+  if (!sorted.length || at(0.5) >= 0.9) return STEPS;
+  const steps = [0.2, 0.4, 0.6, 0.8].map((part) => Math.round(at(part) * 100) / 100);
+  return new Set(steps).size === steps.length ? steps : STEPS;
+}
+
 // The colour scale of a metric over some rows: {prefix, bounds}; class number = 1 + bounds passed.
 export function scale(name, rows) {
   if (name === "rework_rate") return { prefix: "h", bounds: LESS_STEPS };
-  if (isRate(name)) return { prefix: "v", bounds: STEPS };
+  if (isRate(name)) return { prefix: "v", bounds: rateSteps(rows.map((row) => value(name, row)).filter((rate) => rate !== null)) };
   const most = Math.max(1, ...rows.map((row) => value(name, row) || 0));
   return { prefix: WORSE_WHEN_MORE.has(name) ? "h" : "q", bounds: [0.1, 0.25, 0.5, 0.75].map((part) => part * most) };
 }

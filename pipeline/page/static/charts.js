@@ -1,6 +1,8 @@
 // The two ECharts pictures: percentiles with their limits, and the trend of one tile.
 // Tooltips are drawn on the canvas (richText): a name out of the data is never read as HTML.
 
+const MARKS = [60, 600, 3600, 21600, 86400, 604800, 2592000]; // of the time axis, seconds
+const FEWER_MARKS = [60, 3600, 86400, 2592000];
 const FONT = getComputedStyle(document.body).fontFamily;
 
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -28,6 +30,9 @@ export function drawTimes(element, rows, { names, format }) {
   const picture = chart(element);
   const low = 60;
   const x = (value) => Math.max(value, low);
+  const top = 1.2 * Math.max(3600, ...rows.flatMap((row) => [row.values.p99 || 0, ...(row.limits || [])]));
+  const narrow = element.clientWidth < 480;
+  const marks = (narrow ? FEWER_MARKS : MARKS).filter((mark) => mark <= top);
   const series = [
     ["p50", "circle", 9, ink("--accent")],
     ["p90", "diamond", 11, ink("--accent")],
@@ -36,7 +41,7 @@ export function drawTimes(element, rows, { names, format }) {
     name: percentile, type: "scatter", symbol, symbolSize: size, itemStyle: { color }, z: 4,
     data: rows.map((row, y) => (row.values[percentile] === null ? null : [x(row.values[percentile]), y])).filter(Boolean),
     markLine: index ? undefined : {
-      silent: true, symbol: "none", label: { show: false }, lineStyle: { color: ink("--accent"), opacity: 0.35, width: 3, type: "solid" },
+      silent: true, symbol: "none", label: { show: false }, lineStyle: { color: ink("--accent"), opacity: 0.3, width: 4, type: "solid" },
       data: rows.filter((row) => row.values.p50 !== null).map((row) => {
         const y = rows.indexOf(row);
         return [{ coord: [x(row.values.p50), y] }, { coord: [x(row.values.p99), y] }];
@@ -44,10 +49,17 @@ export function drawTimes(element, rows, { names, format }) {
     },
   }));
   series.push({
+    type: "scatter", data: [], silent: true,
+    markLine: {
+      silent: true, symbol: "none", label: { show: false }, lineStyle: { color: ink("--line"), type: "solid", width: 1 }, z: 0,
+      data: marks.slice(1).map((mark) => ({ xAxis: mark })),
+    },
+  });
+  series.push({
     name: names.limit, type: "scatter", symbol: "rect", symbolSize: [3, 16], itemStyle: { color: ink("--bad") }, z: 5,
     data: rows.flatMap((row, y) => (row.limits ? [...new Set(row.limits)].map((limit) => [x(limit), y]) : [])),
     markLine: {
-      silent: true, symbol: "none", label: { show: false }, lineStyle: { color: ink("--bad"), opacity: 0.45, width: 2, type: "dotted" },
+      silent: true, symbol: "none", label: { show: false }, lineStyle: { color: ink("--bad"), opacity: 0.3, width: 2, type: "dotted" },
       data: rows.flatMap((row, y) => (row.limits && row.limits[0] < row.limits[1]
         ? [[{ coord: [x(row.limits[0]), y] }, { coord: [x(row.limits[1]), y] }]] : [])),
     },
@@ -57,12 +69,12 @@ export function drawTimes(element, rows, { names, format }) {
     legend: { top: 0, right: 4, itemWidth: 12, itemHeight: 10, textStyle: quiet(), data: ["p50", "p90", "p99", names.limit] },
     grid: { left: 4, right: 18, top: 26, bottom: 2, containLabel: true },
     xAxis: {
-      type: "log", logBase: 10, min: low, max: (range) => Math.max(range.max * 1.15, 3600), axisLabel: { ...quiet(), formatter: format },
-      splitLine: { lineStyle: { color: ink("--line"), opacity: 0.6 } }, axisLine: axisLine(), minorSplitLine: { show: false },
+      type: "log", logBase: 10, min: low, max: top, axisLabel: { ...quiet(), formatter: format, customValues: marks },
+      axisTick: { customValues: marks }, splitLine: { show: false }, axisLine: axisLine(),
     },
     yAxis: {
       type: "category", inverse: true, data: rows.map((row) => row.name), axisTick: { show: false }, axisLine: axisLine(),
-      axisLabel: { ...quiet(), color: ink("--text"), width: element.clientWidth < 480 ? 92 : 150, overflow: "truncate", interval: 0 },
+      axisLabel: { ...quiet(), color: ink("--text"), width: narrow ? 92 : 150, overflow: "truncate", interval: 0 },
     },
     series,
   });

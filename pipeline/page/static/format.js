@@ -34,7 +34,9 @@ export function duration(value, lang) {
   if (minutes < 1) return zh ? `${Math.floor(value)}秒` : `${Math.floor(value)} s`;
   if (minutes < 60) return zh ? `${minutes}分` : `${minutes} min`;
   const hours = Math.floor(minutes / 60);
+  if (hours < 48 && minutes % 60 === 0) return zh ? `${hours}时` : `${hours} h`;
   if (hours < 48) return zh ? `${hours}时${String(minutes % 60).padStart(2, "0")}分` : `${hours} h ${minutes % 60} m`;
+  if (hours % 24 === 0) return zh ? `${hours / 24}天` : `${hours / 24} d`;
   return zh ? `${Math.floor(hours / 24)}天${hours % 24}时` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 

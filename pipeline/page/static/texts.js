@@ -132,7 +132,7 @@ export const TEXTS = {
   source: ["来源", "Source"],
   matter: ["事项", "Matter"],
   grid: ["网格编码", "Grid code"],
-  channel: ["渠道", "Channel"],
+  point: ["经度, 纬度（WGS84，可空）", "Longitude, latitude (WGS84, optional)"],
   titleField: ["标题", "Title"],
   description: ["描述", "Description"],
   checkOnly: ["仅校验", "Check only"],
