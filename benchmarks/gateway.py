@@ -1,0 +1,215 @@
+"""HTTP in → broker's ack: the gateway beside a bare server, requests of every kind, one server process each.
+
+    python -m benchmarks gateway [--quick] [--seconds S] [--rounds N] [--only ndjson500]
+
+Events/s are measured over wall time and over the server's own processor time: with broker and client on the
+same two cores the second says what one core of gateway carries. What the answers accept must be on the topic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import io
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import psutil
+import pyarrow as pa
+import zstandard
+from confluent_kafka import Consumer, TopicPartition
+
+from benchmarks import cache
+from benchmarks.harness import (
+    PLACE,
+    TOPIC,
+    Broker,
+    RunFailedError,
+    Series,
+    WrongCountsError,
+    broker,
+    out,
+    python,
+    rounds,
+    run_program,
+    tell,
+)
+from benchmarks.http_client import write_bodies
+from pipeline.runtime.broker import free_port
+
+JSON, NDJSON = "application/json", "application/x-ndjson"
+#: name -> (events per request, content type, content encoding, connections)
+REQUESTS: Final = {
+    "single": (1, JSON, None, 64),
+    "array500": (500, JSON, None, 16),
+    "ndjson500": (500, NDJSON, None, 16),
+    "ndjson5000": (5_000, NDJSON, None, 8),
+    "ndjson500 gzip": (500, NDJSON, "gzip", 16),
+    "ndjson500 zstd": (500, NDJSON, "zstd", 16),
+}
+_BODIES: Final = 40
+#: Above it the client may be what limits the figure.
+CLIENT_LIMIT: Final = 0.85
+
+
+def bodies(kind: str, persons: int) -> list[bytes]:
+    """Some distinct request bodies of this kind, serialised and compressed beforehand."""
+    size, content_type, encoding, _ = REQUESTS[kind]
+    count = min(size * _BODIES, 50_000) if size > 1 else 2_000
+    source = cache.events(50_000, persons)
+    lines = [text.encode() for text in next(source.chunks())["json"].head(count).to_list()]
+    found = []
+    for at in range(0, len(lines), size):
+        part = lines[at : at + size]
+        body = b"\n".join(part) if content_type == NDJSON or size == 1 else b"[" + b",".join(part) + b"]"
+        if encoding == "gzip":
+            body = gzip.compress(body, 6)
+        elif encoding == "zstd":
+            body = zstandard.compress(body, 3)
+        found.append(body)
+    return found
+
+
+@contextlib.contextmanager
+def server(which: str, to: Broker, place: Path, partitions: int) -> Iterator[tuple[str, str, psutil.Process]]:
+    """`gridpipe` or `bare` as a process: (address, key, process)."""
+    address = f"127.0.0.1:{free_port()}"
+    if which == "bare":
+        command = python("-m", "benchmarks.bare_server", to.bootstrap, address, str(partitions))
+    else:
+        command = python("-m", "benchmarks.gateway_run", str(place / "gateway"), to.bootstrap, address)
+    errors = (place / f"{which}.log").open("wb")
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=cache.ROOT)
+    try:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        if not line:
+            raise RunFailedError(f"{which} did not start: {(place / f'{which}.log').read_text()[-2000:]}")
+        yield address, orjson.loads(line)["key"], psutil.Process(child.pid)
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        errors.close()
+
+
+def run_load(
+    place: Path, address: str, key: str, kind: str, *, persons: int, rate: float = 0.0, **more: Any
+) -> dict[str, Any]:
+    """One run of the load client; `more`: seconds or requests."""
+    size, content_type, encoding, connections = REQUESTS[kind]
+    file = place / f"bodies-{kind.replace(' ', '-')}"
+    if not file.exists():
+        write_bodies(file, bodies(kind, persons))
+    headers = {"Content-Type": content_type} | ({"Content-Encoding": encoding} if encoding else {})
+    task = place / "client.json"
+    task.write_bytes(
+        orjson.dumps(
+            {
+                "address": address,
+                "key": key,
+                "connections": connections,
+                "rate": rate,
+                "bodies": str(file),
+                "events": size,
+                "headers": headers,
+                **more,
+            }
+        )
+    )
+    return run_program(python("-m", "benchmarks.http_client", str(task)))
+
+
+def on_topic(to: Broker, partitions: int) -> int:
+    """Events in all records of the topic: rows of Arrow blocks, the bare server's lines or elements."""
+    consumer = Consumer({"bootstrap.servers": to.bootstrap, "group.id": "count", "enable.auto.commit": False})
+    consumer.assign([TopicPartition(TOPIC, number, 0) for number in range(partitions)])
+    events, idle = 0, 0
+    while idle < 8:  # the broker's end offsets are too low: silence is the end
+        records = consumer.consume(500, 0.25)
+        idle = 0 if records else idle + 1
+        for record in records:
+            if record.error() is None:
+                events += _events_in(record.value())
+    consumer.close()
+    return events
+
+
+def _events_in(value: bytes) -> int:
+    if value[:1] == b"{":
+        return value.count(b"\n") + 1
+    if value[:1] == b"[":
+        return len(orjson.loads(value))
+    with pa.ipc.open_stream(io.BytesIO(value)) as stream:
+        return sum(batch.num_rows for batch in stream)
+
+
+def measure(
+    which: str, kind: str, *, seconds: float, persons: int, partitions: int = cache.PARTITIONS
+) -> dict[str, Any]:
+    """One server, fresh broker, load as fast as it is answered. Raises WrongCountsError."""
+    place = PLACE / "gateway"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        with broker(partitions) as to, server(which, to, place, partitions) as (address, key, process):
+            warm = run_load(place, address, key, kind, persons=persons, seconds=min(1.0, seconds / 4))
+            before = process.cpu_times()
+            result = run_load(place, address, key, kind, persons=persons, seconds=seconds)
+            after = process.cpu_times()
+            memory = int(Path(f"/proc/{process.pid}/status").read_text().split("VmHWM:")[1].split()[0])
+            wanted = warm["accepted"] + result["accepted"]
+            if set(result["statuses"]) != {"202"} or result["rejected"] or result["unanswered"]:
+                raise WrongCountsError(f"{which} {kind}: {result}")
+            if (found := on_topic(to, partitions)) != wanted:
+                raise WrongCountsError(f"{which} {kind}: accepted {wanted}, on the topic {found}")
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    cpu = after.user + after.system - before.user - before.system
+    return result | {
+        "events": result["accepted"],
+        "events_per_second": result["accepted"] / result["seconds"],
+        "cpu_seconds": cpu,
+        "events_per_cpu_second": result["accepted"] / cpu,
+        "peak_mb": memory / 1024,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks gateway", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="2 s each, one round")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--persons", type=int, default=500_000)
+    parser.add_argument("--only", action="append", choices=list(REQUESTS))
+    options = parser.parse_args(arguments)
+    seconds = options.seconds or (2.0 if options.quick else 4.0)
+    number = options.rounds or (1 if options.quick else 5)
+    cases = [f"gridpipe {kind}" for kind in options.only or REQUESTS]
+    cases += [f"bare {kind}" for kind in options.only or REQUESTS if " " not in kind]
+    series = Series("gateway", {"seconds": seconds, "persons": options.persons}, quick=options.quick)
+    for at, case in rounds(number, cases):
+        which, kind = case.split(" ", 1)
+        series.add(case, at, measure(which, kind, seconds=seconds, persons=options.persons))
+        tell(series, case, at, number)
+        share = series.runs[case][-1]["client_cpu_share"]
+        if share > CLIENT_LIMIT:
+            out.print(f"  the client used {share:.0%} of a core: it may be what limits this figure")
+    for case in cases:
+        out.print(
+            f"{case}: {series.median(case):,.0f} events/s, "
+            f"{series.median(case, 'events_per_cpu_second'):,.0f} per CPU second of the server"
+        )
+    series.save()
+    return 0
