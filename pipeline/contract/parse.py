@@ -23,6 +23,8 @@ from pipeline.errors import ContractError
 
 MAX_DEPTH: Final = 32
 MAX_EVENTS: Final = 5_000
+#: A refused event larger than this is not decoded again to be described: a million keys take a second.
+_LARGE_EVENT_BYTES: Final = 256 * 1024
 
 _EVENT: Final = msgspec.json.Decoder(Event)
 _EVENTS: Final = msgspec.json.Decoder(list[Event])
@@ -201,7 +203,7 @@ def _take(parsed: Parsed, index: int, raw: bytes) -> None:
     except UnicodeDecodeError as error:
         _refuse(parsed, index, raw, None, Fault("bad_encoding", "", f"not UTF-8 (byte {error.start})"))
     except msgspec.ValidationError as error:
-        document, worse = untyped(raw)
+        document, worse = untyped(raw) if len(raw) <= _LARGE_EVENT_BYTES else (None, None)
         if worse is None:
             _refuse(parsed, index, raw, shown_id(document), explain(error, document))
         else:

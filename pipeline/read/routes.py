@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -29,6 +30,7 @@ __all__ = ["DEFAULT_WINDOW", "OPENAPI_PATHS", "Reader", "answer", "only", "read_
 
 DEFAULT_WINDOW: Final = timedelta(days=30)
 _LONGEST_ID: Final = 64
+_REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 log = structlog.get_logger(__name__)
 Handler = Callable[[Request], Awaitable[Any]]
@@ -80,7 +82,7 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
     async def get_rejections(request: Request) -> Any:
         given = only(request, "reason", "from", "limit")
         reason = given.get("reason")
-        if reason is not None and not (reason.isascii() and reason.replace("_", "").isupper()):
+        if reason is not None and not _REASON.fullmatch(reason):
             raise ProblemError(400, "bad_parameter", "reason must be a reason code, for example TOO_OLD")
         from_ = parse_instant(given["from"], "from") if "from" in given else None
         limit = given.get("limit", str(DEFAULT_LIMIT))

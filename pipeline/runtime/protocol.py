@@ -77,6 +77,8 @@ class BoundedHttp(HttpToolsProtocol):
         if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refusal = _too_large()
             raise self._refusal  # the parser stops; `send_400_response` answers
+        if self.parser.get_http_version() not in {"1.0", "1.1"}:
+            raise ProblemError(400, "bad_request", "")  # HTTP/0.9: the parser takes a lone GET line for it
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.hostile.world import EVENTS, OTHER, SOURCE, World, patience
 
 #: Of the fictitious region 999999, with a valid check digit.
-ID_NUMBER: Final = "999999199001010017"
+ID_NUMBER: Final = "999999199001010016"
 PHONE: Final = "13800138000"
 
 
@@ -62,6 +62,16 @@ def duplicate_keys(world: World) -> None:
     world.keep(last)
     assert _column(world, "title", last["event_id"]) == ["二"]
     assert world.client.get(f"{EVENTS}/{SOURCE}/{first['event_id']}").status_code == 404
+
+
+def half_pairs(world: World) -> None:
+    first, last = world.event(), world.event()
+    bads = [orjson.dumps(world.event(title="TITLE")).replace(b"TITLE", text) for text in (rb"\ud800", rb"\udc00x", rb"\ud800\u0041")]
+    answer = world.post(b"\n".join([orjson.dumps(first), *bads, orjson.dumps(last)]), "application/x-ndjson")
+    assert answer.status_code == 202, answer.text
+    assert [error["index"] for error in answer.json()["errors"]] == [1, 2, 3]
+    assert {error["code"] for error in answer.json()["errors"]} <= {"malformed_json", "bad_encoding", "bad_text"}
+    world.keep(first, last)
 
 
 # --- fields
@@ -323,7 +333,7 @@ def keys(world: World) -> None:
     event = world.event()
     answers = []
     wrong = world.key[:-3] + ("abc" if not world.key.endswith("abc") else "xyz")
-    for key in ("", "nonsense", wrong, revoked, "gp_000000000000_" + "x" * 43, "a" * 5_000):
+    for key in ("x", "nonsense", wrong, revoked, "gp_000000000000_" + "x" * 43, "a" * 5_000):
         answer = world.post(event, headers={"Authorization": f"Bearer {key}"})
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthorised"), key[:20]
         answers.append({name: value for name, value in answer.json().items() if name != "request_id"})

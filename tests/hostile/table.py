@@ -105,7 +105,8 @@ TABLE: Final[tuple[Row, ...]] = (
             ("UTF-8 with a mark", b"\xef\xbb\xbf" + _attribute(b"1"), "malformed_json"),
         )
     ),
-    Batch(11, "lone surrogate", (Bad(_attribute(rb'"\ud800"'), "malformed_json"), Bad(_attribute(rb'"\udc00x"'), "malformed_json"))),
+    Whole(11, "half a surrogate pair in a document", _attribute(rb'"\ud800"'), 400, "malformed_json"),
+    Scenario(11, "halves of surrogate pairs in lines", "client", play.half_pairs),
     # --- fields
     Batch(
         12,
