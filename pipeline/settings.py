@@ -52,6 +52,37 @@ class Settings(BaseSettings):
     )
     consumer_group: str = Field("gridpipe", min_length=1, description="Kafka consumer group of the workers.")
 
+    # --- transport
+    tls_cert: Path | None = Field(
+        None, description="Certificate chain (PEM) of the HTTP listener; unset: plain HTTP."
+    )
+    tls_key: Path | None = Field(None, description="Its private key (PEM, 0600).")
+    tls_client_ca: Path | None = Field(
+        None, description="Authority (PEM) whose certificates callers must show (mTLS); unset: none."
+    )
+    tls_ca: Path | None = Field(
+        None, description="Authority (PEM) that commands trust when --url is https; unset: the system's."
+    )
+    tls_client_cert: Path | None = Field(None, description="Certificate (PEM) that commands show.")
+    tls_client_key: Path | None = Field(None, description="Its private key (PEM, 0600).")
+    kafka_security: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = Field(
+        "plaintext", description="How to talk to --kafka; the embedded broker is plain, on loopback."
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="SASL mechanism for sasl_plaintext and sasl_ssl."
+    )
+    kafka_username: str | None = Field(None, description="SASL user.")
+    kafka_password_file: Path | None = Field(None, description="File (0600) with the SASL user's password.")
+    kafka_ca: Path | None = Field(None, description="Authority (PEM) of the brokers; unset: the system's.")
+    kafka_cert: Path | None = Field(None, description="Certificate (PEM) that we show to the brokers.")
+    kafka_key: Path | None = Field(None, description="Its private key (PEM, 0600).")
+    clickhouse_password_file: Path | None = Field(
+        None, description="File (0600) with the password for --clickhouse, instead of one in the URL."
+    )
+    clickhouse_ca: Path | None = Field(None, description="Authority (PEM) of the server; default: system.")
+    clickhouse_cert: Path | None = Field(None, description="Certificate (PEM) that we show to the server.")
+    clickhouse_key: Path | None = Field(None, description="Its private key (PEM, 0600).")
+
     # --- gateway
     max_body_bytes: int = Field(5_000_000, ge=1_000, description="Largest request body as sent, bytes.")
     max_decompressed_bytes: int = Field(20_000_000, ge=1_000, description="Largest body decompressed, bytes.")
@@ -104,6 +135,12 @@ class Settings(BaseSettings):
     )
     direct_backfill_sources: tuple[str, ...] = Field(
         (), description="Sources of direct Kafka records that are exempt from TOO_OLD and the late flags."
+    )
+    embedded_log_limit_bytes: int = Field(
+        512_000_000, ge=1_000_000, description="Memory of the embedded broker's log above which it is rolled."
+    )
+    embedded_log_quiet_seconds: float = Field(
+        60.0, ge=0, description="The embedded log is rolled only when no direct record came for this long."
     )
     reference_refresh_seconds: float = Field(
         5.0, gt=0, description="How often workers look for new reference data."

@@ -169,13 +169,20 @@ def _ask(
     """
     import httpx
 
+    from pipeline.ingest.signing import auth_for
+    from pipeline.settings import load_settings
+    from pipeline.tls import verify_for
+
     address = url or DEFAULT_URL
     key = key or _own_key(address, data_dir)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     deadline = time.monotonic() + _NOT_WRITTEN_YET_SECONDS
     try:
         with httpx.Client(
-            base_url=address, headers=headers, timeout=_ANSWER_SECONDS, trust_env=False
+            base_url=address,
+            auth=auth_for(key) if key else None,
+            timeout=_ANSWER_SECONDS,
+            trust_env=False,
+            verify=verify_for(load_settings(data_dir=data_dir), address),
         ) as http:
             answer = http.get(path, params=parameters)
             while patient and answer.status_code == httpx.codes.NOT_FOUND and time.monotonic() < deadline:

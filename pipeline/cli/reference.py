@@ -102,11 +102,12 @@ def _connect(settings: Settings, url: str | None) -> Client:
     from pipeline.errors import ConfigurationError, UnavailableError
     from pipeline.store.client import BridgeAddress, connect
     from pipeline.store.migrate import current_revision, head_revision, migrate
+    from pipeline.tls import verify_for
 
     running = BridgeAddress.read(settings.run_dir) is not None
     if url is not None:
         try:
-            httpx.get(f"{url}/health/live", timeout=5.0, trust_env=False)
+            httpx.get(f"{url}/health/live", timeout=5.0, trust_env=False, verify=verify_for(settings, url))
         except httpx.HTTPError as error:
             raise UnavailableError(f"no service answers at {url}; start one with `gridpipe up`") from error
         if settings.clickhouse is None and not running:

@@ -19,6 +19,8 @@ from pipeline.cli.common import EXIT_SOME_REFUSED, err, out, print_json
 from pipeline.errors import ConfigurationError, UnavailableError
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from pipeline.ingest.client import EventClient, Line
     from pipeline.settings import Settings
 
@@ -146,6 +148,7 @@ def send(
     """Send a file; an interrupted one goes on where it stopped. Exit 1 if some events were refused."""
     from pipeline.ingest.client import EventClient
     from pipeline.settings import load_settings
+    from pipeline.tls import verify_for
 
     settings = load_settings(data_dir=data_dir)
     source = Source(file)
@@ -158,7 +161,12 @@ def send(
         err.print(f"going on after line {resumed:,}; --restart begins anew", highlight=False)
     started = time.perf_counter()
     bar = _Bar(source)
-    with bar.progress, EventClient(url, read_key(key, settings), on_wait=bar.waiting) as client:
+    with (
+        bar.progress,
+        EventClient(
+            url, read_key(key, settings), on_wait=bar.waiting, verify=verify_for(settings, url)
+        ) as client,
+    ):
         try:
             _send_all(client, source, state, state_path, batch_size=batch_size, bar=bar)
         except UnavailableError as error:
@@ -258,14 +266,18 @@ def validate(
     json: _Json = False,
 ) -> None:
     """Tell what would become of a file's events; nothing is written. Exit 1 if some would be refused."""
+    from pipeline.ingest.client import EventClient
     from pipeline.settings import load_settings
+    from pipeline.tls import verify_for
 
     settings = load_settings(data_dir=data_dir)
     check = _Check()
     source = Source(file)
     try:
-        _look_for(url)
-        _validate_there(check, source, url, read_key(key, settings), batch_size)
+        verify = verify_for(settings, url)
+        _look_for(url, verify)
+        with EventClient(url, read_key(key, settings), verify=verify) as client:
+            _validate_there(check, source, client, batch_size)
     except UnavailableError:
         check = _Check(reference=False)
         _validate_here(check, source, batch_size, settings)
@@ -330,22 +342,21 @@ class _Check:
         out.print(f"{self.refused:,} break the contract; of the others {counts or 'none'}", highlight=False)
 
 
-def _look_for(url: str) -> None:
+def _look_for(url: str, verify: SSLContext | bool) -> None:
     """Raises UnavailableError if nothing answers at `url`."""
     import httpx
 
     try:
-        httpx.get(f"{url}/health/live", timeout=2.0, trust_env=False)
+        httpx.get(f"{url}/health/live", timeout=2.0, trust_env=False, verify=verify)
     except httpx.TransportError as error:
         raise UnavailableError(f"{url} does not answer") from error
 
 
-def _validate_there(check: _Check, source: Source, url: str, key: str, batch_size: int) -> None:
-    from pipeline.ingest.client import EventClient, batches
+def _validate_there(check: _Check, source: Source, client: EventClient, batch_size: int) -> None:
+    from pipeline.ingest.client import batches
 
-    with EventClient(url, key) as client:
-        for batch in batches(source.lines(), batch_size):
-            check.add(batch, client.validate(batch))
+    for batch in batches(source.lines(), batch_size):
+        check.add(batch, client.validate(batch))
 
 
 def _validate_here(check: _Check, source: Source, batch_size: int, settings: Settings) -> None:

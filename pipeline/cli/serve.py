@@ -151,12 +151,14 @@ def worker(
 ) -> None:
     """Process events from Kafka into ClickHouse; run one per share of the partitions."""
     from pipeline import logs
+    from pipeline.runtime.guard import check_start
     from pipeline.runtime.process import harden
     from pipeline.runtime.store import run_store
     from pipeline.runtime.supervisor import bind
 
     harden()
     settings = _role_settings(data_dir=data_dir, admin_http=admin_http, kafka=kafka, clickhouse=clickhouse)
+    check_start(settings)
     assert settings.kafka is not None
     logs.configure(level=settings.log_level, role="worker", log_dir=settings.log_dir, console=True)
     listener = bind(settings.admin_http, "--admin-http") if settings.admin_http else None
@@ -170,6 +172,7 @@ def migrate(
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Bring the database to the newest schema, publish the catalogue, create the topic (with --kafka)."""
+    from pipeline.kafka_access import librdkafka_options
     from pipeline.rules.catalogue import load_catalogues
     from pipeline.rules.publish import publish
     from pipeline.runtime import broker
@@ -184,7 +187,7 @@ def migrate(
     client.close()
     done: dict[str, object] = {"database": settings.database, "before": before, "after": after}
     if settings.kafka is not None:
-        admin = broker.wait_until_up(settings.kafka, seconds=10)
+        admin = broker.wait_until_up(settings.kafka, seconds=10, access=librdkafka_options(settings))
         done |= {
             "topic": settings.topic,
             "partitions": broker.ensure_topic(admin, settings.topic, settings.partitions),
@@ -229,21 +232,22 @@ def _serve_http(settings: Settings, role: str) -> None:
     from pipeline import logs
     from pipeline.contract.privacy import Privacy
     from pipeline.ingest.durability import Replicated
+    from pipeline.kafka_access import librdkafka_options
     from pipeline.runtime import broker
-    from pipeline.runtime.access import check_listeners
+    from pipeline.runtime.guard import check_start
     from pipeline.runtime.http import assemble, serve
     from pipeline.runtime.process import harden
     from pipeline.runtime.supervisor import bind
     from pipeline.store.client import connect_server
 
     harden()
-    check_listeners(settings)
+    check_start(settings)
     logs.configure(level=settings.log_level, role=role, log_dir=settings.log_dir, console=True)
     connect_server(settings, None).close()
     bootstrap = None
     if role == "gateway":
         assert settings.kafka is not None
-        broker.wait_until_up(settings.kafka, seconds=10)
+        broker.wait_until_up(settings.kafka, seconds=10, access=librdkafka_options(settings))
         bootstrap = settings.kafka
         Privacy.load(settings.pseudonym_key_path, create=True)
     parts = assemble(

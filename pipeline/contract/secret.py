@@ -14,8 +14,10 @@ MIN_SECRET_BYTES: Final = 32
 _PLACEHOLDERS: Final = ("changeme", "default", "secret", "password", "example", "0123456789")
 
 
-def load_secret(path: Path, *, create: bool) -> bytes:
+def load_secret(path: Path, *, create: bool, least: int = MIN_SECRET_BYTES) -> bytes:
     """The secret at `path`, without white space around it; with `create`, made where there is none.
+
+    least : bytes that it must have.
 
     Raises ConfigurationError where the file is missing, readable by others, short or a known placeholder.
     """
@@ -34,8 +36,8 @@ def load_secret(path: Path, *, create: bool) -> bytes:
         ) from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigurationError(f"{name} {path} can be read by others; run: chmod 600 {path}")
-    if len(secret) < MIN_SECRET_BYTES:
-        raise ConfigurationError(f"{name} {path} must hold at least {MIN_SECRET_BYTES} bytes")
+    if len(secret) < least:
+        raise ConfigurationError(f"{name} {path} must hold at least {least} bytes")
     if is_placeholder(secret):
         raise ConfigurationError(f"{name} {path} is a placeholder; put a random secret there")
     return secret

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class EventClient:
     """Sends batches with one key; a signing key (`gps_…`) signs each request.
 
     patience_seconds : how long to go on trying while nobody answers or nothing can be written.
+    verify : of `pipeline.tls.verify_for`.
     sleep, on_wait : for tests and progress lines; `on_wait` is told why and how long it waits.
     """
 
@@ -67,6 +69,7 @@ class EventClient:
         *,
         patience_seconds: float = 60.0,
         transport: httpx.BaseTransport | None = None,
+        verify: ssl.SSLContext | bool = True,
         sleep: Callable[[float], None] = time.sleep,
         on_wait: Callable[[str, float], None] | None = None,
     ) -> None:
@@ -80,12 +83,11 @@ class EventClient:
                 auth=auth_for(key),
                 timeout=httpx.Timeout(60.0, connect=5.0),
                 transport=transport,
+                verify=verify,
                 trust_env=False,
             )
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, ValueError) as error:
             raise ConfigurationError(f"--url {url}: {error}") from error
-        except ValueError as error:
-            raise ConfigurationError(f"--key: {error}") from error
 
     def __enter__(self) -> EventClient:
         return self

@@ -12,6 +12,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.ingest.producer import Written
+from pipeline.kafka_access import librdkafka_options
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -131,6 +132,7 @@ def stored_in(settings: Settings, bootstrap: str) -> Stored:
             # A refused connection is repeated many times a second; `Stored` says it once.
             "log_level": 0,
             "error_cb": _ignore,
+            **librdkafka_options(settings),
         }
     )
 

@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.ingest.blocks import HEADERS, Block
+from pipeline.kafka_access import librdkafka_options
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -125,6 +126,7 @@ class KafkaProducer:
             # librdkafka repeats a refused connection many times a second; `_on_error` says it once.
             "log_level": 0,
             "error_cb": self._on_error,
+            **librdkafka_options(settings),
         }
         self._idempotent = idempotent
         self._producer = self._connect()

@@ -150,7 +150,7 @@ def _may_send(credential: Credential) -> Credential:
 
 
 def address_of(request: Request) -> str:
-    """The peer's address; headers that claim another one are not believed."""
+    """The peer's address, or whom a proxy on this machine says it speaks for (see `runtime.http.serve`)."""
     return request.client.host if request.client else ""
 
 

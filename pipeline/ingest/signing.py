@@ -30,6 +30,7 @@ from typing import Final
 
 import httpx
 
+from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import SIGNED_PREFIX, Credential, KeyStore
 from pipeline.ingest.problem import ProblemError
 
@@ -178,7 +179,7 @@ class SigningAuth(httpx.Auth):
     def __init__(self, key: str, clock: Callable[[], float] = time.time) -> None:
         match = _KEY.fullmatch(key)
         if match is None:
-            raise ValueError("a signing key looks like gps_<12 hex digits>_<43 characters>")
+            raise ConfigurationError("--key: a signing key looks like gps_<12 hex digits>_<43 characters>")
         self._key_id, self._secret = match[1], match[2].encode()
         self._clock = clock
 
@@ -210,5 +211,5 @@ class BearerAuth(httpx.Auth):
 
 
 def auth_for(key: str) -> httpx.Auth:
-    """How a client shows `key`: a signing key signs, any other is sent. Raises ValueError: damaged."""
+    """How a client shows `key`: a signing key signs, any other is sent. ConfigurationError: damaged."""
     return SigningAuth(key) if key.startswith(SIGNED_PREFIX) else BearerAuth(key)

@@ -22,6 +22,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.types import TP
 
+from pipeline.kafka_access import faust_credentials
 from pipeline.process.records import Record
 from pipeline.settings import Settings
 
@@ -74,6 +75,7 @@ class Membership:
         self._app = faust.App(
             settings.consumer_group,
             broker=";".join(urls),
+            broker_credentials=faust_credentials(settings),
             datadir=keeps_nothing,
             autodiscover=False,
             web_enabled=False,

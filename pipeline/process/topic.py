@@ -38,12 +38,18 @@ class TopicFacts:
         return f"the log ends before offsets that were read from it (partitions {cut})" if cut else None
 
 
-def describe_topic(bootstrap: str, topic: str, *, seconds: float = _CALL_SECONDS) -> TopicFacts:
-    """Ask the broker, `seconds` at most per question.
+def describe_topic(
+    bootstrap: str,
+    topic: str,
+    *,
+    seconds: float = _CALL_SECONDS,
+    access: Mapping[str, str] | None = None,
+) -> TopicFacts:
+    """Ask the broker, `seconds` at most per question. access : of `kafka_access.librdkafka_options`.
 
     Raises UnavailableError (no answer), ConfigurationError (no such topic).
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0, **(access or {})})
     try:
         cluster = admin.describe_cluster(request_timeout=seconds).result(seconds)
         found = admin.list_topics(topic, timeout=seconds).topics.get(topic)

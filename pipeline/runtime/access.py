@@ -68,28 +68,29 @@ def check_listeners(settings: Settings) -> None:
 
 
 class RoleKeys:
-    """ASGI wrapper: GET and HEAD under `prefix` need a key with `role`; everything else passes."""
+    """ASGI wrapper: GET and HEAD of paths that begin with one of `prefixes` need a key with `role`; other
+    requests pass."""
 
     def __init__(
         self,
         app: ASGIApp,
         keys: KeyStore,
         role: str,
-        prefix: str,
+        prefixes: tuple[str, ...],
         *,
         signatures: Signatures | None = None,
     ) -> None:
         self._app = app
         self._keys = keys
         self._role = role
-        self._prefix = prefix
+        self._prefixes = prefixes
         self._signatures = signatures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
             scope["type"] == "http"
             and scope["method"] in {"GET", "HEAD"}
-            and scope["path"].startswith(self._prefix)
+            and scope["path"].startswith(self._prefixes)
             and (refusal := self._refusal(scope)) is not None
         ):
             await refusal(scope, receive, send)
@@ -116,7 +117,7 @@ class ReadKeys(RoleKeys):
     """Reading under /v1/ needs a read key."""
 
     def __init__(self, app: ASGIApp, keys: KeyStore, *, signatures: Signatures | None = None) -> None:
-        super().__init__(app, keys, "read", "/v1/", signatures=signatures)
+        super().__init__(app, keys, "read", ("/v1/",), signatures=signatures)
 
 
 def identify(scope: Scope, keys: KeyStore, signatures: Signatures | None) -> Credential | None:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -57,8 +58,11 @@ def free_port() -> int:
         return port
 
 
-def wait_until_up(bootstrap: str, *, seconds: float) -> AdminClient:
-    """An admin client of a broker that answers. Raises UnavailableError after `seconds`."""
+def wait_until_up(bootstrap: str, *, seconds: float, access: Mapping[str, str] | None = None) -> AdminClient:
+    """An admin client of a broker that answers. Raises UnavailableError after `seconds`.
+
+    access : of `kafka_access.librdkafka_options`.
+    """
     admin = AdminClient(
         {
             "bootstrap.servers": bootstrap,
@@ -66,6 +70,7 @@ def wait_until_up(bootstrap: str, *, seconds: float) -> AdminClient:
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 500,
             "log_level": 0,
+            **(access or {}),
         }
     )
     deadline = time.monotonic() + seconds
@@ -100,10 +105,12 @@ def ensure_topic(admin: AdminClient, topic: str, partitions: int, *, replication
     return len(found.partitions) or partitions
 
 
-def wait_for_topic(bootstrap: str, topic: str, *, seconds: float) -> None:
+def wait_for_topic(
+    bootstrap: str, topic: str, *, seconds: float, access: Mapping[str, str] | None = None
+) -> None:
     """Return when the broker answers and has `topic`. Raises UnavailableError after `seconds`."""
     deadline = time.monotonic() + seconds
-    admin = wait_until_up(bootstrap, seconds=seconds)
+    admin = wait_until_up(bootstrap, seconds=seconds, access=access)
     while True:
         found = admin.list_topics(timeout=_CALL_SECONDS).topics.get(topic)
         if found is not None and found.partitions:

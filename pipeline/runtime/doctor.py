@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import stat
 import sys
@@ -21,20 +20,21 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 from pipeline.ingest.keys import KeyStore
+from pipeline.kafka_access import librdkafka_options
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.runtime import broker
-from pipeline.runtime.access import check_listeners
+from pipeline.runtime.guard import check_start, unprotected
+from pipeline.runtime.roll import LogState
 from pipeline.runtime.supervisor import bind
 from pipeline.settings import Settings
 from pipeline.store.client import BridgeAddress, connect
 from pipeline.store.migrate import current_revision, head_revision
+from pipeline.store.windows import tables_without_window
 
 Level = Literal["ok", "warning", "failed"]
 
 _LITTLE_DISK_BYTES: Final = 2_000_000_000
 _NO_DISK_BYTES: Final = 200_000_000
-#: The embedded broker never frees a record: past this its site should move to Kafka (design 2.10).
-_BROKER_BYTES: Final = 512_000_000
 _REFERENCE_TABLES: Final = (
     "ref_grids",
     "ref_units",
@@ -43,7 +43,6 @@ _REFERENCE_TABLES: Final = (
     "ref_organisations",
     "ref_modes",
 )
-_WINDOW: Final = re.compile(r"(?:non_)?replicated_deduplication_window\s*=\s*(\d+)")
 
 EXIT_FAILED, EXIT_CONFIGURATION, EXIT_UNREACHABLE = 1, 2, 3
 
@@ -149,7 +148,9 @@ def _service(settings: Settings) -> list[Finding]:
 
 
 def _listeners(settings: Settings, *, running: bool) -> Iterator[Finding]:
-    check_listeners(settings)
+    check_start(settings)
+    for what in unprotected(settings):
+        yield Finding("transport", "warning", what, "see docs/security.md")
     if not running:
         bind(settings.http, "--http").close()
     yield Finding("listeners", "ok", settings.http + (" in use by the service" if running else " is free"))
@@ -157,7 +158,11 @@ def _listeners(settings: Settings, *, running: bool) -> Iterator[Finding]:
 
 def _broker(settings: Settings) -> Iterator[Finding]:
     if settings.kafka is not None:
-        topics = broker.wait_until_up(settings.kafka, seconds=5).list_topics(timeout=3).topics
+        topics = (
+            broker.wait_until_up(settings.kafka, seconds=5, access=librdkafka_options(settings))
+            .list_topics(timeout=3)
+            .topics
+        )
         if settings.topic not in topics:
             what = f"{settings.kafka} has no topic {settings.topic}"
             yield Finding("broker", "failed", what, "run `gridpipe migrate --kafka …`", EXIT_FAILED)
@@ -170,15 +175,16 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         used = psutil.Process(pid).memory_info().rss if pid else 0
     except (OSError, ValueError, psutil.NoSuchProcess):
         used = 0
-    if used > _BROKER_BYTES:
+    state = LogState.read(settings.run_dir) or LogState()
+    if used and (why := state.outgrown()):
         yield Finding(
             "broker",
             "warning",
-            f"the embedded broker holds {used / 1e6:.0f} MB",
-            "this site has outgrown it: use Kafka (`gridpipe up --kafka …`), or restart the service",
+            f"the embedded broker {why}",
+            "this site has outgrown it: use Kafka (`gridpipe up --kafka …`)",
         )
     elif used:
-        yield Finding("broker", "ok", f"embedded, {used / 1e6:.0f} MB")
+        yield Finding("broker", "ok", f"embedded, {used / 1e6:.0f} MB, log rolled {state.rolls} times")
     else:
         yield Finding("broker", "ok", f"embedded, not running; executable {broker.binary().name} is there")
 
@@ -236,22 +242,17 @@ def _schema(client: Client, database: str) -> Iterator[Finding]:
     else:
         what = f"revision {revision or 'none'}, this version needs {head}"
         yield Finding("schema", "failed", what, "run `gridpipe migrate`", EXIT_FAILED)
-    tables = client.query(
-        "SELECT name, engine, create_table_query FROM system.tables "
-        "WHERE database = {database:String} AND engine LIKE '%MergeTree' AND name != 'alembic_version'",
-        {"database": database},
-    ).result_rows
-    open_to_repeats = [name for name, _, statement in tables if not _has_window(statement)]
+    open_to_repeats, tables = tables_without_window(client, database)
     if open_to_repeats:
         yield Finding(
             "deduplication windows",
             "failed",
-            f"no window on {', '.join(sorted(open_to_repeats))}: a repeated insert would count twice",
+            f"no window on {', '.join(open_to_repeats)}: a repeated insert would count twice",
             "ALTER TABLE … MODIFY SETTING non_replicated_deduplication_window = 100000",
             EXIT_FAILED,
         )
     else:
-        yield Finding("deduplication windows", "ok", f"set on all {len(tables)} tables")
+        yield Finding("deduplication windows", "ok", f"set on all {tables} tables")
     zone = str(client.command("SELECT timezone()"))
     if zone != "UTC":
         what = f"the server's time zone is {zone}"
@@ -269,8 +270,3 @@ def _schema(client: Client, database: str) -> Iterator[Finding]:
     else:
         rows = ", ".join(f"{name.removeprefix('ref_')} {count:,}" for name, count in sorted(counts.items()))
         yield Finding("reference data", "ok", rows)
-
-
-def _has_window(statement: str) -> bool:
-    found = _WINDOW.search(statement)
-    return found is not None and int(found.group(1)) > 0

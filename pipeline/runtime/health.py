@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -75,9 +75,11 @@ class Health:
         return [Route("/health/live", live, methods=["GET"]), Route("/health/ready", ready, methods=["GET"])]
 
 
-def broker_check(bootstrap: str, topic: str) -> Check:
+def broker_check(bootstrap: str, topic: str, access: Mapping[str, str] | None = None) -> Check:
     """The broker answers and has the topic."""
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0, "socket.timeout.ms": 2_000})
+    admin = AdminClient(
+        {"bootstrap.servers": bootstrap, "log_level": 0, "socket.timeout.ms": 2_000, **(access or {})}
+    )
 
     def ask() -> str:
         try:

@@ -36,6 +36,7 @@ from pipeline.ingest.quota import AddressQuota, Quotas
 from pipeline.ingest.routes import gateway_routes
 from pipeline.ingest.signing import Signatures
 from pipeline.ingest.validate import Validator
+from pipeline.kafka_access import librdkafka_options
 from pipeline.page.assets import Assets
 from pipeline.page.board import Board
 from pipeline.page.live import Live
@@ -55,6 +56,7 @@ from pipeline.runtime.process import Order, receive_order, report_problem
 from pipeline.runtime.protocol import BoundedHttp
 from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.store.client import BridgeAddress, connect_bridge, connect_server
+from pipeline.tls import admin_is_secure, server_options
 
 #: A read that takes longer is a fault; the client is told so.
 _READ_SECONDS: Final = 30.0
@@ -144,7 +146,7 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     admin_loopback = is_loopback(split_address(settings.admin_http)[0])
     admin_app: ASGIApp = Starlette(routes=admin, exception_handlers=EXCEPTION_HANDLERS)
     if not admin_loopback:
-        admin_app = RoleKeys(admin_app, parts.keys, "admin", "/metrics")
+        admin_app = RoleKeys(admin_app, parts.keys, "admin", ("/metrics",))
     return public, SecurityHeaders(admin_app, loopback_only=admin_loopback)
 
 
@@ -212,7 +214,7 @@ def assemble(
             validator=Validator(client_factory, catalogues, settings),
             clock=utc_now,
         )
-        checks["broker"] = broker_check(bootstrap, settings.topic)
+        checks["broker"] = broker_check(bootstrap, settings.topic, librdkafka_options(settings))
     reader = Reader(client_factory, catalogues=catalogues, settings=settings)
     checks["store"] = _store_check(reader)
 
@@ -277,10 +279,16 @@ def serve(parts: Parts, listener: socket.socket, admin_listener: socket.socket |
         "log_config": None,
         "access_log": False,
         "server_header": False,
+        # A proxy on this machine may say whom it speaks for; nobody else is believed.
+        "forwarded_allow_ips": ["127.0.0.1", "::1"],
         "timeout_graceful_shutdown": _DRAIN_SECONDS,
     }
-    server = _First(uvicorn.Config(public, lifespan="on", **common), parts.live)
-    admin_server = _Second(uvicorn.Config(admin, lifespan="off", **common)) if admin is not None else None
+    secure = server_options(parts.settings, ask_clients=True)
+    server = _First(uvicorn.Config(public, lifespan="on", **common, **secure), parts.live)
+    secure = server_options(parts.settings, ask_clients=False) if admin_is_secure(parts.settings) else {}
+    admin_server = (
+        _Second(uvicorn.Config(admin, lifespan="off", **common, **secure)) if admin is not None else None
+    )
 
     async def run() -> None:
         if admin_server is None or admin_listener is None:

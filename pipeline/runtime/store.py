@@ -13,19 +13,24 @@ from importlib import import_module
 from typing import Final
 
 from clickhouse_connect.driver.client import Client
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Mount
 
 from pipeline import logs
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import GridpipeError
 from pipeline.ingest.keys import KeyStore
+from pipeline.kafka_access import librdkafka_options
+from pipeline.runtime.access import RoleKeys
 from pipeline.runtime.broker import wait_for_topic
 from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.process import EXIT_FAILED, Order, receive_order, report_problem
-from pipeline.settings import Settings
+from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.store.bridge import Bridge
 from pipeline.store.client import connect_server
 from pipeline.store.engine import EmbeddedEngine
 from pipeline.store.migrate import migrate
+from pipeline.store.windows import check_windows
 
 #: The broker starts beside this process.
 _TOPIC_SECONDS: Final = 30.0
@@ -64,15 +69,17 @@ def run_store(
     before, after = migrate(client, settings.database)
     if before != after:
         log.info("migrated", before=before, after=after)
+    check_windows(client, settings.database)
     publish(client, catalogues)
     client.close()
     board = StatusBoard(Status(catalogue=catalogues.digest, revision=after or ""))
     bridge: Bridge | None = None
     if listener is not None:
-        bridge = Bridge(engine, token, listener=listener, extra_routes=control_routes(board)).start()
+        routes = _guarded(settings, control_routes(board)) if token is None else control_routes(board)
+        bridge = Bridge(engine, token, listener=listener, extra_routes=routes).start()
         log.info("bridge_listens", url=bridge.url)
     importing.join()
-    wait_for_topic(bootstrap, settings.topic, seconds=_TOPIC_SECONDS)
+    wait_for_topic(bootstrap, settings.topic, seconds=_TOPIC_SECONDS, access=librdkafka_options(settings))
     asyncio.run(_work(settings, client_factory, bootstrap, privacy, board))
     board.worker_is("stopping")
     if bridge is not None:
@@ -80,6 +87,14 @@ def run_store(
     if engine is not None:
         engine.close()
     log.info("store_stopped")
+
+
+def _guarded(settings: Settings, routes: list[BaseRoute]) -> list[BaseRoute]:
+    """A worker alone shows its metrics to holders of an admin key, unless it listens on loopback."""
+    if is_loopback(split_address(settings.admin_http or settings.http)[0]):
+        return routes
+    keys = KeyStore(settings.keys_path)
+    return [Mount("/", RoleKeys(Starlette(routes=routes), keys, "admin", ("/metrics", "/status")))]
 
 
 async def _work(

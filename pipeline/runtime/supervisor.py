@@ -20,12 +20,15 @@ import httpx
 from pipeline import logs
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
+from pipeline.kafka_access import librdkafka_options
 from pipeline.runtime import broker
-from pipeline.runtime.access import LOCAL_SOURCE, READ_SOURCE, check_listeners
+from pipeline.runtime.access import LOCAL_SOURCE, READ_SOURCE
+from pipeline.runtime.guard import check_broker, check_start, unprotected
 from pipeline.runtime.process import EXIT_CONFIGURATION, EXIT_UNREACHABLE, Child
 from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.store.client import BridgeAddress
 from pipeline.store.lock import DirectoryLock
+from pipeline.tls import admin_is_secure
 
 READY_SECONDS: Final = 60.0
 #: Stop: HTTP first (running requests get their answer), then the worker's drain, then the broker: 25 s.
@@ -106,12 +109,12 @@ class Supervisor:
     @property
     def url(self) -> str:
         """Address of the API, known from `start` on."""
-        return _url(self._http)
+        return _url(self._http, secure=self.settings.tls_cert is not None)
 
     @property
     def admin_url(self) -> str:
         """Where /metrics and /health answer."""
-        return _url(self._admin or self._http)
+        return _url(self._admin or self._http, secure=admin_is_secure(self.settings))
 
     @property
     def read_headers(self) -> dict[str, str]:
@@ -185,7 +188,9 @@ class Supervisor:
         # A store that holds pseudonyms needs the secret they were made with: never a new one in its place.
         Privacy.load(settings.pseudonym_key_path, create=not settings.clickhouse_dir.exists())
         self._prepare_key()
-        check_listeners(settings)
+        check_start(settings, simulate=self._simulate)
+        for what in unprotected(settings):
+            log.warning("unprotected", what=what)
         self._public = not is_loopback(split_address(settings.http)[0])
         self._http = self._bind(settings.http, "--http")
         self._admin = self._bind(settings.admin_http, "--admin-http") if settings.admin_http else None
@@ -226,7 +231,9 @@ class Supervisor:
     def _run(self) -> None:
         try:
             if self.settings.kafka is not None:
-                broker.wait_until_up(self.settings.kafka, seconds=10)
+                broker.wait_until_up(
+                    self.settings.kafka, seconds=10, access=librdkafka_options(self.settings)
+                )
             self._roles = {"store": _Role(self._start_store), "http": _Role(self._start_http)}
             if self._simulate:
                 self._roles["city"] = _Role(self._start_city)
@@ -301,13 +308,17 @@ class Supervisor:
                 self._broker = child
         self._start_missing()
         try:
-            admin = broker.wait_until_up(self._bootstrap, seconds=15)
+            admin = broker.wait_until_up(
+                self._bootstrap, seconds=15, access=librdkafka_options(self.settings)
+            )
         except UnavailableError:
             if self._broker is None:
                 raise
             raise UnavailableError(
                 f"the embedded broker did not start; see {self._broker.log_path}"
             ) from None
+        if self._broker is not None:
+            check_broker(self._broker.pid)
         broker.ensure_topic(admin, self.settings.topic, self.settings.partitions)
 
     def _start_store(self) -> Child:
@@ -336,7 +347,14 @@ class Supervisor:
     def _answers_ready(self) -> bool:
         try:
             return (
-                httpx.get(f"{self.admin_url}/health/ready", timeout=2.0, trust_env=False).status_code == 200
+                # Our own socket: whose certificate it is need not be asked.
+                httpx.get(
+                    f"{self.admin_url}/health/ready",
+                    timeout=2.0,
+                    trust_env=False,
+                    verify=False,  # noqa: S501
+                ).status_code
+                == 200
             )
         except httpx.HTTPError:
             return False
@@ -378,8 +396,9 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, *, secure: bool = False) -> str:
     host, port = listener.getsockname()[:2]
     if host in {"0.0.0.0", "::"}:  # noqa: S104  every address: reach it through loopback
         host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

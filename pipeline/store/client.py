@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import clickhouse_connect
@@ -13,9 +14,11 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from urllib3.exceptions import HTTPError as TransportError
 
+from pipeline.contract.secret import load_secret
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.settings import Settings
 from pipeline.store.engine import CLIENT_SETTINGS, EmbeddedEngine
+from pipeline.tls import client_context
 
 CONNECT_TIMEOUT_SECONDS = 5
 #: Above the server's own limit, so that the server's answer is seen rather than our timeout (reliability C5).
@@ -84,6 +87,26 @@ def connect_server(settings: Settings, database: str | None) -> Client:
         raise ConfigurationError(
             "GRIDPIPE_CLICKHOUSE must be an http or https address with host, port, user and password"
         )
+    options: dict[str, Any] = {}
+    if settings.clickhouse_password_file is not None:
+        secret = load_secret(settings.clickhouse_password_file, create=False, least=16)
+        options["password"] = secret.decode()
+    if parts.scheme == "https":
+        client_context(
+            settings.clickhouse_ca,
+            settings.clickhouse_cert,
+            settings.clickhouse_key,
+            what="GRIDPIPE_CLICKHOUSE_CA, GRIDPIPE_CLICKHOUSE_CERT, GRIDPIPE_CLICKHOUSE_KEY",
+        )
+        for name, path in (
+            ("ca_cert", settings.clickhouse_ca),
+            ("client_cert", settings.clickhouse_cert),
+            ("client_cert_key", settings.clickhouse_key),
+        ):
+            if path is not None:
+                options[name] = str(path)
+        if settings.clickhouse_cert is not None:
+            options["tls_mode"] = "strict"  # the certificate secures the connection; the password logs in
     server_settings = CLIENT_SETTINGS | {"max_execution_time": str(int(settings.insert_timeout_seconds))}
     try:
         return clickhouse_connect.get_client(
@@ -93,6 +116,7 @@ def connect_server(settings: Settings, database: str | None) -> Client:
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             send_receive_timeout=int(settings.insert_timeout_seconds + _GRACE_SECONDS),
             autogenerate_session_id=False,
+            **options,
         )
     except ClickHouseError as error:
         address = f"{parts.scheme}://{parts.hostname}:{parts.port or 8123}"  # without the password

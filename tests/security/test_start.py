@@ -1,0 +1,233 @@
+"""Start-up refuses what must not run: every problem in one go, one line each, exit 2, no secret in a line."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from pipeline.errors import ConfigurationError
+from pipeline.ingest.keys import KeyStore
+from pipeline.runtime import guard
+from pipeline.runtime.guard import check_broker, check_start, unprotected
+from pipeline.settings import Settings, load_settings
+from pipeline.store.windows import check_windows, tables_without_window
+from tests.e2e.service import gridpipe
+from tests.security.certificates import make
+
+GOOD = "k7Qx-2mV9_pLw4Zr8Tn"
+
+
+def problems(settings: Settings, *, simulate: bool = False) -> list[str]:
+    try:
+        check_start(settings, simulate=simulate)
+    except ConfigurationError as error:
+        return list(error.problems)
+    return []
+
+
+def secret_file(path: Path, content: str, mode: int = 0o600) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    path.chmod(mode)
+    return path
+
+
+def test_defaults_start(tmp_path: Path) -> None:
+    assert problems(Settings(data_dir=tmp_path), simulate=True) == []
+
+
+@pytest.mark.parametrize("name", ["pseudonym.v1", "pseudonym.v2", "signing.v1"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("k7Qx-2mV9", "at least 32 bytes"), ("changeme" * 8, "placeholder"), ("a" * 64, "placeholder")],
+)
+def test_short_and_default_secrets(tmp_path: Path, name: str, content: str, said: str) -> None:
+    secret_file(tmp_path / "secrets" / name, content)
+    (line,) = problems(Settings(data_dir=tmp_path))
+    assert said in line
+    assert name in line
+    assert content not in line
+
+
+def test_secret_files_that_others_can_read(tmp_path: Path) -> None:
+    settings = Settings(
+        data_dir=tmp_path, clickhouse_password_file=secret_file(tmp_path / "clickhouse", GOOD, 0o640)
+    )
+    secret_file(tmp_path / "secrets" / "pseudonym.v1", "x", 0o644)
+    secret_file(settings.local_key_path, KeyStore(settings.keys_path).create("local"), 0o604)
+    found = problems(settings)
+    assert [line.split(" can be read")[0].rsplit("/", 1)[1] for line in found[:3]] == [
+        "clickhouse", "local.key", "pseudonym.v1",
+    ]  # fmt: skip
+    assert all("chmod 600" in line for line in found)
+
+
+def test_local_key_that_gridpipe_did_not_make(tmp_path: Path) -> None:
+    secret_file(tmp_path / "local.key", "password")
+    assert ["holds no key" in line for line in problems(Settings(data_dir=tmp_path))] == [True]
+
+
+def test_signing_keys_without_their_secret(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    KeyStore(settings.keys_path).create("12345", signed=True)
+    assert problems(settings) == []
+    (tmp_path / "secrets" / "signing.v1").unlink()
+    (line,) = problems(settings)
+    assert "signing.v1 is missing" in line
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://db.example:8123", "needs a password"),
+        ("http://default:@db.example:8123", "needs a password"),
+        ("https://grid:grid@db.example:8443", "short or a default"),
+        ("https://grid:password12345678@db.example:8443", "short or a default"),
+        (f"https://grid:{GOOD}@db.example:8443", None),
+        ("http://default:@127.0.0.1:8123", None),
+    ],
+)
+def test_clickhouse_that_anybody_could_open(tmp_path: Path, url: str, said: str | None) -> None:
+    found = problems(Settings(data_dir=tmp_path, clickhouse=url))
+    assert [said in line for line in found if said] == ([True] if said else [])
+    assert not any("password12345678" in line for line in found)
+    if said:
+        given = secret_file(tmp_path / "password", GOOD)
+        assert problems(Settings(data_dir=tmp_path, clickhouse=url, clickhouse_password_file=given)) == []
+
+
+def test_kafka_login_needs_its_parts(tmp_path: Path) -> None:
+    base = {"data_dir": tmp_path, "kafka": "kafka.example:9093", "kafka_security": "sasl_ssl"}
+    (line,) = problems(Settings(**base))
+    assert "GRIDPIPE_KAFKA_PASSWORD_FILE" in line
+    short = secret_file(tmp_path / "short", "kafka")
+    (line,) = problems(Settings(**base, kafka_username="worker", kafka_password_file=short))
+    assert "at least 16 bytes" in line
+    good = secret_file(tmp_path / "good", GOOD)
+    assert problems(Settings(**base, kafka_username="worker", kafka_password_file=good)) == []
+    (line,) = problems(Settings(data_dir=tmp_path, kafka_security="ssl"))
+    assert "needs --kafka" in line
+    missing = {"kafka_username": "worker", "kafka_password_file": good, "kafka_ca": tmp_path / "nothing.pem"}
+    (line,) = problems(Settings(**base, **missing))
+    assert "GRIDPIPE_KAFKA_CA" in line
+
+
+def test_tls_needs_its_parts(tmp_path: Path) -> None:
+    found = make(tmp_path / "tls")
+    with_admin = {"data_dir": tmp_path, "admin_http": "127.0.0.1:9090"}
+    good = Settings(**with_admin, tls_cert=found.cert, tls_key=found.key, tls_client_ca=found.ca)
+    assert problems(good) == []
+    assert "--no-simulate" in problems(good, simulate=True)[0]
+    (line,) = problems(Settings(data_dir=tmp_path, tls_cert=found.cert, tls_key=found.key))
+    assert "--admin-http" in line
+    assert "belong together" in problems(Settings(**with_admin, tls_cert=found.cert))[0]
+    (line,) = problems(Settings(**with_admin, tls_client_ca=found.ca))
+    assert "needs GRIDPIPE_TLS_CERT" in line
+    (line,) = problems(Settings(**with_admin, tls_cert=found.cert, tls_key=found.client_key))
+    assert "fit together" in line
+    found.key.chmod(0o644)
+    (line,) = problems(good)
+    assert "chmod 600" in line
+
+
+def test_every_problem_at_once_and_exit_2(tmp_path: Path) -> None:
+    secret_file(tmp_path / "secrets" / "pseudonym.v1", "0123456789abcdef" * 4)
+    result = gridpipe(
+        "api", "--data-dir", str(tmp_path), "--clickhouse", "http://grid:grid@db.example:8123",
+        "--http", "0.0.0.0:0",
+    )  # fmt: skip
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 4, result.stderr
+    assert all(line.startswith("error: ") for line in lines)
+    for said in ("read key", "--admin-http", "placeholder", "short or a default"):
+        assert sum(said in line for line in lines) == 1, said
+
+
+# --- the embedded broker
+
+
+def _listener(address: str) -> subprocess.Popen[bytes]:
+    code = (
+        "import socket, sys, time\n"
+        f"s = socket.socket(); s.bind(({address!r}, 0)); s.listen(); print('up', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"up\n"
+    return child
+
+
+@pytest.mark.parametrize(("address", "refused"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_broker_that_others_can_reach(address: str, refused: bool) -> None:
+    child = _listener(address)
+    try:
+        if refused:
+            with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0.*must stay on 127\.0\.0\.1"):
+                check_broker(child.pid)
+        else:
+            check_broker(child.pid)
+    finally:
+        child.kill()
+        child.wait()
+        if child.stdout:
+            child.stdout.close()
+
+
+def test_the_embedded_broker_itself_is_on_loopback_only() -> None:
+    from pipeline.runtime import broker
+
+    port = broker.free_port()
+    child = subprocess.Popen(broker.command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        check_broker(child.pid)
+        addresses = {
+            connection.laddr.ip
+            for connection in guard.psutil.Process(child.pid).net_connections(kind="inet")
+            if connection.status == guard.psutil.CONN_LISTEN
+        }
+        assert addresses == {"127.0.0.1"}
+    finally:
+        child.kill()
+        child.wait()
+
+
+# --- tables
+
+
+def test_table_without_a_deduplication_window(clickhouse: Client) -> None:
+    database = str(clickhouse.database)
+    missing, looked_at = tables_without_window(clickhouse, database)
+    assert missing == []
+    assert looked_at >= 10
+    check_windows(clickhouse, database)
+    for table in ("cases", "events"):
+        clickhouse.command(f"ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 0")
+    with pytest.raises(ConfigurationError) as caught:
+        check_windows(clickhouse, database)
+    assert [line.split()[1] for line in caught.value.problems] == ["cases", "events"]
+    clickhouse.command("CREATE TABLE extra (x UInt8) ENGINE = MergeTree ORDER BY x")
+    assert tables_without_window(clickhouse, database)[0] == ["cases", "events", "extra"]
+
+
+def test_what_travels_in_plain_text_is_said(tmp_path: Path) -> None:
+    assert unprotected(load_settings(data_dir=tmp_path)) == []
+    found = unprotected(
+        Settings(
+            http="0.0.0.0:8080", kafka="kafka.example:9092", clickhouse=f"http://grid:{GOOD}@db.example:8123"
+        )
+    )
+    assert [line.split(" ")[0] for line in found] == ["HTTP", "Kafka", "ClickHouse"]
+    assert GOOD not in "".join(found)

@@ -1,0 +1,204 @@
+"""TLS and client certificates over real sockets: the HTTP process as it serves, commands that call it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pipeline.errors import ConfigurationError
+from pipeline.ingest.keys import KeyStore
+from pipeline.kafka_access import faust_credentials, librdkafka_options
+from pipeline.settings import Settings
+from pipeline.tls import verify_for
+from tests.e2e.service import gridpipe
+from tests.security.certificates import Certificates, make
+
+_SERVE = """
+import json, socket, sys
+from pathlib import Path
+from pipeline.ingest.keys import KeyStore
+from pipeline.rules.catalogue import load_catalogues
+from pipeline.runtime.http import Parts, serve
+from pipeline.settings import Settings
+given = json.loads(sys.argv[1])
+settings = Settings(**given["settings"])
+catalogues = load_catalogues(settings.catalogue_dir)
+parts = Parts(settings, catalogues, KeyStore(settings.keys_path), None, None, None, {})
+serve(parts, socket.socket(fileno=given["fd"]), None)
+"""
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make(tmp_path_factory.mktemp("tls"))
+
+
+def listen() -> socket.socket:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
+
+
+class Served:
+    def __init__(self, data_dir: Path, **settings: Any) -> None:
+        listener = listen()
+        self.address = f"127.0.0.1:{listener.getsockname()[1]}"
+        values = {"data_dir": str(data_dir), **{k: str(v) for k, v in settings.items()}}
+        order = json.dumps({"settings": values, "fd": listener.fileno()})
+        self.process = subprocess.Popen([sys.executable, "-c", _SERVE, order], pass_fds=[listener.fileno()])
+        listener.close()
+        deadline = time.monotonic() + 60
+        context = ssl.create_default_context(cafile=settings["tls_cert"].parent / "ca.pem")
+        if "tls_client_ca" in settings:
+            folder = settings["tls_cert"].parent
+            context.load_cert_chain(folder / "client.pem", folder / "client.key")
+        while True:
+            try:
+                httpx.get(f"https://{self.address}/health/live", verify=context, trust_env=False)
+                return
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                assert self.process.poll() is None
+                time.sleep(0.1)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def mutual(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(
+        tmp_path_factory.mktemp("data"),
+        tls_cert=certificates.cert,
+        tls_key=certificates.key,
+        tls_client_ca=certificates.ca,
+    )
+    yield served
+    served.stop()
+
+
+def ask(served: Served, **context: Any) -> int:
+    found = Settings(**context)
+    verify = verify_for(found, "https://")
+    return httpx.get(f"https://{served.address}/health/live", verify=verify, trust_env=False).status_code
+
+
+def test_client_certificate_opens(mutual: Served, certificates: Certificates) -> None:
+    mine = {"tls_client_cert": certificates.client_cert, "tls_client_key": certificates.client_key}
+    assert ask(mutual, tls_ca=certificates.ca, **mine) == 200
+
+
+def test_no_certificate_and_no_authority_do_not(mutual: Served, certificates: Certificates) -> None:
+    with pytest.raises(httpx.TransportError):
+        ask(mutual, tls_ca=certificates.ca)
+    mine = {"tls_client_cert": certificates.client_cert, "tls_client_key": certificates.client_key}
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        ask(mutual, **mine)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://{mutual.address}/health/live", trust_env=False)
+
+
+def test_certificate_of_another_authority_does_not(
+    mutual: Served, certificates: Certificates, tmp_path: Path
+) -> None:
+    other = make(tmp_path / "other")
+    with pytest.raises(httpx.TransportError):
+        ask(
+            mutual,
+            tls_ca=certificates.ca,
+            tls_client_cert=other.client_cert,
+            tls_client_key=other.client_key,
+        )
+
+
+@pytest.mark.parametrize(("version", "taken"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)])
+def test_tls_floor(mutual: Served, certificates: Certificates, version: str, taken: bool) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(certificates.ca)
+    context.load_cert_chain(certificates.client_cert, certificates.client_key)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # else our own library refuses the old version
+    with pytest.warns(DeprecationWarning) if version == "TLSv1_1" else _nothing():
+        context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    host, port = mutual.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as plain:
+        if not taken:
+            with pytest.raises(ssl.SSLError), context.wrap_socket(plain, server_hostname=host):
+                pass
+            return
+        with context.wrap_socket(plain, server_hostname=host) as secure:
+            assert secure.version() == version.replace("_", ".")
+
+
+def _nothing() -> Any:
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_commands_speak_tls(
+    mutual: Served, certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "events.ndjson").write_text("{}\n")
+    key = KeyStore(tmp_path / "keys.json").create("12345", signed=True)
+    command = ("send", str(tmp_path / "events.ndjson"), "--url", f"https://{mutual.address}", "--key", key)
+    monkeypatch.setenv("GRIDPIPE_TLS_CA", str(certificates.ca))
+    monkeypatch.setenv("GRIDPIPE_TLS_CLIENT_CERT", str(certificates.client_cert))
+    monkeypatch.setenv("GRIDPIPE_TLS_CLIENT_KEY", str(certificates.client_key))
+    result = gridpipe(*command, "--data-dir", str(tmp_path))
+    assert result.returncode == 2, result.stderr  # reached: this process has no gateway, hence 404 or 405
+    assert "answered 40" in result.stderr
+    monkeypatch.setenv("GRIDPIPE_TLS_CA", str(tmp_path / "nothing.pem"))
+    result = gridpipe(*command, "--data-dir", str(tmp_path))
+    assert (result.returncode, "GRIDPIPE_TLS_CA" in result.stderr) == (2, True)
+
+
+# --- Kafka
+
+
+def test_kafka_clients_get_what_the_settings_say(certificates: Certificates, tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("k7Qx-2mV9_pLw4Zr8Tn\n")
+    password.chmod(0o600)
+    sasl = Settings(
+        kafka="kafka.example:9093",
+        kafka_security="sasl_ssl",
+        kafka_username="gridpipe-worker",
+        kafka_password_file=password,
+        kafka_ca=certificates.ca,
+        kafka_cert=certificates.client_cert,
+        kafka_key=certificates.client_key,
+    )
+    assert librdkafka_options(sasl) == {
+        "security.protocol": "sasl_ssl",
+        "ssl.ca.location": str(certificates.ca),
+        "ssl.certificate.location": str(certificates.client_cert),
+        "ssl.key.location": str(certificates.client_key),
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "gridpipe-worker",
+        "sasl.password": "k7Qx-2mV9_pLw4Zr8Tn",
+    }
+    from confluent_kafka.admin import AdminClient
+
+    AdminClient({"bootstrap.servers": "127.0.0.1:9", "log_level": 0, **librdkafka_options(sasl)})
+    found = faust_credentials(sasl)
+    assert found.protocol.value == "SASL_SSL"
+    assert found.mechanism.value == "SCRAM-SHA-512"
+    assert (found.username, found.password) == ("gridpipe-worker", "k7Qx-2mV9_pLw4Zr8Tn")
+    assert found.ssl_context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert "k7Qx" not in repr(found)
+    assert faust_credentials(Settings(kafka="a:1")) is None
+    assert librdkafka_options(Settings()) == {}
+    with pytest.raises(ConfigurationError, match="GRIDPIPE_KAFKA_USERNAME"):
+        librdkafka_options(Settings(kafka="a:1", kafka_security="sasl_plaintext"))
