@@ -37,7 +37,7 @@ test: setup ## every test that needs no other machine, on WORKERS=2 processes (a
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fault: setup ## kills, outages and pauses against the embedded broker and three Kafka brokers (ROUNDS=20)
-	@$(BIN)/pytest tests/fault -m fault --fault
+	@FAULT=1 $(BIN)/pytest tests/fault
 
 kafka: setup ## a Kafka of our own on loopback until Ctrl-C (NODES=3 for three nodes)
 	@exec $(BIN)/python -m infra.kafka --nodes $(NODES)

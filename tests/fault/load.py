@@ -1,0 +1,173 @@
+"""The client of the fault tests: sends cases, believes a 2xx only once its own ledger is on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+SOURCE: Final = "handset"
+WORKER: Final = "w-0001"
+#: The first steps of a case's life; each is legal right after the one before it.
+STEPS: Final = ("REPORTED", "ACCEPTED", "DISPATCHED", "SIGNED", "HANDLING")
+GRIDS: Final = tuple(f"440704001{village:03d}003" for village in range(1, 25))
+
+
+class Ledger:
+    """What was sent, and what was answered 2xx: the second is written and synced before it is believed."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._lock = threading.Lock()
+        self.sent: dict[str, dict[str, Any]] = {}
+        self.acked: set[str] = set()
+        self.refused: set[str] = set()
+
+    def sending(self, events: list[dict[str, Any]]) -> None:
+        with self._lock:
+            self.sent.update((event["event_id"], event) for event in events)
+
+    def answered(self, events: list[dict[str, Any]]) -> None:
+        ids = [event["event_id"] for event in events]
+        with self._lock:
+            self._file.write(json.dumps(ids).encode() + b"\n")
+            os.fsync(self._file.fileno())
+            self.acked.update(ids)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass
+class Load:
+    """Threads that send events at `url` until `stop`; every request is repeated until it is answered 2xx.
+
+    pace : requests/s of all threads together; size : events per request; copies : share of answered
+    requests that are sent once more. hold_cases : an event of a case may be sent before an earlier one.
+    """
+
+    url: str
+    key: str
+    ledger: Ledger
+    seed: int
+    pace: float = 20
+    size: int = 10
+    threads: int = 2
+    copies: float = 0.1
+    patience: float = 60.0
+    statuses: dict[int | str, int] = field(default_factory=dict)
+    slowest: dict[int | str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._give_up = threading.Event()
+        self._number = 0
+        self._open: list[tuple[str, str, int, datetime]] = []
+        self._random = random.Random(self.seed)
+        self._lock = threading.Lock()
+        self._workers = [threading.Thread(target=self._run, daemon=True) for _ in range(self.threads)]
+
+    def start(self) -> Load:
+        for worker in self._workers:
+            worker.start()
+        return self
+
+    def stop(self, seconds: float = 90.0) -> None:
+        """Send nothing new; return when what was sent is answered, or after `seconds`."""
+        self._stop.set()
+        deadline = time.monotonic() + seconds
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        self._give_up.set()
+        for worker in self._workers:
+            worker.join(30)
+
+    def _run(self) -> None:
+        with httpx.Client(timeout=30, trust_env=False) as client:
+            while not self._stop.is_set():
+                started = time.monotonic()
+                batch = self._batch()
+                self.ledger.sending(batch)
+                if self._until_answered(client, batch) and self._random.random() < self.copies:
+                    self.post(client, batch)
+                wait = self.threads / self.pace - (time.monotonic() - started)
+                self._stop.wait(max(wait, 0))
+
+    def _until_answered(self, client: httpx.Client, batch: list[dict[str, Any]]) -> bool:
+        deadline = time.monotonic() + self.patience
+        while time.monotonic() < deadline and not self._give_up.is_set():
+            if self.post(client, batch):
+                return True
+            self._give_up.wait(0.2)
+        return False
+
+    def post(self, client: httpx.Client, batch: list[dict[str, Any]]) -> bool:
+        """Send once; True if every event was answered 2xx."""
+        started = time.monotonic()
+        status: int | str
+        try:
+            answer = client.post(
+                f"{self.url}/v1/events", json=batch, headers={"Authorization": f"Bearer {self.key}"}
+            )
+        except httpx.TransportError as error:
+            status = type(error).__name__
+        else:
+            status = answer.status_code
+            if status == 202:
+                bad = {error["index"] for error in answer.json()["errors"]}
+                self.ledger.answered([event for at, event in enumerate(batch) if at not in bad])
+                if bad:
+                    status = "202 in part"
+            elif status not in {503, 429}:
+                self.problems.append(f"{status} {answer.text[:200]}")
+        with self._lock:
+            self.statuses[status] = self.statuses.get(status, 0) + 1
+            self.slowest[status] = max(self.slowest.get(status, 0.0), time.monotonic() - started)
+        return status == 202
+
+    def _batch(self) -> list[dict[str, Any]]:
+        """New cases and next steps of open ones, in random order."""
+        with self._lock:
+            found = []
+            for _ in range(self.size):
+                if self._open and self._random.random() < 0.4:
+                    case, grid, step, at = self._open.pop(self._random.randrange(len(self._open)))
+                else:
+                    self._number += 1
+                    case, grid, step = f"{self.seed}-{self._number}", self._random.choice(GRIDS), 0
+                    at = datetime.now(UTC) - timedelta(minutes=10)
+                found.append(_event(case, grid, step, at))
+                if step + 1 < len(STEPS):
+                    self._open.append((case, grid, step + 1, at))
+            self._random.shuffle(found)
+            return found
+
+
+def _event(case: str, grid: str, step: int, reported_at: datetime) -> dict[str, Any]:
+    event: dict[str, Any] = {
+        "event_id": f"e{case}-{step}",
+        "source": SOURCE,
+        "event_type": STEPS[step],
+        "case_id": f"c{case}",
+        "occurred_at": (reported_at + timedelta(seconds=20 * step)).isoformat(),
+        "channel": "yuepingan",
+        "grid_code": grid,
+        "actor": {"type": "full_time", "key": WORKER},
+        "matter_code": "SA-07",
+    }
+    if step == 0:
+        event |= {
+            "location": {"lon": 113.1, "lat": 22.57, "crs": "wgs84"},
+            "photos": [{"sha256": "0123456789abcdef" * 4}],
+            "description": f"阳台铁皮松动 {case}",
+        }
+    return event

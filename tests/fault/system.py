@@ -1,0 +1,321 @@
+"""Gateway, workers, store and broker as processes of the test, each with its own way to be hurt."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+import httpx
+from clickhouse_connect.driver.client import Client
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from pipeline.contract.privacy import Privacy
+from pipeline.ingest.keys import KeyStore
+from pipeline.reference.load import load_directory
+from pipeline.runtime import broker
+from pipeline.settings import Settings
+from pipeline.store.migrate import migrate
+from tests.fault.load import GRIDS, SOURCE, WORKER, Ledger, Load
+from tests.fault.proxy import Proxy
+from tests.fault.verdict import Verdict, in_database, judge
+
+PARTITIONS = 6
+_SQUARE = "POLYGON((113.09 22.56, 113.11 22.56, 113.11 22.58, 113.09 22.58, 113.09 22.56))"
+_START_SECONDS = 90.0
+
+
+class Process:
+    """A child of the test; killed by pid, its output in a file."""
+
+    def __init__(self, name: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        with log.open("ab") as output:
+            self.started = time.monotonic()
+            self._process = subprocess.Popen(
+                [sys.executable, "-X", "faulthandler", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=os.environ | {"TZ": "UTC", "PYTHONUNBUFFERED": "1"} | environment,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> int | None:
+        """Exit code, None if it still runs after `seconds`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(seconds)
+        return None
+
+    def said(self, text: str) -> int:
+        """How often its output holds `text`."""
+        return self.log.read_text(errors="replace").count(text)
+
+    def tail(self) -> str:
+        return f"\n--- {self.name} ({self.log})\n" + self.log.read_text(errors="replace")[-3000:]
+
+
+class Store:
+    """ClickHouse as a process: the embedded engine behind its HTTP bridge, on a port that it keeps."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.port = broker.free_port()
+        self.token = secrets.token_urlsafe(32)
+        self.process: Process | None = None
+        self.start()
+
+    def start(self) -> None:
+        arguments = ["-m", "tests.fault.store_server", "--data", str(self.directory)]
+        arguments += ["--port", str(self.port), "--token", self.token]
+        self.process = Process("store", arguments, {}, self.directory / "store.log")
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"http://127.0.0.1:{self.port}/ping", trust_env=False).status_code == 200:
+                    return
+            assert self.process.running, self.process.tail()
+            assert time.monotonic() < deadline, self.process.tail()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.running:
+            self.process.signal(signal.SIGCONT)
+            self.process.signal(signal.SIGTERM)
+            if self.process.wait(10) is None:
+                self.process.kill()
+
+    def url(self, port: int | None = None) -> str:
+        return f"http://default:{self.token}@127.0.0.1:{port or self.port}"
+
+    def client(self, database: str | None = None) -> Client:
+        return clickhouse_connect.get_client(dsn=self.url(), database=database, autogenerate_session_id=False)
+
+
+class System:
+    """A gateway, workers and a client between a broker and a store; a topic and a database of its own.
+
+    The workers reach the store through `store_proxy`, and the broker at `bootstrap`, which may be that of a
+    proxy. environment : settings for gateway and workers.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        bootstrap: str,
+        store: Store,
+        *,
+        seed: int,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.store = store
+        self.bootstrap = bootstrap
+        self.seed = seed
+        name = uuid.uuid4().hex[:8]
+        self.topic, self.group, self.database = f"events-{name}", f"workers-{name}", f"fault_{name}"
+        self.environment = {
+            "GRIDPIPE_TOPIC": self.topic,
+            "GRIDPIPE_CONSUMER_GROUP": self.group,
+            "GRIDPIPE_DATABASE": self.database,
+            **(environment or {}),
+        }
+        self.settings = Settings(data_dir=directory, topic=self.topic, database=self.database)
+        self.admin = broker.wait_until_up(bootstrap, seconds=60)
+        broker.ensure_topic(self.admin, self.topic, PARTITIONS)
+        with contextlib.closing(store.client()) as client:
+            migrate(client, self.database)
+        self.client = store.client(self.database)
+        privacy = Privacy.load(self.settings.pseudonym_key_path, create=True)
+        load_directory(self.client, self._reference(), privacy)
+        self.key = KeyStore(self.settings.keys_path).create(SOURCE)
+        self.store_proxy = Proxy(store.port)
+        self.ledger = Ledger(directory / "ledger")
+        self.workers: list[Process] = []
+        self.processes: list[Process] = []
+        self.gateway: Process | None = None
+        self.load: Load | None = None
+        self.http_port = broker.free_port()
+        self.kills = 0
+
+    def _reference(self) -> Path:
+        directory = self.directory / "reference"
+        directory.mkdir(exist_ok=True)
+        start = "2020-01-01T00:00:00+08:00"
+        grids = [
+            {
+                "grid_code": code, "version": 1, "valid_from": start, "grid_name": f"格{code}",
+                "grid_type": "residential", "boundary": _SQUARE, "status": "active",
+            }
+            for code in GRIDS
+        ]  # fmt: skip
+        worker = {
+            "worker_key": WORKER, "kind": "full_time", "grid_code": GRIDS[0], "district_code": "440704",
+            "active_from": start, "channel_rights": ["grid_patrol", "yuepingan"],
+        }  # fmt: skip
+        (directory / "grids.ndjson").write_text("\n".join(json.dumps(grid) for grid in grids) + "\n")
+        (directory / "staff.ndjson").write_text(json.dumps(worker) + "\n")
+        return directory
+
+    # --- processes
+
+    def _start(self, name: str, arguments: list[str]) -> Process:
+        process = Process(
+            name, arguments, self.environment, self.directory / f"{name}-{len(self.processes)}.log"
+        )
+        self.processes.append(process)
+        return process
+
+    def start_worker(self, point: str = "none", hit: int = 1, *, bootstrap: str | None = None) -> Process:
+        """point, hit : where it kills itself (`worker_process`)."""
+        url = self.store.url(self.store_proxy.port)
+        arguments = ["-m", "tests.fault.worker_process", point, str(hit), "worker"]
+        arguments += ["--kafka", bootstrap or self.bootstrap, "--clickhouse", url]
+        arguments += ["--data-dir", str(self.directory)]
+        process = self._start("worker", arguments)
+        self.workers.append(process)
+        return process
+
+    def start_gateway(self, *, bootstrap: str | None = None) -> Process:
+        arguments = ["-m", "pipeline.cli.main", "gateway", "--kafka", bootstrap or self.bootstrap]
+        arguments += ["--clickhouse", self.store.url(), "--data-dir", str(self.directory)]
+        arguments += ["--http", f"127.0.0.1:{self.http_port}"]
+        self.gateway = self._start("gateway", arguments)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/health/live", trust_env=False).status_code == 200:
+                    return self.gateway
+            assert self.gateway.running and time.monotonic() < deadline, self.gateway.tail()
+            time.sleep(0.1)
+
+    def kill(self, process: Process) -> None:
+        if process.running:
+            process.kill()
+            self.kills += 1
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    def start_load(self, **options: Any) -> Load:
+        self.load = Load(self.url, self.key, self.ledger, self.seed, **options).start()
+        return self.load
+
+    # --- what the system says
+
+    def query(self, sql: str) -> Any:
+        return in_database(self.client)(sql)
+
+    def stored(self) -> int:
+        kept = " UNION ALL ".join(f"SELECT event_id FROM {table}" for table in ("events", "rejections"))
+        return int(self.query(f"SELECT uniqExact(event_id) FROM ({kept})")[0][0])
+
+    def committed(self) -> dict[int, int]:
+        """partition -> committed offset, where there is one."""
+        asked = ConsumerGroupTopicPartitions(
+            self.group, [TopicPartition(self.topic, partition) for partition in range(PARTITIONS)]
+        )
+        [answer] = self.admin.list_consumer_group_offsets([asked]).values()
+        return {
+            part.partition: part.offset for part in answer.result(10).topic_partitions if part.offset >= 0
+        }
+
+    def until_stored(self, more: int = 1, seconds: float = 60.0) -> float:
+        """Seconds until `more` further events are stored."""
+        started, before = time.monotonic(), self.stored()
+        while self.stored() < before + more:
+            assert time.monotonic() - started < seconds, "nothing is stored" + self.tails()
+            time.sleep(0.1)
+        return time.monotonic() - started
+
+    def drained(self, seconds: float = 120.0) -> float:
+        """Stop the load, wait until everything that was answered is stored and commits stand still."""
+        if self.load is not None:
+            self.load.stop()
+        started = time.monotonic()
+        while True:
+            verdict = judge(self.ledger, self.query)
+            if verdict.lost == 0 and verdict.agg == 0 and self._settled():
+                return time.monotonic() - started
+            assert time.monotonic() - started < seconds, f"not drained: {verdict}" + self.tails()
+            time.sleep(0.5)
+
+    def _settled(self) -> bool:
+        def look() -> tuple[Any, int]:
+            rows = self.query("SELECT sum(n) FROM (" + " UNION ALL ".join(
+                f"SELECT count() AS n FROM {table}" for table in ("events", "rejections", "duplicates")
+            ) + ")")  # fmt: skip
+            with contextlib.suppress(KafkaException):
+                return self.committed(), int(rows[0][0])
+            return None, int(rows[0][0])
+
+        before = look()
+        time.sleep(1.5)
+        return before == look()
+
+    def verdict(self) -> Verdict:
+        return judge(self.ledger, self.query)
+
+    def tails(self) -> str:
+        return "".join(process.tail() for process in self.processes[-3:])
+
+    def close(self) -> None:
+        if self.load is not None:
+            self.load.stop(0)
+        for process in self.processes:
+            if process.running:
+                process.signal(signal.SIGCONT)
+                process.kill()
+        self.store_proxy.close()
+        self.ledger.close()
+        with contextlib.suppress(Exception):
+            self.client.command(f"DROP DATABASE {self.database}")
+        self.client.close()
+
+
+@contextmanager
+def system(directory: Path, bootstrap: str, store: Store, **options: Any) -> Iterator[System]:
+    made = System(directory, bootstrap, store, **options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def admin_of(bootstrap: str) -> AdminClient:
+    return broker.wait_until_up(bootstrap, seconds=60)

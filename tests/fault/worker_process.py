@@ -1,0 +1,124 @@
+"""`gridpipe worker` that kills itself at a named point: `python -m tests.fault.worker_process POINT HIT …`.
+
+The points are wrapped around the functions of the worker here, so that the product carries no failpoints.
+A point is `before:NAME` or `after:NAME`; HIT counts from 1; POINT `none` only runs the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+#: What a point is called, and which call it wraps.
+POINTS = (
+    "recover",  # reading a partition's memory after the assignment
+    "judge",  # the stages of a round
+    "insert:events",
+    "insert:rejections",
+    "insert:duplicates",
+    "insert:case_events",
+    "fold",  # the states of the cases that a round touched
+    "commit",  # the offsets
+    "remember",  # ids and anchors of what is committed
+)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+class _Fuse:
+    """Blows at the given hit of a point."""
+
+    def __init__(self, point: str, hit: int, blow: Callable[[], None]) -> None:
+        self._when, _, self.name = point.partition(":")
+        self._left = hit
+        self._blow = blow
+
+    def _at(self, when: str) -> None:
+        if when == self._when:
+            self._left -= 1
+            if self._left == 0:
+                self._blow()
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            self._at("before")
+            result = call(*arguments, **named)
+            self._at("after")
+            return result
+
+        return wrapped
+
+    def around_async(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        async def wrapped(*arguments: Any, **named: Any) -> Any:
+            self._at("before")
+            result = await call(*arguments, **named)
+            self._at("after")
+            return result
+
+        return wrapped
+
+
+def install(point: str, hit: int, blow: Callable[[], None] = _die) -> None:
+    """Wrap the call that `point` names. Raises KeyError for an unknown one."""
+    from pipeline.process import rounds, worker
+    from pipeline.process.membership import Membership
+    from pipeline.sink.tables import Sink
+
+    fuse = _Fuse(point, hit, blow)
+    if fuse.name not in POINTS:
+        raise KeyError(point)
+    name, _, table = fuse.name.partition(":")
+    if name == "insert":
+        send = Sink._send
+        armed = fuse.around(send)
+
+        def insert(self: Sink, to: str, *rest: Any) -> None:
+            (armed if to == table else send)(self, to, *rest)
+
+        Sink._send = insert  # type: ignore[method-assign]
+    elif name == "commit":
+        Membership.commit = fuse.around_async(Membership.commit)  # type: ignore[method-assign]
+    else:
+        module, attribute = {
+            "recover": (worker, "recover"),
+            "judge": (rounds, "process_blocks"),
+            "fold": (rounds, "refresh_cases"),
+            "remember": (worker, "remember"),
+        }[name]
+        setattr(module, attribute, fuse.around(getattr(module, attribute)))
+
+
+def main() -> None:
+    point, hit, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    if point.startswith("stall:"):  # the event loop itself stands still for so many seconds, at the hit
+        seconds = float(point.removeprefix("stall:"))
+
+        def stall() -> None:
+            asyncio.get_running_loop().call_soon(time.sleep, seconds)
+
+        install("before:commit", hit, stall)
+    elif point.startswith("panic:"):
+        from polars.exceptions import PanicException
+
+        def panic() -> None:
+            raise PanicException("injected")
+
+        install(point.removeprefix("panic:"), hit, panic)
+    elif point != "none":
+        install(point, hit)
+    sys.argv = ["gridpipe", *arguments]
+    from pipeline.cli.main import run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
