@@ -1,7 +1,8 @@
 """Logs: one JSON object a line in `<data-dir>/log/<role>.log`, readable lines on a terminal.
 
 Everything goes through the standard library's root logger, so that Faust, uvicorn and aiokafka end up in the
-same place. No personal data: every text passes the redaction that the gateway applies to descriptions.
+same place. Lines name events, cases and requests by their ids. No personal data: every text passes the
+redaction that the gateway applies to descriptions. A flood of lines of one kind and source is cut short.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ import structlog
 from structlog.types import Processor
 
 from pipeline.contract.privacy import redact
+from pipeline.logs_limit import LimitedHandler
 
 MAX_TEXT: Final = 4_000
 _FILE_BYTES: Final = 20_000_000
@@ -34,10 +36,23 @@ Event = MutableMapping[str, Any]
 def _clean(_: Any, __: str, event: Event) -> Event:
     """Cut long texts and take id numbers, phones, plates and bank cards out of every one of them."""
     for key, value in event.items():
-        if isinstance(value, str) and key not in {"level", "timestamp", "logger"}:
-            text = redact(value[:MAX_TEXT])
-            event[key] = text if len(value) <= MAX_TEXT else text + f"… ({len(value)} characters)"
+        if not key.startswith("_") and key not in {"level", "timestamp", "logger"}:
+            event[key] = _clean_value(value)
     return event
+
+
+def _clean_value(value: Any) -> Any:
+    """Texts cleaned wherever they are; what is neither text, number nor a collection becomes text first."""
+    if value is None or isinstance(value, bool | int | float):
+        # a phone or id number may come as a number
+        return value if redact(str(value)) == str(value) else redact(str(value))
+    if isinstance(value, Mapping):
+        return {redact(str(key)[:MAX_TEXT]): _clean_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean_value(item) for item in value]
+    text = str(value)
+    clean = redact(text[:MAX_TEXT])
+    return clean if len(text) <= MAX_TEXT else clean + f"… ({len(text)} characters)"
 
 
 def _json(_: Any, __: str, event: Event) -> str:
@@ -65,8 +80,9 @@ def configure(*, level: str = "info", role: str, log_dir: Path | None, console: 
         structlog.processors.format_exc_info,
         _clean,
     ]
+    foreign: list[Processor] = [structlog.stdlib.ExtraAdder(allow={"suppressed"}), *shared]
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    as_json = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[strip, _json])
+    as_json = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=foreign, processors=[strip, _json])
     handlers: list[logging.Handler] = []
     if log_dir is not None:
         log_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -78,12 +94,12 @@ def configure(*, level: str = "info", role: str, log_dir: Path | None, console: 
     if console:
         to_stderr = logging.StreamHandler(sys.stderr)
         readable = structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=[strip, structlog.dev.ConsoleRenderer()]
+            foreign_pre_chain=foreign, processors=[strip, structlog.dev.ConsoleRenderer()]
         )
         to_stderr.setFormatter(readable if sys.stderr.isatty() else as_json)
         handlers.append(to_stderr)
     root = logging.getLogger()
-    root.handlers[:] = handlers
+    root.handlers[:] = [LimitedHandler(handlers)] if handlers else []
     root.setLevel(level.upper())
     logging.captureWarnings(True)
     for name in _QUIET:

@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from pipeline import logs
+from pipeline.logs_limit import BURST, LimitedHandler
 
 
 @pytest.fixture
@@ -76,3 +77,100 @@ def test_chatter_of_libraries_is_left_out(log_dir: Path) -> None:
     logging.getLogger("faust.app").info("joined")
     logging.getLogger("faust.app").warning("lost the coordinator")
     assert [line["event"] for line in lines(log_dir)] == ["lost the coordinator"]
+
+
+def test_personal_numbers_are_found_in_lists_and_mappings_and_numbers(log_dir: Path) -> None:
+    phone = "13800001234"
+    logs.get_logger("pipeline.test").info(
+        "events_refused",
+        event_ids=["a-1", f"p-{phone}"],
+        details={"note": [f"call {phone}"]},
+        number=int(phone),
+    )
+    (line,) = lines(log_dir)
+    assert line["event_ids"][0] == "a-1"
+    assert phone not in (log_dir / "store.log").read_text()
+
+
+def test_ids_of_events_cases_and_requests_stay_readable(log_dir: Path) -> None:
+    ids = {"event_id": "evt-20261122-000123", "case_id": "case-77", "request_id": "0f3c9a2e-1b"}
+    logs.get_logger("pipeline.test").info("event_quarantined", source="handset", **ids)
+    (line,) = lines(log_dir)
+    assert ids.items() <= line.items()
+
+
+def limited() -> LimitedHandler:
+    """The handler of `logs.configure`; pytest has its own beside it."""
+    (found,) = [handler for handler in logging.getLogger().handlers if isinstance(handler, LimitedHandler)]
+    return found
+
+
+def flood(source: str, count: int) -> None:
+    log = logs.get_logger("pipeline.test")
+    for number in range(count):
+        log.warning("event_quarantined", source=source, event_id=f"e-{number}")
+
+
+def test_a_mad_source_is_cut_short_and_others_are_still_heard(log_dir: Path) -> None:
+    flood("mad", 5_000)
+    flood("calm", 3)
+    logs.get_logger("pipeline.test").warning("something_else", source="mad")
+    handler = limited()
+    handler.summarise()
+    found = lines(log_dir)
+    mad = [line for line in found if line.get("source") == "mad" and line["event"] == "event_quarantined"]
+    assert BURST <= len(mad) < BURST + 20  # a slow machine earns a few more while it writes
+    assert sum(line.get("source") == "calm" for line in found) == 3
+    assert sum(line["event"] == "something_else" for line in found) == 1
+    (told,) = [line for line in found if "suppressed" in line]
+    assert told["suppressed"] == {"of": "event_quarantined", "source": "mad", "lines": 5_000 - len(mad)}
+    assert told["level"] == "warning"
+
+
+def test_what_was_left_out_is_told_once_and_at_the_end_too(log_dir: Path) -> None:
+    flood("mad", 100)
+    handler = limited()
+    handler.summarise()
+    handler.summarise()
+    flood("mad", 30)
+    handler.close()
+    told = [line["suppressed"]["lines"] for line in lines(log_dir) if "suppressed" in line]
+    assert len(told) == 2
+    assert sum(told) + sum(line["event"] == "event_quarantined" for line in lines(log_dir)) == 130
+
+
+def test_a_libraries_repeated_message_is_one_kind_whatever_its_arguments(log_dir: Path) -> None:
+    for number in range(300):
+        logging.getLogger("somebody.else").warning("cannot reach %s", f"broker-{number}")
+    assert BURST <= len(lines(log_dir)) < 100
+
+
+def test_tokens_come_back_with_time_and_invented_sources_cost_no_memory() -> None:
+    class Kept(logging.Handler):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[logging.LogRecord] = []
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.seen.append(record)
+
+    kept, now = Kept(), 0.0
+    handler = LimitedHandler([kept], burst=2, per_second=0.5, clock=lambda: now)
+
+    def say(source: str = "a") -> None:
+        fields = {"event": "x", "source": source}
+        handler.handle(logging.LogRecord("n", logging.INFO, "", 0, fields, None, None))  # type: ignore[arg-type]
+
+    for _ in range(5):
+        say()
+    assert len(kept.seen) == 2
+    now = 2.0
+    say()
+    say()
+    assert len(kept.seen) == 3
+    for number in range(10_000):
+        say(f"invented-{number}")
+    assert len(handler._buckets) <= 2_000
+    handler.close()
+    told = [record.getMessage() for record in kept.seen if "lines_suppressed" in record.getMessage()]
+    assert told == ["lines_suppressed: 4 of 'x' from 'a'"]
