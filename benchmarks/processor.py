@@ -31,8 +31,10 @@ class OursError(Exception):
     """Our own counts differ from the ledger."""
 
 
-def run_ours(source: cache.Events, records: cache.Records, persons: int, partitions: int) -> dict[str, Any]:
-    """One run against a fresh broker and a fresh copy of the store."""
+def run_ours(
+    source: cache.Events, records: cache.Records, persons: int, partitions: int, *more: str
+) -> dict[str, Any]:
+    """One run against a fresh broker and a fresh copy of the store. more : arguments of `worker_run`."""
     place = PLACE / "ours"
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,9 @@ def run_ours(source: cache.Events, records: cache.Records, persons: int, partiti
         with broker(partitions) as to:
             fill(to.bootstrap, records)
             used = to.cpu_seconds()
-            result = run_program(python("-m", "benchmarks.worker_run", str(place), to.bootstrap, str(count)))
+            result = run_program(
+                python("-m", "benchmarks.worker_run", str(place), to.bootstrap, str(count), *more)
+            )
             result["broker_cpu_seconds"] = to.cpu_seconds() - used
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -1,7 +1,8 @@
 """Our worker over a filled topic, alone in this process: from ready to the last commit.
 
-    python -m benchmarks.worker_run DATA_DIR BOOTSTRAP EVENTS
+    python -m benchmarks.worker_run DATA_DIR BOOTSTRAP EVENTS [count-calls]
 
+With `count-calls` Python counts its calls meanwhile: slower, but no machine changes the figure.
 DATA_DIR holds a store (`benchmarks.cache`). Prints one JSON object: seconds, CPU, counts and checksums read
 by SQL, seconds per stage, rows and parts per insert, memory.
 """
@@ -9,8 +10,10 @@ by SQL, seconds per stage, rows and parts per insert, memory.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -93,7 +96,28 @@ def stored(client: Client) -> dict[str, int]:
     }
 
 
-async def run(settings: Settings, bootstrap: str, expected: int) -> dict[str, Any]:
+class Calls:
+    """Counts calls of Python functions in every thread that starts later, and in this one, once `on`."""
+
+    def __init__(self) -> None:
+        self.python, self.native = itertools.count(), itertools.count()
+        threading.setprofile(self._profile)
+        sys.setprofile(self._profile)
+        self.on = False
+
+    def _profile(self, frame: Any, event: str, argument: Any) -> None:
+        if self.on:
+            if event == "call":
+                next(self.python)
+            elif event == "c_call":
+                next(self.native)
+
+    def take(self) -> dict[str, int]:
+        self.on = False
+        return {"python": next(self.python), "native": next(self.native)}
+
+
+async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | None) -> dict[str, Any]:
     privacy = Privacy.load(settings.pseudonym_key_path, create=False)
     engine = EmbeddedEngine(settings.clickhouse_dir, settings.engine_tmp_dir)
     client = engine.new_client()
@@ -113,6 +137,9 @@ async def run(settings: Settings, bootstrap: str, expected: int) -> dict[str, An
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     before = engine_events(client)
+    if calls is not None:
+        calls.on = True
+    pause = 0.005 if calls is None else 0.25
     begin, begin_cpu = time.perf_counter(), time.process_time()
     ready_mb = peak_mb()
     first = 0.0
@@ -121,8 +148,9 @@ async def run(settings: Settings, bootstrap: str, expected: int) -> dict[str, An
             await task
         if done and not first:
             first = time.perf_counter() - begin
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(pause)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
+    called = calls.take() if calls is not None else None
     after = engine_events(client)
     stop.set()
     await task
@@ -137,6 +165,7 @@ async def run(settings: Settings, bootstrap: str, expected: int) -> dict[str, An
         "stages": stage_seconds(),
         "blocks": blocks(),
         "engine": {name: after[name] - before[name] for name in after},
+        "calls": called,
         "ready_mb": ready_mb,
         "peak_mb": peak_mb(),
     }
@@ -145,9 +174,10 @@ async def run(settings: Settings, bootstrap: str, expected: int) -> dict[str, An
 
 
 def main() -> None:
-    data_dir, bootstrap, expected = sys.argv[1:]
+    data_dir, bootstrap, expected, *more = sys.argv[1:]
+    calls = Calls() if more == ["count-calls"] else None
     settings = load_settings(data_dir=Path(data_dir), kafka=bootstrap, log_level="warning")
-    result = asyncio.run(run(settings, bootstrap, int(expected)))
+    result = asyncio.run(run(settings, bootstrap, int(expected), calls))
     sys.stdout.buffer.write(orjson.dumps(result) + b"\n")
     sys.stdout.flush()
     os._exit(0)  # threads of the engine may still wind down

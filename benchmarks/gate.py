@@ -1,0 +1,172 @@
+"""The regression gate: a short calibrated benchmark that fails when a ratio falls, not when the day is slow.
+
+    python -m benchmarks.gate [--write-baseline] [--only processor]
+
+Ratios compare two programs in turn on the same machine at the same moment, by processor time, median of the
+rounds: the worker to `polars.read_ndjson` on the same events, the gateway to the bare server, a KPI call to a
+full scan. One that lies more than 15 % below the baseline is measured once more and the better result counts.
+Counts hold on any machine: Python calls per event on the hot path, rows per insert, parts written per million
+events. Exit 1 with one line per failure; the baseline is benchmarks/baseline.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from benchmarks import cache
+from benchmarks.gateway import measure
+from benchmarks.harness import commit, machine, out, python, run_program
+from benchmarks.peers_case import run_peer
+from benchmarks.processor import run_ours
+
+BASELINE: Final = Path(__file__).parent / "baseline.json"
+TOLERANCE: Final = 0.15
+EVENTS: Final = 100_000
+PERSONS: Final = 20_000
+PROFILED_EVENTS: Final = 30_000
+KPI_CASES: Final = 10_000
+_ROUNDS: Final = 3
+_GATEWAY_SECONDS: Final = 1.2
+
+#: For these more is worse.
+LOWER_IS_BETTER: Final = frozenset({"python calls per event", "parts per million events"})
+
+
+def processor() -> dict[str, float]:
+    """CPU of `read_ndjson` per event over that of the worker, topic to commit."""
+    source = cache.events(EVENTS, PERSONS)
+    records = cache.records(source, "arrow")
+    ratios, inserts, parts = [], [], []
+    for _ in range(_ROUNDS):
+        floor = run_peer("parse_polars", source, "ndjson", PERSONS, cache.PARTITIONS)
+        ours = run_ours(source, records, PERSONS, cache.PARTITIONS)
+        ratios.append(floor["cpu_seconds"] / ours["cpu_seconds"])
+        engine = ours["engine"]
+        inserts.append(engine["InsertedRows"] / max(engine["InsertQuery"], 1))
+        parts.append(engine["MergeTreeDataWriterBlocks"] / EVENTS * 1e6)
+    return {
+        "processor to polars read_ndjson": statistics.median(ratios),
+        "rows per insert": statistics.median(inserts),
+        "parts per million events": statistics.median(parts),
+    }
+
+
+def calls() -> dict[str, float]:
+    """Python calls per event between the first assignment and the last commit."""
+    source = cache.events(PROFILED_EVENTS, PERSONS)
+    run = run_ours(source, cache.records(source, "arrow"), PERSONS, cache.PARTITIONS, "count-calls")
+    return {"python calls per event": run["calls"]["python"] / PROFILED_EVENTS}
+
+
+def gateway() -> dict[str, float]:
+    """CPU per event of the bare server over that of the gateway, NDJSON batches of 500."""
+    ratios = []
+    for _ in range(2):
+        bare, ours = (
+            measure(which, "ndjson500", seconds=_GATEWAY_SECONDS, persons=PERSONS)
+            for which in ("bare", "gridpipe")
+        )
+        ratios.append(ours["events_per_cpu_second"] / bare["events_per_cpu_second"])
+    return {"gateway to bare server": statistics.median(ratios)}
+
+
+def kpi() -> dict[str, float]:
+    """CPU of a full scan over that of a KPI call."""
+    found = run_program(python("-m", "benchmarks.kpi_scan", str(KPI_CASES)))
+    return {"KPI call to full scan": found["ratio"]}
+
+
+MEASURES: Final[dict[str, Callable[[], dict[str, float]]]] = {
+    "processor": processor,
+    "calls": calls,
+    "gateway": gateway,
+    "kpi": kpi,
+}
+
+
+def failures(found: dict[str, float], baseline: dict[str, float]) -> list[str]:
+    """One line per figure that is worse than its baseline by more than the tolerance."""
+    problems = []
+    for name, value in found.items():
+        kept = baseline.get(name)
+        if kept is None:
+            problems.append(f"{name}: no baseline; run python -m benchmarks.gate --write-baseline")
+        elif worse(name, value, kept) > TOLERANCE:
+            problems.append(f"{name}: {value:.4g}, baseline {kept:.4g}: {worse(name, value, kept):.0%} worse")
+    return problems
+
+
+def worse(name: str, value: float, kept: float) -> float:
+    """By what share of the baseline a figure is worse; negative when it is better."""
+    return value / kept - 1 if name in LOWER_IS_BETTER else 1 - value / kept
+
+
+def better(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """The better of two measurements, figure by figure."""
+    return {
+        name: (min if name in LOWER_IS_BETTER else max)(value, second[name]) for name, value in first.items()
+    }
+
+
+def check(name: str, baseline: dict[str, float]) -> tuple[dict[str, float], list[str]]:
+    """Measure; where a figure fails, once more."""
+    found = MEASURES[name]()
+    problems = failures(found, baseline)
+    if problems:
+        out.print(f"{name}: once more, for {'; '.join(problems)}")
+        found = better(found, MEASURES[name]())
+        problems = failures(found, baseline)
+    return found, problems
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write-baseline", action="store_true", help="keep what is measured as the baseline")
+    parser.add_argument("--only", action="append", choices=list(MEASURES))
+    options = parser.parse_args()
+    stored: dict[str, Any] = orjson.loads(BASELINE.read_bytes()) if BASELINE.exists() else {"figures": {}}
+    begin = time.perf_counter()
+    cache.store(PERSONS)
+    problems: list[str] = []
+    figures: dict[str, float] = {}
+    for name in options.only or MEASURES:
+        if options.write_baseline:
+            found = MEASURES[name]()
+        else:
+            found, wrong = check(name, stored["figures"])
+            problems += wrong
+        figures |= found
+        for figure, value in found.items():
+            out.print(f"{figure}: {value:.4g} (baseline {stored['figures'].get(figure, float('nan')):.4g})")
+    if options.write_baseline:
+        BASELINE.write_bytes(
+            orjson.dumps(
+                {
+                    "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "commit": commit(),
+                    "machine": machine(),
+                    "figures": stored["figures"] | figures,
+                },
+                option=orjson.OPT_INDENT_2,
+            )
+            + b"\n"
+        )
+    out.print(f"gate: {time.perf_counter() - begin:.0f} s")
+    for problem in problems:
+        out.print(f"FAILED: {problem}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""A KPI call beside a full scan of the cases, in one process, interleaved: CPU seconds of each.
+
+    python -m benchmarks.kpi_scan [CASES]
+
+The scan reads every column of `cases` and hashes it: what the call would cost if it had to look at everything
+and nothing else. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+import orjson
+
+from benchmarks.kpi_speed import NOW, CityNames, life_events, load
+from pipeline.read.kpi import kpi
+from pipeline.store.migrate import migrate
+
+_ROUNDS = 9
+_SCAN = "SELECT sum(cityHash64(*)) FROM case_current"
+
+
+def cpu(call: Callable[[], object]) -> float:
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
+
+
+def main() -> None:
+    cases = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    root = Path(os.environ.get("TMPDIR", "var/tmp"))
+    root.mkdir(parents=True, exist_ok=True)
+    month: dict[str, Any] = {"from_": NOW - timedelta(days=30), "to": NOW, "as_of": NOW, "names": CityNames()}
+    with tempfile.TemporaryDirectory(dir=root) as path:
+        client = clickhouse_connect.get_client(interface="chdb", path=path)
+        migrate(client, "grid")
+        events = life_events(cases)
+        with open(os.devnull, "w") as quiet:  # noqa: PTH123
+            told, sys.stdout = sys.stdout, quiet
+            load(client, events)
+            sys.stdout = told
+        call = partial(kpi, client, by="district", view="cohort", **month)
+        scan = partial(client.query, _SCAN)
+        rows = call()["rows"]
+        scan()
+        pairs = [(cpu(call), cpu(scan)) for _ in range(_ROUNDS)]
+        client.close()
+    found = sum(row["cases"] for row in rows)
+    result = {
+        "kpi_cpu_seconds": statistics.median(pair[0] for pair in pairs),
+        "scan_cpu_seconds": statistics.median(pair[1] for pair in pairs),
+        "ratio": statistics.median(pair[1] / pair[0] for pair in pairs),
+        "cases": found,
+    }
+    if found != cases:
+        raise SystemExit(f"the call counts {found} cases of {cases}")
+    sys.stdout.buffer.write(orjson.dumps(result) + b"\n")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
