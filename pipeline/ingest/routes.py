@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -28,6 +29,9 @@ _KEY_PARAMETERS: Final = frozenset({"key", "api_key", "apikey", "token", "access
 
 #: Digests of larger bodies are made on a thread.
 _THREAD_BYTES: Final = 262_144
+
+#: Ids of refused events in a log line.
+_SHOWN_IDS: Final = 5
 
 EVENTS: Final = "/v1/events"
 VALIDATE: Final = "/v1/events:validate"
@@ -62,7 +66,9 @@ async def _answer(gateway: Gateway, request: Request, route: str, handle: _Handl
             **gateway.quotas.headers(address_of(request), credential.sources),
         }
         response = Response(orjson.dumps(members), success, headers, media_type="application/json")
+        _tell_refusals(members, request_id, min(credential.sources, default=""))
     except ProblemError as problem:
+        _tell_refusals(problem.members or {}, request_id, "")
         response = problem_response(problem, request_id)
     except Exception:
         # The error goes to the log; the sender learns only that it is ours, and that sending again is safe.
@@ -72,6 +78,19 @@ async def _answer(gateway: Gateway, request: Request, route: str, handle: _Handl
     metrics.http_requests.labels(route, str(response.status_code)).inc()
     metrics.http_seconds.labels(route).observe(time.perf_counter() - started)
     return response
+
+
+def _tell_refusals(members: Mapping[str, Any], request_id: str, source: str) -> None:
+    """One line for the refused events of a request; which ones all were is in its answer."""
+    errors = members.get("errors")
+    if errors:
+        log.info(
+            "events_refused",
+            request_id=request_id,
+            source=source,
+            codes=dict(Counter(error["code"] for error in errors)),
+            event_ids=[error["event_id"] for error in errors[:_SHOWN_IDS]],
+        )
 
 
 async def _handle(

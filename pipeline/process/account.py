@@ -13,6 +13,7 @@ from pipeline import metrics
 from pipeline.clock import utc_now
 from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.process.flow import BlockResult
+from pipeline.process.told import tell
 from pipeline.sink.tables import Extent
 
 _OTHER: Final = "other"
@@ -43,6 +44,7 @@ class Account:
             metrics.stage_seconds.labels(stage).observe(seconds)
         self._count(result)
         self._delays(result)
+        tell(result)
 
     def _count(self, result: BlockResult) -> None:
         known = frozenset(self._known_sources())
