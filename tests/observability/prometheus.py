@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import time
@@ -74,6 +75,17 @@ class Prometheus:
             stderr=subprocess.STDOUT,
         )
         self.client = httpx.Client(base_url=f"http://{address}/api/v1", timeout=20, trust_env=False)
+        self._wait_ready(f"http://{address}/-/ready")
+
+    def _wait_ready(self, url: str) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if self.client.get(url).status_code == 200:
+                    return
+            assert self.process.poll() is None, "prometheus ended"
+            assert time.monotonic() < deadline, "prometheus is not ready"
+            time.sleep(0.2)
 
     def get(self, path: str, **parameters: str | float) -> Any:
         answer = self.client.get(path, params=parameters)
@@ -89,11 +101,8 @@ class Prometheus:
         """Its samples as soon as there are any."""
         deadline = time.monotonic() + seconds
         while True:
-            try:
-                if found := self.query(expression):
-                    return found
-            except httpx.TransportError:
-                assert self.process.poll() is None, "prometheus ended"
+            if found := self.query(expression):
+                return found
             assert time.monotonic() < deadline, f"no data within {seconds} s: {expression}"
             time.sleep(0.3)
 

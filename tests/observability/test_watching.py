@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-
 from clickhouse_connect.driver.client import Client
 
 from pipeline.settings import load_settings
