@@ -16,6 +16,18 @@ REGISTRY = CollectorRegistry()
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+# --- embedded log
+embedded_log_bytes = Gauge(
+    "gridpipe_embedded_log_bytes",
+    "Memory that the embedded broker took since its log began, bytes.",
+    registry=REGISTRY,
+)
+embedded_log_rolls = Counter(
+    "gridpipe_embedded_log_rolls",
+    "Times that the embedded log was replaced by an empty one.",
+    registry=REGISTRY,
+)
+
 # --- gateway
 http_requests = Counter(
     "gridpipe_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=REGISTRY

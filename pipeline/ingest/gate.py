@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from pipeline import metrics
 from pipeline.errors import UnavailableError
 
 
@@ -53,3 +55,27 @@ class Gate:
 
     def open(self) -> None:
         self._opened.set()
+
+
+def gate_orders(
+    gate: Gate, renewed: Callable[[], Awaitable[None]]
+) -> Mapping[str, Callable[[], Awaitable[dict[str, Any]]]]:
+    """What the supervisor may order: nobody on the way to the log, the old log goes on, the log is a new one.
+
+    renewed : makes sure that the new log can be reached, and opens the gate.
+    """
+
+    async def close() -> dict[str, Any]:
+        await gate.close()
+        return {}
+
+    async def open_again() -> dict[str, Any]:
+        gate.open()
+        return {}
+
+    async def renew() -> dict[str, Any]:
+        await renewed()
+        metrics.embedded_log_rolls.inc()
+        return {}
+
+    return {"close": close, "open": open_again, "renewed": renew}

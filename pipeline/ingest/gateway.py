@@ -42,6 +42,8 @@ CONTENT_TYPES: Final = (JSON, NDJSON, CLOUDEVENT, CLOUDEVENTS)
 
 #: Bodies above this are handled on a thread, so that the loop goes on serving others.
 _THREAD_BYTES: Final = 16_384
+#: A producer finds a broker that is back within a second or two.
+_RENEWED_SECONDS: Final = 20.0
 
 
 class Validator(Protocol):
@@ -153,6 +155,13 @@ class Gateway:
     def available(self) -> bool:
         """Whether requests are worth sending here: for readiness."""
         return not self.draining and self.producer.available()
+
+    async def renewed(self) -> None:
+        """The log is another one: let the callers on, once it can be reached."""
+        async with asyncio.timeout(_RENEWED_SECONDS):
+            while not self.producer.available():  # noqa: ASYNC110  the producer has no event to wait for
+                await asyncio.sleep(0.02)
+        self.gate.open()
 
     async def close(self) -> None:
         """Refuse new requests, then let what is under way end."""

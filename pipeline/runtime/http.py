@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import uvicorn
@@ -27,6 +27,7 @@ from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import GridpipeError, UnavailableError
 from pipeline.ingest.durability import Durability, Replicated, stored_in
+from pipeline.ingest.gate import gate_orders
 from pipeline.ingest.gateway import Gateway
 from pipeline.ingest.keys import KeyStore
 from pipeline.ingest.openapi import OPENAPI_PATHS as GATEWAY_PATHS
@@ -54,6 +55,8 @@ from pipeline.runtime.health import Check, Health, broker_check
 from pipeline.runtime.pages import TO_DOCS, page, page_routes, to_docs
 from pipeline.runtime.process import Order, receive_order, report_problem
 from pipeline.runtime.protocol import BoundedHttp
+from pipeline.runtime.roll import LogState
+from pipeline.runtime.valve import obey
 from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.store.client import BridgeAddress, connect_bridge, connect_server
 from pipeline.tls import admin_is_secure, server_options
@@ -108,6 +111,7 @@ class Parts:
     checks: dict[str, Check]
     live: Live | None = None
     canary: Canary | None = None
+    valve_fd: int | None = None
 
 
 def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
@@ -179,6 +183,11 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
                 stack.callback(live.cancel)
             if parts.gateway is not None:
                 stack.push_async_callback(parts.gateway.close)
+                if parts.valve_fd is not None:
+                    obeying = asyncio.create_task(
+                        obey(parts.valve_fd, gate_orders(parts.gateway.gate, parts.gateway.renewed))
+                    )
+                    stack.callback(obeying.cancel)
             if parts.canary is not None:
                 canary = asyncio.create_task(parts.canary.run(), name="canary")
                 stack.callback(canary.cancel)
@@ -356,6 +365,8 @@ def _run(order: Order) -> int:
     except GridpipeError as error:
         log.error("http_refused", problem=str(error))
         return report_problem(order, error)
+    parts = replace(parts, valve_fd=details["valve_fd"])
+    metrics.embedded_log_bytes.set_function(lambda: float(LogState.bytes_in(settings.run_dir)))
     admin = socket.socket(fileno=details["admin_fd"]) if details["admin_fd"] is not None else None
     serve(parts, socket.socket(fileno=details["fd"]), admin)
     return 0

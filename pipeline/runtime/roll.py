@@ -1,10 +1,10 @@
-"""Rolling the embedded log. The embedded broker keeps every record in memory for ever; over a limit its process
-is replaced, and with it the log, once everything in the log is stored.
+"""Rolling the embedded log. The embedded broker keeps every record in memory for ever; over a limit its
+process is replaced, and with it the log, once everything in the log is stored.
 
 The order makes it safe: nobody is on the way to the log (gate), nothing in it is unstored (drained), nobody
 reads it (worker closed), and only then it goes. Offsets of the new log can confirm nothing of the old one.
 A step that fails ends in what the supervisor does when a broker dies: everything that uses it starts anew, and
-nothing was answered that is not stored. Source: design 2.10, ADR 0013.
+nothing was answered that is not stored. Source: design 2.10, ADR 0012.
 """
 
 from __future__ import annotations
@@ -67,6 +67,12 @@ class LogState:
             return cls(**json.loads(cls.path(run_dir).read_text()))
         except (OSError, ValueError, TypeError):
             return None
+
+    @classmethod
+    def bytes_in(cls, run_dir: Path) -> int:
+        """`bytes` of the running broker, 0 without one."""
+        state = cls.read(run_dir)
+        return state.bytes if state is not None else 0
 
     def write(self, run_dir: Path) -> None:
         path = self.path(run_dir)
@@ -152,7 +158,7 @@ class LogRoll:
         self._replace_broker()
         if not store.ask("open", seconds=_WORKER_OPEN_SECONDS, give_up=self._give_up)["ready"]:
             raise UnavailableError("the worker did not take the new log")
-        http.ask("open", seconds=_GATE_OPEN_SECONDS, give_up=self._give_up)
+        http.ask("renewed", seconds=_GATE_OPEN_SECONDS, give_up=self._give_up)
         self._count()
         log.info(
             "log_rolled",

@@ -25,6 +25,7 @@ from pipeline.runtime.access import RoleKeys
 from pipeline.runtime.broker import wait_for_topic
 from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.process import EXIT_FAILED, Order, receive_order, report_problem
+from pipeline.runtime.valve import obey
 from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.store.bridge import Bridge
 from pipeline.store.client import connect_server
@@ -39,12 +40,18 @@ log = logs.get_logger(__name__)
 
 
 def run_store(
-    settings: Settings, *, bootstrap: str, listener: socket.socket | None, token: str | None
+    settings: Settings,
+    *,
+    bootstrap: str,
+    listener: socket.socket | None,
+    token: str | None,
+    valve_fd: int | None = None,
 ) -> None:
     """Open the store, migrate it, publish the catalogue, answer on the bridge, work until SIGTERM.
 
     bootstrap : Kafka bootstrap servers; listener, token : where other processes reach this one, and the
-    password they need (None: no listener; no password, only without an embedded engine).
+    password they need (None: no listener; no password, only without an embedded engine); valve_fd : where
+    the supervisor gives orders about the log.
 
     Raises ConfigurationError and UnavailableError before the first event is taken.
     """
@@ -80,7 +87,7 @@ def run_store(
         log.info("bridge_listens", url=bridge.url)
     importing.join()
     wait_for_topic(bootstrap, settings.topic, seconds=_TOPIC_SECONDS, access=librdkafka_options(settings))
-    asyncio.run(_work(settings, client_factory, bootstrap, privacy, board))
+    asyncio.run(_work(settings, client_factory, bootstrap, privacy, board, valve_fd))
     board.worker_is("stopping")
     if bridge is not None:
         bridge.close()
@@ -103,22 +110,29 @@ async def _work(
     bootstrap: str,
     privacy: Privacy,
     board: StatusBoard,
+    valve_fd: int | None,
 ) -> None:
-    from pipeline.process.worker import run_worker  # noqa: PLC0415  Faust is slow to import
+    from pipeline.process.worker import Worker  # noqa: PLC0415  Faust is slow to import
+    from pipeline.runtime.switch import WorkerSwitch  # noqa: PLC0415
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await run_worker(
-        settings,
-        client_factory=client_factory,
-        bootstrap=bootstrap,
-        privacy=privacy,
-        stop=stop,
-        ready=lambda: board.worker_is("assigned"),
-        known_sources=_Sources(KeyStore(settings.keys_path)),
-    )
+
+    def make(recovered: Callable[[], None]) -> Worker:
+        def ready() -> None:
+            board.worker_is("assigned")
+            recovered()
+
+        known = _Sources(KeyStore(settings.keys_path))
+        return Worker(settings, client_factory, bootstrap, privacy, ready=ready, known_sources=known)
+
+    switch = WorkerSwitch(make)
+    obeying = None if valve_fd is None else asyncio.create_task(obey(valve_fd, switch.orders))
+    await switch.run(stop)
+    if obeying is not None:
+        obeying.cancel()
 
 
 class _Sources:
@@ -152,6 +166,7 @@ def _run(order: Order) -> int:
             bootstrap=details["bootstrap"],
             listener=socket.socket(fileno=details["fd"]),
             token=details["token"],
+            valve_fd=details.get("valve_fd"),
         )
     except GridpipeError as error:
         log.error("store_refused", problem=str(error))

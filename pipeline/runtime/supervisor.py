@@ -25,6 +25,8 @@ from pipeline.runtime import broker
 from pipeline.runtime.access import LOCAL_SOURCE, READ_SOURCE
 from pipeline.runtime.guard import check_broker, check_start, unprotected
 from pipeline.runtime.process import EXIT_CONFIGURATION, EXIT_UNREACHABLE, Child
+from pipeline.runtime.roll import LogRoll, LogState
+from pipeline.runtime.valve import Valve
 from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.store.client import BridgeAddress
 from pipeline.store.lock import DirectoryLock
@@ -89,6 +91,8 @@ class Supervisor:
         self._state = _State()
         self._roles: dict[str, _Role] = {}
         self._broker: Child | None = None
+        self._valves: dict[str, Valve] = {}
+        self._roll: LogRoll | None = None
         self._sockets: list[socket.socket] = []
         self._token = secrets.token_urlsafe(32)
         self._lock: DirectoryLock | None = None
@@ -237,9 +241,17 @@ class Supervisor:
             self._roles = {"store": _Role(self._start_store), "http": _Role(self._start_http)}
             if self._simulate:
                 self._roles["city"] = _Role(self._start_city)
+            if self.settings.kafka is None:
+                self._roll = LogRoll(
+                    self.settings,
+                    children=self._ready_valves,
+                    replace_broker=self._replace_broker,
+                    give_up=self._state.stopping.is_set,
+                )
             self._start_broker()
             while not self._state.stopping.is_set():
                 self._tend()
+                self._tend_log()
                 if not self._state.ready.is_set() and self._answers_ready():
                     self._state.ready.set()
                 self._state.stopping.wait(_TICK_SECONDS)
@@ -250,7 +262,8 @@ class Supervisor:
             self._state.failure = GridpipeError(f"the supervisor failed: {error}")
         finally:
             self._stop_children()
-            for name in (BridgeAddress.path(self.settings.run_dir), self.settings.run_dir / "pids.json"):
+            run_dir = self.settings.run_dir
+            for name in (BridgeAddress.path(run_dir), run_dir / "pids.json", LogState.path(run_dir)):
                 name.unlink(missing_ok=True)
             self._state.ended.set()
 
@@ -267,6 +280,32 @@ class Supervisor:
             if role.child is not None and role.child.exit_code is not None:
                 self._bury(name, role)
         self._start_missing()
+
+    def _tend_log(self) -> None:
+        """Roll the embedded log when it is due."""
+        if self._roll is None or not self._state.ready.is_set():
+            return
+        try:
+            self._roll.tend()
+        except UnavailableError as error:
+            if self._state.stopping.is_set() or self._broker is None:
+                return
+            # Somewhere between the logs: what uses the broker must start anew, as when it dies.
+            log.error("log_not_rolled", problem=str(error))
+            self._broker.kill()
+
+    def _ready_valves(self) -> dict[str, Valve]:
+        return {
+            name: valve
+            for name, valve in self._valves.items()
+            if (child := self._roles[name].child) is not None and child.exit_code is None
+        }
+
+    def _replace_broker(self) -> None:
+        """Another broker at the same address: clients find it by themselves, the log is empty."""
+        assert self._broker is not None
+        self._broker.kill()
+        self._start_broker(int(self._bootstrap.rpartition(":")[2]))
 
     def _start_missing(self) -> None:
         for name, role in self._roles.items():
@@ -298,10 +337,13 @@ class Supervisor:
             role.child = None
         log.error("child_died", child=name, exit_code=code, lived_seconds=round(lived, 1))
 
-    def _start_broker(self) -> None:
-        """The broker with its topic; the other children, which wait for the topic, start meanwhile."""
+    def _start_broker(self, port: int | None = None) -> None:
+        """The broker with its topic; the other children, which wait for the topic, start meanwhile.
+
+        port : of the embedded broker, None: any that is free.
+        """
         if self.settings.kafka is None:
-            port = broker.free_port()
+            port = port or broker.free_port()
             self._bootstrap = f"127.0.0.1:{port}"
             child = Child("broker", "pipeline.runtime.broker", self.settings, {"port": port})
             with self._state.lock:
@@ -320,25 +362,45 @@ class Supervisor:
         if self._broker is not None:
             check_broker(self._broker.pid)
         broker.ensure_topic(admin, self.settings.topic, self.settings.partitions)
+        if self._roll is not None and self._broker is not None:
+            self._roll.broker_started(self._broker.pid)
+            self._write_pids()
+
+    def _new_valve(self, role: str) -> Valve:
+        if role in self._valves:
+            self._valves.pop(role).close()
+        valve = self._valves[role] = Valve()
+        return valve
 
     def _start_store(self) -> Child:
-        details = {"bootstrap": self._bootstrap, "token": self._token, "fd": self._control.fileno()}
-        fds = (self._control.fileno(),)
+        valve = self._new_valve("store")
+        details = {
+            "bootstrap": self._bootstrap,
+            "token": self._token,
+            "fd": self._control.fileno(),
+            "valve_fd": valve.theirs.fileno(),
+        }
+        fds = (self._control.fileno(), valve.theirs.fileno())
         child = Child("store", "pipeline.runtime.store", self.settings, details, fds=fds)
+        valve.started()
         if self.settings.clickhouse is None:
             BridgeAddress(_url(self._control), self._token, child.pid).write(self.settings.run_dir)
         return child
 
     def _start_http(self) -> Child:
         admin = self._admin.fileno() if self._admin else None
+        valve = self._new_valve("http")
         details: dict[str, Any] = {
             "bootstrap": self._bootstrap,
             "control": {"url": _url(self._control), "token": self._token},
             "fd": self._http.fileno(),
             "admin_fd": admin,
+            "valve_fd": valve.theirs.fileno(),
         }
-        fds = tuple(listener.fileno() for listener in (self._http, self._admin) if listener)
-        return Child("http", "pipeline.runtime.http", self.settings, details, fds=fds)
+        fds = tuple(listener.fileno() for listener in (self._http, self._admin, valve.theirs) if listener)
+        child = Child("http", "pipeline.runtime.http", self.settings, details, fds=fds)
+        valve.started()
+        return child
 
     def _start_city(self) -> Child:
         details = {"url": self.url, "admin_url": self.admin_url, "key": self.local_key}

@@ -1,5 +1,5 @@
-"""Orders of the supervisor to a running child, over a pair of sockets that only the two hold: one line of JSON
-each way. Nobody else can reach it, and the end of either process ends it."""
+"""Orders of the supervisor to a running child, over a pair of sockets that only the two hold: one line of
+JSON each way. Nobody else can reach it, and the end of either process ends it."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import httpx
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.ingest.signing import SigningAuth
 from tests.hostile.world import EVENTS, OTHER, SOURCE, World, patience
 
 #: Of the fictitious region 999999, with a valid check digit.
@@ -56,7 +57,9 @@ def truncated_json(world: World) -> None:
 
 def duplicate_keys(world: World) -> None:
     first, last = world.event(), world.event()
-    text = orjson.dumps(first)[:-1] + b',"event_id":"' + last["event_id"].encode() + b'","title":"\xe4\xba\x8c"}'
+    text = (
+        orjson.dumps(first)[:-1] + b',"event_id":"' + last["event_id"].encode() + b'","title":"\xe4\xba\x8c"}'
+    )
     answer = world.post(text)
     assert answer.status_code == 202, answer.text
     world.keep(last)
@@ -66,11 +69,18 @@ def duplicate_keys(world: World) -> None:
 
 def half_pairs(world: World) -> None:
     first, last = world.event(), world.event()
-    bads = [orjson.dumps(world.event(title="TITLE")).replace(b"TITLE", text) for text in (rb"\ud800", rb"\udc00x", rb"\ud800\u0041")]
+    bads = [
+        orjson.dumps(world.event(title="TITLE")).replace(b"TITLE", text)
+        for text in (rb"\ud800", rb"\udc00x", rb"\ud800\u0041")
+    ]
     answer = world.post(b"\n".join([orjson.dumps(first), *bads, orjson.dumps(last)]), "application/x-ndjson")
     assert answer.status_code == 202, answer.text
     assert [error["index"] for error in answer.json()["errors"]] == [1, 2, 3]
-    assert {error["code"] for error in answer.json()["errors"]} <= {"malformed_json", "bad_encoding", "bad_text"}
+    assert {error["code"] for error in answer.json()["errors"]} <= {
+        "malformed_json",
+        "bad_encoding",
+        "bad_text",
+    }
     world.keep(first, last)
 
 
@@ -126,7 +136,10 @@ def far_times(world: World) -> None:
 
     world.still_well()
     before = partitions()
-    far = [world.event(occurred_at=text) for text in ("2000-01-01T00:00:00Z", "2013-07-01T00:00:00Z", "2099-12-31T00:00:00Z")]
+    far = [
+        world.event(occurred_at=text)
+        for text in ("2000-01-01T00:00:00Z", "2013-07-01T00:00:00Z", "2099-12-31T00:00:00Z")
+    ]
     _take(world, *far)
     reasons = [set(world.outcome(event["event_id"])["reasons"]) for event in far]
     assert "TOO_OLD" in reasons[0] & reasons[1]
@@ -135,7 +148,11 @@ def far_times(world: World) -> None:
 
 
 def unknown_codes(world: World) -> None:
-    matter, grid, channel = world.event(matter_code="ZZ-99"), world.event(grid_code="9" * 15), world.event(channel="carrier_pigeon")
+    matter, grid, channel = (
+        world.event(matter_code="ZZ-99"),
+        world.event(grid_code="9" * 15),
+        world.event(channel="carrier_pigeon"),
+    )
     _take(world, matter, grid, channel)
     assert "UNKNOWN_MATTER" in world.outcome(matter["event_id"])["reasons"]
     assert "GRID_UNKNOWN" in world.outcome(grid["event_id"])["reasons"]
@@ -183,7 +200,10 @@ def same_id_twice(world: World) -> None:
     answer = world.post([event, event])
     assert answer.json()["accepted"] == 2, answer.text
     world.keep(event)
-    rows = world.rows("SELECT count() FROM duplicates FINAL WHERE event_id = {id:String} AND level = 'L1'", id=event["event_id"])
+    rows = world.rows(
+        "SELECT count() FROM duplicates FINAL WHERE event_id = {id:String} AND level = 'L1'",
+        id=event["event_id"],
+    )
     assert rows == [(1,)]
 
 
@@ -221,9 +241,20 @@ def identifiers_in_queries(world: World) -> None:
 
 
 def functions_in_queries(world: World) -> None:
-    for call in ("url('http://127.0.0.1:1/')", "file('/etc/passwd')", "remote('127.0.0.1')", "s3('x')", "x' INTO OUTFILE '/tmp/x", "x SETTINGS readonly=0"):
+    for call in (
+        "url('http://127.0.0.1:1/')",
+        "file('/etc/passwd')",
+        "remote('127.0.0.1')",
+        "s3('x')",
+        "x' INTO OUTFILE '/tmp/x",
+        "x SETTINGS readonly=0",
+    ):
         quoted = httpx.QueryParams({"v": call})["v"]
-        for path, parameters in (("/v1/kpi", {"by": quoted}), ("/v1/rejections", {"reason": quoted}), ("/v1/kpi", {"from": quoted})):
+        for path, parameters in (
+            ("/v1/kpi", {"by": quoted}),
+            ("/v1/rejections", {"reason": quoted}),
+            ("/v1/kpi", {"from": quoted}),
+        ):
             assert world.get(path, params=parameters).status_code == 400, (path, call)
         from urllib.parse import quote
 
@@ -236,7 +267,10 @@ def log_injection(world: World) -> None:
     marker = f"injected-{time.time_ns()}"
     world.talk(world.head(f"User-Agent: x\x1b[31m{marker}", "Content-Length: 2", "Connection: close") + b"{}")
     world.talk(world.head("User-Agent: " + "a" * 1_000_000))
-    assert world.post(b"{}", headers={"X-Request-Id": f'{marker}" evil="1'}).headers["x-request-id"].find(marker) < 0
+    assert (
+        world.post(b"{}", headers={"X-Request-Id": f'{marker}" evil="1'}).headers["x-request-id"].find(marker)
+        < 0
+    )
     world.get(f"/v1/{marker}%0d%0aSet-Cookie:%20a=b%1b[2J")
     for line in log.read_bytes().splitlines() if log.exists() else []:
         assert isinstance(orjson.loads(line), dict), line[:200]
@@ -258,7 +292,13 @@ def metric_labels(world: World) -> None:
     _take(world, world.event(matter_code="hostile-label", channel="hostile-label"))
     world.post([world.event(source="hostile-label:x")])
     before = _series(world)
-    _take(world, *[world.event(matter_code=f"hostile-label-{n}", channel=f"hostile-label-{n}", grid_code=f"{n:015d}") for n in range(1_500)])
+    _take(
+        world,
+        *[
+            world.event(matter_code=f"hostile-label-{n}", channel=f"hostile-label-{n}", grid_code=f"{n:015d}")
+            for n in range(1_500)
+        ],
+    )
     world.post([world.event(source=f"hostile-label:{n}") for n in range(1_500)])
     for odd in ('a"b', "a\nb", "a{b}"):
         assert world.post([world.event(source=odd)]).status_code == 422
@@ -271,7 +311,11 @@ def formulae(world: World) -> None:
     event = world.event(title=text)
     _take(world, event)
     assert _column(world, "title", event["event_id"]) == [text]
-    for path in (f"{EVENTS}/{SOURCE}/{event['event_id']}", f"/v1/cases/{event['case_id']}", "/v1/rejections?limit=5"):
+    for path in (
+        f"{EVENTS}/{SOURCE}/{event['event_id']}",
+        f"/v1/cases/{event['case_id']}",
+        "/v1/rejections?limit=5",
+    ):
         answer = world.get(path)
         assert answer.headers["content-type"].startswith("application/"), path
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -314,8 +358,12 @@ def identity_spellings(world: World) -> None:
     assert len(_keys_of(world, "id_number", (ID_NUMBER, spaced, wide))) == 1
     with_x = "11010519491231002X"
     assert len(_keys_of(world, "id_number", (with_x, with_x.lower()))) == 1
-    assert len(_keys_of(world, "id_number", ("110105491231002", with_x))) == 1  # the old form of the same person
-    assert len(_keys_of(world, "id_number", ("999999199001010018", ID_NUMBER))) == 2  # a wrong check digit is another
+    assert (
+        len(_keys_of(world, "id_number", ("110105491231002", with_x))) == 1
+    )  # the old form of the same person
+    assert (
+        len(_keys_of(world, "id_number", ("999999199001010018", ID_NUMBER))) == 2
+    )  # a wrong check digit is another
 
 
 def phone_spellings(world: World) -> None:
@@ -346,6 +394,59 @@ def keys(world: World) -> None:
     assert world.client.get(f"{EVENTS}/{SOURCE}/{event['event_id']}").status_code == 404
 
 
+def _signed(world: World, body: bytes, *, key: str, **changes: Any) -> httpx.Response:
+    """A signed POST of `body`; `changes` replace parts of what was signed before it is sent."""
+    headers = {"Content-Type": "application/json"}
+    request = world.client.build_request("POST", EVENTS, content=body, headers=headers)
+    signed = next(SigningAuth(key, changes.pop("clock", time.time)).auth_flow(request))
+    authorization = changes.pop("authorization", signed.headers["Authorization"])
+    sent = world.client.build_request(
+        changes.pop("method", "POST"),
+        changes.pop("path", EVENTS),
+        content=changes.pop("body", body),
+        headers=headers | changes.pop("headers", {}) | {"Authorization": authorization},
+    )
+    assert not changes
+    answer = world.checked(lambda: world.client.send(sent))
+    answer.extensions["authorization"] = signed.headers["Authorization"]
+    return answer
+
+
+def signatures(world: World) -> None:
+    key = world.keys.create(SOURCE, signed=True)
+    event = world.event()
+    body = orjson.dumps(event)
+    spoilt: tuple[dict[str, Any], ...] = (
+        {"body": orjson.dumps(event | {"title": "other"})},
+        {"path": f"{EVENTS}?x=1"},
+        {"path": f"{EVENTS}:validate"},
+        {"headers": {"Content-Type": "application/x-ndjson"}},
+        {"authorization": f"Bearer {key}"},
+        {"authorization": "GRIDPIPE-HMAC-SHA256 alg=none,key=" + key.split("_")[1]},
+        {"authorization": "GRIDPIPE-HMAC-SHA1 key=x,time=1,nonce=x,signature=x"},
+        {"clock": lambda: time.time() - 301},
+        {"clock": lambda: time.time() + 301},
+    )
+    for change in spoilt:
+        answer = _signed(world, body, key=key, **change)
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthorised"), change
+    assert world.client.get(f"{EVENTS}/{SOURCE}/{event['event_id']}").status_code == 404
+    assert _signed(world, body, key=key).status_code == 202
+    world.keep(event)
+
+
+def replays(world: World) -> None:
+    key = world.keys.create(SOURCE, signed=True)
+    event = world.event()
+    body = orjson.dumps(event)
+    first = _signed(world, body, key=key)
+    assert first.status_code == 202
+    world.keep(event)
+    for _ in range(2):
+        again = _signed(world, body, key=key, authorization=first.extensions["authorization"])
+        assert again.status_code in {401, 409}, again.text
+
+
 def client_gone(world: World) -> None:
     gone = [world.event() for _ in range(20)]
     for event in gone:
@@ -374,7 +475,9 @@ def half_open(world: World) -> None:
 def probes(world: World) -> None:
     attacks = [
         lambda: world.talk(world.head(*(f"X-{n}: v" for n in range(500)), path="/metrics", method="GET")),
-        lambda: world.talk(world.head("Content-Length: 9", path="/health/live", method="POST") + b"{}", seconds=0.5),
+        lambda: world.talk(
+            world.head("Content-Length: 9", path="/health/live", method="POST") + b"{}", seconds=0.5
+        ),
         lambda: world.talk(world.head("Transfer-Encoding: xchunked", path="/metrics")),
         lambda: world.talk(world.head(path="/metrics/../v1/events", method="GET") + b"", seconds=0.5),
         lambda: world.talk(b"GET /health/ready HTTP/1.1\r\n", seconds=0.5),
@@ -397,13 +500,16 @@ def idempotency_key(world: World) -> None:
     for headers in ({"Idempotency-Key": "k-1"}, {}):
         assert world.post(first | {"title": "second"}, headers=headers).status_code == 202
     assert _column(world, "title", first["event_id"]) == ["first"]
-    rows = world.rows("SELECT count() FROM quarantine WHERE event_id = {id:String} AND reason = 'ID_CONFLICT'", id=first["event_id"])
+    rows = world.rows(
+        "SELECT count() FROM quarantine WHERE event_id = {id:String} AND reason = 'ID_CONFLICT'",
+        id=first["event_id"],
+    )
     assert rows == [(2,)]
 
 
 def million_keys(world: World) -> None:
     many = ",".join(f'"k{n}":1' for n in range(1_000_000))
-    plain = (b'{"event_id":"m","attributes":{' + many.encode() + b"}}")
+    plain = b'{"event_id":"m","attributes":{' + many.encode() + b"}}"
     assert world.post(plain).status_code == 413
     before = world.http.memory_info().rss
     for _ in range(3):
@@ -490,5 +596,3 @@ def configuration(world: World) -> None:
     from tests.hostile.files import configuration as play
 
     play(world)
-
-

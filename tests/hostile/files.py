@@ -66,8 +66,18 @@ def reference_files(world: World) -> None:
     refused by line, the good ones stored, and one event still becomes one row."""
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        grids = [_grid(), _grid(), _grid(grid_code="x"), _grid(grid_code="440704001001004", boundary="POLYGON((")]
-        staff = [_worker(), _worker(), _worker(worker_key="GW-0002", grid_code="999999999999999"), _worker(worker_key="' OR 1=1 --")]
+        grids = [
+            _grid(),
+            _grid(),
+            _grid(grid_code="x"),
+            _grid(grid_code="440704001001004", boundary="POLYGON(("),
+        ]
+        staff = [
+            _worker(),
+            _worker(),
+            _worker(worker_key="GW-0002", grid_code="999999999999999"),
+            _worker(worker_key="' OR 1=1 --"),
+        ]
         (directory / "grids.ndjson").write_bytes(b"\n".join(map(orjson.dumps, grids)))
         (directory / "staff.ndjson").write_bytes(b"\n".join(map(orjson.dumps, staff)))
         code, text = _load(world, directory)
@@ -159,9 +169,21 @@ def configuration(world: World) -> None:
             ("GRIDPIPE_BLOCK_MAX_ROWS", ("config", "show"), {"GRIDPIPE_BLOCK_MAX_ROWS": "-5"}),
             ("GRIDPIPE_NO_SUCH", ("config", "show"), {"GRIDPIPE_NO_SUCH": secret}),
             ("GRIDPIPE_MAX_BODY_BYTES", ("config", "show"), {"GRIDPIPE_MAX_BODY_BYTES": "many"}),
-            ("host:port", ("up", "--no-simulate", "--data-dir", f"{temporary}/a"), {"GRIDPIPE_HTTP": "nowhere"}),
-            ("in use", ("up", "--no-simulate", "--data-dir", f"{temporary}/b", "--http", "%s:%d" % world.address), {}),
-            ("can be read by others", ("up", "--no-simulate", "--data-dir", str(unreadable), "--http", "127.0.0.1:0"), {}),
+            (
+                "host:port",
+                ("up", "--no-simulate", "--data-dir", f"{temporary}/a"),
+                {"GRIDPIPE_HTTP": "nowhere"},
+            ),
+            (
+                "in use",
+                ("up", "--no-simulate", "--data-dir", f"{temporary}/b", "--http", "%s:%d" % world.address),
+                {},
+            ),
+            (
+                "can be read by others",
+                ("up", "--no-simulate", "--data-dir", str(unreadable), "--http", "127.0.0.1:0"),
+                {},
+            ),
         ]
         running = [(words, _start(*arguments, **common, **more)) for words, arguments, more in asked]
         for words, process in running:

@@ -260,6 +260,8 @@ TABLE: Final[tuple[Row, ...]] = (
     Scenario(46, "spellings of a phone", "client", play.phone_spellings),
     # --- credentials and load
     Scenario(47, "keys: none, wrong, revoked, foreign, in the address", "client", play.keys),
+    Scenario(48, "signatures over something else", "client", play.signatures),
+    Scenario(49, "a signed request again", "client", play.replays),
     Scenario(51, "client gone before the answer", "raw socket", play.client_gone),
     Scenario(52, "a thousand half-open connections", "raw socket", play.half_open),
     # --- the topic

@@ -131,7 +131,9 @@ class World:
         began = time.monotonic()
         answer = call()
         seconds = time.monotonic() - began
-        assert answer.status_code < 500, f"{answer.status_code}: {answer.text[:500]}" + self.service.log("http")
+        assert answer.status_code < 500, f"{answer.status_code}: {answer.text[:500]}" + self.service.log(
+            "http"
+        )
         assert seconds < patience(), f"{answer.status_code} after {seconds:.1f} s"
         if answer.status_code >= 400:
             self.is_problem(answer.headers.get("content-type", ""), answer.json())
@@ -203,7 +205,12 @@ class World:
         """Write (value, headers, key) straight to the partition of `GRID`; (partition, offsets)."""
         partition = partition_of(GRID, self.settings.partitions)
         producer = Producer(
-            {"bootstrap.servers": self.bootstrap(), "message.max.bytes": 20_000_000, "log_level": 0, **options}
+            {
+                "bootstrap.servers": self.bootstrap(),
+                "message.max.bytes": 20_000_000,
+                "log_level": 0,
+                **options,
+            }
         )
         offsets: list[int] = []
         failures: list[Any] = []
