@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pipeline import metrics
 from pipeline.errors import UnavailableError
+
+#: Beyond the time in which everybody inside is confirmed or given up.
+_CLOSE_SLACK_SECONDS: Final = 3.0
 
 
 class Gate:
     """Open at first. `async with gate:` around everything between the first byte sent and its confirmation.
 
-    patience_seconds : how long a caller waits before a closed gate; then UnavailableError. Used from one event
-    loop.
+    patience_seconds : how long a caller waits before a closed gate; then UnavailableError. Used from one
+    event loop.
     """
 
     def __init__(self, patience_seconds: float) -> None:
-        self._patience = patience_seconds
+        self.patience_seconds = patience_seconds
         self._opened = asyncio.Event()
         self._opened.set()
         self._empty = asyncio.Event()
@@ -33,7 +36,7 @@ class Gate:
     async def __aenter__(self) -> Self:
         if not self._opened.is_set():
             try:
-                async with asyncio.timeout(self._patience):
+                async with asyncio.timeout(self.patience_seconds):
                     await self._opened.wait()
             except TimeoutError:
                 raise UnavailableError("the log is being replaced; send again") from None
@@ -66,7 +69,12 @@ def gate_orders(
     """
 
     async def close() -> dict[str, Any]:
-        await gate.close()
+        try:
+            async with asyncio.timeout(gate.patience_seconds + _CLOSE_SLACK_SECONDS):
+                await gate.close()
+        except TimeoutError:
+            gate.open()
+            raise
         return {}
 
     async def open_again() -> dict[str, Any]:

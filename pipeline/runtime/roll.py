@@ -3,8 +3,8 @@ process is replaced, and with it the log, once everything in the log is stored.
 
 The order makes it safe: nobody is on the way to the log (gate), nothing in it is unstored (drained), nobody
 reads it (worker closed), and only then it goes. Offsets of the new log can confirm nothing of the old one.
-A step that fails ends in what the supervisor does when a broker dies: everything that uses it starts anew, and
-nothing was answered that is not stored. Source: design 2.10, ADR 0012.
+A step that fails ends in what the supervisor does when a broker dies: everything that uses it starts anew,
+and nothing was answered that is not stored. Source: design 2.10, ADR 0012.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psutil
 
 from pipeline import logs
 from pipeline.errors import UnavailableError
-from pipeline.runtime.valve import Valve
+from pipeline.runtime.valve import RefusedError, Valve
 from pipeline.settings import Settings
 
 log = logs.get_logger(__name__)
@@ -29,7 +29,9 @@ log = logs.get_logger(__name__)
 _LOOK_SECONDS: Final = 1.0
 _REST_SECONDS: Final = 5.0
 #: Longer than the slowest request on its way.
-_CLOSE_SLACK_SECONDS: Final = 5.0
+_CLOSE_SLACK_SECONDS: Final = 8.0
+#: Between two tries that made callers wait in vain.
+_PATIENCE_SECONDS: Final = 60.0
 _DRAIN_SECONDS: Final = 10.0
 _WORKER_CLOSE_SECONDS: Final = 25.0
 _WORKER_OPEN_SECONDS: Final = 70.0
@@ -45,7 +47,7 @@ class LogState:
     """What the embedded log is like, for metrics and `doctor`; kept in `run/log.json`.
 
     bytes : memory that the broker took since it started; over_since, rolled_at : unix seconds, None: not;
-    between_rolls : seconds from the last but one roll to the last; waits_for : why a due roll does not happen.
+    between_rolls : seconds from the last but one roll to the last; waits_for : why a due roll is put off.
     """
 
     bytes: int = 0
@@ -114,6 +116,7 @@ class LogRoll:
         self._pid = 0
         self._base = 0
         self._look_at = 0.0
+        self._try_at = 0.0
         self.state = LogState(limit=settings.embedded_log_limit_bytes)
 
     def broker_started(self, pid: int) -> None:
@@ -144,15 +147,23 @@ class LogRoll:
         http, store = children.get("http"), children.get("store")
         if http is None or store is None:
             return "a process is starting"
-        found = store.ask("rest", seconds=_REST_SECONDS, give_up=self._give_up)
+        if time.monotonic() < self._try_at:
+            return self.state.waits_for
+        try:
+            found = store.ask("rest", seconds=_REST_SECONDS, give_up=self._give_up)
+        except UnavailableError:
+            return "the store process does not answer"
         direct = found["direct_seconds"]
         if direct is not None and direct < self._quiet_seconds:
             return "records keep coming straight to the topic"
         began = time.monotonic()
-        http.ask("close", seconds=self._close_seconds, give_up=self._give_up)
+        try:
+            http.ask("close", seconds=self._close_seconds, give_up=self._give_up)
+        except RefusedError:
+            return self._later("requests do not come to an end")
         if not self._drained(store):
             http.ask("open", seconds=_GATE_OPEN_SECONDS, give_up=self._give_up)
-            return "the worker does not come to an end of the log"
+            return self._later("the worker does not come to the end of the log")
         store.ask("close", seconds=_WORKER_CLOSE_SECONDS, give_up=self._give_up)
         held = self.state.bytes
         self._replace_broker()
@@ -167,6 +178,12 @@ class LogRoll:
             paused_seconds=round(time.monotonic() - began, 2),
         )
         return ""
+
+    def _later(self, why: str) -> str:
+        """Callers waited in vain: leave them alone for a while."""
+        self._try_at = time.monotonic() + _PATIENCE_SECONDS
+        log.warning("log_roll_put_off", reason=why)
+        return why
 
     def _drained(self, store: Valve) -> bool:
         deadline = time.monotonic() + _DRAIN_SECONDS

@@ -87,7 +87,16 @@ def run_store(
         log.info("bridge_listens", url=bridge.url)
     importing.join()
     wait_for_topic(bootstrap, settings.topic, seconds=_TOPIC_SECONDS, access=librdkafka_options(settings))
-    asyncio.run(_work(settings, client_factory, bootstrap, privacy, board, valve_fd))
+    asyncio.run(
+        _work(
+            settings,
+            client_factory=client_factory,
+            bootstrap=bootstrap,
+            privacy=privacy,
+            board=board,
+            valve_fd=valve_fd,
+        )
+    )
     board.worker_is("stopping")
     if bridge is not None:
         bridge.close()
@@ -106,6 +115,7 @@ def _guarded(settings: Settings, routes: list[BaseRoute]) -> list[BaseRoute]:
 
 async def _work(
     settings: Settings,
+    *,
     client_factory: Callable[[], Client],
     bootstrap: str,
     privacy: Privacy,

@@ -25,24 +25,37 @@ Answer = dict[str, Any]
 Orders = Mapping[str, Callable[[], Awaitable[Answer]]]
 
 
+class RefusedError(UnavailableError):
+    """The child answered that it did not do it."""
+
+
 class Valve:
     """The supervisor's end. `theirs` goes to the child (inherited), then `started` closes our copy of it."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair()
+        self._number = 0
 
     def started(self) -> None:
         self.theirs.close()
 
     def ask(self, order: str, *, seconds: float, give_up: Callable[[], bool] = bool) -> Answer:
-        """The child's answer. Raises UnavailableError: the child is gone, refused, took longer, or `give_up`
-        became true; then what it did is unknown, and this valve must not be used again."""
+        """The child's answer. Raises RefusedError: it said no. Raises UnavailableError: it is gone, took
+        longer, or `give_up` became true; what it did is then unknown, and a late answer is passed over."""
+        self._number += 1
         deadline = time.monotonic() + seconds
         received = b""
         try:
             self._ours.settimeout(_SLICE_SECONDS)
-            self._ours.sendall(json.dumps({"order": order}).encode() + b"\n")
-            while not received.endswith(b"\n"):
+            self._ours.sendall(json.dumps({"order": order, "number": self._number}).encode() + b"\n")
+            while True:
+                line, found, rest = received.partition(b"\n")
+                if found:
+                    answer: Answer = json.loads(line)
+                    if answer.pop("number") == self._number:
+                        break
+                    received = rest  # an answer that nobody waits for any more
+                    continue
                 try:
                     chunk = self._ours.recv(_LONGEST_LINE)
                 except TimeoutError:
@@ -54,9 +67,8 @@ class Valve:
                 received += chunk
         except OSError as error:
             raise UnavailableError(f"{order}: no answer within {seconds:g} s") from error
-        answer: Answer = json.loads(received)
         if "error" in answer:
-            raise UnavailableError(f"{order}: {answer['error']}")
+            raise RefusedError(f"{order}: {answer['error']}")
         return answer
 
     def close(self) -> None:
@@ -69,13 +81,14 @@ async def obey(fd: int, orders: Orders) -> None:
     reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=fd))
     try:
         while line := await reader.readline():
-            order = json.loads(line)["order"]
+            given = json.loads(line)
+            order = given["order"]
             try:
                 answer = await orders[order]()
             except Exception as error:
                 log.exception("order_failed", order=order)
                 answer = {"error": type(error).__name__}
-            writer.write(json.dumps(answer).encode() + b"\n")
+            writer.write(json.dumps({**answer, "number": given["number"]}).encode() + b"\n")
             await writer.drain()
     except ConnectionError:
         pass  # the supervisor is gone, and this process with it

@@ -103,6 +103,8 @@ def test_a_log_far_over_its_limit_is_rolled_and_nothing_is_lost(service: Service
     first_broker = service.children()["tansu"].pid
     store, http = service.children()["store"].pid, service.children()["http"].pid
     resident, brokers = [], {first_broker}
+    service.send(report(1, description="warm"))
+    threads_before = service.children()["store"].num_threads()
     for feeder in feeders:
         feeder.start()
     deadline = time.monotonic() + 200
@@ -140,6 +142,10 @@ def test_a_log_far_over_its_limit_is_rolled_and_nothing_is_lost(service: Service
     # limit, what comes in while a roll is due and under way, and the broker itself
     assert max(resident) < 4 * LIMIT + 40_000_000
     assert sample(service, "gridpipe_embedded_log_rolls_total")[()] == found.rolls
+    for name in ("gap", "overlap", "backward"):
+        assert set(sample(service, f"gridpipe_verifier_{name}_total").values()) <= {0.0}, name
+    threads = service.children()["store"].num_threads()
+    assert threads <= threads_before + 8, f"{threads_before} threads of the store process became {threads}"
     assert 0 <= sample(service, "gridpipe_embedded_log_bytes")[()] < 4 * LIMIT
 
 
