@@ -1,0 +1,1 @@
+"""Kafka's access rules as data, and the program that applies them."""
