@@ -23,6 +23,7 @@ from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import to_frame
 from pipeline.errors import UnavailableError
 from pipeline.ingest.blocks import encode_blocks, partition_of
+from pipeline.ingest.gate import Gate
 from pipeline.ingest.producer import BlockProducer, Written
 
 log = structlog.get_logger(__name__)
@@ -48,6 +49,7 @@ class Store(Protocol):
 class Canary:
     """Sends and looks for canary events, in a task of the gateway's event loop.
 
+    gate : the gateway's, for a log that is being replaced takes no canary either.
     interval_seconds : from one round to the next; what is not found by then counts as missing.
     """
 
@@ -55,6 +57,7 @@ class Canary:
         self,
         *,
         producer: BlockProducer,
+        gate: Gate,
         store: Store,
         privacy: Privacy,
         interval_seconds: float,
@@ -62,6 +65,7 @@ class Canary:
         clock: Clock = utc_now,
     ) -> None:
         self._producer = producer
+        self._gate = gate
         self._store = store
         self._privacy = privacy
         self._interval = interval_seconds
@@ -104,7 +108,8 @@ class Canary:
         blocks = encode_blocks(frame, partitions=len(villages), max_bytes=self._max_block_bytes)
         began = time.monotonic()
         try:
-            deliveries = await self._producer.send(blocks)
+            async with self._gate:
+                deliveries = await self._producer.send(blocks)
         except UnavailableError:
             self._missed(range(len(villages)), began)
             raise

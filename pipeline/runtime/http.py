@@ -239,6 +239,7 @@ def assemble(
     if gateway is not None and settings.canary_interval_seconds:
         canary = Canary(
             producer=gateway.producer,
+            gate=gateway.gate,
             store=reader,
             privacy=gateway.privacy,
             interval_seconds=settings.canary_interval_seconds,

@@ -19,6 +19,7 @@ from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import to_frame
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.ingest.blocks import decode_block, partition_of
+from pipeline.ingest.gate import Gate
 from pipeline.ingest.keys import Credential, KeyStore
 from pipeline.ingest.memory import MemoryLog
 from pipeline.process.flow import case_events_of
@@ -46,6 +47,7 @@ class Away:
 def make(log: MemoryLog, store: Any) -> Canary:
     return Canary(
         producer=log,
+        gate=Gate(1.0),
         store=store,
         privacy=Privacy(SECRET),
         interval_seconds=0.5,
