@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 LIMIT = 8_000_000
 QUIET_SECONDS = 4.0
-ROLLS = 4
+ROLLS = 3
 CLIENTS = 4
 BATCH = 40
 SEED = 20261122

@@ -1,0 +1,88 @@
+"""Requests made from the API description, valid and spoilt, against the real service: every answer is one that
+the description promises, and none is a 5xx."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.hostile.world import World, open_world, patience
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3_600 if "FUZZ" in os.environ else 240)]
+
+FUZZ: Final = int(os.environ.get("FUZZ", "1"))
+#: Per operation and kind of data.
+EXAMPLES: Final = 6
+#: A stream without an end, and pages of another kind.
+LEFT_OUT: Final = {"/v1/live"}
+CHECKS: Final = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with open_world(tmp_path_factory.mktemp("openapi") / "data") as opened:
+        yield opened
+
+
+def test_every_answer_is_one_that_the_description_promises(world: World) -> None:
+    schema = schemathesis.openapi.from_url(f"{world.service.url}/openapi.json")
+    tried: Counter[str] = Counter()
+    problems: list[str] = []
+    headers = {"Authorization": f"Bearer {world.key}"}
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        if operation.path in LEFT_OUT:
+            continue
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            strategy = operation.as_strategy(generation_mode=mode)
+
+            @settings(
+                max_examples=EXAMPLES * FUZZ,
+                deadline=None,
+                database=None,
+                derandomize=FUZZ == 1,
+                phases=(Phase.generate,),
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(case=strategy, data=st.none())
+            def ask(case: schemathesis.Case, data: None) -> None:
+                began = time.monotonic()
+                response = case.call(headers=headers)
+                tried[f"{response.status_code // 100}xx"] += 1
+                assert time.monotonic() - began < patience() + 1, "too slow"
+                case.validate_response(response, checks=list(CHECKS))
+
+            try:
+                ask()
+            except Exception as error:
+                name = f"{operation.method.upper()} {operation.path} {mode.name}"
+                if type(error).__name__ in {"Unsatisfiable", "SkipTest"}:
+                    continue  # an operation without parameters has no wrong data
+                problems.append(f"{name}: {type(error).__name__}: {str(error)[:1500]}")
+    print(f"schemathesis: {sum(tried.values())} requests, answers {dict(tried)}, problems {len(problems)}")
+    assert not problems, "\n\n".join(problems)
+    assert sum(tried.values()) >= 50
+    assert tried["5xx"] == 0
+    world.still_well()
