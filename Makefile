@@ -12,7 +12,7 @@ export TMPDIR := $(CURDIR)/var/tmp
 export PIP_CACHE_DIR := $(CURDIR)/var/cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test test-fault kafka check format bench-smoke load clean lock prometheus dashboards
+.PHONY: help setup run demo test test-fault kafka check format bench-smoke load clean lock prometheus browser dashboards
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,7 +37,7 @@ test: setup ## every test that needs no other machine, on WORKERS=2 processes (a
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fault: setup ## kills, outages and pauses against the embedded broker and three Kafka brokers (ROUNDS=20)
-	@FAULT=1 $(BIN)/pytest tests/fault
+	@FAULT=1 $(BIN)/pytest tests/fault tests/integration/test_worker_stream.py
 
 kafka: setup ## a Kafka of our own on loopback until Ctrl-C (NODES=3 for three nodes)
 	@exec $(BIN)/python -m infra.kafka --nodes $(NODES)
@@ -57,6 +57,9 @@ format: setup ## apply the formatter and the safe lint fixes
 
 prometheus: ## Debian's prometheus and promtool into var/prometheus, for the tests that need them (no root)
 	@infra/prometheus/get.sh
+
+browser: ## Debian's chromium and a Chinese font, for the tests of the live page (asks for root)
+	@infra/browser/install.sh
 
 dashboards: setup ## rewrite the Grafana dashboards from infra/grafana
 	@$(BIN)/python -m infra.grafana.generate

@@ -25,10 +25,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if os.environ.get("FAULT") == "1":
         return
-    skip = pytest.mark.skip(reason="takes minutes: make test-fault runs it")
+    long = pytest.mark.skip(reason="takes minutes: make test-fault runs it")
+    three = pytest.mark.skip(reason="on three Kafka nodes: make test-fault runs it")
     for item in items:
         if item.get_closest_marker("fault"):
-            item.add_marker(skip)
+            item.add_marker(long)
+        elif isinstance(item, pytest.Function) and "kafka" in item.name:
+            item.add_marker(three)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -50,14 +50,16 @@ class Ledger:
 class Load:
     """Threads that send events at `url` until `stop`; every request is repeated until it is answered 2xx.
 
-    pace : requests/s of all threads together; size : events per request; copies : share of answered
-    requests that are sent once more. hold_cases : an event of a case may be sent before an earlier one.
+    name : part of the ids, different for each load of a run. pace : requests/s of all threads together;
+    size : events per request; copies : share of answered requests that are sent once more; patience : for how
+    long a request is repeated, seconds.
     """
 
     url: str
     key: str
     ledger: Ledger
     seed: int
+    name: str = ""
     pace: float = 20
     size: int = 10
     threads: int = 2
@@ -143,7 +145,7 @@ class Load:
                     case, grid, step, at = self._open.pop(self._random.randrange(len(self._open)))
                 else:
                     self._number += 1
-                    case, grid, step = f"{self.seed}-{self._number}", self._random.choice(GRIDS), 0
+                    case, grid, step = f"{self.seed}{self.name}-{self._number}", self._random.choice(GRIDS), 0
                     at = datetime.now(UTC) - timedelta(minutes=10)
                 found.append(_event(case, grid, step, at))
                 if step + 1 < len(STEPS):

@@ -171,6 +171,7 @@ class System:
         self.load: Load | None = None
         self.http_port = broker.free_port()
         self.kills = 0
+        self.loads = 0
 
     def _reference(self) -> Path:
         directory = self.directory / "reference"
@@ -233,7 +234,10 @@ class System:
         return f"http://127.0.0.1:{self.http_port}"
 
     def start_load(self, **options: Any) -> Load:
-        self.load = Load(self.url, self.key, self.ledger, self.seed, **options).start()
+        self.loads += 1
+        self.load = Load(
+            self.url, self.key, self.ledger, self.seed + self.loads, name=f".{self.loads}", **options
+        ).start()
         return self.load
 
     # --- what the system says

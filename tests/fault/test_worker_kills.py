@@ -14,7 +14,7 @@ from tests.fault.worker_process import POINTS
 Report = dict[str, object]
 CRASHES = [f"{when}:{name}" for name in POINTS for when in ("before", "after")]
 #: Points that are looked at in every `make test`; the others in `make test-fault`.
-QUICK = {"after:insert:events", "before:commit"}
+QUICK = {"after:insert:events"}
 
 
 @pytest.mark.fault

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import uuid
 import zlib
@@ -32,6 +33,17 @@ from tests.kafka import embedded_broker
 PARTITIONS = 3
 OUTCOME_TABLES = ("events", "rejections", "duplicates", "quarantine")
 PATIENCE_SECONDS = 60
+
+
+#: Run on Kafka in `make test` too; the others only in `make test-fault`.
+ON_KAFKA_ALWAYS = {"test_records_become", "test_a_crash_between", "test_a_second_worker"}
+
+
+@pytest.fixture(autouse=True)
+def _long_ones_elsewhere(request: pytest.FixtureRequest) -> None:
+    name = request.node.name
+    if "[kafka" in name and os.environ.get("FAULT") != "1" and not name.startswith(tuple(ON_KAFKA_ALWAYS)):
+        pytest.skip("once more on Kafka: make test-fault runs it")
 
 
 @pytest.fixture(scope="module", params=["embedded", "kafka"])

@@ -1,0 +1,243 @@
+"""Members of the group that come, go, freeze, and come back to find their partitions with others."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+
+from pipeline.runtime import broker
+from tests.fault.conftest import ROUNDS
+from tests.fault.system import PARTITIONS, System
+
+Report = dict[str, object]
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_16_worker_paused_past_its_session(town: System, report: Report) -> None:
+    """SIGSTOP; another worker takes over; SIGCONT: the first one wakes with a block in its hands."""
+    town.start_gateway()
+    first = town.start_worker()
+    town.start_load()
+    town.until_stored(50)
+    backwards = 0
+    rounds = max(ROUNDS // 7, 3)
+    for _ in range(rounds):
+        first.signal(signal.SIGSTOP)
+        second = town.start_worker()
+        town.until_stored(50)
+        at = town.committed()
+        first.signal(signal.SIGCONT)
+        for _ in range(20):
+            now = town.committed()
+            backwards += sum(now.get(part, 0) < offset for part, offset in at.items())
+            at = now
+            time.sleep(0.25)
+        town.until_stored(20)
+        town.kill(first)
+        first = second
+    town.drained()
+    verdict = town.verdict()
+    report |= {"rounds": rounds, "kills": town.kills, "backward_commits": backwards, "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert backwards == 0
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(1800)
+def test_17_rebalance_storm(town: System, report: Report, seed: int) -> None:
+    """Up to three workers, started, stopped and killed at random while events flow."""
+    rng = random.Random(seed)
+    town.start_gateway()
+    running = [town.start_worker()]
+    town.start_load()
+    town.until_stored()
+    stops = 0
+    for _ in range(ROUNDS):
+        time.sleep(rng.uniform(1, 5))
+        running = [worker for worker in running if worker.running]
+        if len(running) < 3 and (len(running) < 2 or rng.random() < 0.6):
+            running.append(town.start_worker())
+            continue
+        worker = running.pop(rng.randrange(len(running)))
+        if rng.random() < 0.5:
+            town.kill(worker)
+        else:
+            worker.signal(signal.SIGTERM)
+            assert worker.wait(30) == 0, worker.tail()
+            stops += 1
+    if not any(worker.running for worker in running):
+        town.start_worker()
+    town.until_stored(10)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"rounds": ROUNDS, "kills": town.kills, "stops": stops, "verdict": verdict}
+    assert verdict.zeros, verdict
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_28_topic_recreated(town: System, report: Report) -> None:
+    """The topic is deleted and made again under a running worker: a new incarnation, nothing swallowed.
+
+    Deleting a topic deletes what was not read yet, so the load stands still for it.
+    """
+    town.start_gateway()
+    worker = town.start_worker()
+    rounds = 3
+    for _ in range(rounds):
+        load = town.start_load()
+        town.until_stored(50)
+        load.stop()
+        town.drained()
+        town.admin.delete_topics([town.topic])[town.topic].result(20)
+        deadline = time.monotonic() + 20
+        while town.topic in town.admin.list_topics(timeout=5).topics:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        broker.ensure_topic(town.admin, town.topic, PARTITIONS)
+        if worker.wait(40) is None:
+            pytest.fail("the worker went on with a topic that is gone" + worker.tail())
+        worker = town.start_worker()
+    town.start_load()
+    town.until_stored(50)
+    town.drained()
+    verdict = town.verdict()
+    incarnations = town.query("SELECT uniqExact(_inc) FROM events")[0][0]
+    report |= {"rounds": rounds, "incarnations": incarnations, "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert incarnations == rounds + 1
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_30_sigterm_under_full_load(town: System, report: Report) -> None:
+    """Worker and gateway, each stopped in the middle of the load: exit 0 within 25 s, zeros."""
+    gateway = town.start_gateway()
+    slowest = 0.0
+    rounds = max(ROUNDS // 4, 5)
+    town.start_load(pace=60, size=20, threads=4)
+    for turn in range(rounds):
+        worker = town.start_worker()
+        town.until_stored(50)
+        for process in (worker, gateway) if turn % 2 else (worker,):
+            started = time.monotonic()
+            process.signal(signal.SIGTERM)
+            assert process.wait(30) == 0, process.tail()
+            slowest = max(slowest, time.monotonic() - started)
+        if turn % 2:
+            gateway = town.start_gateway()
+    town.start_worker()
+    town.drained()
+    verdict = town.verdict()
+    report |= {"rounds": rounds, "slowest_stop": round(slowest, 1), "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert slowest <= 25
+
+
+def test_31_sigterm_with_the_store_down(town: System, report: Report) -> None:
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load()
+    town.until_stored(20)
+    town.store_proxy.up = False
+    time.sleep(1)
+    before = town.committed()
+    started = time.monotonic()
+    worker.signal(signal.SIGTERM)
+    code = worker.wait(30)
+    seconds = time.monotonic() - started
+    assert code is not None, worker.tail()
+    assert seconds <= 25
+    assert town.committed() == before, "committed what is not stored"
+    town.store_proxy.up = True
+    town.start_worker()
+    town.drained()
+    verdict = town.verdict()
+    report |= {"stop_seconds": round(seconds, 1), "exit_code": code, "verdict": verdict}
+    assert verdict.zeros, verdict
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(300)
+def test_32_signals_while_it_starts(town: System, report: Report, seed: int) -> None:
+    """Two SIGTERMs, or a SIGINT, at any moment of the start: it ends, and the next one starts."""
+    rng = random.Random(seed)
+    codes = set()
+    for _ in range(max(ROUNDS // 2, 5)):
+        worker = town.start_worker()
+        time.sleep(rng.uniform(0.0, 5.0))
+        for number in rng.choice([(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,)]):
+            worker.signal(number)
+            time.sleep(0.05)
+        codes.add(worker.wait(25))
+        assert None not in codes, worker.tail()
+    town.start_gateway()
+    town.start_worker()
+    town.start_load()
+    town.until_stored(20)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"exit_codes": sorted(code for code in codes if code is not None), "verdict": verdict}
+    assert verdict.zeros, verdict
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_35_crash_loop_while_it_recovers(town: System, report: Report, seed: int) -> None:
+    """Killed within its first seconds, again and again; then it converges."""
+    rng = random.Random(seed)
+    town.start_gateway()
+    worker = town.start_worker()
+    load = town.start_load()
+    town.until_stored(20)
+    town.kill(worker)
+    for _ in range(ROUNDS):
+        worker = town.start_worker()
+        time.sleep(rng.uniform(1.0, 6.0))
+        town.kill(worker)
+    town.start_worker()
+    town.until_stored(20)
+    load.stop()
+    town.drained()
+    verdict = town.verdict()
+    report |= {"rounds": ROUNDS, "kills": town.kills, "verdict": verdict}
+    assert verdict.zeros, verdict
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_37_event_loop_stalled(town: System, report: Report) -> None:
+    """The loop of a worker stands still for 20 s, past its session: noticed by the group, zeros."""
+    town.start_gateway()
+    town.start_worker("stall:20", 3)
+    town.start_load()
+    town.until_stored(20)
+    time.sleep(5)
+    town.start_worker()
+    time.sleep(25)
+    town.until_stored(20)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"verdict": verdict}
+    assert verdict.zeros, verdict
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("point", ["panic:before:judge"])
+def test_38_polars_panics_in_a_thread(town: System, report: Report, point: str) -> None:
+    """The process ends with an error, and the next one reads again what was on the way."""
+    town.start_gateway()
+    worker = town.start_worker(point, 3)
+    town.start_load()
+    code = worker.wait(60)
+    assert code not in {None, 0}, worker.tail()
+    town.start_worker()
+    town.until_stored(20)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"exit_code": code, "verdict": verdict}
+    assert verdict.zeros, verdict

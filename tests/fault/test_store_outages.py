@@ -1,0 +1,199 @@
+"""The store is away, slow, flapping, full, or answers into the void: nothing is lost, nothing is doubled.
+
+The workers reach ClickHouse over a real socket, through a proxy that cuts, delays and answers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import psutil
+import pytest
+
+from tests.fault.conftest import ROUNDS
+from tests.fault.system import System
+
+Report = dict[str, object]
+#: Only inserts of the sink carry it, in the request line.
+TOKEN = b"insert_deduplication_token"
+
+
+def error_reply(code: int, name: str) -> bytes:
+    """What ClickHouse's HTTP interface answers when a query fails with `code`."""
+    body = f"Code: {code}. DB::Exception: injected. ({name})\n".encode()
+    head = (
+        "HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/plain\r\n"
+        f"X-ClickHouse-Exception-Code: {code}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def finish(town: System, report: Report, **figures: object) -> None:
+    """Drain, judge, note the figures."""
+    drain = town.drained()
+    verdict = town.verdict()
+    report |= {**figures, "drain_seconds": round(drain, 1), "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert verdict.acked > 0
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_6_reply_of_an_insert_lost(town: System, report: Report) -> None:
+    """The insert is done, its answer never arrives: the same token is sent again."""
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load()
+    town.until_stored()
+    for _ in range(ROUNDS):
+        town.store_proxy.drop_reply_to(TOKEN)
+        time.sleep(0.5)
+    finish(town, report, rounds=ROUNDS, replies_dropped=town.store_proxy.dropped)
+    assert town.store_proxy.dropped >= ROUNDS // 2
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_7_insert_done_after_the_client_gave_up(town: System, report: Report) -> None:
+    """Replies come after the client's time-out: each insert is sent again while the first one stands."""
+    town.environment["GRIDPIPE_INSERT_TIMEOUT_SECONDS"] = "1"
+    town.environment["FAULT_GRACE_SECONDS"] = "1"
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load(pace=10)
+    town.until_stored()
+    for _ in range(3):
+        town.store_proxy.delay_reply = 4.0
+        time.sleep(6)
+        town.store_proxy.delay_reply = 0.0
+        town.until_stored(5)
+    finish(town, report, rounds=3, again=worker.said("does not take the block"))
+    assert worker.said("does not take the block") > 0
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(1200)
+def test_8_store_down_then_drained(town: System, report: Report) -> None:
+    """Down under load (DOWN seconds, 300 in the nightly run): memory flat, then quicker than the input."""
+    down = float(os.environ.get("DOWN", "60"))
+    town.start_gateway()
+    worker = town.start_worker()
+    load = town.start_load(pace=20)
+    town.until_stored(100)
+    time.sleep(5)
+    town.store_proxy.up = False
+    time.sleep(3)
+    before = psutil.Process(worker.pid).memory_info().rss
+    acked = len(town.ledger.acked)
+    time.sleep(down)
+    grown = psutil.Process(worker.pid).memory_info().rss / before - 1
+    waiting = len(town.ledger.acked) - acked
+    rate = waiting / down
+    stored, started = town.stored(), time.monotonic()
+    town.store_proxy.up = True
+    while town.stored() < stored + waiting:
+        assert time.monotonic() - started < 300, "not drained" + town.tails()
+        time.sleep(0.2)
+    seconds = time.monotonic() - started
+    drain_rate = waiting / seconds + rate  # what came in meanwhile was stored too
+    load.stop()
+    finish(
+        town, report, down_seconds=down, events_waiting=waiting, input_per_second=round(rate),
+        drained_in=round(seconds, 1), memory_growth=f"{grown:+.1%}",
+    )  # fmt: skip
+    assert worker.running
+    assert grown < 0.10, f"memory grew by {grown:.0%} while the store was down"
+    assert drain_rate >= 2 * rate
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_9_store_flapping(town: System, report: Report) -> None:
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load()
+    town.until_stored()
+    for _ in range(max(ROUNDS, 20)):
+        town.store_proxy.up = False
+        time.sleep(1)
+        town.store_proxy.up = True
+        time.sleep(1)
+    finish(town, report, rounds=max(ROUNDS, 20))
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("code", "name"), [(252, "TOO_MANY_PARTS"), (241, "MEMORY_LIMIT_EXCEEDED")])
+def test_10_store_overloaded(town: System, report: Report, code: int, name: str) -> None:
+    """Codes that pass by themselves are repeated, and no row is quarantined for them."""
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load()
+    town.until_stored()
+    town.store_proxy.answer(TOKEN, error_reply(code, name))
+    before = town.stored()
+    time.sleep(8)
+    assert town.stored() <= before + 200, "inserts went through"
+    town.store_proxy.answer(b"", None)
+    town.until_stored(10)
+    finish(town, report, answered=town.store_proxy.answered)
+    assert town.store_proxy.answered > 0
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_18_half_open_connection_to_the_store(town: System, report: Report) -> None:
+    """Nothing is forwarded and nothing is closed: noticed after the time-out, sent again."""
+    town.environment["GRIDPIPE_INSERT_TIMEOUT_SECONDS"] = "1"
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load(pace=10)
+    town.until_stored()
+    town.store_proxy.hold = True
+    time.sleep(10)
+    town.store_proxy.cut()
+    town.store_proxy.hold = False
+    town.until_stored(10)
+    finish(town, report)
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_19_slow_link_to_the_store(town: System, report: Report) -> None:
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load(pace=4)
+    town.until_stored()
+    town.store_proxy.bytes_per_second = 200_000
+    town.store_proxy.delay_reply = 0.3
+    time.sleep(20)
+    town.store_proxy.bytes_per_second = None
+    town.store_proxy.delay_reply = 0.0
+    finish(town, report)
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_3_store_killed_while_it_inserts(town: System, report: Report) -> None:
+    """SIGKILL of ClickHouse itself: what it had is there after its restart, the rest is sent again."""
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load()
+    town.until_stored()
+    rounds = max(ROUNDS // 4, 3)
+    for _ in range(rounds):
+        assert town.store.process is not None
+        time.sleep(1.5)
+        town.store.process.kill()
+        town.kills += 1
+        town.store.start()
+        town.client = town.store.client(town.database)
+        town.until_stored(10)
+    finish(town, report, rounds=rounds, kills=town.kills)
+    assert worker.running
