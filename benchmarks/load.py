@@ -1,111 +1,187 @@
-"""`make load SCENARIO=steady`: a service of its own, a simulated city, locust, and the server-side check."""
+"""`make load SCENARIO=steady`: a service of its own, locust in one of eight scenarios, server-side checks.
+
+    python -m benchmarks.load SCENARIO [--rate N] [--seconds S] [--kafka-share 0.25]
+
+Reports (HTML, CSV, events by second) lie in var/load/SCENARIO. Exit 1 when a check fails.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
-import orjson
+import psutil
 
+from benchmarks import cache
+from benchmarks.harness import broker
+from benchmarks.load_bodies import MARK
+from benchmarks.load_shapes import LENGTHS, SHAPES
+from benchmarks.peers_inputs import ndjson
+from benchmarks.workload import SOURCE
+from pipeline.ingest.keys import KeyStore
 from pipeline.runtime.supervisor import Supervisor
 from pipeline.settings import load_settings
 
-#: As in locustfile.py.
-MARK = "-mark000000-"
-SCENARIOS = {"steady": "Steady"}
+PERSONS = 20_000
+#: Memory must be flat within this share after the first third of a soak.
+MEMORY_TOLERANCE = 0.05
+_SOAK_SECONDS = 600
 HERE = Path(__file__).parent
 
 
-def run(command: list[str], **more: object) -> None:
-    subprocess.run(command, check=True, **more)  # type: ignore[call-overload]
+class Memory:
+    """Resident megabytes of the service's processes, sampled beside the load."""
 
+    def __init__(self, service: Supervisor) -> None:
+        self.service = service
+        self.samples: list[tuple[float, dict[str, float]]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
-def mark_ids(plain: Path, marked: Path) -> None:
-    """Give every id a mark that the load client renews at each pass over the file."""
-    with plain.open("rb") as lines, marked.open("wb") as out:
-        for line in lines:
-            try:
-                event = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                out.write(line)
-                continue
-            for name in ("event_id", "case_id", "submission_id"):
-                if isinstance(event.get(name), str):
-                    event[name] += MARK
-            primary = (event.get("attributes") or {}).get("primary_case_id")
-            if isinstance(primary, str):
-                event["attributes"]["primary_case_id"] = primary + MARK
-            out.write(orjson.dumps(event) + b"\n")
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        begin = time.monotonic()
+        while not self._stop.wait(2):
+            found = {}
+            for role, pid in self.service.pids.items():
+                with contextlib.suppress(psutil.Error):
+                    found[role] = psutil.Process(pid).memory_info().rss / 2**20
+            self.samples.append((time.monotonic() - begin, found))
+
+    def write(self, path: Path) -> None:
+        roles = sorted({role for _, found in self.samples for role in found})
+        lines = [",".join(["second", *roles])]
+        lines += [
+            ",".join([f"{at:.0f}", *(f"{found.get(role, 0):.1f}" for role in roles)])
+            for at, found in self.samples
+        ]
+        path.write_text("\n".join(lines) + "\n")
+
+    def growth(self, role: str) -> float:
+        """Last third over second third, as a share; 0 with too few samples."""
+        values = [found[role] for _, found in self.samples if role in found]
+        third = len(values) // 3
+        if third < 3:
+            return 0.0
+        return sum(values[-third:]) / sum(values[-2 * third : -third]) - 1
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scenario", choices=sorted(SCENARIOS), help="the shape of the load")
-    parser.add_argument("--rate", type=float, default=1_500, help="events/s asked for (default %(default)s)")
-    parser.add_argument("--seconds", type=int, default=60, help="length of the load (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scenario", choices=sorted(SHAPES), help="the shape of the load")
+    parser.add_argument("--rate", type=float, default=1_500, help="base rate, events/s (default %(default)s)")
     parser.add_argument(
-        "--events", type=int, default=100_000, help="distinct events prepared (default %(default)s)"
+        "--seconds", type=int, help="length; a short form keeps the shape (default: 60 or more)"
+    )
+    parser.add_argument("--events", type=int, default=100_000, help="distinct events (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=500, help="events per request (default %(default)s)")
+    parser.add_argument(
+        "--p99-ms", type=float, default=5_000, help="limit of the answers' p99 (default %(default)s)"
     )
     parser.add_argument(
-        "--data-dir", type=Path, default=Path("var/load"), help="emptied first (default %(default)s)"
+        "--kafka-share", type=float, default=0.0, help="users that write to the topic directly"
     )
+    parser.add_argument("--data-dir", type=Path, default=Path("var/load"), help="reports go below it")
     options = parser.parse_args()
+    seconds = options.seconds or LENGTHS.get(options.scenario, 60)
 
-    shutil.rmtree(options.data_dir, ignore_errors=True)
-    report = options.data_dir / "report"
+    report = (options.data_dir / options.scenario).resolve()
+    shutil.rmtree(report, ignore_errors=True)
     report.mkdir(parents=True)
-    gridpipe = str(Path(sys.executable).with_name("gridpipe"))
-    city, plain, feed = (options.data_dir / name for name in ("city", "plain.ndjson", "events.ndjson"))
-    print("making the city and the events", flush=True)
-    run([gridpipe, "simulate", "city", "--out", str(city)])
-    run(
-        [gridpipe, "simulate", "events", "--city", str(city), "--count", str(options.events)]
-        + ["--seed", "7", "--out", str(plain)]
-    )
-    mark_ids(plain, feed)
-    settings = load_settings(data_dir=options.data_dir / "data", http="127.0.0.1:0")
-    with Supervisor(settings, simulate=False, quiet=True) as service:
+    data = report / "data"
+    print("making the events and the store", flush=True)
+    source = cache.events(options.events, PERSONS, salt=MARK.decode())
+    feed = ndjson(source)
+    cache.copy_store(PERSONS, data)
+    code = 1
+    with contextlib.ExitStack() as stack:
+        direct = stack.enter_context(broker()).bootstrap if options.kafka_share else None
+        settings = load_settings(
+            data_dir=data,
+            http="127.0.0.1:0",
+            kafka=direct,
+            log_level="warning",
+            quota_source_events_per_second=0,
+            quota_source_requests_per_second=0,
+        )
+        key = KeyStore(settings.keys_path).create([SOURCE])
+        service = stack.enter_context(Supervisor(settings, simulate=False, quiet=True))
         service.wait_ready()
-        run(
-            [
-                gridpipe,
-                "reference",
-                "load",
-                str(city),
-                "--url",
-                service.url,
-                "--data-dir",
-                str(settings.data_dir),
-            ]
-        )
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "locust",
-                "-f",
-                str(HERE / "locustfile.py"),
-                "--headless",
-                "--only-summary",
-                "--stop-timeout",
-                "30",
-            ]
-            + ["--host", service.url, "--html", str(report / "report.html"), "--csv", str(report / "load")],
-            env={
-                **os.environ,
-                "LOAD_EVENTS": str(feed),
-                "LOAD_KEY": service.local_key,
-                "LOAD_RATE": str(options.rate),
-                "LOAD_SECONDS": str(options.seconds),
-            },
-            check=False,
-        )
+        with Memory(service) as memory:
+            code = locust(options, seconds, report, feed, service.url, key, direct)
+        memory.write(report / "memory.csv")
+        for role in sorted(service.pids):
+            grown = memory.growth(role)
+            flat = grown <= MEMORY_TOLERANCE
+            print(f"memory of {role}: {grown:+.1%} from the second to the last third")
+            if options.scenario == "soak" and seconds >= _SOAK_SECONDS and not flat:
+                print(f"FAILED: memory of {role} grew by more than {MEMORY_TOLERANCE:.0%}")
+                code = 1
+    shutil.rmtree(data, ignore_errors=True)
     print(f"report: {report / 'report.html'}")
-    return done.returncode
+    return code
+
+
+def locust(  # noqa: PLR0917
+    options: argparse.Namespace,
+    seconds: int,
+    report: Path,
+    feed: Path,
+    url: str,
+    key: str,
+    direct: str | None,
+) -> int:
+    """Run locust; its exit code."""
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "locust",
+            "-f",
+            str(HERE / "locustfile.py"),
+            "--headless",
+            "--only-summary",
+            "--stop-timeout",
+            "60",
+            "--host",
+            url,
+            "--html",
+            str(report / "report.html"),
+            "--csv",
+            str(report / "load"),
+        ],
+        env={
+            **os.environ,
+            "LOAD_SCENARIO": options.scenario,
+            "LOAD_EVENTS": str(feed),
+            "LOAD_KEY": key,
+            "LOAD_RATE": str(options.rate),
+            "LOAD_SECONDS": str(seconds),
+            "LOAD_BATCH": str(options.batch),
+            "LOAD_P99_MS": str(options.p99_ms),
+            "LOAD_REPORT": str(report),
+            "LOAD_KAFKA_SHARE": str(options.kafka_share),
+            "PYTHONPATH": str(HERE.parent),
+            **({"LOAD_KAFKA": direct} if direct else {}),
+        },
+        check=False,
+    ).returncode
 
 
 if __name__ == "__main__":

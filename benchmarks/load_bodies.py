@@ -1,0 +1,76 @@
+"""What a load test posts: bodies serialised before the clock starts, with ids that no pass repeats."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+#: Ids in the file carry this mark; every pass over the file replaces it, so that no id is sent twice.
+MARK: Final = b"pass00000."
+#: `bad-data`: one line in five is broken, in turn in each of these ways.
+BAD_SHARE: Final = 0.2
+STORM_REPORTS: Final = 1_000
+
+
+@dataclass(frozen=True)
+class Body:
+    """One request: NDJSON of `events` lines, of which the contract refuses `bad`; `repeats` : sent before."""
+
+    data: bytes
+    events: int
+    bad: int = 0
+    repeats: bool = False
+
+
+class Batches:
+    """The file cut into bodies of `size` events."""
+
+    def __init__(self, path: Path, size: int, scenario: str) -> None:
+        lines = path.read_bytes().splitlines()
+        self.scenario = scenario
+        self.cuts = [lines[at : at + size] for at in range(0, len(lines), size)]
+        self.bad = [0] * len(self.cuts)
+        if scenario == "bad-data":
+            for number, cut in enumerate(self.cuts):
+                self.bad[number] = sum(at % 5 == 4 for at in range(len(cut)))
+                self.cuts[number] = [
+                    spoilt(line, at // 5) if at % 5 == 4 else line for at, line in enumerate(cut)
+                ]
+        self.bodies = [b"\n".join(cut) for cut in self.cuts]
+        self.taken = 0
+        self.storm = storm_bodies(lines) if scenario == "storm" else []
+
+    def take(self) -> Body:
+        """The next body. In `replay` every body comes twice in a row, the second time as a repetition."""
+        number = self.taken // 2 if self.scenario == "replay" else self.taken
+        repeats = self.scenario == "replay" and self.taken % 2 == 1
+        self.taken += 1
+        passes, at = divmod(number, len(self.bodies))
+        data = self.bodies[at].replace(MARK, b"pass%05d." % passes)
+        return Body(data, len(self.cuts[at]), self.bad[at], repeats)
+
+
+def spoilt(line: bytes, number: int) -> bytes:
+    """The line with one fault that the contract names."""
+    ways = (
+        lambda text: text[: len(text) // 2],  # cut off
+        lambda text: text.replace(b'"event_type":"', b'"event_type":"NO_'),
+        lambda text: re.sub(rb'"occurred_at":"[^"]*"', b'"occurred_at":"yesterday"', text),
+        lambda text: text.replace(b'"channel":', b'"chanel":'),
+        lambda text: re.sub(rb'"grid_code":"[^"]*"', b'"grid_code":"44"', text),
+    )
+    return ways[number % len(ways)](line)
+
+
+def storm_bodies(lines: list[bytes]) -> list[Body]:
+    """One place reported a thousand times: the same report by a thousand reporters, one a request."""
+    model = next(line for line in lines if b'"REPORTED"' in line and b'"channel":"hotline_12345"' in line)
+    found = []
+    for number in range(STORM_REPORTS):
+        data = re.sub(rb'"(event|case)_id":"[^"]*"', rb'"\1_id":"storm.\1-%04d"' % number, model)
+        data = re.sub(rb'"key":"[^"]*"', b'"key":"storm.citizen-%04d"' % number, data)
+        data = data.replace(b'"type":"full_time"', b'"type":"citizen"')
+        found.append(Body(data, 1))
+    return found

@@ -1,0 +1,92 @@
+"""Scenarios of load: how many users at which second. A user sends a fixed share of the base rate."""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar, Final
+
+from locust import LoadTestShape
+
+SECONDS: Final = float(os.environ.get("LOAD_SECONDS", "60"))
+#: Users at the base rate; each sends an eighth of it.
+USERS: Final = 8
+
+
+class Shape(LoadTestShape):
+    """`factor` of the base rate at a share (0–1) of the run; subclasses say only that."""
+
+    abstract = True
+    #: Users started per second when the factor rises; None: all at once.
+    spawn_seconds: ClassVar[float] = 1.0
+
+    def factor(self, at: float) -> float:
+        raise NotImplementedError
+
+    def tick(self) -> tuple[int, float] | None:
+        at = self.get_run_time() / SECONDS
+        if at >= 1.0:
+            return None
+        users = max(1, round(USERS * self.factor(at)))
+        missing = abs(users - self.get_current_user_count())
+        return users, max(1.0, missing / self.spawn_seconds)
+
+
+class Steady(Shape):
+    """The same load from the first second to the last."""
+
+    abstract = True
+
+    def factor(self, at: float) -> float:
+        return 1.0
+
+
+class Ramp(Shape):
+    """Twelve steps from a half to eight times the base rate; the knee is read from the answers."""
+
+    abstract = True
+    STEPS: ClassVar = (0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
+
+    def factor(self, at: float) -> float:
+        return self.STEPS[min(int(at * len(self.STEPS)), len(self.STEPS) - 1)]
+
+
+class Spike(Shape):
+    """Ten times the load within ten seconds (or a tenth of a short run), held a while, then as before."""
+
+    abstract = True
+    spawn_seconds: ClassVar = min(10.0, SECONDS / 10)
+
+    def factor(self, at: float) -> float:
+        return 10.0 if 0.3 <= at < 0.6 else 1.0
+
+
+class Reconnect(Shape):
+    """The network is back: one handset in five uploads six hours of backlog within five minutes.
+
+    Six hours of a fifth of the base rate in five minutes are 0.2 · 72 = 14.4 times the base rate, on top.
+    A short run keeps the rate and shortens the five minutes to a third of the run.
+    """
+
+    abstract = True
+    BACKLOG: ClassVar = 0.2 * 6 * 60 / 5
+
+    def factor(self, at: float) -> float:
+        window = min(300.0 / SECONDS, 1 / 3)
+        return 1.0 + (self.BACKLOG if 0.3 <= at < 0.3 + window else 0.0)
+
+
+#: Scenario -> shape. `storm`, `bad-data` and `replay` differ in what is sent, not in how much.
+SHAPES: Final[dict[str, type[Shape]]] = {
+    "steady": Steady,
+    "ramp": Ramp,
+    "spike": Spike,
+    "storm": Steady,
+    "reconnect": Reconnect,
+    "soak": Steady,
+    "bad-data": Steady,
+    "replay": Steady,
+}
+#: Seconds of the full form.
+LENGTHS: Final = {"ramp": 240, "spike": 120, "reconnect": 900, "soak": 1_800}
+#: Where the service may push back (429, 503 with Retry-After) without the scenario failing.
+MAY_PUSH_BACK: Final = frozenset({"ramp", "spike", "reconnect"})
