@@ -10,11 +10,13 @@ from typing import Final
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from infra.grafana.business import business
+from infra.grafana.load import load
 from infra.grafana.overview import overview
+from infra.grafana.sink import sink
 from infra.grafana.slo import slo
 
 DIRECTORY: Final = Path(__file__).parent / "dashboards"
-DASHBOARDS: Final = {"business": business, "overview": overview, "slo": slo}
+DASHBOARDS: Final = {"business": business, "overview": overview, "slo": slo, "sink": sink, "load": load}
 
 
 def rendered() -> dict[Path, str]:

@@ -75,7 +75,7 @@ def overview() -> Dashboard:
                 lines("结果 By outcome", {"{{outcome}}": "outcome:gridpipe_events:rate1m"}, unit="ops"),
                 lines(
                     "不予受理原因 Rejections by reason",
-                    {"{{reason}}": "reason:gridpipe_rejections:rate10m > 0"},
+                    {"{{reason}}": "topk(8, reason:gridpipe_rejections:rate10m)"},
                     unit="ops",
                 ),
                 lines(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clickhouse_connect.driver.client import Client
 
+from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.settings import load_settings
 from pipeline.store.client import connect
 from tests.e2e.service import Service, gridpipe
 from tests.observability.grafana import CLICKHOUSE, PROMETHEUS, PanelQuery, expand, panels
 from tests.observability.prometheus import Prometheus, alerts, records
-from tests.observability.world import history, report, write_reference
+from tests.observability.world import GRID, history, report, write_reference
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -72,6 +75,14 @@ def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> It
         running.close()
 
 
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[Client]:
+    """ClickHouse as Grafana sees it."""
+    found = connect(load_settings(data_dir=service.data_dir))
+    yield found
+    found.close()
+
+
 def metrics_page(service: Service) -> str:
     return str(service.client.get("/metrics").text)
 
@@ -113,12 +124,94 @@ def test_prometheus_evaluates_every_rule_and_a_healthy_service_raises_no_alarm(
     assert firing <= {"GridpipeFreshnessFastBurn"}
 
 
-@pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[Client]:
-    """ClickHouse as Grafana sees it."""
-    found = connect(load_settings(data_dir=service.data_dir))
-    yield found
-    found.close()
+def test_a_canary_of_every_partition_came_out_lately(prometheus: Prometheus) -> None:
+    seen = "count(time() - gridpipe_canary_last_seen_timestamp_seconds < 60)"
+    assert int(prometheus.wait_for(f"{seen} == {PARTITIONS}")[0]["value"][1]) == PARTITIONS
+    delays = [float(sample["value"][1]) for sample in prometheus.wait_for("gridpipe_canary_delay_seconds")]
+    assert len(delays) == PARTITIONS
+    assert all(0 < delay < 60 for delay in delays)
+    assert prometheus.query("sum(gridpipe_canary_sent_total) > 0")
+
+
+def test_canaries_are_explained_but_counted_nowhere(service: Service, client: Client) -> None:
+    found = client.query(
+        f"SELECT event_id, grid_code FROM events WHERE source = '{CANARY_SOURCE}'"
+    ).result_rows
+    assert len(found) >= PARTITIONS
+    explained = service.get(f"/v1/events/{CANARY_SOURCE}/{found[0][0]}")
+    assert explained["outcome"] == "recorded"
+    for table in ("case_events", "cases"):
+        assert client.query(f"SELECT count() FROM {table} WHERE case_id LIKE 'canary-%'").result_rows == [
+            (0,)
+        ]
+    for view in ("cohort", "flow"):
+        (city,) = service.get("/v1/kpi", by="city", view=view)["rows"]
+        assert city["orphans"] == 0
+    # The page is read in one go, but its two halves count at different moments: compare when all is still.
+    deadline = time.monotonic() + 30
+    while True:
+        page = metrics_page(service)
+        received, outcomes, accepted = (
+            total(page, name)
+            for name in (
+                "gridpipe_events_received_total{",
+                "gridpipe_events_total{",
+                'gridpipe_gateway_events_total{answer="accepted"',
+            )
+        )
+        if received == outcomes == accepted > 0:
+            break
+        assert time.monotonic() < deadline, (received, outcomes, accepted)
+        time.sleep(0.5)
+    assert CANARY_SOURCE not in page
+
+
+def total(page: str, begin: str) -> float:
+    """Sum of the samples whose line begins so."""
+    return sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith(begin))
+
+
+def test_a_client_cannot_send_as_the_canary(service: Service) -> None:
+    forged = report(9000, NOW, source=CANARY_SOURCE)
+    answer = service.client.post("/v1/events", json=[forged])
+    assert answer.status_code == 403
+    assert answer.json()["errors"][0]["code"] == "source_not_allowed"
+
+
+def test_api_command_prometheus_and_grafana_give_the_same_closure_rates(
+    service: Service, prometheus: Prometheus, client: Client
+) -> None:
+    """The same instant: the one that the gauges say they hold for."""
+    prometheus.wait_for("gridpipe_closure_ratio")
+    both = '{__name__=~"gridpipe_closure_ratio|gridpipe_business_as_of_timestamp_seconds"}'
+    samples = prometheus.query(both)
+    (as_of,) = [
+        datetime.fromtimestamp(round(float(sample["value"][1]), 3), UTC)
+        for sample in samples
+        if sample["metric"]["__name__"] != "gridpipe_closure_ratio"
+    ]
+    gauges = {
+        sample["metric"]["district"]: float(sample["value"][1])
+        for sample in samples
+        if sample["metric"]["__name__"] == "gridpipe_closure_ratio"
+    }
+    begin, end = as_of - timedelta(days=30), as_of
+    window = {"from": begin.isoformat(), "to": end.isoformat(), "as_of": end.isoformat()}
+    api = rates(service.get("/v1/kpi", by="district", **window))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in window.items()]
+    told = gridpipe("kpi", "--by", "district", "--json", "--url", service.url, *flags)
+    assert told.returncode == 0, told.stderr
+    panel = next(panel for panel in panels(CLICKHOUSE) if "District：指标" in panel.title)
+    shown = client.query(expand(panel.text, begin, end))
+    names = {row["name_zh"]: row["key"] for row in service.get("/v1/kpi", by="district", **window)["rows"]}
+    grafana = {names[row[0]]: row[shown.column_names.index("办结率 Closure")] for row in shown.result_rows}
+    assert gauges == api == rates(json.loads(told.stdout))
+    assert {key: rate for key, rate in grafana.items() if rate is not None} == api
+    assert 0 < api[GRID[:6]] < 1
+
+
+def rates(answer: dict[str, Any]) -> dict[str, float]:
+    return {row["key"]: row["closure_rate"] for row in answer["rows"] if row["closure_rate"] is not None}
 
 
 @pytest.mark.parametrize("panel", panels(PROMETHEUS), ids=str)

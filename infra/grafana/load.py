@@ -1,0 +1,88 @@
+"""Load test: what comes in, what is answered, what stays behind, on a scale of minutes."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from infra.grafana.panels import figure, lines, page
+
+_ANSWER_TIME = "histogram_quantile({q}, sum by (le) (rate(gridpipe_http_seconds_bucket[1m])))"
+
+
+def load() -> Dashboard:
+    return page(
+        "gridpipe-load",
+        "压测 Load test",
+        "`make load` 期间打开 To be watched during `make load`.",
+        {
+            "吞吐 Throughput": [
+                figure(
+                    "接收 Accepted/s",
+                    'sum(rate(gridpipe_gateway_events_total{answer="accepted"}[1m]))',
+                    unit="ops",
+                    width=6,
+                ),
+                figure("入库 Stored/s", "sum(outcome:gridpipe_events:rate1m)", unit="ops", width=6),
+                figure(
+                    "拒绝 Refused/s",
+                    'sum(rate(gridpipe_gateway_events_total{answer="refused"}[1m]))',
+                    unit="ops",
+                    width=6,
+                ),
+                figure(
+                    "未写入 Not written/s",
+                    'sum(rate(gridpipe_gateway_events_total{answer="not_written"}[1m]))',
+                    unit="ops",
+                    steps=((None, "green"), (0.01, "red")),
+                    width=6,
+                ),
+                lines(
+                    "接收与入库 Accepted and stored",
+                    {
+                        "接收 accepted": 'sum(rate(gridpipe_gateway_events_total{answer="accepted"}[1m]))',
+                        "入库 stored": "sum(outcome:gridpipe_events:rate1m)",
+                    },
+                    unit="ops",
+                ),
+                lines(
+                    "应答 Answers by status",
+                    {"{{status}}": "sum by (status) (rate(gridpipe_http_requests_total[1m]))"},
+                    unit="reqps",
+                ),
+            ],
+            "延迟 Latency": [
+                lines(
+                    "应答时间 Answer time",
+                    {"p50": _ANSWER_TIME.format(q=0.5), "p99": _ANSWER_TIME.format(q=0.99)},
+                    unit="s",
+                ),
+                lines(
+                    "入库延迟 Ingest delay",
+                    {
+                        "p50": "gridpipe:ingest_delay_seconds:p50_5m",
+                        "p99": "gridpipe:ingest_delay_seconds:p99_5m",
+                    },
+                    unit="s",
+                    limit=5,
+                ),
+                lines("积压 Lag", {"记录 records": "gridpipe:consumer_lag_records:sum"}),
+                lines(
+                    "阶段 Stages",
+                    {"{{stage}}": "stage:gridpipe_stage_seconds:mean5m"},
+                    unit="s",
+                ),
+                lines(
+                    "内存 Memory",
+                    {"http": "gridpipe_http_memory_bytes", "worker": "gridpipe_worker_memory_bytes"},
+                    unit="bytes",
+                ),
+                lines(
+                    "网关处理中 In flight",
+                    {"字节 bytes": "sum(gridpipe_gateway_in_flight_bytes)"},
+                    unit="bytes",
+                ),
+            ],
+        },
+        since="now-15m",
+        refresh="5s",
+    )

@@ -1,0 +1,79 @@
+"""ClickHouse sink: what the worker writes, how long it takes, and what lies in the tables."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from infra.grafana.panels import figure, lines, page, sql_table
+
+_PARTS = """
+SELECT table AS "表 Table", count() AS "分片 Parts", sum(rows) AS "行 Rows",
+    sum(bytes_on_disk) AS "磁盘 Disk",
+    sum(data_uncompressed_bytes) / sum(data_compressed_bytes) AS "压缩比 Ratio",
+    max(modification_time) AS "最近写入 Last write"
+FROM system.parts WHERE active AND database = currentDatabase() GROUP BY table ORDER BY table"""
+_PARTITIONS = """
+SELECT table AS "表 Table", partition AS "分区 Partition", count() AS "分片 Parts", sum(rows) AS "行 Rows"
+FROM system.parts WHERE active AND database = currentDatabase()
+GROUP BY table, partition ORDER BY "分片 Parts" DESC LIMIT 20"""
+
+
+def sink() -> Dashboard:
+    return page(
+        "gridpipe-sink",
+        "ClickHouse 写入 ClickHouse sink",
+        "插入、重试与各表大小 Inserts, retries and the size of each table.",
+        {
+            "写入 Inserts": [
+                lines(
+                    "插入次数 Inserts by table",
+                    {"{{table}}": "sum by (table) (rate(gridpipe_insert_seconds_count[5m]))"},
+                    unit="ops",
+                ),
+                lines(
+                    "平均耗时 Mean time of an insert",
+                    {
+                        "{{table}}": "sum by (table) (rate(gridpipe_insert_seconds_sum[5m]))"
+                        " / sum by (table) (rate(gridpipe_insert_seconds_count[5m]))"
+                    },
+                    unit="s",
+                ),
+                figure(
+                    "重试（1 小时） Retries, 1 h",
+                    "sum(increase(gridpipe_insert_retries_total[1h]))",
+                    steps=((None, "green"), (1, "orange")),
+                    width=6,
+                ),
+                figure(
+                    "每块行数 Rows per block",
+                    "sum(rate(gridpipe_batch_rows_sum[5m])) / sum(rate(gridpipe_batch_rows_count[5m]))",
+                    width=6,
+                ),
+                figure(
+                    "磁盘剩余 Disk free",
+                    "sum(gridpipe_store_disk_free_bytes)",
+                    unit="bytes",
+                    width=6,
+                ),
+                figure(
+                    "worker 内存 Worker memory", "sum(gridpipe_worker_memory_bytes)", unit="bytes", width=6
+                ),
+            ],
+            "表 Tables": [
+                sql_table(
+                    "各表 Tables",
+                    " ".join(_PARTS.split()),
+                    {"bytes": ["磁盘 Disk"], "locale": ["行 Rows"]},
+                    width=14,
+                ),
+                sql_table(
+                    "分片最多的分区 Most parts",
+                    " ".join(_PARTITIONS.split()),
+                    {"locale": ["行 Rows"]},
+                    width=10,
+                ),
+            ],
+        },
+        since="now-6h",
+        refresh="30s",
+    )
