@@ -42,9 +42,12 @@ def demo(
 
     harden()
     # reference data are loaded before every feed, so workers look often; the feed is patient, so that a slow
-    # machine answers late instead of asking for everything again
+    # machine answers late instead of asking for everything again; no canary among the rows that are compared
     settings = load_settings(
-        data_dir=data_dir, reference_refresh_seconds=1.0, durability_timeout_seconds=PATIENCE_SECONDS
+        data_dir=data_dir,
+        reference_refresh_seconds=1.0,
+        durability_timeout_seconds=PATIENCE_SECONDS,
+        canary_interval_seconds=0.0,
     )
     settings = settings.model_copy(update={"http": free_http(settings.http)})
     stop = threading.Event()
