@@ -27,9 +27,12 @@ def need_kafka() -> None:
 
 @pytest.fixture(scope="session")
 def kafka_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One Kafka node for the whole session; each test makes topics and groups of its own."""
+    """One Kafka node for the whole session; each test makes topics and groups of its own.
+
+    It keeps everything: records of tests carry old timestamps, and Kafka deletes by those.
+    """
     need_kafka()
-    with Cluster(tmp_path_factory.mktemp("kafka-node"), jars=JARS) as running:
+    with Cluster(tmp_path_factory.mktemp("kafka-node"), jars=JARS, retention_ms=-1) as running:
         yield running
 
 

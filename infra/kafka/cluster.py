@@ -58,7 +58,8 @@ class Cluster:
     """`nodes` Kafka nodes below `directory`; a formatted directory is used again.
 
     jars : where the jars are kept. ports : of the nodes' listeners (default: free ones).
-    retention_ms, segment_bytes : of topics that say nothing else. heap_mb : of each node.
+    retention_ms, segment_bytes : of topics that say nothing else; -1 keeps everything. Kafka goes by the
+    timestamps of the records, not by their arrival. heap_mb : of each node.
     settings : further lines of each node's server.properties.
 
     With three nodes every topic has three copies, two of which must have a record before it is confirmed.

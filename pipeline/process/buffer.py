@@ -15,9 +15,6 @@ from pipeline.process.records import Record
 _BYTES_PER_ARROW_EVENT: Final = 100
 #: Records that are read again should arrive within this; else they are asked for once more.
 _REREAD_SECONDS: Final = 5.0
-#: Records that the broker has and that do not come are asked for after this, then after twice as long, …
-_SILENCE_SECONDS: Final = 2.0
-_LONGEST_SILENCE_SECONDS: Final = 60.0
 
 
 class Taken(Enum):
@@ -61,8 +58,6 @@ class PartitionBuffer:
         # expected offset, offset that came instead (None: not seen yet), when they were asked for
         self._missing: tuple[int, int | None, float] | None = None
         self._cut_timestamp_ms = 0
-        self._heard = 0.0  # when a record came, or records were asked for
-        self._silence = _SILENCE_SECONDS
 
     def __len__(self) -> int:
         return len(self._records)
@@ -99,7 +94,6 @@ class PartitionBuffer:
         expected = self.next_offset
         if expected is not None and record.offset < expected:
             return Taken.OLD
-        self._heard, self._silence = now, _SILENCE_SECONDS
         if expected is not None and record.offset > expected:
             if self._missing is None or self._missing[0] != expected or self._missing[1] is None:
                 self._missing = (expected, record.offset, now)
@@ -124,27 +118,12 @@ class PartitionBuffer:
         self._missing = (self._missing[0], None, now)
         return self._missing[0]
 
-    def silent(self, end: int, now: float) -> int | None:
-        """The offset to read again from, because the broker has records before `end` and none comes; None:
-        nothing to do.
-
-        Faust clears its queues after it has begun to fetch: records that came in between are gone, and
-        without a later one no hole would ever show.
-        """
-        if self.paused or self.next_offset is None or end <= self.next_offset or not self.recovered:
-            return None
-        if now - self._heard < self._silence:
-            return None
-        self._heard, self._silence = now, min(2 * self._silence, _LONGEST_SILENCE_SECONDS)
-        return self.next_offset
-
     def start_at(self, offset: int, now: float, *, fetched: bool = True) -> bool:
         """Recovery says where processing starts; records buffered before it are dropped.
 
         fetched : whether the fetch began at `offset` or before it.
         Returns False if records are missing between `offset` and the first one buffered: read them again.
         """
-        self._heard = now
         while self._records and self._records[0][0].offset < offset:
             self._pop()
         first = self._records[0][0].offset if self._records else None

@@ -503,12 +503,8 @@ class Worker:
                 oldest = buffer.oldest_timestamp_ms
                 late = max(now - oldest / 1000, 0.0) if oldest is not None and records else 0.0
                 self._account.lag(buffer.partition, records, late)
-                moment = time.monotonic()
-                missing = buffer.missing(moment)
-                if missing is None:
-                    missing = buffer.silent(self._member.end_offset(buffer.partition) or 0, moment)
+                missing = buffer.missing(time.monotonic())
                 if missing is not None:
-                    log.info("records_asked_for_again", partition=buffer.partition, offset=missing, end=end)
                     self._start(self._rewind(buffer.partition, missing))
             states = [buffer.state for buffer in self._buffers.values() if buffer.state is not None]
             self._account.dedup(

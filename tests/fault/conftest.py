@@ -45,7 +45,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def kafka_three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three Kafka nodes: three copies of each record, two before it is confirmed."""
     need_kafka()
-    with Cluster(tmp_path_factory.mktemp("kafka-three"), nodes=3, jars=JARS) as running:
+    with Cluster(tmp_path_factory.mktemp("kafka-three"), nodes=3, jars=JARS, retention_ms=-1) as running:
         yield running
 
 

@@ -65,6 +65,7 @@ class Load:
     threads: int = 2
     copies: float = 0.1
     patience: float = 60.0
+    source: str = SOURCE
     statuses: dict[int | str, int] = field(default_factory=dict)
     slowest: dict[int | str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -147,17 +148,17 @@ class Load:
                     self._number += 1
                     case, grid, step = f"{self.seed}{self.name}-{self._number}", self._random.choice(GRIDS), 0
                     at = datetime.now(UTC) - timedelta(minutes=10)
-                found.append(_event(case, grid, step, at))
+                found.append(_event(case, grid, step, at, self.source))
                 if step + 1 < len(STEPS):
                     self._open.append((case, grid, step + 1, at))
             self._random.shuffle(found)
             return found
 
 
-def _event(case: str, grid: str, step: int, reported_at: datetime) -> dict[str, Any]:
+def _event(case: str, grid: str, step: int, reported_at: datetime, source: str) -> dict[str, Any]:
     event: dict[str, Any] = {
         "event_id": f"e{case}-{step}",
-        "source": SOURCE,
+        "source": source,
         "event_type": STEPS[step],
         "case_id": f"c{case}",
         "occurred_at": (reported_at + timedelta(seconds=20 * step)).isoformat(),

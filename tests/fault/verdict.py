@@ -40,10 +40,13 @@ class Verdict:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items())
 
 
-def judge(ledger: Ledger, query: Callable[[str], Any], *, source: str = SOURCE) -> Verdict:
+def judge(
+    ledger: Ledger, query: Callable[[str], Any], *, source: str = SOURCE, unknown_grids: bool = False
+) -> Verdict:
     """Compare. query : runs SQL in the database of the test, gives rows.
 
     The identities of a source other than `source` are not looked at.
+    unknown_grids : no reference data are loaded, so that every report is rejected.
     """
     of = f"WHERE source = '{source}'"
     kept = " UNION ALL ".join(
@@ -55,7 +58,7 @@ def judge(ledger: Ledger, query: Callable[[str], Any], *, source: str = SOURCE) 
     again = f"SELECT count() - uniqExact(_inc, _part, _off, _idx) FROM ({positions})"
     states = dict(query("SELECT case_id, state FROM case_current"))
     folded = dict(query("SELECT case_id, state FROM case_as_of(as_of = now64(3, 'UTC'))"))
-    expected = _states((case, kind) for _, case, kind in stored.values())
+    expected = _states(((case, kind) for _, case, kind in stored.values()), rejected=unknown_grids)
     wrong = {case for case in expected.keys() | states.keys() if states.get(case) != expected.get(case)}
     wrong |= {case for case in expected if folded.get(case) != expected[case]}
     return Verdict(
@@ -71,7 +74,7 @@ def judge(ledger: Ledger, query: Callable[[str], Any], *, source: str = SOURCE) 
     )
 
 
-def _states(stored: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _states(stored: Iterable[tuple[str, str]], *, rejected: bool) -> dict[str, str]:
     """case -> state: each step of `STEPS` is legal only right after the one before it."""
     kinds: dict[str, set[str]] = {}
     for case, kind in stored:
@@ -83,6 +86,8 @@ def _states(stored: Iterable[tuple[str, str]]) -> dict[str, str]:
             if step not in have:
                 break
             reached = step
+        if rejected and reached:
+            reached = "REJECTED"
         found[case] = "ADMITTED" if reached == "REPORTED" else reached
     return found
 

@@ -96,6 +96,23 @@ def install(point: str, hit: int, blow: Callable[[], None] = _die) -> None:
         setattr(module, attribute, fuse.around(getattr(module, attribute)))
 
 
+def _refuse_commits(seconds: float) -> None:
+    """Every offset commit fails, as a coordinator that is away makes it, until `seconds` from its first."""
+    from aiokafka import AIOKafkaConsumer
+    from aiokafka.errors import KafkaTimeoutError
+
+    commit = AIOKafkaConsumer.commit
+    first: list[float] = []
+
+    async def refuse(self: Any, offsets: Any = None) -> None:
+        first.append(time.monotonic())
+        if time.monotonic() - first[0] < seconds:
+            raise KafkaTimeoutError("injected")
+        await commit(self, offsets)
+
+    AIOKafkaConsumer.commit = refuse
+
+
 def main() -> None:
     point, hit, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     if point.startswith("stall:"):  # the event loop itself stands still for so many seconds, at the hit
@@ -105,6 +122,8 @@ def main() -> None:
             asyncio.get_running_loop().call_soon(time.sleep, seconds)
 
         install("before:commit", hit, stall)
+    elif point.startswith("refuse-commits:"):
+        _refuse_commits(float(point.removeprefix("refuse-commits:")))
     elif point.startswith("panic:"):
         from polars.exceptions import PanicException
 

@@ -42,21 +42,6 @@ def test_missing_records_that_do_not_come_are_asked_for_again_and_again() -> Non
     assert held.missing(60.0) is None
 
 
-def test_records_that_the_broker_has_and_that_do_not_come_are_asked_for() -> None:
-    held = buffer()
-    assert held.start_at(0, 100.0)
-    assert held.silent(5, 101.0) is None, "they are on their way"
-    assert held.silent(5, 103.0) == 0
-    assert held.silent(5, 106.0) is None, "asked for a moment ago"
-    assert held.silent(5, 107.5) == 0
-    held.take(record(0), 108.0)
-    assert held.silent(5, 109.0) is None
-    assert held.silent(5, 111.0) == 1
-    assert held.silent(1, 200.0) is None, "everything came"
-    held.paused = True
-    assert held.silent(5, 200.0) is None, "nothing is fetched on purpose"
-
-
 def test_a_hole_that_grows_while_it_is_read_again_does_not_stop_the_partition() -> None:
     held = buffer(next_offset=5)
     held.take(record(10), 0.0)

@@ -1,0 +1,256 @@
+"""Brokers that die, freeze, lose records, or take no commits; and what the gateway answers meanwhile."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from confluent_kafka import TopicPartition
+
+from infra.kafka.cluster import Cluster
+from tests.e2e.service import Service
+from tests.fault.conftest import ROUNDS
+from tests.fault.load import Ledger, Load
+from tests.fault.system import PARTITIONS, Store, System, system
+from tests.fault.verdict import judge
+
+Report = dict[str, object]
+
+
+@pytest.fixture
+def kafka_town(tmp_path: Path, kafka_three: Cluster, store_process: Store, seed: int) -> Iterator[System]:
+    with system(tmp_path, kafka_three.bootstrap, store_process, seed=seed) as made:
+        yield made
+    for node in kafka_three.members:
+        if not node.running:
+            kafka_three.start_node(node.number)
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(1800)
+def test_13_kafka_node_killed_while_producing(
+    kafka_town: System, kafka_three: Cluster, report: Report, seed: int
+) -> None:
+    """One of three nodes at a time: what is answered stays, since two have it; no restart is needed."""
+    rng = random.Random(seed)
+    gateway, worker = kafka_town.start_gateway(), kafka_town.start_worker()
+    load = kafka_town.start_load()
+    kafka_town.until_stored(50)
+    rounds = max(ROUNDS // 4, 3)
+    for _ in range(rounds):
+        number = rng.randint(1, 3)
+        kafka_three.kill(number)
+        kafka_town.kills += 1
+        time.sleep(rng.uniform(2, 6))
+        kafka_three.start_node(number)
+        kafka_town.until_stored(50)
+    kafka_town.drained()
+    verdict = kafka_town.verdict()
+    report |= {"rounds": rounds, "kills": kafka_town.kills, "answers": load.statuses, "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert gateway.running
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_13_all_kafka_nodes_down(kafka_town: System, kafka_three: Cluster, report: Report) -> None:
+    """503 with Retry-After within 1 s once the circuit is open; everything goes on by itself afterwards."""
+    gateway, worker = kafka_town.start_gateway(), kafka_town.start_worker()
+    kafka_town.start_load(pace=5)
+    kafka_town.until_stored(20)
+    for number in (1, 2, 3):
+        kafka_three.kill(number)
+    time.sleep(3)
+    slowest = 0.0
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        for _ in range(5):
+            started = time.monotonic()
+            answer = client.post(
+                f"{kafka_town.url}/v1/events",
+                json=[next(iter(kafka_town.ledger.sent.values()))],
+                headers={"Authorization": f"Bearer {kafka_town.key}"},
+            )
+            slowest = max(slowest, time.monotonic() - started)
+            assert answer.status_code == 503, answer.text
+            assert int(answer.headers["retry-after"]) >= 1
+    for number in (1, 2, 3):
+        kafka_three._launch(kafka_three.members[number - 1])
+    kafka_three.wait_ready()
+    kafka_town.until_stored(20, seconds=120)
+    kafka_town.drained()
+    verdict = kafka_town.verdict()
+    report |= {"slowest_503": round(slowest, 2), "kills": 3, "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert gateway.running
+    assert worker.running
+    assert slowest < 1
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_15_kafka_frozen(kafka_town: System, kafka_three: Cluster, report: Report) -> None:
+    """All nodes stand still for 30 s: nothing is answered 2xx, then recovery without a restart."""
+    gateway, worker = kafka_town.start_gateway(), kafka_town.start_worker()
+    load = kafka_town.start_load(pace=10)
+    kafka_town.until_stored(20)
+    for number in (1, 2, 3):
+        kafka_three.signal(number, signal.SIGSTOP)
+    time.sleep(1)
+    acked = len(kafka_town.ledger.acked)
+    time.sleep(29)
+    meanwhile = len(kafka_town.ledger.acked) - acked
+    for number in (1, 2, 3):
+        kafka_three.signal(number, signal.SIGCONT)
+    kafka_town.until_stored(20, seconds=120)
+    kafka_town.drained()
+    verdict = kafka_town.verdict()
+    report |= {"answers": load.statuses, "acked_while_frozen": meanwhile, "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert meanwhile == 0
+    assert gateway.running
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_29_retention_passed_the_committed_offset(kafka_town: System, report: Report) -> None:
+    """Records that were never read are deleted: the worker says so and goes on with what is left."""
+    kafka_town.start_gateway()
+    worker = kafka_town.start_worker()
+    kafka_town.start_load()
+    kafka_town.until_stored(50)
+    kafka_town.kill(worker)
+    stored = kafka_town.stored()
+    time.sleep(3)
+    assert kafka_town.load is not None
+    kafka_town.load.stop()
+    gone = len(kafka_town.ledger.acked)
+    ends = [TopicPartition(kafka_town.topic, part, -1) for part in range(PARTITIONS)]  # -1: up to the end
+    for done in kafka_town.admin.delete_records(ends).values():
+        done.result(20)
+    worker = kafka_town.start_worker()
+    kafka_town.start_load()
+    kafka_town.until_stored(50)
+    kafka_town.load.stop()
+    time.sleep(5)
+    verdict = kafka_town.verdict()
+    report |= {"deleted_unread": verdict.lost, "verdict": verdict}
+    assert 0 < verdict.lost <= gone - stored
+    assert (verdict.dup, verdict.twice, verdict.phantom, verdict.quarantined) == (0, 0, 0, 0)
+    assert worker.said("records_missing_reading_again") + worker.said("records_passed_over") > 0
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_5_commits_fail_for_a_minute(town: System, report: Report) -> None:
+    """Blocks are stored, their commit is refused: it is repeated until it stands, and nothing is counted."""
+    town.start_gateway()
+    worker = town.start_worker("refuse-commits:30")
+    town.start_load(pace=10)
+    town.until_stored()
+    time.sleep(15)
+    assert town.committed() == {}, "a commit went through"
+    time.sleep(17)
+    town.until_stored(10)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"refused": worker.said("commit failed; trying again"), "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert worker.running
+    assert worker.said("commit failed; trying again") > 0
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_gateway_killed_under_load(town: System, report: Report, seed: int) -> None:
+    """A request without an answer may be stored or not; sent again, it is stored once."""
+    rng = random.Random(seed)
+    gateway = town.start_gateway()
+    town.start_worker()
+    load = town.start_load()
+    town.until_stored()
+    for _ in range(ROUNDS):
+        time.sleep(rng.uniform(0.5, 2.0))
+        town.kill(gateway)
+        gateway = town.start_gateway()
+    town.until_stored(10)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"rounds": ROUNDS, "kills": town.kills, "answers": load.statuses, "verdict": verdict}
+    assert verdict.zeros, verdict
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("victim", ["tansu", "store", "http"])
+def test_13_embedded_service_under_kills(tmp_path: Path, report: Report, seed: int, victim: str) -> None:
+    """`gridpipe up`: its broker (whose log dies with it), its store or its HTTP process killed under load."""
+    from pipeline.settings import Settings
+    from pipeline.store.client import connect
+
+    rng = random.Random(seed)
+    service = Service(tmp_path, "--http", "127.0.0.1:0", "--no-simulate")
+    ledger = Ledger(tmp_path / "ledger")
+    kills = 0
+    try:
+        load = Load(service.url, service.key, ledger, seed, pace=10, source="local").start()
+        for _ in range(max(ROUNDS // 2, 3)):
+            time.sleep(rng.uniform(1, 4))
+            running = service.children().get(victim)
+            if running is not None:
+                running.kill()
+                kills += 1
+            before, started = len(ledger.acked), time.monotonic()
+            while len(ledger.acked) < before + 20:
+                assert time.monotonic() - started < 90, service.log("up") + service.log("store")
+                time.sleep(0.1)
+        load.stop()
+        client = connect(Settings(data_dir=tmp_path))
+
+        def rows(sql: str) -> object:
+            return client.query(sql).result_rows
+
+        deadline = time.monotonic() + 60
+        verdict = judge(ledger, rows, source="local", unknown_grids=True)
+        while not verdict.zeros and time.monotonic() < deadline:
+            time.sleep(1)
+            verdict = judge(ledger, rows, source="local", unknown_grids=True)
+        client.close()
+        report |= {"kills": kills, "answers": load.statuses, "verdict": verdict}
+        assert verdict.zeros, verdict
+        assert verdict.acked > 0
+        assert service.stop() == 0
+    finally:
+        service.kill()
+        ledger.close()
+
+
+def test_kafka_behind_the_whole_service(tmp_path: Path, kafka_node: Cluster) -> None:
+    """`gridpipe up --kafka`: ready, an event sent, and its story told."""
+    service = Service(tmp_path, "--http", "127.0.0.1:0", "--no-simulate", "--kafka", kafka_node.bootstrap)
+    try:
+        event = {
+            "event_id": "up-1", "source": "local", "event_type": "REPORTED", "case_id": "up-c1",
+            "occurred_at": "2026-03-01T15:59:00.123+08:00", "channel": "hotline_12345",
+            "matter_code": "UE-01", "grid_code": "440704001001003", "actor": {"type": "citizen"},
+        }  # fmt: skip
+        assert service.send(event)["durability"] == "replicated"
+        told = service.get("/v1/events/local/up-1")
+        assert told["outcome"] in {"admitted", "rejected"}, told
+        assert service.stop() == 0
+    finally:
+        service.kill()
+    again = Service(tmp_path, "--http", "127.0.0.1:0", "--no-simulate", "--kafka", kafka_node.bootstrap)
+    try:
+        event["event_id"] = "up-2"
+        again.send(event)
+        assert again.get("/v1/events/local/up-2")["outcome"] in {"admitted", "rejected"}
+        assert again.stop() == 0
+    finally:
+        again.kill()
