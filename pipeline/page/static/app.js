@@ -15,6 +15,7 @@ const KEY = "gridpipe.key";
 const CITY = "4407";
 // Tables beside the stream are asked for again at most so often, and only when the stream brought something new.
 const EVERY_MS = { town: 4000, village: 6000, grid: 8000, department: 10000, matter: 10000 };
+const RETRY_MS = 3000;
 const SHOWN_IN_CHART = 14;
 const BEHIND_WARN_SECONDS = 5;
 
@@ -236,7 +237,8 @@ const component = () => ({
       this.tables = { ...this.tables, [name]: await getJson(`/v1/live/tables/${by}${suffix}`, this.key) };
       if (by === this.dimension) this.drawTimes();
     } catch {
-      delete this.asked[name]; // asked again with the next table of the stream
+      delete this.asked[name];
+      setTimeout(() => this.refresh(), RETRY_MS);
     }
   },
 

@@ -1,0 +1,110 @@
+"""A small real service with a small real city, and headless Chromium in front of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from tests.e2e.service import Service, gridpipe
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+EVENTS = 2_000
+#: What the tests leave to look at.
+PICTURES = Path(__file__).parents[2] / "var" / "page" / "screenshots"
+
+NewPage = Callable[..., Page]
+
+
+def run(*arguments: str) -> str:
+    done = gridpipe(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def until_worker_knows_the_grids(service: Service) -> None:
+    """The worker takes a new load up within seconds; a report before that would be rejected."""
+    deadline = time.monotonic() + 60
+    while not re.search(r'reference_rows\{kind="grids"\} [1-9]', service.client.get("/metrics").text):
+        assert time.monotonic() < deadline, "the worker took no reference data up"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """`gridpipe up` with the reference data of a city of 600 persons and 2,000 of its events."""
+    directory = tmp_path_factory.mktemp("page")
+    city, events, data = directory / "city", directory / "events.ndjson", directory / "data"
+    run("simulate", "city", "--out", str(city), "--seed", "7", "--persons", "600")
+    run(
+        "simulate", "events", "--city", str(city), "--count", str(EVENTS), "--seed", "3", "--out", str(events)
+    )
+    running = Service(data, "--no-simulate", "--http", "127.0.0.1:0")
+    try:
+        run("reference", "load", str(city), "--url", running.url, "--data-dir", str(data))
+        until_worker_knows_the_grids(running)
+        run("send", str(events), "--url", running.url, "--data-dir", str(data))
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop()
+        running.kill()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: make browser")
+    # Chromium's sandbox refuses root, which is what containers run tests as.
+    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=20_000)  # the machine may be busy with other tests
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def new_page(browser: Browser, service: Service) -> Iterator[NewPage]:
+    """Opens the live page in a context of its own: `new_page(width=…, height=…, dark=…, path=…)`.
+
+    When the test is over, nothing may have been written to any page's console. `expect_noise` is a pattern of
+    what the test provoked itself.
+    """
+    noise: list[str] = []
+    allowed: list[str] = []
+
+    def listen(message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            noise.append(f"{message.type}: {message.text}")
+
+    def open_page(
+        *, width: int = 1600, height: int = 950, dark: bool = False, wait: bool = True, expect_noise: str = ""
+    ) -> Page:
+        if expect_noise:
+            allowed.append(expect_noise)
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            locale="zh-CN",
+        )
+        page = context.new_page()
+        page.set_default_timeout(30_000 * service.busy)
+        page.on("console", listen)
+        page.on("pageerror", lambda error: noise.append(f"uncaught: {error}"))
+        page.goto(service.url)
+        if wait:
+            page.wait_for_selector("tr.total")
+        return page
+
+    yield open_page
+    for context in browser.contexts:
+        context.close()
+    unexpected = [line for line in noise if not any(re.search(pattern, line) for pattern in allowed)]
+    assert unexpected == []
