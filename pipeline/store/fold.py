@@ -16,6 +16,7 @@ Source of the rules: docs/metrics.md, "How a case is folded".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Final
 
@@ -400,27 +401,42 @@ _CUT: Final = {
 
 ALL: Final = (*HISTORY, *STATE)
 
+#: What several columns of STATE are made of: name → SQL over the columns of HISTORY.
+_HELPERS: Final = {
+    "backward": "reverse(legal_ranks)",
+    "reported": f"has(legal_ranks, {RANK['REPORTED']})",
+    "resent": f"has(event_verdicts, {OF_ANOTHER_CASE})",
+    "admitted": f"has(legal_states, {STATES['ADMITTED']})",
+    "state_number": "legal_states[-1]",
+    "due_known": f"has(legal_ranks, {RANK['REPORTED']}) AND legal_due_ms[-1] < {_NEVER}",
+    "last_department": "arrayLast(x -> x != '', legal_departments)",
+}
+
+
+def _made_of(only: Collection[str]) -> tuple[list[str], list[str]]:
+    """(columns of HISTORY, helpers) that these columns are made of. What a query does not need costs it a
+    quarter of a millisecond of analysis each."""
+    sql = " ".join([STATE[name][1] for name in STATE if name in only])
+    helpers = [name for name in _HELPERS if name in _words(sql)]
+    used = _words(sql) | _words(" ".join(_HELPERS[name] for name in helpers)) | set(only)
+    return [name for name in HISTORY if name in used], helpers
+
+
+def _words(sql: str) -> set[str]:
+    return set(re.findall(r"\w+", sql))
+
 
 def states_of(histories: str, only: Collection[str] = ALL) -> str:
-    """SQL query: the columns of HISTORY and STATE, from a query that gives those of HISTORY.
+    """SQL query: the columns of HISTORY and STATE, from a query that gives those of HISTORY that they need.
 
-    only : the columns wanted; each one left out saves a quarter of a millisecond of analysis.
+    only : the columns wanted.
     """
     columns = [name for name in HISTORY if name in only]
     columns += [f"CAST({sql} AS {kind}) AS {name}" for name, (kind, sql) in STATE.items() if name in only]
+    helpers = ", ".join(f"{_HELPERS[name]} AS {name}" for name in _made_of(only)[1])
     return f"""
         SELECT {", ".join(columns)}
-        FROM (
-            SELECT *,
-                reverse(legal_ranks) AS backward,
-                has(legal_ranks, {RANK["REPORTED"]}) AS reported,
-                has(event_verdicts, {OF_ANOTHER_CASE}) AS resent,
-                has(legal_states, {STATES["ADMITTED"]}) AS admitted,
-                legal_states[-1] AS state_number,
-                has(legal_ranks, {RANK["REPORTED"]}) AND legal_due_ms[-1] < {_NEVER} AS due_known,
-                arrayLast(x -> x != '', legal_departments) AS last_department
-            FROM ({histories})
-        )"""
+        FROM (SELECT *{"," if helpers else ""} {helpers} FROM ({histories}))"""
 
 
 def fold(tuples: str) -> str:
@@ -432,8 +448,11 @@ def fold(tuples: str) -> str:
     return states_of(f"SELECT {columns} FROM ({walked_sets(tuples)})")
 
 
-def prefix(histories: str, as_of: str) -> str:
-    """SQL query: histories cut after `as_of`; cases that did not begin by then are left out."""
+def prefix(histories: str, as_of: str, only: Collection[str] = tuple(HISTORY)) -> str:
+    """SQL query: histories cut after `as_of`; cases that did not begin by then are left out.
+
+    histories : query that gives these, and the times, verdicts and ranks. only : columns of HISTORY wanted.
+    """
 
     def column(name: str) -> str:
         if name in _CUT:
@@ -442,15 +461,19 @@ def prefix(histories: str, as_of: str) -> str:
             return f"if(whole.opened <= {as_of}, whole.{name}, defaultValueOfTypeName('{HISTORY[name][0]}'))"
         return f"whole.{name}"
 
-    columns = ", ".join(f"{column(name)} AS {name}" for name in HISTORY)
+    columns = ", ".join(f"{column(name)} AS {name}" for name in HISTORY if name in only)
+    lengths = {
+        "illegal": f"arrayCount((t, v) -> v = {ILLEGAL} AND t <= {as_of}, event_times, event_verdicts)",
+        "legals": f"arrayCount(t -> t <= {as_of}, legal_times)",
+    }
+    used = {_CUT[name] for name in only if name in _CUT}
+    cuts = "".join(f"{sql} AS {name}, " for name, sql in lengths.items() if name in used)
     return f"""
         SELECT {columns}
         FROM (
-            SELECT *,
+            SELECT *, {cuts}
                 legal_times[indexOf(legal_ranks, {RANK["REPORTED"]})] AS opened,
-                arrayCount((t, v) -> v = {ILLEGAL} AND t <= {as_of}, event_times, event_verdicts) AS illegal,
-                arrayCount(t -> t <= {as_of}, event_times) AS events,
-                arrayCount(t -> t <= {as_of}, legal_times) AS legals
+                arrayCount(t -> t <= {as_of}, event_times) AS events
             FROM ({histories})
         ) AS whole
         WHERE events > 0"""
@@ -466,10 +489,12 @@ def states_at(as_of: str, only: Collection[str] = ALL, where: str = "1", *, past
     names = ", ".join(name for name in ALL if name in only)
     if not past:
         return f"SELECT {names} FROM cases FINAL WHERE {where}"
-    history = ", ".join(HISTORY)
+    made_of = _made_of(only)[0]
+    read = {*made_of, "event_times", "event_verdicts", "legal_times", "legal_ranks"}
+    history = ", ".join(name for name in HISTORY if name in read)
     changed = f"last_event_at > {as_of} AND first_event_at <= {as_of} AND {where}"
+    cut = prefix(f"SELECT {history} FROM cases FINAL WHERE {changed}", as_of, made_of)
     return f"""
         SELECT {names} FROM cases FINAL WHERE last_event_at <= {as_of} AND {where}
         UNION ALL
-        SELECT {names}
-        FROM ({states_of(prefix(f"SELECT {history} FROM cases FINAL WHERE {changed}", as_of), only)})"""
+        SELECT {names} FROM ({states_of(cut, only)})"""
