@@ -37,8 +37,10 @@ PAGE_PATHS: Final[dict[str, Any]] = {
     "/v1/live": page("Server-sent events behind the live page", "text/event-stream"),
     "/v1/live/key": page("What the given key allows", "application/json"),
     "/v1/live/matters": page("The catalogue in force, for the page", "application/json"),
-    "/v1/live/tables/{by}": page("KPI rows and the counts behind each rate", "application/json"),
-    "/v1/live/search": page("Events and cases that carry an id", "application/json"),
+    "/v1/live/tables/{by}": page(
+        "KPI rows and the counts behind each rate", "application/json", refusals=(400, 404, 503), path=("by",)
+    ),
+    "/v1/live/search": page("Events and cases that carry an id", "application/json", refusals=(400, 503)),
 }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -33,14 +35,31 @@ _START = (
 )
 
 
-def page(summary: str, media_type: str, status: int = 200) -> dict[str, Any]:
-    """The path item of a page without parameters."""
+def page(
+    summary: str,
+    media_type: str,
+    status: int = 200,
+    *,
+    refusals: Sequence[int] = (),
+    path: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The path item of a page. refusals : statuses of its problem documents; path : parameters in its path."""
     content: dict[str, Any] = {} if status >= 300 else {"content": {media_type: {"schema": {}}}}
     return {
         "get": {
             "summary": summary,
             "tags": ["pages"],
-            "responses": {str(status): {"description": summary} | content},
+            "parameters": [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in path
+            ],
+            "responses": {str(status): {"description": summary} | content}
+            | {
+                str(code): {
+                    "description": HTTPStatus(code).phrase,
+                    "content": {"application/problem+json": {"schema": {"type": "object"}}},
+                }
+                for code in refusals
+            },
         }
     }
 
