@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 SCENARIO ?= steady
 WORKERS ?= 2
+FUZZ ?= 20
 NODES ?= 1
 export TZ := UTC
 # Everything that is written lies in .venv and var/, temporary files and caches included.
@@ -12,7 +13,7 @@ export TMPDIR := $(CURDIR)/var/tmp
 export PIP_CACHE_DIR := $(CURDIR)/var/cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test test-fault kafka check format bench-smoke load clean lock prometheus browser dashboards
+.PHONY: help setup run demo test test-fuzz test-fault kafka check format bench-smoke load clean lock prometheus browser dashboards
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +36,9 @@ demo: setup ## feed the districts' published year, print published and measured 
 
 test: setup ## every test that needs no other machine, on WORKERS=2 processes (a file stays on one)
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-fuzz: setup ## FUZZ=20 times as many hostile bytes and requests as in `make test`
+	@FUZZ=$(FUZZ) $(BIN)/pytest tests/hostile/test_decode_fuzz.py tests/hostile/test_openapi_fuzz.py -s
 
 test-fault: setup ## kills, outages and pauses against the embedded broker and three Kafka brokers (ROUNDS=20)
 	@FAULT=1 $(BIN)/pytest tests/fault tests/integration/test_worker_stream.py

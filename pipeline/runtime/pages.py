@@ -43,7 +43,7 @@ def page(
     refusals: Sequence[int] = (),
     path: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The path item of a page. refusals : statuses of its problem documents; path : parameters in its path."""
+    """The path item of a page. refusals : statuses of its problem documents; path : its path parameters."""
     content: dict[str, Any] = {} if status >= 300 else {"content": {media_type: {"schema": {}}}}
     return {
         "get": {

@@ -36,8 +36,10 @@ def _column(world: World, name: str, *event_ids: str) -> list[Any]:
     """A column of stored rows, in the order of the ids, whatever became of them."""
     rows = dict(
         world.rows(
-            f"SELECT event_id, {name} FROM events FINAL WHERE event_id IN {{ids:Array(String)}} "
-            f"UNION ALL SELECT event_id, {name} FROM rejections FINAL WHERE event_id IN {{ids:Array(String)}}",
+            " UNION ALL ".join(
+                f"SELECT event_id, {name} FROM {table} FINAL WHERE event_id IN {{ids:Array(String)}}"
+                for table in ("events", "rejections")
+            ),
             ids=list(event_ids),
         )
     )
@@ -129,8 +131,8 @@ def ids_by_case(world: World) -> None:
 def far_times(world: World) -> None:
     def partitions() -> set[str]:
         rows = world.rows(
-            "SELECT DISTINCT table || ':' || partition FROM system.parts WHERE active AND database = currentDatabase() "
-            "AND table IN ('events', 'rejections', 'duplicates')"
+            "SELECT DISTINCT table || ':' || partition FROM system.parts "
+            "WHERE active AND database = currentDatabase() AND table IN ('events', 'rejections')"
         )
         return {row[0] for row in rows}
 
@@ -173,10 +175,15 @@ def gzip_members(world: World) -> None:
 
 def upgrade_is_passed_over(world: World) -> None:
     reply = world.talk(
-        world.head("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA",
-                   path="/health/live", method="GET"),
+        world.head(
+            "Connection: Upgrade, HTTP2-Settings",
+            "Upgrade: h2c",
+            "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA",
+            path="/health/live",
+            method="GET",
+        ),
         seconds=1.0,
-    )  # fmt: skip
+    )
     assert 101 not in reply.statuses
     assert set(reply.statuses) <= {200, 400, 426}
 
@@ -234,8 +241,10 @@ def identifiers_in_queries(world: World) -> None:
     for path in (
         "/v1/kpi?by=grid%20UNION%20SELECT%201", "/v1/kpi?by=city;DROP%20TABLE%20events", "/v1/kpi?view=other",
         "/v1/kpi?by=city&by=town", "/v1/kpi?from=now()", "/v1/kpi?as_of=2026-01-01", "/v1/kpi?sort=event_id",
-        "/v1/rejections?limit=1001", "/v1/rejections?limit=-1", "/v1/rejections?limit=1e3", "/v1/rejections?reason='%20OR%201=1",
-        "/v1/rejections?table=events", "/v1/rejections?from=%00", "/v1/matters?format=CSV", "/v1/rejections?limit=" + "9" * 400,
+        "/v1/rejections?limit=1001", "/v1/rejections?limit=-1", "/v1/rejections?limit=1e3",
+        "/v1/rejections?reason='%20OR%201=1",
+        "/v1/rejections?table=events", "/v1/rejections?from=%00", "/v1/matters?format=CSV",
+        "/v1/rejections?limit=" + "9" * 400,
     ):  # fmt: skip
         assert world.get(path).status_code == 400, path
 
@@ -368,7 +377,7 @@ def identity_spellings(world: World) -> None:
 
 def phone_spellings(world: World) -> None:
     wide = "".join(chr(ord(digit) + 0xFEE0) for digit in PHONE)
-    spellings = (PHONE, f"+86{PHONE}", f"0086{PHONE}", f"+86 138 0013 8000", f"138-0013-8000", wide)
+    spellings = (PHONE, f"+86{PHONE}", f"0086{PHONE}", "+86 138 0013 8000", "138-0013-8000", wide)
     assert len(_keys_of(world, "phone", spellings)) == 1
 
 

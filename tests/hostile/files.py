@@ -41,8 +41,9 @@ def _start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 def _grid(**changes: Any) -> dict[str, Any]:
     square = "POLYGON((113.09 22.56, 113.11 22.56, 113.11 22.58, 113.09 22.58, 113.09 22.56))"
     return {
-        "grid_code": GRID, "version": 1, "valid_from": _SINCE, "grid_name": "一格", "grid_type": "residential",
-        "boundary": square, "status": "active", "updated_at": _SINCE, "source_system": "test",
+        "grid_code": GRID, "version": 1, "valid_from": _SINCE, "grid_name": "一格",
+        "grid_type": "residential", "boundary": square, "status": "active",
+        "updated_at": _SINCE, "source_system": "test",
     } | changes  # fmt: skip
 
 
@@ -55,8 +56,14 @@ def _worker(**changes: Any) -> dict[str, Any]:
 
 def _load(world: World, directory: Path) -> tuple[int, str]:
     process = _start(
-        "reference", "load", str(directory), "--data-dir", str(world.settings.data_dir), "--url", world.service.url
-    )  # fmt: skip
+        "reference",
+        "load",
+        str(directory),
+        "--data-dir",
+        str(world.settings.data_dir),
+        "--url",
+        world.service.url,
+    )
     out, err = process.communicate(timeout=60)
     return process.returncode, out + err
 
@@ -176,7 +183,14 @@ def configuration(world: World) -> None:
             ),
             (
                 "in use",
-                ("up", "--no-simulate", "--data-dir", f"{temporary}/b", "--http", "%s:%d" % world.address),
+                (
+                    "up",
+                    "--no-simulate",
+                    "--data-dir",
+                    f"{temporary}/b",
+                    "--http",
+                    ":".join(map(str, world.address)),
+                ),
                 {},
             ),
             (

@@ -29,8 +29,8 @@ class Row(Protocol):
 
 @dataclass(frozen=True)
 class Bad:
-    """A bad event of a batch. value : changes to a sound event, or the JSON text itself; code : its error, None
-    where the contract takes it."""
+    """A bad event of a batch. value : changes to a sound event, or the JSON text itself; code : its error,
+    None where the contract takes it."""
 
     value: Mapping[str, Any] | bytes
     code: str | None
@@ -39,7 +39,7 @@ class Bad:
 
 @dataclass(frozen=True)
 class Batch:
-    """Bad events between two sound ones in one request: 202, an error for each bad one, both sound ones kept."""
+    """Bad events between two sound ones in one request: 202, an error for each, both sound ones kept."""
 
     number: int
     name: str
@@ -94,8 +94,8 @@ class Whole:
 
 @dataclass(frozen=True)
 class Wire:
-    """Bytes on a raw socket. statuses : what each answer on the connection may be; closes : whether the server
-    must end it. Nothing sent this way may be taken for a request of its own (no 2xx)."""
+    """Bytes on a raw socket. statuses : what each answer on the connection may be; closes : whether the
+    server must end it. Nothing sent this way may be taken for a request of its own (no 2xx)."""
 
     number: int
     name: str
@@ -122,7 +122,7 @@ class Wire:
 class Record:
     """A bad record of the topic. count : rows it leaves in `quarantine` with its offset."""
 
-    value: bytes | None | Callable[[World], bytes]
+    value: bytes | Callable[[World], bytes] | None
     headers: Mapping[str, bytes | None] | None = None
     key: bytes | None = b"440704001001"
     reason: str | None = "MALFORMED"

@@ -48,7 +48,7 @@ def _gzip_layers(layers: int) -> bytes:
 
 
 def _zstd_window(log: int) -> bytes:
-    """A frame that asks for a window of 2**log bytes: magic, descriptor without size, window byte, one raw block."""
+    """A frame with a window of 2**log bytes: magic, descriptor without size, window byte, one raw block."""
     return b"\x28\xb5\x2f\xfd\x00" + bytes([(log - 10) << 3]) + b"\x19\x00\x00" + b"abc"
 
 
@@ -94,7 +94,10 @@ TABLE: Final[tuple[Row, ...]] = (
     Batch(
         9,
         "integers beyond 63 bits",
-        tuple(Bad(_attribute(text), "out_of_range") for text in (b"18446744073709551616", b"9223372036854775808", b"9" * 5000)),
+        tuple(
+            Bad(_attribute(text), "out_of_range")
+            for text in (b"18446744073709551616", b"9223372036854775808", b"9" * 5000)
+        ),
     ),
     *(
         Whole(10, name, body, 400, code)
@@ -111,7 +114,10 @@ TABLE: Final[tuple[Row, ...]] = (
     Batch(
         12,
         "control characters",
-        tuple(Bad({"description": f"a{character}b"}, "bad_text", "description") for character in "\x00\x01\x1b\x7f\x85"),
+        tuple(
+            Bad({"description": f"a{character}b"}, "bad_text", "description")
+            for character in "\x00\x01\x1b\x7f\x85"
+        ),
     ),
     Batch(
         13,
@@ -141,11 +147,26 @@ TABLE: Final[tuple[Row, ...]] = (
         17,
         "times",
         (
-            *(Bad(_time(text), "bad_time", "occurred_at") for text in (
-                1767225600, 1767225600000, 1767225600000000, -1, 0, "2026-02-30T00:00:00Z", "2026-01-01T24:00:00Z",
-                "2026-01-01T08:00:00", "2026-01-01T08:00:00+99:00", "yesterday", "",
-            )),
-            *(Bad(_time(f"{year}-01-01T00:00:00Z"), "out_of_range", "occurred_at") for year in ("0001", "1900", "2300", "9999")),
+            *(
+                Bad(_time(text), "bad_time", "occurred_at")
+                for text in (
+                    1767225600,
+                    1767225600000,
+                    1767225600000000,
+                    -1,
+                    0,
+                    "2026-02-30T00:00:00Z",
+                    "2026-01-01T24:00:00Z",
+                    "2026-01-01T08:00:00",
+                    "2026-01-01T08:00:00+99:00",
+                    "yesterday",
+                    "",
+                )
+            ),
+            *(
+                Bad(_time(f"{year}-01-01T00:00:00Z"), "out_of_range", "occurred_at")
+                for year in ("0001", "1900", "2300", "9999")
+            ),
             Bad(_time("2026-01-01T08:00:00+14:00"), None),
         ),
     ),
@@ -164,27 +185,79 @@ TABLE: Final[tuple[Row, ...]] = (
         ),
     ),
     Whole(19, "NaN as coordinate", _location(b'{"lon":NaN,"lat":22.5,"crs":"wgs84"}'), 400, "malformed_json"),
-    Batch(20, "unknown enumeration values", (
-        Bad({"event_type": "EXPLODED"}, "unknown_value", "event_type"),
-        Bad({"event_type": "ADMITTED"}, "unknown_value", "event_type"),
-        Bad({"actor": {"type": "robot"}}, "unknown_value", "actor.type"),
-    )),
+    Batch(
+        20,
+        "unknown enumeration values",
+        (
+            Bad({"event_type": "EXPLODED"}, "unknown_value", "event_type"),
+            Bad({"event_type": "ADMITTED"}, "unknown_value", "event_type"),
+            Bad({"actor": {"type": "robot"}}, "unknown_value", "actor.type"),
+        ),
+    ),
     Scenario(20, "unknown codes are rejected with a reason", "client", play.unknown_codes),
-    Batch(21, "small integers", (
-        *(Bad({"event_type": "FEEDBACK", "attributes": {"rating": value}}, "out_of_range", "attributes.rating") for value in (70_000, -1, 300, 0)),
-        *(Bad({"event_type": "FEEDBACK", "attributes": {"rating": value}}, "bad_type", "attributes.rating") for value in (1.5, "5", True)),
-    )),
+    Batch(
+        21,
+        "small integers",
+        (
+            *(
+                Bad(
+                    {"event_type": "FEEDBACK", "attributes": {"rating": value}},
+                    "out_of_range",
+                    "attributes.rating",
+                )
+                for value in (70_000, -1, 300, 0)
+            ),
+            *(
+                Bad(
+                    {"event_type": "FEEDBACK", "attributes": {"rating": value}},
+                    "bad_type",
+                    "attributes.rating",
+                )
+                for value in (1.5, "5", True)
+            ),
+        ),
+    ),
     Batch(22, "10,000 unknown fields", (Bad({f"x{n}": n for n in range(10_000)}, "unknown_field"),)),
-    Batch(22, "33 attributes", (Bad({"attributes": {f"x{n}": n for n in range(33)}}, "too_long", "attributes"),)),
-    Batch(23, "mass assignment", (
-        *(Bad({name: 1}, "unknown_field", name) for name in ("_off", "_inc", "_part", "ingested_at", "status", "is_admin", "backfill", "outcome")),
-        Bad({"source": OTHER}, "source_not_allowed", "source"),
-    )),
+    Batch(
+        22, "33 attributes", (Bad({"attributes": {f"x{n}": n for n in range(33)}}, "too_long", "attributes"),)
+    ),
+    Batch(
+        23,
+        "mass assignment",
+        (
+            *(
+                Bad({name: 1}, "unknown_field", name)
+                for name in (
+                    "_off",
+                    "_inc",
+                    "_part",
+                    "ingested_at",
+                    "status",
+                    "is_admin",
+                    "backfill",
+                    "outcome",
+                )
+            ),
+            Bad({"source": OTHER}, "source_not_allowed", "source"),
+        ),
+    ),
     Whole(23, "only foreign sources", lambda w: _one(w, source=OTHER), 403, "source_not_allowed"),
     Batch(24, "text of 1 MB", (Bad({"description": "a" * 1_000_000}, "too_long", "description"),)),
-    Whole(24, "text of 20 MB, packed", lambda w: gzip.compress(_one(w, description="a" * 20_000_000)), 413, "body_too_large", headers={"Content-Encoding": "gzip"}),
+    Whole(
+        24,
+        "text of 20 MB, packed",
+        lambda w: gzip.compress(_one(w, description="a" * 20_000_000)),
+        413,
+        "body_too_large",
+        headers={"Content-Encoding": "gzip"},
+    ),
     # --- bodies
-    Wire(25, "Content-Length over the limit, body not sent", lambda w: (w.head(f"Content-Length: {_LIMIT + 1}"),), frozenset({413})),
+    Wire(
+        25,
+        "Content-Length over the limit, body not sent",
+        lambda w: (w.head(f"Content-Length: {_LIMIT + 1}"),),
+        frozenset({413}),
+    ),
     Wire(26, "endless chunked body", _chunked, frozenset({413})),
     Wire(27, "Content-Length too small", _framing("Content-Length: 1"), _BAD),
     Wire(27, "Content-Length too large, then closed", _framing("Content-Length: 9"), _BAD, shut=True),
@@ -192,11 +265,26 @@ TABLE: Final[tuple[Row, ...]] = (
     Wire(27, "Content-Length with a sign", _framing("Content-Length: +2"), _BAD),
     Wire(27, "two Content-Lengths", _framing("Content-Length: 2", "Content-Length: 3"), _BAD),
     Wire(27, "both framings", _framing("Content-Length: 2", "Transfer-Encoding: chunked"), _BAD),
-    Wire(27, "unknown transfer coding", _framing("Transfer-Encoding: xchunked", body=b"2\r\n{}\r\n0\r\n\r\n"), _BAD),
-    Wire(27, "chunked not last", _framing("Transfer-Encoding: chunked, gzip", body=b"2\r\n{}\r\n0\r\n\r\n"), _BAD),
+    Wire(
+        27,
+        "unknown transfer coding",
+        _framing("Transfer-Encoding: xchunked", body=b"2\r\n{}\r\n0\r\n\r\n"),
+        _BAD,
+    ),
+    Wire(
+        27,
+        "chunked not last",
+        _framing("Transfer-Encoding: chunked, gzip", body=b"2\r\n{}\r\n0\r\n\r\n"),
+        _BAD,
+    ),
     Wire(27, "folded header", _framing("X-A: 1\r\n Transfer-Encoding: chunked", "Content-Length: 2"), _BAD),
     Wire(27, "blank before the colon", _framing("Content-Length : 2"), _BAD),
-    Wire(27, "chunk size beyond 64 bits", _framing("Transfer-Encoding: chunked", body=b"f" * 20 + b"\r\n{}"), _BAD),
+    Wire(
+        27,
+        "chunk size beyond 64 bits",
+        _framing("Transfer-Encoding: chunked", body=b"f" * 20 + b"\r\n{}"),
+        _BAD,
+    ),
     *(
         Whole(28, name, body, status, code, headers={"Content-Encoding": encoding})
         for name, encoding, body, status, code in (
@@ -208,41 +296,96 @@ TABLE: Final[tuple[Row, ...]] = (
             ("truncated zstd", "zstd", zstandard.compress(b"{}" * 1000)[:-3], 400, "bad_compression"),
             ("raw deflate as gzip", "gzip", zlib.compress(b"{}"), 400, "bad_compression"),
             ("members of gzip, one bad", "gzip", gzip.compress(b"{}") + b"rest", 400, "bad_compression"),
-            ("bombs in 400 members", "gzip", lambda _: gzip.compress(bytes(1_000_000), 9) * 400, 413, "body_too_large"),
+            (
+                "bombs in 400 members",
+                "gzip",
+                lambda _: gzip.compress(bytes(1_000_000), 9) * 400,
+                413,
+                "body_too_large",
+            ),
         )
     ),
     Scenario(28, "members of gzip, one after another", "client", play.gzip_members),
     *(
-        Whole(29, f"{kind} {encoding}".strip(), b"{}", 415, code, kind, {"Content-Encoding": encoding} if encoding else {})
+        Whole(
+            29,
+            f"{kind} {encoding}".strip(),
+            b"{}",
+            415,
+            code,
+            kind,
+            {"Content-Encoding": encoding} if encoding else {},
+        )
         for kind, encoding, code in (
-            (JSON, "br", "unknown_encoding"), (JSON, "gzip, gzip", "unknown_encoding"), (JSON, "deflate", "unknown_encoding"),
-            ("text/plain", "", "unknown_content_type"), ("application/json; charset=gbk", "", "unknown_charset"),
-            (None, "", "unknown_content_type"), ("application/json\t, text/html", "", "unknown_content_type"),
+            (JSON, "br", "unknown_encoding"),
+            (JSON, "gzip, gzip", "unknown_encoding"),
+            (JSON, "deflate", "unknown_encoding"),
+            ("text/plain", "", "unknown_content_type"),
+            ("application/json; charset=gbk", "", "unknown_charset"),
+            (None, "", "unknown_content_type"),
+            ("application/json\t, text/html", "", "unknown_content_type"),
         )
     ),
     *(
         Whole(30, kind, body, 415, "unknown_content_type", kind)
         for kind, body in (
-            ("multipart/form-data; boundary=x", b"--x\r\n\r\n--x--"), ("application/x-www-form-urlencoded", b"a=1"),
-            ("application/xml", _XXE), ("text/xml", _XXE),
+            ("multipart/form-data; boundary=x", b"--x\r\n\r\n--x--"),
+            ("application/x-www-form-urlencoded", b"a=1"),
+            ("application/xml", _XXE),
+            ("text/xml", _XXE),
         )
     ),
     # --- heads and paths
     Wire(32, "500 headers", lambda w: (w.head(*(f"X-{n}: v" for n in range(500))),), frozenset({431})),
     Wire(32, "header of 64 KB", lambda w: (w.head("X-A: " + "a" * 65_536),), frozenset({431})),
-    Wire(32, "trailers without end", lambda w: (
-        w.head("Transfer-Encoding: chunked") + b"2\r\n{}\r\n0\r\n", *([b"X-T: " + b"t" * 4_000 + b"\r\n"] * 8)), frozenset({431}), pause=0.02),
+    Wire(
+        32,
+        "trailers without end",
+        lambda w: (
+            w.head("Transfer-Encoding: chunked") + b"2\r\n{}\r\n0\r\n",
+            *([b"X-T: " + b"t" * 4_000 + b"\r\n"] * 8),
+        ),
+        frozenset({431}),
+        pause=0.02,
+    ),
     *(
         Wire(33, f"path {path[:30]!r}", _get(path, "Connection: close"), _GONE | {431})
-        for path in ("/v1/../metrics", "/v1/%2e%2e/metrics", "//metrics", "/metrics;x=1", "/metrics%00", "/v1/events/%2e%2e/%2e%2e",
-                     "/docs/assets/../../../../etc/passwd", "/docs/assets/%2e%2e/%2e%2e/etc/passwd", "/" + "a" * 10_000, "/" + "a" * 20_000)
+        for path in (
+            "/v1/../metrics",
+            "/v1/%2e%2e/metrics",
+            "//metrics",
+            "/metrics;x=1",
+            "/metrics%00",
+            "/v1/events/%2e%2e/%2e%2e",
+            "/docs/assets/../../../../etc/passwd",
+            "/docs/assets/%2e%2e/%2e%2e/etc/passwd",
+            "/" + "a" * 10_000,
+            "/" + "a" * 20_000,
+        )
     ),
     *(
-        Wire(34, f"{method} {path}", _get(path, "Connection: close", "Content-Length: 0", method=method), frozenset({400, 405}))
-        for method, path in (("TRACE", "/v1/events"), ("DELETE", "/v1/events"), ("PUT", "/v1/kpi"), ("CONNECT", "127.0.0.1:22"), ("BREW", "/v1/events"), ("GET", "/v1/events"))
+        Wire(
+            34,
+            f"{method} {path}",
+            _get(path, "Connection: close", "Content-Length: 0", method=method),
+            frozenset({400, 405}),
+        )
+        for method, path in (
+            ("TRACE", "/v1/events"),
+            ("DELETE", "/v1/events"),
+            ("PUT", "/v1/kpi"),
+            ("CONNECT", "127.0.0.1:22"),
+            ("BREW", "/v1/events"),
+            ("GET", "/v1/events"),
+        )
     ),
     Wire(34, "HTTP/0.9", lambda _: (b"GET /v1/kpi\r\n\r\n",), _BAD),
-    Wire(34, "HTTP/2 with prior knowledge", lambda _: (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",), frozenset({400, 505})),
+    Wire(
+        34,
+        "HTTP/2 with prior knowledge",
+        lambda _: (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",),
+        frozenset({400, 505}),
+    ),
     Scenario(34, "an upgrade that is not offered is passed over", "raw socket", play.upgrade_is_passed_over),
     # --- batches
     Scenario(35, "one event too many: none is taken", "client", play.too_many_events),
@@ -265,30 +408,60 @@ TABLE: Final[tuple[Row, ...]] = (
     Scenario(51, "client gone before the answer", "raw socket", play.client_gone),
     Scenario(52, "a thousand half-open connections", "raw socket", play.half_open),
     # --- the topic
-    Records(53, "records that are no events", (
-        Record(b"not json"), Record(b""), Record(None), Record(b"\x00\xff" * 500), Record(b"[]"), Record(b"42"),
-        Record(lambda w: b'{"description":"' + b"a" * 5_000_000 + b'"}', key=None),
-        Record(lambda w: _one(w), {"content-type": b"image/png"}), Record(lambda w: _one(w), {"content-type": b"\xff\xfe"}),
-        Record(b"ARROW1\x00\x00", {"content-type": b"application/vnd.apache.arrow.stream", "schema-version": b"1"}),
-        Record(b"\xff" * 64, {"content-type": b"application/vnd.apache.arrow.stream"}),
-    )),
+    Records(
+        53,
+        "records that are no events",
+        (
+            Record(b"not json"),
+            Record(b""),
+            Record(None),
+            Record(b"\x00\xff" * 500),
+            Record(b"[]"),
+            Record(b"42"),
+            Record(lambda w: b'{"description":"' + b"a" * 5_000_000 + b'"}', key=None),
+            Record(_one, {"content-type": b"image/png"}),
+            Record(_one, {"content-type": b"\xff\xfe"}),
+            Record(
+                b"ARROW1\x00\x00",
+                {"content-type": b"application/vnd.apache.arrow.stream", "schema-version": b"1"},
+            ),
+            Record(b"\xff" * 64, {"content-type": b"application/vnd.apache.arrow.stream"}),
+        ),
+    ),
     *(
         Records(53, f"records packed with {codec}", (Record(b"not json"),), {"compression.type": codec})
         for codec in ("gzip", "snappy", "lz4", "zstd")
     ),
-    Records(54, "schema versions", (
-        Record(lambda w: _one(w), {"schema-version": b"2"}, reason="UNSUPPORTED_VERSION"),
-        Record(lambda w: _one(w), {"schema-version": b"0"}, reason="UNSUPPORTED_VERSION"),
-        Record(lambda w: _one(w), {"schema-version": b"one"}),
-        Record(lambda w: _one(w), {"schema-version": b"1"}, reason=None),
-        Record(lambda w: _one(w), None, reason=None),
-    )),
-    Records(55, "one bad line never costs the others of its record", (
-        Record(lambda w: _one(w) + b"\n{bad\n" + _one(w), count=1),
-        Record(lambda w: _one(w) + b"\n" + _attribute(b"9223372036854775808") + b"\n" + _one(w), count=1),
-        Record(lambda w: b"[" + _one(w) + b",null,7," + _one(w) + b"]", count=2),
-        Record(lambda w: _one(w, title=None, description=None, attributes=None) + b"\n" + _one(w, attributes={"x": 1}) + b"\n" + _one(w, attributes={"x": "1"}), reason=None),
-    )),
+    Records(
+        54,
+        "schema versions",
+        (
+            Record(_one, {"schema-version": b"2"}, reason="UNSUPPORTED_VERSION"),
+            Record(_one, {"schema-version": b"0"}, reason="UNSUPPORTED_VERSION"),
+            Record(_one, {"schema-version": b"one"}),
+            Record(_one, {"schema-version": b"1"}, reason=None),
+            Record(_one, None, reason=None),
+        ),
+    ),
+    Records(
+        55,
+        "one bad line never costs the others of its record",
+        (
+            Record(lambda w: _one(w) + b"\n{bad\n" + _one(w), count=1),
+            Record(lambda w: _one(w) + b"\n" + _attribute(b"9223372036854775808") + b"\n" + _one(w), count=1),
+            Record(lambda w: b"[" + _one(w) + b",null,7," + _one(w) + b"]", count=2),
+            Record(
+                lambda w: (
+                    _one(w, title=None, description=None, attributes=None)
+                    + b"\n"
+                    + _one(w, attributes={"x": 1})
+                    + b"\n"
+                    + _one(w, attributes={"x": "1"})
+                ),
+                reason=None,
+            ),
+        ),
+    ),
     Scenario(56, "hostile reference files", "command line", play.reference_files),
     Scenario(57, "hostile rule files", "command line", play.rule_files),
     Scenario(58, "hostile configuration", "command line", play.configuration),
@@ -297,4 +470,4 @@ TABLE: Final[tuple[Row, ...]] = (
     Scenario(62, "Idempotency-Key with another body", "client", play.idempotency_key),
     # --- deadlines
     Scenario(31, "slow heads, slow bodies, idle connections", "raw socket", play.slow_clients),
-)  # fmt: skip
+)

@@ -1,10 +1,11 @@
-"""Bytes that nobody meant as events: every decoder answers, nothing crashes, no sound event beside them is lost.
+"""Bytes that nobody meant as events: every decoder answers, nothing crashes, their neighbours are kept.
 
 `make test-fuzz` repeats this with FUZZ times as many inputs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import random
@@ -106,10 +107,8 @@ def _survives(value: bytes, content_type: str | None) -> None:
 @given(value=mutated(BLOCKS) | st.binary(max_size=400))
 def test_damaged_arrow_blocks(value: bytes) -> None:
     tried["arrow"] += 1
-    try:
+    with contextlib.suppress(ContractError):
         decode_block(value)
-    except ContractError:
-        pass
     _survives(value, ARROW)
 
 

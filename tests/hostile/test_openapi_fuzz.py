@@ -1,5 +1,5 @@
-"""Requests made from the API description, valid and spoilt, against the real service: every answer is one that
-the description promises, and none is a 5xx."""
+"""Requests made from the API description, valid and spoilt, against the real service: every answer is one
+that the description promises, and none is a 5xx."""
 
 from __future__ import annotations
 
