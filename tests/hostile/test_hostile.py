@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.settings import Settings
 from tests.hostile import behaviour
+from tests.hostile.listing import listing
 from tests.hostile.rows import Row
 from tests.hostile.table import TABLE
 from tests.hostile.world import GROWTH_BYTES, World, open_world
@@ -84,3 +85,7 @@ def test_the_table_is_complete() -> None:
         path, _, name = test.partition("::")
         assert f"def {name}(" in (Path(__file__).parents[2] / path).read_text(), test
     assert len({_id(row) for row in TABLE}) == len(TABLE), "two rows of one name"
+
+
+def test_the_readme_holds_the_table() -> None:
+    assert listing() in (Path(__file__).parent / "README.md").read_text(), "python -m tests.hostile.listing"
