@@ -187,13 +187,14 @@ def check(environment: Environment, **_: Any) -> None:
     span = max(totals.seconds, default=0) + 1
     print(
         f"\nsent {sent} (answered 2xx {totals.accepted}, straight to the topic {totals.direct}) "
-        f"= stored {stored} + duplicates {counted['duplicate']} + rejected {counted['rejected']} + quarantined "
-        f"{counted['quarantined']}: {'agrees' if sent == sum(counted.values()) else 'DIFFERS'}"
+        f"= stored {stored} + duplicates {counted['duplicate']} + rejected {counted['rejected']} "
+        f"+ quarantined {counted['quarantined']}: {'agrees' if sent == sum(counted.values()) else 'DIFFERS'}"
         f"\nrefused by the contract {totals.refused} (broken ones sent {totals.bad_sent}), without an answer "
         f"{totals.unanswered}, pushed back {totals.pushed_back} requests, lag left {left:.0f}"
         f"\n{sent / span:,.0f} events/s on average, best second "
         f"{max((s.events for s in totals.seconds.values()), default=0):,}, "
-        f"base rate {EVENTS_PER_SECOND:,.0f}; answers p50 {totals.latency(50):.0f} ms, p99 {totals.latency(99):.0f} ms"
+        f"base rate {EVENTS_PER_SECOND:,.0f}; "
+        f"answers p50 {totals.latency(50):.0f} ms, p99 {totals.latency(99):.0f} ms"
     )
     if SCENARIO == "ramp":
         found_knee = load_check.knee(totals, EVENTS_PER_SECOND, Ramp.STEPS, SECONDS, P99_LIMIT_MS)

@@ -1,0 +1,215 @@
+"""Each stage alone, over batch sizes: run by pytest-benchmark through `python -m benchmarks stages`.
+
+A stage gets what the stages before it gave for the same events, and its output height is checked.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+
+from benchmarks import cache
+from benchmarks.harness import PLACE
+from pipeline.contract.parse import parse_ndjson
+from pipeline.contract.privacy import Privacy
+from pipeline.contract.rows import to_frame
+from pipeline.ingest.blocks import encode_blocks
+from pipeline.process.decode import decode
+from pipeline.process.deduplicate import deduplicate
+from pipeline.process.flow import Block, PartitionState, Rules, case_events_of, process_blocks
+from pipeline.process.records import Record
+from pipeline.process.resend import drop_resends
+from pipeline.reference.enrich import enrich
+from pipeline.reference.snapshot import Reference
+from pipeline.rules.admit import admit
+from pipeline.rules.catalogue import load_catalogues
+from pipeline.settings import load_settings
+from pipeline.sink.tables import Extent, Sink
+from pipeline.store.cases import pack_case_events, refresh_cases
+from pipeline.store.engine import EmbeddedEngine
+
+PERSONS = int(os.environ.get("BENCH_PERSONS", "500000"))
+SIZES = [int(size) for size in os.environ.get("BENCH_SIZES", "500,5000,50000").split(",")]
+INC = 1
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[Any]:
+    """Store, reference data and rules as a worker has them."""
+    place = PLACE / "stages"
+    shutil.rmtree(place, ignore_errors=True)
+    cache.copy_store(PERSONS, place)
+    settings = load_settings(data_dir=place)
+    engine = EmbeddedEngine(settings.clickhouse_dir, settings.engine_tmp_dir)
+    client = engine.new_client(settings.database)
+    privacy = Privacy.load(settings.pseudonym_key_path, create=False)
+    reference = Reference.load(client, tolerance_m=settings.grid_tolerance_m)
+    rules = Rules(reference, load_catalogues(settings.catalogue_dir), privacy, settings)
+    yield SimpleNamespace(settings=settings, client=client, privacy=privacy, rules=rules)
+    client.close()
+    engine.close()
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", params=SIZES, ids=lambda size: f"{size}")
+def batch(request: pytest.FixtureRequest, world: Any) -> Any:
+    """A batch of so many events and what each stage makes of it."""
+    size: int = request.param
+    lines = next(cache.events(max(SIZES), PERSONS).chunks())["json"].head(size).to_list()
+    body = "\n".join(lines).encode()
+    parsed = parse_ndjson(body, max_events=None)
+    frame = to_frame(
+        parsed.events, ingested_at=_now(), request_id="bench", backfill=False, privacy=world.privacy
+    )
+    blocks = encode_blocks(frame, partitions=1, max_bytes=900_000)
+    arrow = [
+        Record(number, _now_ms(), "application/vnd.apache.arrow.stream", block.payload, "1")
+        for number, block in enumerate(blocks)
+    ]
+    state = PartitionState.empty(world.settings)
+    decoded = decode([(0, arrow)], privacy=world.privacy)
+    unique = deduplicate(decoded.events, {0: state.seen}, _window(world))
+    features = world.rules.reference.look_up(unique.kept)
+    judged = _admit(world, pl.concat([unique.kept, features], how="horizontal"))
+    resends = drop_resends(judged, {0: state.anchors})
+    stored = enrich(resends.kept, world.rules.reference)
+    result = process_blocks([Block(0, arrow)], {0: state}, world.rules)
+    return SimpleNamespace(
+        size=size, body=body, parsed=parsed, frame=frame, arrow=arrow, state=state, decoded=decoded,
+        unique=unique, features=features, judged=judged, resends=resends, stored=stored, result=result,
+        ndjson=[
+            Record(number, _now_ms(), "application/x-ndjson", "\n".join(lines[at : at + 500]).encode(), "1")
+            for number, at in enumerate(range(0, size, 500))
+        ],
+        each=[
+            Record(number, _now_ms(), "application/x-ndjson", line.encode(), "1")
+            for number, line in enumerate(lines)
+        ],
+    )  # fmt: skip
+
+
+def _now() -> Any:
+    from pipeline.clock import utc_now
+
+    return utc_now()
+
+
+def _now_ms() -> int:
+    return int(_now().timestamp() * 1_000)
+
+
+def _window(world: Any) -> timedelta:
+    return timedelta(days=world.settings.dedup_window_days)
+
+
+def _admit(world: Any, rows: pl.DataFrame) -> pl.DataFrame:
+    return admit(
+        rows,
+        world.rules.catalogues,
+        world.rules.reference.modes,
+        districts=world.settings.districts_taking_part,
+    )
+
+
+def _measure(benchmark: Any, batch: Any, call: Any) -> Any:
+    benchmark.extra_info["rows"] = batch.size
+    return benchmark(call)
+
+
+def test_parse_ndjson(benchmark: Any, batch: Any) -> None:
+    found = _measure(benchmark, batch, lambda: parse_ndjson(batch.body, max_events=None))
+    assert len(found.events) == batch.size
+
+
+def test_to_frame(benchmark: Any, batch: Any, world: Any) -> None:
+    found = _measure(
+        benchmark,
+        batch,
+        lambda: to_frame(
+            batch.parsed.events, ingested_at=_now(), request_id="b", backfill=False, privacy=world.privacy
+        ),
+    )
+    assert found.height == batch.size
+
+
+def test_encode_blocks(benchmark: Any, batch: Any) -> None:
+    found = _measure(benchmark, batch, lambda: encode_blocks(batch.frame, partitions=12, max_bytes=900_000))
+    assert sum(len(block.rows) for block in found) == batch.size
+
+
+@pytest.mark.parametrize("form", ["arrow", "ndjson", "each"])
+def test_decode(benchmark: Any, batch: Any, world: Any, form: str) -> None:
+    records = getattr(batch, form)
+    found = _measure(benchmark, batch, lambda: decode([(0, records)], privacy=world.privacy))
+    assert found.events.height == batch.size
+
+
+def test_deduplicate(benchmark: Any, batch: Any, world: Any) -> None:
+    found = _measure(
+        benchmark,
+        batch,
+        lambda: deduplicate(batch.decoded.events, {0: batch.state.seen}, _window(world)),
+    )
+    assert found.kept.height + found.duplicates.height == batch.size
+
+
+def test_look_up(benchmark: Any, batch: Any, world: Any) -> None:
+    found = _measure(benchmark, batch, lambda: world.rules.reference.look_up(batch.unique.kept))
+    assert found.height == batch.unique.kept.height
+
+
+def test_admit(benchmark: Any, batch: Any, world: Any) -> None:
+    rows = pl.concat([batch.unique.kept, batch.features], how="horizontal")
+    found = _measure(benchmark, batch, lambda: _admit(world, rows))
+    assert found.height == batch.unique.kept.height
+
+
+def test_drop_resends(benchmark: Any, batch: Any) -> None:
+    found = _measure(benchmark, batch, lambda: drop_resends(batch.judged, {0: batch.state.anchors}))
+    assert found.kept.height == batch.judged.height
+
+
+def test_enrich(benchmark: Any, batch: Any, world: Any) -> None:
+    found = _measure(benchmark, batch, lambda: enrich(batch.resends.kept, world.rules.reference))
+    assert found.height == batch.resends.kept.height
+
+
+def test_case_events(benchmark: Any, batch: Any) -> None:
+    found = _measure(
+        benchmark,
+        batch,
+        lambda: pack_case_events(case_events_of(batch.stored, batch.resends.duplicates), INC),
+    )
+    assert found["events"].list.len().sum() == batch.stored.height
+
+
+def test_process_block(benchmark: Any, batch: Any, world: Any) -> None:
+    found = _measure(
+        benchmark, batch, lambda: process_blocks([Block(0, batch.arrow)], {0: batch.state}, world.rules)
+    )
+    assert found.received == batch.size
+
+
+def test_insert_and_fold(benchmark: Any, batch: Any, world: Any) -> None:
+    """All tables and the fold of the cases touched; every repetition stands in another place."""
+    sink, place = Sink(world.client, "bench"), iter(range(batch.size * 1_000, 2**62, 1_000_000))
+    result = batch.result
+
+    def write() -> int:
+        lo = next(place)
+        hi = lo + len(batch.arrow) - 1
+        sink.write(result, inc=INC + lo, blocks=[Extent(0, 0, len(batch.arrow) - 1)], rules="bench")
+        refresh_cases(world.client, INC + lo, [(0, 0, len(batch.arrow) - 1)])
+        return hi
+
+    benchmark.extra_info["rows"] = batch.size
+    benchmark.pedantic(write, rounds=5 if batch.size <= 5_000 else 3, warmup_rounds=1)
+    count = world.client.command("SELECT count() FROM events")
+    assert count >= result.events.height
