@@ -16,7 +16,7 @@ import psutil
 import pytest
 from confluent_kafka import Producer
 
-from pipeline.runtime.roll import LogState
+from pipeline.runtime.roll import OUTGROWN_FACTOR, LogState
 from tests.e2e.service import Service, gridpipe
 from tests.e2e.test_up import report, sample
 
@@ -88,7 +88,11 @@ class Feeder(threading.Thread):
     def _send(self, client: httpx.Client, batch: list[dict[str, Any]]) -> None:
         while True:
             began = time.monotonic()
-            answer = client.post("/v1/events", json=batch)
+            try:
+                answer = client.post("/v1/events", json=batch)
+            except httpx.TransportError:  # the process was killed
+                time.sleep(0.2)
+                continue
             self.slowest = max(self.slowest, time.monotonic() - began)
             if answer.status_code == 202 and not answer.json()["errors"]:
                 return
@@ -168,28 +172,54 @@ def test_direct_records_hold_the_roll_back_and_doctor_says_so(service: Service) 
     producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0})
     rolls = state(service).rolls
     chance = random.Random(SEED)
-    number, until = 9_000_000, time.monotonic() + QUIET_SECONDS + 3
-    seen = ""
-    while time.monotonic() < until:
-        producer.produce(
-            "grid.events", json.dumps(report(number, description=incompressible(chance))).encode()
-        )
+    number, until = 9_000_000, time.monotonic() + QUIET_SECONDS + 2
+    deadline = time.monotonic() + 90
+    while time.monotonic() < until or state(service).bytes <= OUTGROWN_FACTOR * LIMIT:
+        assert time.monotonic() < deadline, state(service)
+        producer.produce("grid.events", json.dumps(report(number)).encode())
         producer.flush(5)
-        service.send(*[report(number + n, description=incompressible(chance)) for n in range(1, 150)])
+        service.send(*[report(number + n, description=incompressible(chance)) for n in range(1, 200)])
+        assert state(service).rolls == rolls, "rolled while direct records came"
         number += 1_000
-        found = state(service)
-        assert found.rolls == rolls, "rolled while direct records came"
-        seen = seen or found.waits_for
     assert "straight to the topic" in state(service).waits_for
-    if state(service).bytes > 1.5 * LIMIT:
-        address = service.url.removeprefix("http://")
-        told = gridpipe("doctor", "--json", "--data-dir", str(service.data_dir), "--http", address)
-        (broker,) = [finding for finding in json.loads(told.stdout) if finding["check"] == "broker"]
-        assert broker["level"] == "warning"
-        assert "outgrown" in broker["do"]
+    address = service.url.removeprefix("http://")
+    told = gridpipe("doctor", "--json", "--data-dir", str(service.data_dir), "--http", address)
+    (broker,) = [finding for finding in json.loads(told.stdout) if finding["check"] == "broker"]
+    assert (broker["level"], "outgrown" in broker["do"]) == ("warning", True), broker
     deadline = time.monotonic() + QUIET_SECONDS + 30
     while state(service).rolls == rolls:
         assert time.monotonic() < deadline, state(service)
         time.sleep(0.1)
     service.send(report(9_900_000))
     assert {"report-9000000", "report-9900000"} <= set(_outcomes(service))
+
+
+@pytest.mark.parametrize("victim", ["store", "http"])
+def test_a_process_that_dies_within_a_roll_costs_nothing(service: Service, victim: str) -> None:
+    """The supervisor takes a roll that breaks off for a dead broker: everything starts anew."""
+    stop = threading.Event()
+    first = {"store": 50, "http": 60}[victim]
+    feeders = [Feeder(service, first + number, stop) for number in range(2)]
+    log = service.data_dir / "log" / "store.log"
+    before = log.read_text().count('"log_closed"')
+    victims = service.children()
+    for feeder in feeders:
+        feeder.start()
+    deadline = time.monotonic() + 90
+    while log.read_text().count('"log_closed"') == before:
+        assert time.monotonic() < deadline, "no roll"
+        time.sleep(0.01)
+    victims[victim].kill()
+    counts = [len(feeder.answered) for feeder in feeders]
+    while any(len(f.answered) <= count for f, count in zip(feeders, counts, strict=True)):
+        assert time.monotonic() < deadline + 90, service.log("up") + service.log("store")
+        assert not [f.failure for f in feeders if f.failure]
+        time.sleep(0.1)
+    stop.set()
+    for feeder in feeders:
+        feeder.join(90)
+    rows = Counter(_outcomes(service))
+    answered = {event_id for feeder in feeders for event_id in feeder.answered}
+    assert answered - rows.keys() == set()
+    assert {event_id for event_id, count in rows.items() if count > 1} == set()
+    service.get("/health/ready")

@@ -171,7 +171,8 @@ class Records:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A behaviour that needs more than one request; `play` is written out in `behaviour.py`."""
+    """A behaviour that needs more than one request, or a look behind: `play` is written out in `events`,
+    `beyond`, `callers` or `files`."""
 
     number: int
     name: str

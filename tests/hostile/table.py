@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 import zstandard
 
-from tests.hostile import behaviour as play
+from tests.hostile import beyond, callers, events, files
 from tests.hostile.rows import JSON, NDJSON, Bad, Batch, Record, Records, Row, Scenario, Whole, Wire
 from tests.hostile.world import OTHER, World
 
@@ -79,7 +79,7 @@ TABLE: Final[tuple[Row, ...]] = (
         Whole(3, f"document {text.decode()}", text, 400, "not_an_object")
         for text in (b"null", b"42", b'"x"', b"true")
     ),
-    Scenario(4, "truncated JSON, with the byte", "client: a whole request", play.truncated_json),
+    Scenario(4, "truncated JSON, with the byte", "client: a whole request", events.truncated_json),
     Whole(5, "two documents", lambda w: _one(w) + _one(w), 400, "malformed_json"),
     Whole(5, "trailing bytes", lambda w: _one(w) + b"x", 400, "malformed_json"),
     *(
@@ -87,7 +87,7 @@ TABLE: Final[tuple[Row, ...]] = (
         for text in (b"NaN", b"Infinity", b"-Infinity")
     ),
     Batch(6, "number beyond every float", (Bad(_attribute(b"1e400"), "out_of_range"),)),
-    Scenario(7, "duplicate keys: the last wins everywhere", "client", play.duplicate_keys),
+    Scenario(7, "duplicate keys: the last wins everywhere", "client", events.duplicate_keys),
     Whole(8, "nested 100,000 deep", b"[" * 100_000, 400, "too_deep"),
     Whole(8, "objects nested 100,000 deep", b'{"a":' * 100_000, 400, "too_deep"),
     Batch(8, "33 levels in an attribute", (Bad(_attribute(b"[" * 20 + b"]" * 20), "bad_type"),)),
@@ -109,7 +109,7 @@ TABLE: Final[tuple[Row, ...]] = (
         )
     ),
     Whole(11, "half a surrogate pair in a document", _attribute(rb'"\ud800"'), 400, "malformed_json"),
-    Scenario(11, "halves of surrogate pairs in lines", "client", play.half_pairs),
+    Scenario(11, "halves of surrogate pairs in lines", "client", events.half_pairs),
     # --- fields
     Batch(
         12,
@@ -127,8 +127,8 @@ TABLE: Final[tuple[Row, ...]] = (
             for text in ("a\u200bb", "a\u202eb", "\u0430bc", "\uff11\uff12", "a b", "a/b")
         ),
     ),
-    Scenario(13, "odd characters in text are kept as they are", "client", play.odd_text),
-    Scenario(14, "NFC and NFD of one text", "client", play.normal_forms),
+    Scenario(13, "odd characters in text are kept as they are", "client", events.odd_text),
+    Scenario(14, "NFC and NFD of one text", "client", events.normal_forms),
     Batch(
         15,
         "event_id",
@@ -142,7 +142,7 @@ TABLE: Final[tuple[Row, ...]] = (
         ),
     ),
     Whole(15, "event_id of 10 MB", lambda w: _one(w, event_id="a" * 10_000_000), 413, "body_too_large"),
-    Scenario(16, "ids that differ in case are two", "client", play.ids_by_case),
+    Scenario(16, "ids that differ in case are two", "client", events.ids_by_case),
     Batch(
         17,
         "times",
@@ -170,7 +170,7 @@ TABLE: Final[tuple[Row, ...]] = (
             Bad(_time("2026-01-01T08:00:00+14:00"), None),
         ),
     ),
-    Scenario(18, "far past and future make no partition", "client", play.far_times),
+    Scenario(18, "far past and future make no partition", "client", events.far_times),
     Batch(
         19,
         "coordinates",
@@ -194,7 +194,7 @@ TABLE: Final[tuple[Row, ...]] = (
             Bad({"actor": {"type": "robot"}}, "unknown_value", "actor.type"),
         ),
     ),
-    Scenario(20, "unknown codes are rejected with a reason", "client", play.unknown_codes),
+    Scenario(20, "unknown codes are rejected with a reason", "client", events.unknown_codes),
     Batch(
         21,
         "small integers",
@@ -305,7 +305,7 @@ TABLE: Final[tuple[Row, ...]] = (
             ),
         )
     ),
-    Scenario(28, "members of gzip, one after another", "client", play.gzip_members),
+    Scenario(28, "members of gzip, one after another", "client", events.gzip_members),
     *(
         Whole(
             29,
@@ -386,27 +386,29 @@ TABLE: Final[tuple[Row, ...]] = (
         lambda _: (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",),
         frozenset({400, 505}),
     ),
-    Scenario(34, "an upgrade that is not offered is passed over", "raw socket", play.upgrade_is_passed_over),
+    Scenario(
+        34, "an upgrade that is not offered is passed over", "raw socket", events.upgrade_is_passed_over
+    ),
     # --- batches
-    Scenario(35, "one event too many: none is taken", "client", play.too_many_events),
-    Scenario(36, "one id twice in a batch", "client", play.same_id_twice),
-    Scenario(37, "one bad event among 999", "client", play.one_bad_among_many),
+    Scenario(35, "one event too many: none is taken", "client", events.too_many_events),
+    Scenario(36, "one id twice in a batch", "client", events.same_id_twice),
+    Scenario(37, "one bad event among 999", "client", events.one_bad_among_many),
     # --- what lies behind
-    Scenario(38, "SQL in values is stored verbatim", "client", play.sql_in_values),
-    Scenario(39, "identifiers in queries are of a closed list", "client", play.identifiers_in_queries),
-    Scenario(40, "functions of the engine in queries", "client", play.functions_in_queries),
-    Scenario(41, "log injection", "raw socket", play.log_injection),
-    Scenario(42, "metric labels come from closed sets", "client", play.metric_labels),
-    Scenario(43, "formulae and markup are kept and never served as a page", "client", play.formulae),
-    Scenario(44, "personal numbers in free text", "client", play.personal_numbers_in_text),
-    Scenario(45, "spellings of an identity number", "client", play.identity_spellings),
-    Scenario(46, "spellings of a phone", "client", play.phone_spellings),
+    Scenario(38, "SQL in values is stored verbatim", "client", beyond.sql_in_values),
+    Scenario(39, "identifiers in queries are of a closed list", "client", beyond.identifiers_in_queries),
+    Scenario(40, "functions of the engine in queries", "client", beyond.functions_in_queries),
+    Scenario(41, "log injection", "raw socket", beyond.log_injection),
+    Scenario(42, "metric labels come from closed sets", "client", beyond.metric_labels),
+    Scenario(43, "formulae and markup are kept and never served as a page", "client", beyond.formulae),
+    Scenario(44, "personal numbers in free text", "client", beyond.personal_numbers_in_text),
+    Scenario(45, "spellings of an identity number", "client", beyond.identity_spellings),
+    Scenario(46, "spellings of a phone", "client", beyond.phone_spellings),
     # --- credentials and load
-    Scenario(47, "keys: none, wrong, revoked, foreign, in the address", "client", play.keys),
-    Scenario(48, "signatures over something else", "client", play.signatures),
-    Scenario(49, "a signed request again", "client", play.replays),
-    Scenario(51, "client gone before the answer", "raw socket", play.client_gone),
-    Scenario(52, "a thousand half-open connections", "raw socket", play.half_open),
+    Scenario(47, "keys: none, wrong, revoked, foreign, in the address", "client", callers.keys),
+    Scenario(48, "signatures over something else", "client", callers.signatures),
+    Scenario(49, "a signed request again", "client", callers.replays),
+    Scenario(51, "client gone before the answer", "raw socket", callers.client_gone),
+    Scenario(52, "a thousand half-open connections", "raw socket", callers.half_open),
     # --- the topic
     Records(
         53,
@@ -462,12 +464,12 @@ TABLE: Final[tuple[Row, ...]] = (
             ),
         ),
     ),
-    Scenario(56, "hostile reference files", "command line", play.reference_files),
-    Scenario(57, "hostile rule files", "command line", play.rule_files),
-    Scenario(58, "hostile configuration", "command line", play.configuration),
-    Scenario(59, "a million keys in one object", "client", play.million_keys),
-    Scenario(61, "probes and metrics under attack", "raw socket", play.probes),
-    Scenario(62, "Idempotency-Key with another body", "client", play.idempotency_key),
+    Scenario(56, "hostile reference files", "command line", files.reference_files),
+    Scenario(57, "hostile rule files", "command line", files.rule_files),
+    Scenario(58, "hostile configuration", "command line", files.configuration),
+    Scenario(59, "a million keys in one object", "client", callers.million_keys),
+    Scenario(61, "probes and metrics under attack", "raw socket", callers.probes),
+    Scenario(62, "Idempotency-Key with another body", "client", beyond.idempotency_key),
     # --- deadlines
-    Scenario(31, "slow heads, slow bodies, idle connections", "raw socket", play.slow_clients),
+    Scenario(31, "slow heads, slow bodies, idle connections", "raw socket", callers.slow_clients),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.settings import Settings
-from tests.hostile import behaviour
+from tests.hostile import callers
 from tests.hostile.listing import listing
 from tests.hostile.rows import Row
 from tests.hostile.table import TABLE
@@ -38,13 +38,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     ) as opened:
         opened.settings = opened.settings.model_copy(update={"schemas_dir": directory / "schemas"})
         opened.still_well()
-        slow = behaviour.SlowClients(opened)
-        behaviour.SLOW.append(slow)
+        slow = callers.SlowClients(opened)
+        callers.SLOW.append(slow)
         try:
             yield opened
         finally:
             slow.close()
-            behaviour.SLOW.clear()
+            callers.SLOW.clear()
 
 
 @pytest.fixture(scope="module")

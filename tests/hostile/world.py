@@ -255,6 +255,28 @@ class World:
         with self.store() as client:
             return list(client.query(query, parameters=parameters).result_rows)
 
+    def take(self, *events: Document) -> Document:
+        """All of these are accepted."""
+        answer = self.post(list(events))
+        assert answer.status_code == 202, answer.text
+        document: Document = answer.json()
+        assert document["accepted"] == len(events), document["errors"]
+        self.keep(*events)
+        return document
+
+    def column(self, name: str, *event_ids: str) -> list[Any]:
+        """A column of stored rows, in the order of the ids, whatever became of them."""
+        rows = dict(
+            self.rows(
+                " UNION ALL ".join(
+                    f"SELECT event_id, {name} FROM {table} FINAL WHERE event_id IN {{ids:Array(String)}}"
+                    for table in ("events", "rejections")
+                ),
+                ids=list(event_ids),
+            )
+        )
+        return [rows.get(event_id) for event_id in event_ids]
+
     def stored_ids(self) -> list[str]:
         """Ids in every table of outcomes, one per row of the tables' final state."""
         found = self.rows(
