@@ -39,7 +39,8 @@ class Account:
             self._verify(*block)
             metrics.committed_offset.labels(str(block.partition)).set(block.hi + 1)
         result = _without_canaries(result)
-        metrics.batch_rows.observe(result.received)
+        if result.received:
+            metrics.batch_rows.observe(result.received)
         for stage, seconds in result.stage_seconds.items():
             metrics.stage_seconds.labels(stage).observe(seconds)
         self._count(result)
@@ -129,13 +130,12 @@ class Account:
 
 def _without_canaries(result: BlockResult) -> BlockResult:
     """What is counted: canary events show that the pipeline works and are no events of the city."""
+    tables = ("events", "rejections", "duplicates", "quarantined")
+    # most blocks have none, and a filter copies every column
     ours = {
-        name: frame.filter(pl.col("source").cast(pl.String).ne_missing(CANARY_SOURCE))
-        for name in ("events", "rejections", "duplicates", "quarantined")
-        if not (frame := getattr(result, name)).is_empty()
+        name: frame.filter(~canaries.fill_null(False))
+        for name in tables
+        if (canaries := (frame := getattr(result, name))["source"] == CANARY_SOURCE).any()
     }
-    received = sum(
-        ours.get(name, getattr(result, name)).height
-        for name in ("events", "rejections", "duplicates", "quarantined")
-    )
-    return result if received == result.received else replace(result, **ours, received=received)
+    received = sum(ours.get(name, getattr(result, name)).height for name in tables)
+    return replace(result, **ours, received=received) if ours else result

@@ -302,7 +302,9 @@ def case_events_of(stored: pl.DataFrame, resent: pl.DataFrame) -> pl.DataFrame:
     stored : the STORED columns named in CASE_EVENT; resent : DUPLICATE, level L2.
     A canary event belongs to no case.
     """
-    stored = stored.filter(pl.col("source") != CANARY_SOURCE)
+    canaries = stored["source"] == CANARY_SOURCE
+    if canaries.any():  # a filter copies every column
+        stored = stored.filter(~canaries)
     rank = pl.col("event_type").replace_strict(RANK, return_dtype=pl.UInt8)
     own = stored.select(
         "case_id",
