@@ -66,7 +66,9 @@ def spoilt(line: bytes, number: int) -> bytes:
 
 def storm_bodies(lines: list[bytes]) -> list[Body]:
     """One place reported a thousand times: the same report by a thousand reporters, one a request."""
-    model = next(line for line in lines if b'"REPORTED"' in line and b'"channel":"hotline_12345"' in line)
+    # of a channel that anybody may report by, or nobody but the grid's own workers would be admitted
+    public = (b'"channel":"hotline_12345"', b'"channel":"yueshengshi"')
+    model = next(line for line in lines if b'"REPORTED"' in line and any(name in line for name in public))
     found = []
     for number in range(STORM_REPORTS):
         data = re.sub(rb'"(event|case)_id":"[^"]*"', rb'"\1_id":"storm.\1-%04d"' % number, model)

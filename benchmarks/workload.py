@@ -25,7 +25,7 @@ from pipeline.simulate.scene import Groups, Matters, group_by_code, load_matters
 from pipeline.simulate.texts import descriptions, hashes
 
 #: Grows when the same seed gives other events: cached files are made anew.
-VERSION: Final = 1
+VERSION: Final = 2
 SEED: Final = 20260101
 SOURCE: Final = "bench"
 CHUNK_EVENTS: Final = 1_000_000
@@ -131,7 +131,11 @@ class Workload:
         matters = city.matters.frame
         grid = rng.integers(0, len(city.grids), cases)
         matter = rng.integers(0, len(matters), cases)
-        channel = pl.Series([_channel(list(allowed)) for allowed in matters["allowed_channels"]])
+        choices = [_channels(list(allowed)) for allowed in matters["allowed_channels"]]
+        width = max(map(len, choices))
+        # padded by repetition: every matter offers `width` channels
+        channels = pl.Series([names[at % len(names)] for names in choices for at in range(width)])
+        drawn_channel = matter * width + rng.integers(0, width, cases)
         case = rows["case"].to_numpy()
         of_grid = _rows(city.grids, grid[case])
         inside = rng.uniform(0.2, 0.8, (2, len(rows)))
@@ -140,7 +144,7 @@ class Workload:
         drawn = pl.DataFrame(
             {
                 "matter": matter,
-                "channel": channel.gather(matter.astype(np.uint32)),
+                "channel": channels.gather(drawn_channel.astype(np.uint32)),
                 "worker": worker,
                 "person": city.persons.gather(rng.integers(0, len(city.persons), cases).astype(np.uint32)),
                 "org_code": firm["org_code"],
@@ -250,12 +254,10 @@ def _rows(frame: pl.DataFrame, numbers: Ints) -> pl.DataFrame:
     return frame.select(pl.all().gather(pl.Series(numbers).cast(pl.UInt32)))
 
 
-def _channel(allowed: list[str]) -> str:
-    """One whose reporter is in order: a grid's own worker, else a channel that asks for none."""
-    for channel in ("grid_patrol", "hotline_12345", "yueshengshi"):
-        if channel in allowed:
-            return channel
-    return allowed[0]
+def _channels(allowed: list[str]) -> list[str]:
+    """Those whose reporter is in order: a grid's own worker, or anybody."""
+    good = ("grid_patrol", "hotline_12345", "yueshengshi", "pingantong")
+    return [channel for channel in good if channel in allowed]
 
 
 def _lives(rng: np.random.Generator, events: int) -> pl.DataFrame:
