@@ -64,7 +64,7 @@ def browser() -> Iterator[Browser]:
     # Chromium's sandbox refuses root, which is what containers run tests as.
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        expect.set_options(timeout=20_000)  # the machine may be busy with other tests
+        expect.set_options(timeout=45_000)  # the machine may be busy with other tests
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield running
         running.close()

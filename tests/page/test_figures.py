@@ -1,0 +1,103 @@
+"""What the page makes of the metrics: rates, delays, restarts, what is stuck."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from pipeline import metrics
+from pipeline.page.figures import STUCK_SECONDS, Figures, Sample, quantile, read_families
+
+
+def sample(at: float, *, worker: bool = True, **families: dict[str, float]) -> Sample:
+    return Sample(at, dict(families), worker)
+
+
+def described(*samples: Sample) -> dict[str, Any]:
+    figures = Figures()
+    for item in samples:
+        figures.add(item)
+    return figures.describe()
+
+
+def test_families_are_read_from_what_the_registry_really_writes() -> None:
+    metrics.events.labels("recorded").inc(3)
+    metrics.consumer_lag_records.labels("7").set(11)
+    metrics.ingest_delay_seconds.observe(0.2)
+    found = read_families(generate_latest(metrics.REGISTRY))
+    assert found["events_total"]["recorded"] >= 3
+    assert found["consumer_lag_records"]["7"] == 11
+    assert found["ingest_delay_seconds_bucket"]["0.25"] >= 1
+    assert found["gateway_in_flight_bytes"][""] == 0
+    metrics.consumer_lag_records.remove("7")
+
+
+def test_rates_are_taken_over_five_seconds() -> None:
+    said = described(
+        *(sample(at, events_total={"admitted": 100.0 * at, "rejected": 2.0 * at}) for at in range(20))
+    )
+    assert said["events_per_second"] == pytest.approx(102)
+    assert said["flow"]["outcomes_per_second"]["rejected"] == pytest.approx(2)
+    assert said["totals"] == {"admitted": 1900, "rejected": 38}
+
+
+def test_a_restart_is_no_negative_rate() -> None:
+    said = described(
+        sample(0, events_total={"admitted": 1000}),
+        sample(1, events_total={"admitted": 5}),
+        sample(2, events_total={"admitted": 15}),
+    )
+    assert said["events_per_second"] == pytest.approx(10)
+
+
+def test_what_the_worker_counts_is_unknown_without_it() -> None:
+    said = described(sample(0, events_total={"admitted": 5}), sample(1, worker=False))
+    assert said["worker"] is False
+    assert said["events_per_second"] is None
+    assert said["delay_seconds"] is None
+
+
+def test_delays_are_those_of_the_last_minute() -> None:
+    old = {"0.1": 100.0, "1.0": 100.0, "+Inf": 100.0}
+    new = {"0.1": 100.0, "1.0": 110.0, "+Inf": 110.0}
+    said = described(sample(0, ingest_delay_seconds_bucket=old), sample(30, ingest_delay_seconds_bucket=new))
+    assert said["delay_seconds"] == {"p50": pytest.approx(0.55), "p99": pytest.approx(0.991), "count": 10}
+    idle = described(sample(0, ingest_delay_seconds_bucket=new), sample(30, ingest_delay_seconds_bucket=new))
+    assert idle["delay_seconds"] is None
+
+
+def test_a_quantile_above_the_last_bound_is_unknown_and_zeros_below_are_skipped() -> None:
+    assert quantile([(1.0, 0.0), (2.0, 10.0), (float("inf"), 10.0)], 0.5) == pytest.approx(1.5)
+    assert quantile([(1.0, 1.0), (float("inf"), 10.0)], 0.99) is None
+
+
+@pytest.mark.parametrize(("seconds", "stuck"), [(STUCK_SECONDS - 1, False), (STUCK_SECONDS + 1, True)])
+def test_the_topic_is_stuck_when_records_wait_and_none_is_finished(seconds: float, stuck: bool) -> None:
+    waiting = {"consumer_lag_records": {"0": 4.0}, "events_total": {"admitted": 9.0}}
+    said = described(sample(0, **waiting), *(sample(at, **waiting) for at in range(1, int(seconds) + 1)))
+    assert said["flow"]["topic"]["stuck"] is stuck
+    moving = {"consumer_lag_records": {"0": 4.0}, "events_total": {"admitted": 10.0}}
+    figures = Figures()
+    for at in range(int(seconds)):
+        figures.add(sample(at, **waiting))
+    figures.add(sample(seconds, **moving))
+    assert figures.describe()["flow"]["topic"]["stuck"] is False
+
+
+def test_the_gateway_is_stuck_when_requests_wait_and_none_is_answered() -> None:
+    waiting = {"gateway_in_flight_bytes": {"": 700.0}, "gateway_events_total": {"accepted": 3.0}}
+    said = described(*(sample(at, **waiting) for at in range(int(STUCK_SECONDS) + 2)))
+    assert said["flow"]["gateway"]["stuck"] is True
+    idle = {"gateway_in_flight_bytes": {"": 0.0}, "gateway_events_total": {"accepted": 3.0}}
+    assert described(*(sample(at, **idle) for at in range(30)))["flow"]["gateway"]["stuck"] is False
+
+
+def test_the_mean_time_of_a_stage_is_that_of_the_last_seconds() -> None:
+    said = described(
+        sample(0, stage_seconds_sum={"decode": 100.0}, stage_seconds_count={"decode": 1000.0}),
+        sample(6, stage_seconds_sum={"decode": 100.5}, stage_seconds_count={"decode": 1010.0}),
+    )
+    assert said["flow"]["stages"]["decode"] == pytest.approx(0.05)
+    assert said["flow"]["stages"]["admit"] is None

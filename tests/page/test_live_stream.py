@@ -1,0 +1,130 @@
+"""The stream on a real store: one set of queries for all who watch, none while nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from pipeline.page.board import Board
+from pipeline.page.history import HOUR, History
+from pipeline.page.live import Live
+from pipeline.page.search import search
+from pipeline.read.reader import Reader
+from tests.integration.read_world import reader_over, store_block
+
+
+@pytest.fixture
+def reader(clickhouse: Client, tmp_path: Path) -> Reader:
+    store_block(clickhouse, tmp_path)
+    return reader_over(lambda: clickhouse)
+
+
+class Counted:
+    """Counts what a reader was asked."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.asked = 0
+        original = reader.run
+
+        async def run(work: Callable[[Client], Any]) -> Any:
+            self.asked += 1
+            return await original(work)
+
+        reader.run = run  # type: ignore[method-assign]
+
+
+async def no_metrics() -> tuple[bytes, bytes | None]:
+    return b"", None
+
+
+async def read_until(stream: AsyncIterator[bytes], topics: set[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    async with asyncio.timeout(60):
+        async for chunk in stream:
+            for message in chunk.decode().split("\n\n"):
+                if message.startswith("event: "):
+                    head, data = message.split("\n", 1)
+                    found[head.removeprefix("event: ")] = orjson.loads(data.removeprefix("data: "))
+            if topics <= found.keys():
+                return found
+    raise AssertionError(found.keys())
+
+
+TOPICS = {"figures", "city", "district", "rejected", "store"}
+
+
+async def test_ten_viewers_cost_one_set_of_queries(reader: Reader) -> None:
+    counted = Counted(reader)
+    live = Live(Board(reader), no_metrics)
+    running = asyncio.create_task(live.run())
+    streams = [live.stream() for _ in range(10)]
+    answers = await asyncio.gather(*(read_until(stream, TOPICS) for stream in streams))
+    assert live.viewers == 10
+    assert {answer["city"]["as_of"] for answer in answers} == {answers[0]["city"]["as_of"]}
+    row = answers[0]["city"]["rows"][0]
+    assert row["parts"]["closure_rate"] == [row["closed"], row["cases"]]
+    assert [r["reason"] for r in answers[0]["rejected"]["reasons"]] == ["UNKNOWN_MATTER"]
+    # the first point of the trend, a mark, three tables; and at most a few marks and past points since
+    assert counted.asked < 20
+    live.close()
+    for stream in streams:
+        async for _ in stream:
+            pass
+    assert live.viewers == 0
+    running.cancel()
+
+
+async def test_nothing_is_asked_while_nobody_watches(reader: Reader) -> None:
+    counted = Counted(reader)
+    running = asyncio.create_task(Live(Board(reader), no_metrics).run())
+    await asyncio.sleep(4)
+    assert counted.asked <= 2  # one row for the trend, and the mark before it
+    running.cancel()
+
+
+async def test_a_table_is_shared_until_something_is_stored(reader: Reader, clickhouse: Client) -> None:
+    board = Board(reader)
+    first, second = await asyncio.gather(board.kpi("town"), board.kpi("town"))
+    assert first is second
+    assert await board.kpi("town") is first
+    clickhouse.command("INSERT INTO quarantine (reason) VALUES ('MALFORMED')")
+    assert await board.kpi("town", every=60) is first
+    assert await board.kpi("town") is not first
+
+
+async def test_the_stream_says_when_the_store_is_gone(reader: Reader) -> None:
+    def gone() -> Client:
+        raise OSError("connection refused")
+
+    live = Live(Board(reader_over(gone)), no_metrics)
+    running = asyncio.create_task(live.run())
+    found = await read_until(live.stream(), {"store"})
+    assert found["store"]["available"] is False
+    running.cancel()
+
+
+def test_the_trend_keeps_an_hour_in_order_and_knows_what_is_missing() -> None:
+    history = History()
+    now = datetime(2026, 3, 2, 12, tzinfo=UTC)
+    assert len(history.past_instants(now)) == 10
+    history.add(now, {"closure_rate": 0.5}, None)
+    history.add(now - timedelta(minutes=12), {"closure_rate": 0.25}, None)
+    assert [point["closure_rate"] for point in history.points()] == [0.25, 0.5]
+    assert history.past_instants(now)[0] == now - timedelta(minutes=18)
+    history.add(now + HOUR, {"closure_rate": 1.0}, None)
+    assert [point["closure_rate"] for point in history.points()] == [0.5, 1.0]
+
+
+def test_search_finds_events_cases_and_quarantined_ones(reader: Reader, clickhouse: Client) -> None:
+    by_event = search(clickhouse, "e1")["events"]
+    assert [(hit["event_id"], hit["outcome"]) for hit in by_event] == [("e1", "admitted")]
+    assert search(clickhouse, "c1")["cases"] == ["c1"]
+    assert [hit["outcome"] for hit in search(clickhouse, "e4")["events"]] == ["duplicate"]
+    assert search(clickhouse, "nothing")["events"] == []
