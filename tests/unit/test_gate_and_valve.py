@@ -16,6 +16,7 @@ from pipeline.errors import UnavailableError
 from pipeline.ingest.gate import Gate, gate_orders
 from pipeline.runtime.roll import LogState
 from pipeline.runtime.valve import RefusedError, Valve, obey
+from tests.unit.gateway_world import event, make_world
 
 
 async def test_nobody_is_inside_a_closed_gate_and_who_waits_goes_on() -> None:
@@ -131,3 +132,25 @@ def test_a_site_outgrows_the_embedded_log(tmp_path: Path) -> None:
     assert state.outgrown() == ""
     assert "in 5.0 minutes" in LogState(limit=100, between_rolls=300.0).outgrown()
     assert "straight" in LogState(bytes=200, limit=100, waits_for="records come straight").outgrown()
+
+
+async def test_a_request_waits_before_the_gate_even_while_no_broker_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path)
+    await world.gateway.gate.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(world.log, "available", lambda: False)
+        waiting = asyncio.create_task(world.post(event(1)))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+    await world.gateway.renewed()
+    assert (await waiting).status_code == 202
+
+
+async def test_a_request_gives_up_before_a_gate_that_stays_closed(tmp_path: Path) -> None:
+    world = make_world(tmp_path, durability_timeout_seconds=0.05)
+    await world.gateway.gate.close()
+    answer = await world.post(event(1))
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert "Retry-After" in answer.headers
