@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from clickhouse_connect.driver.client import Client
 
+from infra.grafana.kpi import cohort
 from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.settings import load_settings
 from pipeline.store.client import connect
@@ -206,6 +207,13 @@ def test_api_command_prometheus_and_grafana_give_the_same_closure_rates(
     names = {row["name_zh"]: row["key"] for row in service.get("/v1/kpi", by="district", **window)["rows"]}
     grafana = {names[row[0]]: row[shown.column_names.index("办结率 Closure")] for row in shown.result_rows}
     assert gauges == api == rates(json.loads(told.stdout))
+    breached = prometheus.query(f'gridpipe_response_breached_cases{{district="{GRID[:6]}"}}')
+    owed, in_time = client.query(
+        expand(
+            cohort("district", {"response_owed": "owed", "responded_in_time": "in time"}), begin, end
+        ).replace("WHERE listed", f"WHERE key = '{GRID[:6]}'")
+    ).result_rows[0][1:]
+    assert float(breached[0]["value"][1]) == owed - in_time > 0
     assert {key: rate for key, rate in grafana.items() if rate is not None} == api
     assert 0 < api[GRID[:6]] < 1
 
@@ -227,3 +235,14 @@ def test_every_panel_of_clickhouse_has_data(client: Client, panel: PanelQuery) -
     assert found.result_rows, panel.text
     for name, column in zip(found.column_names, zip(*found.result_rows, strict=True), strict=True):
         assert any(value is not None for value in column), f"{name} is empty"
+
+
+def test_every_line_of_every_log_is_json_with_its_role(service: Service) -> None:
+    found = 0
+    for role in ("up", "http", "store"):
+        for text in (service.data_dir / "log" / f"{role}.log").read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            assert {"event", "level", "timestamp", "logger"} <= line.keys()
+            assert line["role"] == role
+            found += 1
+    assert found > 10

@@ -1,0 +1,68 @@
+"""A refused event leaves a line with the ids that let somebody find it, and nothing personal."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from pipeline import logs
+from tests.unit.gateway_world import event, make_world
+
+PHONE = "13800001234"
+
+
+@pytest.fixture
+def log_file(tmp_path: Path) -> Iterator[Path]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    logs.configure(level="info", role="http", log_dir=tmp_path / "log", console=False)
+    yield tmp_path / "log" / "http.log"
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:] = before
+    root.setLevel(level)
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def refusals(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in text_of(path).splitlines()]
+    return [line for line in lines if line["event"] == "events_refused"]
+
+
+async def test_a_request_with_refused_events_leaves_one_line(tmp_path: Path, log_file: Path) -> None:
+    world = make_world(tmp_path)
+    bad = [event(number, event_type="NONSENSE") for number in range(2, 12)]
+    named = event(20, event_id=f"p-{PHONE}", description=f"请回电 {PHONE}")
+    answer = await world.post([event(1), *bad, named], X_Request_Id="req-7")
+    assert answer.status_code == 202
+    (line,) = refusals(log_file)
+    assert (line["request_id"], line["source"], line["role"]) == ("req-7", "12345", "http")
+    assert line["codes"] == {"unknown_value": 10, "personal_data_in_id": 1}
+    assert line["event_ids"] == [f"e-{number}" for number in range(2, 7)]
+    assert PHONE not in text_of(log_file)
+
+
+async def test_a_request_of_nothing_but_refused_events_leaves_one_too(tmp_path: Path, log_file: Path) -> None:
+    world = make_world(tmp_path)
+    answer = await world.post([event(1, event_id=f"p-{PHONE}")], X_Request_Id="req-8")
+    assert answer.status_code == 422
+    (line,) = refusals(log_file)
+    assert (line["request_id"], line["codes"]) == ("req-8", {"personal_data_in_id": 1})
+    assert PHONE not in text_of(log_file)
+
+
+async def test_a_request_without_refusals_leaves_none(tmp_path: Path, log_file: Path) -> None:
+    world = make_world(tmp_path)
+    assert (await world.post([event(1)])).status_code == 202
+    assert refusals(log_file) == []
