@@ -171,6 +171,12 @@ class Settings(BaseSettings):
     )
 
     # --- personal data
+    person_link_days: int = Field(
+        365, ge=7, description="Days after receipt that an event stays linked to persons (keys, facts)."
+    )
+    fact_retention_days: int = Field(
+        1_095, ge=30, description="Days after receipt that events without personal data are kept."
+    )
     audit_keep_days: int = Field(
         1_095, ge=1, description="Days that the audit log of reads of personal data is kept."
     )
@@ -202,6 +208,11 @@ class Settings(BaseSettings):
     def audit_dir(self) -> Path:
         """Who read or changed personal data, a file a day."""
         return self.data_dir / "audit"
+
+    @property
+    def evidence_dir(self) -> Path:
+        """What was done for each request to erase a person."""
+        return self.data_dir / "evidence"
 
     @property
     def run_dir(self) -> Path:

@@ -22,6 +22,7 @@ COMMANDS = (
     "pipeline.cli.query",  # explain, case, kpi
     "pipeline.cli.reference",
     "pipeline.cli.rules",
+    "pipeline.cli.person",  # person, pseudonym
     "pipeline.cli.operate",  # config show, doctor
 )
 

@@ -79,10 +79,22 @@ def load(
     settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
     # a second key would give the same person a second pseudonym: only the first load of a site makes one
     privacy = Privacy.load(settings.pseudonym_key_path, create=True)
-    client = _connect(settings, url)
+    client = open_store(settings, url)
     try:
         with _Bars(quiet=as_json) as bars:
             report = load_directory(client, directory, privacy, strict=strict, progress=bars.progress)
+            # While keys are rotated, residents are known under every version that events may carry.
+            for version in privacy.versions:
+                if version != privacy.key_version:
+                    again = load_directory(
+                        client,
+                        directory,
+                        privacy.under(version),
+                        strict=strict,
+                        kinds={"persons"},
+                        needed=False,
+                    )
+                    report.files += again.files
     finally:
         client.close()
     if as_json:
@@ -92,7 +104,7 @@ def load(
     raise typer.Exit(EXIT_DONE if report.fine else EXIT_SOME_REFUSED)
 
 
-def _connect(settings: Settings, url: str | None) -> Client:
+def open_store(settings: Settings, url: str | None) -> Client:
     """The store of the running service, of the settings, or the data directory itself, migrated.
 
     Raises ConfigurationError, UnavailableError.

@@ -178,11 +178,13 @@ def migrate(
     from pipeline.runtime import broker
     from pipeline.store.client import connect
     from pipeline.store.migrate import migrate as run_migrations
+    from pipeline.store.retention import apply_retention
 
     settings = load_settings(data_dir=data_dir, kafka=kafka, clickhouse=clickhouse)
     catalogues = load_catalogues(settings.catalogue_dir)
     client = connect(settings, database="")
     before, after = run_migrations(client, settings.database)
+    apply_retention(client, settings)
     publish(client, catalogues)
     client.close()
     done: dict[str, object] = {"database": settings.database, "before": before, "after": after}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Final
@@ -241,22 +241,73 @@ def cut_address(address: str) -> str:
 # --- pseudonyms
 
 
-class Privacy:
-    """Pseudonyms under one secret. `key_version` is stored beside each, so that keys can be rotated."""
+def _version_of(path: Path) -> int | None:
+    number = path.suffix.removeprefix(".v")
+    return int(number) if number.isdigit() else None
 
-    def __init__(self, secret: bytes, key_version: int = 1) -> None:
+
+def secret_versions(path: Path) -> dict[int, Path]:
+    """The secrets beside `path` by version, in order."""
+    files = path.parent.glob(f"{path.stem}.v*") if path.parent.is_dir() else ()
+    numbered = [(version, file) for file in files if (version := _version_of(file)) is not None]
+    return dict(sorted(numbered))
+
+
+def active_version(path: Path) -> int:
+    """The version that new pseudonyms are made under."""
+    pointer = path.with_suffix(".active")
+    if pointer.exists() and (text := pointer.read_text().strip()).isdigit():
+        return int(text)
+    return _version_of(path) or 1
+
+
+class Privacy:
+    """Pseudonyms under the secret in force. `key_version` is stored beside each, so that keys can be rotated.
+
+    others : secrets of other versions that still exist, for look-ups of a person across versions.
+    """
+
+    def __init__(
+        self, secret: bytes, key_version: int = 1, others: Mapping[int, bytes] | None = None
+    ) -> None:
         self._secret = secret
         self.key_version = key_version
+        self._others = dict(others or {})
 
     @classmethod
     def load(cls, path: Path, create: bool) -> Privacy:
-        """Read the secret at `path` (`…/pseudonym.v<version>`); with `create`, make one where there is none.
+        """Read the secrets beside `path` (`…/pseudonym.v<version>`); with `create`, make the first.
 
-        Raises ConfigurationError where the file is missing, readable by others, short or a known placeholder.
+        In force is the version that `…/pseudonym.active` names; without that file, `path`.
+        Raises ConfigurationError where a file is missing, readable by others, short or a known placeholder.
         """
-        secret = load_secret(path, create=create)
-        version = path.suffix.removeprefix(".v")
-        return cls(secret, int(version) if version.isdigit() else 1)
+        found = secret_versions(path)
+        if not found:
+            return cls(load_secret(path, create=create), _version_of(path) or 1)
+        active = active_version(path)
+        if active not in found:
+            load_secret(path.with_suffix(f".v{active}"), create=False)  # says what to do
+        secrets = {version: load_secret(file, create=False) for version, file in found.items()}
+        return cls(secrets.pop(active), active, secrets)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Every version that still has its secret, in order."""
+        return tuple(sorted({self.key_version, *self._others}))
+
+    def under(self, version: int) -> Privacy:
+        """Pseudonyms under one of `versions`."""
+        return self if version == self.key_version else Privacy(self._others[version], version)
+
+    def keys_of(self, *, id_numbers: Iterable[str] = (), phones: Iterable[str] = ()) -> dict[str, int]:
+        """Every pseudonym, under every version, of a person's numbers, and its version."""
+        found: dict[str, int] = {}
+        ids, mobiles = list(id_numbers), list(phones)
+        for version in self.versions:
+            privacy = self.under(version)
+            found |= dict.fromkeys(map(privacy.person_key, ids), version)
+            found |= dict.fromkeys(map(privacy.phone_key, mobiles), version)
+        return found
 
     def _digest(self, domain: bytes, value: str) -> str:
         return hmac.digest(self._secret, domain + value.encode("utf-8", "replace"), "sha256").hex()

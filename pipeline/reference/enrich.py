@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from pipeline import frames
+from pipeline.reference.erased import without_erased
 from pipeline.reference.lists import flatten, regroup
 from pipeline.reference.people import FLAG_BIT, FLAGS
 from pipeline.reference.snapshot import Reference
@@ -60,6 +61,7 @@ def enrich(judged: pl.DataFrame, reference: Reference) -> pl.DataFrame:
     without a matter, and the matters of special groups (PO-05 to PO-07), see no flags.
     """
     grid = pl.col("grid_code")
+    judged = without_erased(judged, reference.erased)
     return judged.with_columns(
         grid.str.head(6).alias("district_code"),
         grid.str.head(9).alias("town_code"),

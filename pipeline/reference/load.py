@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,6 +28,7 @@ from pipeline.clock import LOCAL_ZONE, utc_now
 from pipeline.errors import ConfigurationError, ContractError, UnavailableError
 from pipeline.frames import TIMESTAMP
 from pipeline.reference import history
+from pipeline.reference.erased import Erased
 from pipeline.reference.hash_index import HashIndex
 from pipeline.reference.keys import text_words
 from pipeline.reference.query import read_frame
@@ -65,20 +66,27 @@ def load_directory(
     *,
     strict: bool = False,
     progress: Progress | None = None,
+    kinds: Collection[str] | None = None,
+    needed: bool = True,
 ) -> LoadReport:
     """Load every reference file in `directory`, parents first. Good rows are stored, refused ones reported.
 
     client : on the migrated gridpipe database. strict : a file with a refused row stores nothing.
+    kinds : only these; unset: all. needed : whether to miss a file is an error.
     Id numbers are replaced by `privacy` and reach neither the store nor the report.
     Raises ConfigurationError (no such directory, no file, two files of one kind), UnavailableError.
     """
     if not directory.is_dir():
         raise ConfigurationError(f"{directory} is not a directory")
     try:
-        files = [(kind, path) for kind in KINDS.values() if (path := find_file(directory, kind)) is not None]
+        files = [
+            (kind, path)
+            for kind in KINDS.values()
+            if (kinds is None or kind.name in kinds) and (path := find_file(directory, kind)) is not None
+        ]
     except ContractError as error:
         raise ConfigurationError(str(error)) from None
-    if not files:
+    if not files and needed:
         names = ", ".join(KINDS)
         raise ConfigurationError(
             f"{directory} holds no reference file: {names}, each as {', '.join(FORMATS)}; "
@@ -128,6 +136,7 @@ class _Load:
     now: datetime
     strict: bool
     progress: Progress | None
+    _erased: Erased | None = None
 
     def run(self) -> FileReport:
         report = self._fresh_report()
@@ -168,7 +177,7 @@ class _Load:
             report.refusals.unreadable(piece.broken)
             rows = check_cells(self.kind, piece.cells, piece.places, report.refusals, today)
             if "id_number" in self.kind.names:
-                rows = self._pseudonyms(rows)
+                rows = self._without_erased(self._pseudonyms(rows), report)
             rows = check_keys(self.kind, rows, _repeated(self.kind, rows, seen), report.refusals)
             if grids is not None:
                 rows = check_parents(self.kind, rows, grids, report.refusals)
@@ -188,6 +197,16 @@ class _Load:
         return rows.with_columns(
             pl.coalesce(keys, "person_key").alias("person_key"), version.alias("key_version")
         ).with_columns(pl.lit(None, dtype=pl.String).alias("id_number"))
+
+    def _without_erased(self, rows: pl.DataFrame, report: FileReport) -> pl.DataFrame:
+        """Persons who were erased on request do not come back; staff stay, without the link to a person."""
+        if self._erased is None:
+            self._erased = Erased.load(self.client)
+        gone = pl.Series(self._erased.holds(rows["person_key"]))
+        if self.kind.name != "persons":
+            return rows.with_columns(rows["person_key"].set(gone, None))
+        report.erased += int(gone.sum())
+        return rows.filter(~gone)
 
     def _store(self, report: FileReport) -> None:
         announced = _announced_at(self.client, self.kind)

@@ -48,7 +48,8 @@ def _query(condition: str) -> str:
             SELECT * FROM ref_persons FINAL WHERE {condition}
             ORDER BY person_key, version DESC LIMIT 1 BY person_key
         )
-        WHERE deleted_at IS NULL OR deleted_at > now64(3)
+        WHERE (deleted_at IS NULL OR deleted_at > now64(3))
+            AND person_key NOT IN (SELECT person_key FROM ref_erasures)
     """
 
 

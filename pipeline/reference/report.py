@@ -10,10 +10,11 @@ from pipeline.reference.validate import Refusals, as_values
 
 @dataclass
 class FileReport:
-    """One file. rows = stored + unchanged + older + refused, unless `problem` says why none was read.
+    """One file. rows = stored + unchanged + older + erased + refused, unless `problem` says why
+    none was read.
 
     stored : rows written: new keys, new versions and corrections; older : records that an already stored,
-    newer one outranks (`updated_at`, or the version number of a mode).
+    newer one outranks (`updated_at`, or the version number of a mode); erased : persons erased on request.
     """
 
     kind: str
@@ -23,6 +24,7 @@ class FileReport:
     stored: int = 0
     unchanged: int = 0
     older: int = 0
+    erased: int = 0
     refusals: Refusals = field(default_factory=Refusals)
     problem: str | None = None
     held_back: bool = False  # --strict: rows were refused, so none was stored
@@ -47,6 +49,7 @@ class FileReport:
             "stored": self.stored,
             "unchanged": self.unchanged,
             "older": self.older,
+            "erased": self.erased,
             "refused": self.refused,
             "held_back": self.held_back,
             "problem": self.problem,

@@ -7,7 +7,7 @@ UnavailableError: data that cannot be read are never taken for data that do not 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from clickhouse_connect.driver.client import Client
 from numpy.typing import NDArray
 
 from pipeline import frames
+from pipeline.reference.erased import ERASURES, Erased
 from pipeline.reference.geo import Boundaries, gcj02_to_wgs84
 from pipeline.reference.hash_index import Int64s
 from pipeline.reference.keys import (
@@ -148,6 +149,7 @@ class _Parts:
     people: People
     organisations: KeyIndex
     modes: pl.DataFrame
+    erased: Erased = field(default_factory=Erased)
 
 
 class Reference:
@@ -164,6 +166,7 @@ class Reference:
         self._tolerance_m = tolerance_m
         self.modes = parts.modes
         self.people = parts.people
+        self.erased = parts.erased
         self.version = xxhash.xxh3_64_hexdigest(repr(sorted(loads.items())).encode())
         self.counts = {
             "grids": len(parts.grids.codes),
@@ -201,6 +204,7 @@ class Reference:
                 else _read_keys(client, _ORGANISATIONS_SQL)
             ),
             modes=kept.modes if kept and same("modes") else _read_modes(client),
+            erased=kept.erased if kept and same(ERASURES) else Erased.load(client),
         )
         return cls(parts, loads, tolerance_m)
 
@@ -221,6 +225,7 @@ class Reference:
                 client, _ORGANISATIONS_SQL, "org_code", _mentioned(events["organisation_code"])
             ),
             modes=_read_modes(client),
+            erased=Erased.load(client),
         )
         return cls(parts, loads, tolerance_m)
 
@@ -284,7 +289,9 @@ class Reference:
 
     def _persons(self, events: pl.DataFrame) -> dict[str, pl.Series]:
         persons, given = flatten(events["persons"])
-        known = self._parts.people.find(persons.struct.field("key")) >= 0
+        keys = persons.struct.field("key")
+        # whoever was erased was a resident: what is judged again must be judged as before
+        known = (self._parts.people.find(keys) >= 0) | self.erased.holds(keys)
         found = np.bincount(rows_of(given)[known], minlength=events.height)
         return {"persons_given": pl.Series(given), "persons_found": pl.Series(found)}
 

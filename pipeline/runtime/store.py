@@ -31,6 +31,7 @@ from pipeline.store.bridge import Bridge
 from pipeline.store.client import connect_server
 from pipeline.store.engine import EmbeddedEngine
 from pipeline.store.migrate import migrate
+from pipeline.store.retention import apply_retention
 from pipeline.store.windows import check_windows
 
 #: The broker starts beside this process.
@@ -77,6 +78,8 @@ def run_store(
     if before != after:
         log.info("migrated", before=before, after=after)
     check_windows(client, settings.database)
+    if engine is not None and (changed := apply_retention(client, settings)):
+        log.info("retention_set", tables=changed)
     publish(client, catalogues)
     client.close()
     board = StatusBoard(Status(catalogue=catalogues.digest, revision=after or ""))

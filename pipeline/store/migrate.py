@@ -43,7 +43,9 @@ def migrate(client: Client, database: str, revision: str = HEAD) -> tuple[str | 
 
     client : connected; its default database is `database` when this returns.
     """
-    client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
+    there = "SELECT count() FROM system.databases WHERE name = {name:String}"
+    if not client.query(there, {"name": database}).result_rows[0][0]:  # a worker may not create one
+        client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
     client.database = database
     engine = sqlalchemy.create_engine(
         "clickhousedb://", creator=lambda: _ClientConnection(client), poolclass=StaticPool

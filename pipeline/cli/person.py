@@ -1,0 +1,254 @@
+"""`gridpipe person`: what the law grants a person; `gridpipe pseudonym`: rotation of the pseudonym key."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.common import EXIT_SOME_REFUSED, err, out, print_json, print_table
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+    from pipeline.settings import Settings
+
+person = typer.Typer(help="Find and erase what is stored about a person.", no_args_is_help=True)
+pseudonym = typer.Typer(
+    help="Versions of the pseudonym key: list, rotate, activate, retire.", no_args_is_help=True
+)
+
+_DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Directory of the service's data.")]
+_ClickHouse = Annotated[
+    str | None, typer.Option("--clickhouse", help="ClickHouse URL instead of the embedded engine.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", help="File (0600) of the person's numbers, one a line; unset: asked for, not shown."
+    ),
+]
+
+
+@person.command("find")
+def find(
+    *, numbers: _From = None, data_dir: _DataDir = None, clickhouse: _ClickHouse = None, json: _Json = False
+) -> None:
+    """Count the rows that hold a pseudonym of a person, in every table and under every key version."""
+    from pipeline.store.erase import scan
+
+    settings, keys = _person(numbers, data_dir, clickhouse)
+    client = _open(settings)
+    found = {table: rows for table, rows in scan(client, settings.database, list(keys)).items() if rows}
+    client.close()
+    _audit(settings, "person find", None, rows=sum(found.values()))
+    if json:
+        print_json({"keys": len(keys), "rows": found})
+        return
+    _print_rows(found, "nothing is stored about this person")
+
+
+@person.command("erase")
+def erase(
+    *,
+    request: Annotated[
+        str | None, typer.Option("--request", help="Id of the request, for the evidence; unset: made up.")
+    ] = None,
+    numbers: _From = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data_dir: _DataDir = None,
+    clickhouse: _ClickHouse = None,
+    json: _Json = False,
+) -> None:
+    """Erase a person: everything that holds its pseudonyms; no load and no replay brings it back.
+
+    Official figures stay as they are. The evidence goes to <data-dir>/evidence. Exit 1 if rows are left.
+    """
+    import orjson
+
+    from pipeline.clock import utc_now
+    from pipeline.store.client import BridgeAddress
+    from pipeline.store.erase import erase as run
+
+    settings, keys = _person(numbers, data_dir, clickhouse)
+    if not yes:
+        typer.confirm("Erase this person for good?", abort=True)
+    name = request or f"E{utc_now():%Y%m%d}-{secrets.token_hex(4)}"
+    client = _open(settings)
+    running = settings.clickhouse is not None or BridgeAddress.read(settings.run_dir) is not None
+
+    def settle() -> None:
+        # workers look for new reference data this often; what they write from then on holds nothing to erase
+        if running:
+            err.print("waiting until every worker knows …", highlight=False)
+            time.sleep(2 * settings.reference_refresh_seconds)
+
+    evidence = run(client, settings.database, keys, request_id=name, at=utc_now(), settle=settle)
+    client.close()
+    settings.evidence_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = settings.evidence_dir / f"{name}.json"
+    path.write_bytes(orjson.dumps(evidence.as_dict(), option=orjson.OPT_INDENT_2) + b"\n")
+    path.chmod(0o600)
+    _audit(settings, "person erase", name, rows=sum(evidence.found.values()), complete=evidence.complete)
+    if json:
+        print_json(evidence.as_dict() | {"evidence": str(path)})
+    else:
+        _print_rows({t: rows for t, rows in evidence.found.items() if rows}, "nothing was stored")
+        left = sum(evidence.left.values())
+        out.print(f"{name}: {left} rows left in {len(evidence.tables_scanned)} tables; evidence: {path}")
+    if not evidence.complete:
+        raise typer.Exit(EXIT_SOME_REFUSED)
+
+
+@pseudonym.command("list")
+def list_versions(data_dir: _DataDir = None, json: _Json = False) -> None:
+    """Show the versions that exist and the one in force."""
+    from pipeline.contract.privacy import active_version, secret_versions
+    from pipeline.settings import load_settings
+
+    path = load_settings(data_dir=data_dir).pseudonym_key_path
+    versions, active = list(secret_versions(path)), active_version(path)
+    if json:
+        print_json({"versions": versions, "in_force": active})
+    else:
+        out.print(f"versions {', '.join(map(str, versions)) or 'none'}; in force {active}")
+
+
+@pseudonym.command("rotate")
+def rotate(data_dir: _DataDir = None) -> None:
+    """Make the next version. Load the reference data again, then activate it."""
+    from pipeline.contract.rotation import rotate as run
+    from pipeline.settings import load_settings
+
+    settings = load_settings(data_dir=data_dir)
+    version = run(settings.pseudonym_key_path)
+    _audit(settings, "pseudonym rotate", str(version))
+    out.print(
+        f"version {version} is made; next: gridpipe reference load DIR, gridpipe pseudonym activate {version}"
+    )
+
+
+@pseudonym.command("activate")
+def activate(
+    version: int,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Although residents are missing under it.")] = False,
+    data_dir: _DataDir = None,
+    clickhouse: _ClickHouse = None,
+) -> None:
+    """Put a version in force: residents must be known under it, or their reports would be rejected."""
+    from pipeline.contract.privacy import active_version
+    from pipeline.contract.rotation import activate as run
+    from pipeline.errors import ConfigurationError
+    from pipeline.settings import load_settings
+
+    settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
+    before = active_version(settings.pseudonym_key_path)
+    if not force:
+        client = _open(settings)
+        now, then = _residents(client, version), _residents(client, before)
+        client.close()
+        if now < then:
+            raise ConfigurationError(
+                f"{now:,} residents are known under version {version}, {then:,} under {before}: "
+                "run `gridpipe reference load DIR` first, or give --force"
+            )
+    run(settings.pseudonym_key_path, version)
+    _audit(settings, "pseudonym activate", str(version))
+    out.print(f"version {version} is in force; restart the gateway and the workers")
+
+
+@pseudonym.command("retire")
+def retire(
+    version: int,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data_dir: _DataDir = None,
+    clickhouse: _ClickHouse = None,
+) -> None:
+    """Destroy a version for good: its residents go, and nobody can link its events to a person any more."""
+    from pipeline.contract.rotation import retire as run
+    from pipeline.settings import load_settings
+
+    settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
+    if not yes:
+        typer.confirm(f"Destroy version {version} for good?", abort=True)
+    run(settings.pseudonym_key_path, version)
+    client = _open(settings)
+    client.command(
+        "ALTER TABLE ref_persons DELETE WHERE key_version = {version:UInt16}", {"version": version}
+    )
+    client.close()
+    _audit(settings, "pseudonym retire", str(version))
+    out.print(f"version {version} is destroyed")
+
+
+def _residents(client: Client, version: int) -> int:
+    counted = client.query(
+        "SELECT uniqExact(person_key) FROM ref_persons WHERE key_version = {version:UInt16}",
+        {"version": version},
+    )
+    return int(counted.result_rows[0][0])
+
+
+def _person(
+    numbers: Path | None, data_dir: Path | None, clickhouse: str | None
+) -> tuple[Settings, dict[str, int]]:
+    """The settings, and every pseudonym of the numbers given. Raises ConfigurationError."""
+    from pipeline.contract.privacy import Privacy, is_mobile, normalise_phone
+    from pipeline.errors import ConfigurationError
+    from pipeline.settings import load_settings
+
+    settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
+    if numbers is not None:
+        if not numbers.is_file():
+            raise ConfigurationError(f"{numbers}: no such file")
+        if numbers.stat().st_mode & 0o077:
+            raise ConfigurationError(f"{numbers} can be read by others; run: chmod 600 {numbers}")
+        given = numbers.read_text(encoding="utf-8").splitlines()
+    else:
+        text: str = typer.prompt("Identity and mobile numbers, separated by commas", hide_input=True)
+        given = text.split(",")
+    given = [line.strip() for line in given if line.strip()]
+    if not given:
+        raise ConfigurationError("no number given")
+    phones = [number for number in given if is_mobile(normalise_phone(number))]
+    ids = [number for number in given if number not in phones]
+    privacy = Privacy.load(settings.pseudonym_key_path, create=False)
+    return settings, privacy.keys_of(id_numbers=ids, phones=phones)
+
+
+def _open(settings: Settings) -> Client:
+    from pipeline.cli.reference import open_store
+
+    return open_store(settings, None)
+
+
+def _audit(settings: Settings, call: str, subject: str | None, **more: Any) -> None:
+    from pipeline.audit import AuditLog, operator
+
+    log = AuditLog(settings.audit_dir, keep_days=settings.audit_keep_days)
+    log.record(who=operator(), call=call, subject=subject, **more)
+    log.close()
+
+
+def _print_rows(found: dict[str, int], nothing: str) -> None:
+    from rich.table import Table
+
+    if not found:
+        out.print(nothing)
+        return
+    table = Table("table", box=None)
+    table.add_column("rows", justify="right")
+    for name, rows in found.items():
+        table.add_row(name, f"{rows:,}")
+    print_table(table)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(person, name="person")
+    app.add_typer(pseudonym, name="pseudonym")

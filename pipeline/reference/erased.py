@@ -1,0 +1,98 @@
+"""Persons who were erased on request: their pseudonyms are kept so that no replay brings their data back."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import polars as pl
+from clickhouse_connect.driver.client import Client
+
+from pipeline.frames import PERSON, TIMESTAMP
+from pipeline.reference.keys import Mask
+from pipeline.reference.query import read_frame
+
+#: Announced in `ref_loads` under this name.
+ERASURES: Final = "erasures"
+#: Of an event whose reporter or person concerned was erased, besides the keys.
+PERSONAL_TEXTS: Final = ("title", "description", "address", "void_reason", "attributes", "unit_code")
+_QUERY: Final = "SELECT person_key AS key, max(erased_at) AS erased_at FROM ref_erasures GROUP BY person_key"
+
+
+class Erased:
+    """Pseudonyms of erased persons, and since when."""
+
+    def __init__(self, rows: pl.DataFrame | None = None) -> None:
+        """rows : key (String) and erased_at, one row per key; few."""
+        self._rows = (
+            pl.DataFrame(schema={"key": pl.String(), "erased_at": TIMESTAMP})
+            if rows is None
+            else rows.select(pl.col("key").cast(pl.String), pl.col("erased_at").cast(TIMESTAMP))
+        )
+        self._keys = self._rows["key"]
+
+    @classmethod
+    def load(cls, client: Client) -> Erased:
+        """Everybody who was erased. Raises UnavailableError."""
+        return cls(read_frame(client, _QUERY))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def holds(self, keys: pl.Series) -> Mask:
+        """(n,) whether each of `keys` (String, nulls allowed) is of an erased person."""
+        if not len(self):
+            return np.zeros(len(keys), bool)
+        return keys.is_in(self._keys.implode()).fill_null(False).to_numpy()
+
+    def before(self, keys: pl.Series, received: pl.Series) -> Mask:
+        """(n,) whether the event received then is of a time before its person was erased.
+
+        What comes later is lawful again: a person who was erased may call tomorrow.
+        """
+        if not len(self):
+            return np.zeros(len(keys), bool)
+        asked = pl.DataFrame({"key": keys, "received": received})
+        found = asked.join(self._rows, on="key", how="left", maintain_order="left")
+        return (found["received"] <= found["erased_at"]).fill_null(False).to_numpy()
+
+
+def without_erased(events: pl.DataFrame, erased: Erased) -> pl.DataFrame:
+    """`events` (at least DECODED) without what belongs to erased persons; the rows and their facts stay, for
+    the figures count cases and not persons."""
+    if not len(erased) or not events.height:
+        return events
+    persons = events.select(pl.int_range(pl.len()).alias("row"), "ingested_at", pl.col("persons")).explode(
+        "persons"
+    )
+    mine = persons["persons"].struct.field("key")
+    concerned = erased.before(mine, persons["ingested_at"])
+    reporter = erased.before(events["actor_key"], events["ingested_at"])
+    if not concerned.any() and not reporter.any():
+        return events
+    touched = reporter.copy()
+    touched[persons["row"].to_numpy()[concerned]] = True
+    left = (
+        persons.filter(pl.Series(~concerned) & persons["persons"].is_not_null())
+        .group_by("row")
+        .agg(pl.col("persons"))
+    )
+    rows = events.select(pl.int_range(pl.len()).alias("row")).join(
+        left, on="row", how="left", maintain_order="left"
+    )
+    kept = rows["persons"].fill_null([]).cast(pl.List(PERSON))
+    at, who = pl.Series(touched), pl.Series(reporter)
+
+    def blank(name: str, where: pl.Series) -> pl.Series:
+        return events[name].set(where, None)
+
+    return events.with_columns(
+        kept.alias("persons"),
+        *(blank(name, who) for name in ("actor_key", "actor_name", "actor_phone")),
+        *(blank(name, at) for name in PERSONAL_TEXTS),
+        *(events[name].set(at, None) for name in ("lon", "lat")),
+        pl.when(at)
+        .then(pl.lit([], dtype=events.schema["photos"]))
+        .otherwise(pl.col("photos"))
+        .alias("photos"),
+    )

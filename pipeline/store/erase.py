@@ -1,0 +1,176 @@
+"""Erases a person: every row that holds one of the pseudonyms, then proof that none is left.
+
+Rows of events stay with their times, codes and outcomes, so that official figures do not change: they count
+cases, and `case_events` and `cases` hold no person. What goes: keys, masked names and phones, persons, person
+facts, places, texts and photos of every event that the person reported or that concerns it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from clickhouse_connect.driver.client import Client
+
+from pipeline.clock import utc_now
+from pipeline.errors import PermanentError, UnavailableError
+from pipeline.reference.erased import ERASURES, PERSONAL_TEXTS
+
+_EVENT_TABLES: Final = ("events", "rejections")
+_MINE: Final = "has({keys:Array(String)}, ifNull(%s, ''))"
+#: Tables that keep pseudonyms of erased persons on purpose: the list that stops them from coming back.
+_KEPT: Final = frozenset({"ref_erasures"})
+_POLL_SECONDS: Final = 0.2
+
+
+@dataclass
+class Evidence:
+    """What was done for one request, without the person: for the file and for whoever asked.
+
+    keys : number of pseudonyms looked for; found, left : rows that held one, by table, before and after;
+    mutations : by table, ids of `system.mutations`, all done.
+    """
+
+    request_id: str
+    erased_at: str
+    keys: int
+    found: dict[str, int] = field(default_factory=dict)
+    mutations: dict[str, list[str]] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+    tables_scanned: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        return not any(self.left.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"complete": self.complete}
+
+
+def scan(client: Client, database: str, keys: Sequence[str]) -> dict[str, int]:
+    """Rows of every table that hold one of `keys` in any column, whatever its type; 0 where none does."""
+    tables = client.query(
+        "SELECT name FROM system.tables WHERE database = {database:String} AND engine LIKE '%MergeTree' "
+        "ORDER BY name",
+        {"database": database},
+    ).result_rows
+    found: dict[str, int] = {}
+    for (table,) in tables:
+        if table in _KEPT:
+            continue
+        counted = client.query(
+            f"SELECT count() FROM {table} WHERE arrayExists(k -> position(toString(tuple(*)), k) > 0, "
+            "{keys:Array(String)})",
+            {"keys": list(keys)},
+        )
+        found[table] = int(counted.result_rows[0][0])
+    return found
+
+
+def entomb(client: Client, keys: Mapping[str, int], request_id: str, at: datetime) -> None:
+    """Put the pseudonyms on the list that loads and workers consult, and tell the workers."""
+    now = utc_now()
+    token = {"async_insert": 0, "insert_deduplicate": 1, "insert_deduplication_token": f"erase:{request_id}"}
+    client.insert(
+        "ref_erasures",
+        [[key, version, at, request_id] for key, version in sorted(keys.items())],
+        column_names=["person_key", "key_version", "erased_at", "request_id"],
+        settings=token,
+    )
+    client.insert(
+        "ref_loads",
+        [[kind, f"erase-{request_id}", len(keys), "", now] for kind in (ERASURES, "persons", "staff")],
+        column_names=["kind", "load_id", "rows", "digest", "loaded_at"],
+        settings=token,
+    )
+
+
+def erase(
+    client: Client,
+    database: str,
+    keys: Mapping[str, int],
+    *,
+    request_id: str,
+    at: datetime,
+    settle: Callable[[], None] = lambda: None,
+    seconds: float = 3_600.0,
+) -> Evidence:
+    """Erase whoever `keys` (pseudonym -> key version) belong to. Repeating it is safe.
+
+    at : what was received until then goes. settle : called once the list is there and before anything is
+    deleted, to wait until workers hold it. seconds : patience for the mutations.
+    Raises UnavailableError when they take longer (they go on by themselves), PermanentError when one fails.
+    """
+    started, names = time.monotonic(), sorted(keys)
+    evidence = Evidence(request_id, at.isoformat(), len(keys))
+    entomb(client, keys, request_id, at)
+    settle()
+    evidence.found = scan(client, database, names)
+    mutations = _mutations(client, evidence.found)
+    for statement in mutations.values():
+        client.command(statement, parameters={"keys": names}, settings={"mutations_sync": 0})
+    evidence.mutations = _wait(client, database, list(mutations), at, started + seconds)
+    evidence.left = scan(client, database, names)
+    evidence.tables_scanned = sorted(evidence.left)
+    evidence.seconds = round(time.monotonic() - started, 3)
+    return evidence
+
+
+def _mutations(client: Client, found: Mapping[str, int]) -> dict[str, str]:
+    """The statement of each table that holds something."""
+    reporter = _MINE % "actor_key"
+    concerned = "arrayExists(p -> " + _MINE % "p.key" + ", persons)"
+    statements = {
+        table: f"ALTER TABLE {table} UPDATE "
+        + ", ".join(
+            [
+                *(f"{name} = if({reporter}, NULL, {name})" for name in ("actor_name", "actor_phone")),
+                *(f"{name} = NULL" for name in (*PERSONAL_TEXTS, "lon", "lat", "l2_hi", "l2_lo")),
+                f"persons = arrayFilter(p -> NOT {_MINE % 'p.key'}, persons)",
+                f"person_facts = arrayFilter(p -> NOT {_MINE % 'p.key'}, person_facts)",
+                "photos = []",
+                f"actor_key = if({reporter}, NULL, actor_key)",
+            ]
+        )
+        + f" WHERE {reporter} OR {concerned} OR arrayExists(p -> {_MINE % 'p.key'}, person_facts)"
+        for table in _EVENT_TABLES
+    }
+    statements |= {
+        "ref_persons": "ALTER TABLE ref_persons DELETE WHERE " + _MINE % "person_key",
+        "ref_staff": "ALTER TABLE ref_staff UPDATE person_key = NULL, key_version = NULL WHERE "
+        + _MINE % "person_key",
+    }
+    mine = "arrayExists(k -> position(toString(tuple({})), k) > 0, {{keys:Array(String)}})"
+    for table in found.keys() - statements.keys():
+        columns = client.query(f"SELECT * FROM {table} LIMIT 0").column_names
+        statements[table] = f"ALTER TABLE {table} DELETE WHERE " + mine.format(", ".join(columns))
+    return {table: statements[table] for table, rows in found.items() if rows}
+
+
+def _wait(
+    client: Client, database: str, tables: Sequence[str], since: datetime, deadline: float
+) -> dict[str, list[str]]:
+    while True:
+        rows = client.query(
+            "SELECT table, mutation_id, is_done, latest_fail_reason FROM system.mutations "
+            "WHERE database = {database:String} AND table IN {tables:Array(String)} "
+            "AND create_time >= toDateTime({since:Int64}) ORDER BY table, mutation_id",
+            {"database": database, "tables": list(tables), "since": int(since.timestamp())},
+        ).result_rows
+        failed = [f"{table}: {reason}" for table, _, _, reason in rows if reason]
+        if failed:
+            raise PermanentError(f"an erasure failed: {failed[0][:300]}")
+        if all(done for _, _, done, _ in rows):
+            found: dict[str, list[str]] = {}
+            for table, mutation, _, _ in rows:
+                found.setdefault(table, []).append(mutation)
+            return found
+        if time.monotonic() > deadline:
+            raise UnavailableError(
+                "the deletion is still under way in ClickHouse; run the command again later"
+            )
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,342 @@
+"""Rights of a person: erased everywhere, proven, never back; keys rotated; retention by the tables."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from pipeline.contract.privacy import Privacy, active_version, secret_versions
+from pipeline.contract.rotation import activate, retire, rotate
+from pipeline.errors import ConfigurationError
+from pipeline.process.flow import Block, PartitionState, Rules, process_block
+from pipeline.process.records import Record
+from pipeline.read.kpi import kpi
+from pipeline.read.names import Areas, KpiNames
+from pipeline.reference.load import load_directory
+from pipeline.reference.snapshot import Reference
+from pipeline.settings import Settings
+from pipeline.sink.tables import Extent, Sink
+from pipeline.store.cases import refresh_cases
+from pipeline.store.erase import Evidence, erase, scan
+from pipeline.store.retention import DETAILS, LINKS, apply_retention
+from tests.integration.worker_world import GRID, NOON, catalogues, event, load_reference, record
+from tests.security.fakes import fake_id, fake_mobile
+
+INC = 1_777_600_000_000
+MINE, OTHERS, PHONE = fake_id(1), fake_id(2), fake_mobile(1)
+PRIVACY = Privacy(bytes(range(1, 33)))
+ERASED_AT = NOON + timedelta(days=2)
+CITIZEN = {"type": "citizen", "name": "陈小明"}
+
+
+def load_persons(client: Client, directory: Path, privacy: Privacy = PRIVACY) -> Any:
+    load_reference(client, directory / "places")
+    persons = directory / "persons"
+    persons.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"id_number": number, "home_grid_code": GRID}) for number in (MINE, OTHERS)]
+    (persons / "persons.ndjson").write_text("\n".join(lines) + "\n")
+    return load_directory(client, persons, privacy)
+
+
+def rules_of(client: Client, privacy: Privacy = PRIVACY) -> Rules:
+    settings = Settings()
+    return Rules(Reference.load(client, tolerance_m=200.0), catalogues(), privacy, settings)
+
+
+def records() -> list[Record]:
+    """Reports by the person, about it, by phone, rejected, malformed; and of somebody else."""
+    hotline: dict[str, Any] = {"channel": "hotline_12345"}
+    by_me = {"actor": {**CITIZEN, "id_number": MINE}, "description": "我家门口有积水"}
+    about_me = {
+        "persons": [{"id_number": MINE, "role": "subject"}, {"id_number": OTHERS, "role": "contact"}],
+        "matter_code": "PS-02",
+        "channel": "pingantong",
+        "title": "独居老人",
+    }
+    return [
+        record(0, event(1, **hotline, **by_me)),
+        record(1, event(2, **about_me)),
+        record(2, event(3, **hotline, actor={**CITIZEN, "phone": PHONE})),
+        record(3, event(4, **{**hotline, **by_me}, minutes=1) | {"matter_code": "NO-SUCH"}),
+        record(4, event(5, **hotline, actor={**CITIZEN, "id_number": OTHERS}, description="路灯坏了")),
+        record(5, event(6)),
+        record(6, event(7, event_type="ACCEPTED", case_id="c1", minutes=9)),
+    ]
+
+
+def store(client: Client, rules: Rules, given: list[Record], inc: int = INC) -> None:
+    block = Block(0, given)
+    result = process_block(block, PartitionState.empty(rules.settings), rules)
+    Sink(client, "grid.events").write(
+        result, inc=inc, blocks=[Extent(0, block.lo, block.hi)], rules=rules.digest
+    )
+    refresh_cases(client, inc, [(0, block.lo, block.hi)])
+
+
+def official(client: Client) -> Any:
+    names = KpiNames(Areas.load(Settings().catalogue_dir), catalogues(), client)
+    return [
+        kpi(
+            client,
+            by=by,
+            from_=NOON - timedelta(days=1),
+            to=ERASED_AT,
+            as_of=ERASED_AT,
+            view="cohort",
+            names=names,
+        )
+        for by in ("city", "grid", "matter")
+    ]
+
+
+def rows(client: Client, query: str) -> list[Any]:
+    return [list(row) for row in client.query(query).result_rows]
+
+
+def erase_me(client: Client, privacy: Privacy = PRIVACY) -> Evidence:
+    keys = privacy.keys_of(id_numbers=[MINE], phones=[PHONE])
+    return erase(client, str(client.database), keys, request_id="R-1", at=ERASED_AT)
+
+
+# --- erasure
+
+
+def test_person_is_gone_everywhere_and_figures_stay(clickhouse: Client, tmp_path: Path) -> None:
+    load_persons(clickhouse, tmp_path)
+    store(clickhouse, rules_of(clickhouse), records())
+    before, keys = official(clickhouse), list(PRIVACY.keys_of(id_numbers=[MINE], phones=[PHONE]))
+    there = scan(clickhouse, str(clickhouse.database), keys)
+    assert {table: count for table, count in there.items() if count} == {
+        "events": 3, "rejections": 1, "ref_persons": 1,
+    }  # fmt: skip
+    evidence = erase_me(clickhouse)
+    assert evidence.complete
+    assert evidence.found == there
+    assert set(evidence.mutations) == {"events", "rejections", "ref_persons"}
+    assert len(evidence.tables_scanned) >= 15
+    assert not any(evidence.left.values())
+    assert not any(key in json.dumps(evidence.as_dict()) for key in [*keys, MINE, PHONE])
+    assert official(clickhouse) == before
+    for number in (1, 2, 3):
+        (row,) = rows(
+            clickhouse,
+            "SELECT actor_name, actor_phone, title, description, address, photos, attributes, lon "
+            f"FROM events FINAL WHERE event_id = 'e{number}'",
+        )
+        kept_name = number == 2  # the grid worker who reported is somebody else
+        assert [value or None for value in row[2 if kept_name else 0 :]] == [None] * (6 if kept_name else 8)
+    (persons,) = rows(clickhouse, "SELECT persons.key FROM events FINAL WHERE event_id = 'e2'")
+    assert persons == [[PRIVACY.person_key(OTHERS)]]
+    (other,) = rows(clickhouse, "SELECT actor_key, description FROM events FINAL WHERE event_id = 'e5'")
+    assert other == [PRIVACY.person_key(OTHERS), "路灯坏了"]
+    (worker,) = rows(clickhouse, "SELECT actor_key FROM events FINAL WHERE event_id = 'e2'")
+    assert worker == ["w-0001"]
+
+
+def test_replay_brings_nothing_back(clickhouse: Client, tmp_path: Path) -> None:
+    """The log still holds the records: a worker that reads them again writes them without the person."""
+    load_persons(clickhouse, tmp_path)
+    store(clickhouse, rules_of(clickhouse), records())
+    decided = rows(clickhouse, "SELECT event_id, outcome, reasons FROM events FINAL ORDER BY event_id")
+    erase_me(clickhouse)
+    for table in ("events", "rejections", "duplicates", "case_events", "cases"):
+        clickhouse.command(f"TRUNCATE TABLE {table}")
+    store(clickhouse, rules_of(clickhouse), records(), inc=INC + 1)
+    keys = list(PRIVACY.keys_of(id_numbers=[MINE], phones=[PHONE]))
+    assert not any(scan(clickhouse, str(clickhouse.database), keys).values())
+    assert (
+        rows(clickhouse, "SELECT event_id, outcome, reasons FROM events FINAL ORDER BY event_id") == decided
+    )
+    (text,) = rows(clickhouse, "SELECT description, actor_name FROM events FINAL WHERE event_id = 'e1'")
+    assert text == [None, None]
+    (other,) = rows(clickhouse, "SELECT actor_key FROM events FINAL WHERE event_id = 'e5'")
+    assert other == [PRIVACY.person_key(OTHERS)]
+
+
+def test_what_comes_after_the_erasure_is_lawful_again(clickhouse: Client, tmp_path: Path) -> None:
+    load_persons(clickhouse, tmp_path)
+    erase_me(clickhouse)
+    late = (ERASED_AT - NOON).total_seconds() / 60 + 60
+    again = event(8, minutes=late, actor={**CITIZEN, "id_number": MINE}, channel="hotline_12345")
+    store(clickhouse, rules_of(clickhouse), [record(0, again)])
+    (row,) = rows(clickhouse, "SELECT actor_key, description FROM events FINAL WHERE event_id = 'e8'")
+    assert row[0] == PRIVACY.person_key(MINE)
+    assert row[1]
+
+
+def test_loads_do_not_bring_a_person_back(clickhouse: Client, tmp_path: Path) -> None:
+    load_persons(clickhouse, tmp_path)
+    erase_me(clickhouse)
+    report = load_persons(clickhouse, tmp_path / "again")
+    (file,) = [one for one in report.files if one.kind == "persons"]
+    assert (file.rows, file.erased, file.unchanged, file.stored) == (2, 1, 1, 0)
+    assert file.fine
+    reference = Reference.load(clickhouse, tolerance_m=200.0)
+    assert reference.counts["persons"] == 1
+    (key,) = rows(clickhouse, "SELECT DISTINCT person_key FROM ref_persons")
+    assert key == [PRIVACY.person_key(OTHERS)]
+
+
+def test_running_workers_learn_of_it(clickhouse: Client, tmp_path: Path) -> None:
+    load_persons(clickhouse, tmp_path)
+    before = Reference.load(clickhouse, tolerance_m=200.0)
+    erase_me(clickhouse)
+    after = Reference.load(clickhouse, tolerance_m=200.0, previous=before)
+    assert after is not before
+    assert len(after.erased) == 2
+    assert after.counts["persons"] == 1
+    assert Reference.load(clickhouse, tolerance_m=200.0, previous=after) is after
+
+
+def test_erasing_twice_and_a_stranger_is_safe(clickhouse: Client, tmp_path: Path) -> None:
+    load_persons(clickhouse, tmp_path)
+    store(clickhouse, rules_of(clickhouse), records())
+    assert erase_me(clickhouse).complete
+    again = erase_me(clickhouse)
+    assert again.complete
+    assert not any(again.found.values())
+    stranger = erase(
+        clickhouse,
+        str(clickhouse.database),
+        PRIVACY.keys_of(id_numbers=[fake_id(99)]),
+        request_id="R-2",
+        at=ERASED_AT,
+    )
+    assert stranger.complete
+    assert stranger.mutations == {}
+
+
+# --- rotation
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secrets" / "pseudonym.v1"
+    Privacy.load(path, create=True)
+    return path
+
+
+def test_versions_come_into_force_and_go(secret: Path) -> None:
+    first = Privacy.load(secret, create=False)
+    assert (first.key_version, first.versions) == (1, (1,))
+    assert rotate(secret) == 2
+    waiting = Privacy.load(secret, create=False)
+    assert (waiting.key_version, waiting.versions) == (1, (1, 2))
+    assert waiting.person_key(MINE) == first.person_key(MINE)
+    with pytest.raises(ConfigurationError, match="waiting to be activated"):
+        rotate(secret)
+    with pytest.raises(ConfigurationError, match="is in force"):
+        retire(secret, 1)
+    activate(secret, 2)
+    second = Privacy.load(secret, create=False)
+    assert second.key_version == 2
+    assert second.person_key(MINE) != first.person_key(MINE)
+    assert second.under(1).person_key(MINE) == first.person_key(MINE)
+    found = second.keys_of(id_numbers=[MINE], phones=[PHONE])
+    assert sorted(found.values()) == [1, 1, 2, 2]
+    assert found[first.person_key(MINE)] == 1
+    retire(secret, 1)
+    assert list(secret_versions(secret)) == [2]
+    assert Privacy.load(secret, create=False).versions == (2,)
+    assert active_version(secret) == 2
+    assert all(path.stat().st_mode & 0o077 == 0 for path in secret.parent.iterdir())
+
+
+def test_no_new_key_in_place_of_one_that_is_lost(secret: Path) -> None:
+    rotate(secret)
+    activate(secret, 2)
+    secret.with_suffix(".v2").unlink()
+    with pytest.raises(ConfigurationError, match=r"pseudonym\.v2"):
+        Privacy.load(secret, create=True)
+    for wrong in (activate, retire):
+        with pytest.raises(ConfigurationError, match="no version 7"):
+            wrong(secret, 7)
+
+
+def test_residents_are_known_under_both_keys_while_they_change(
+    clickhouse: Client, tmp_path: Path, secret: Path
+) -> None:
+    load_persons(clickhouse, tmp_path, Privacy.load(secret, create=False))
+    rotate(secret)
+    both = Privacy.load(secret, create=False)
+    load_persons(clickhouse, tmp_path, both.under(2))
+    reference = Reference.load(clickhouse, tolerance_m=200.0)
+    keys = both.keys_of(id_numbers=[MINE, OTHERS])
+    import polars as pl
+
+    assert (reference.people.find(pl.Series(list(keys))) >= 0).tolist() == [True] * 4
+    versions = rows(clickhouse, "SELECT key_version, count() FROM ref_persons GROUP BY 1 ORDER BY 1")
+    assert versions == [[1, 2], [2, 2]]
+    activate(secret, 2)
+    store(clickhouse, rules_of(clickhouse, Privacy.load(secret, create=False)), records()[:3])
+    assert rows(clickhouse, "SELECT DISTINCT key_version FROM events") == [[2]]
+    (found,) = rows(clickhouse, "SELECT persons_found FROM events WHERE event_id = 'e2'")
+    assert found == [2]
+    assert erase(
+        clickhouse,
+        str(clickhouse.database),
+        Privacy.load(secret, create=False).keys_of(id_numbers=[MINE]),
+        request_id="R-3",
+        at=ERASED_AT,
+    ).complete
+    assert rows(clickhouse, "SELECT key_version, count() FROM ref_persons GROUP BY 1 ORDER BY 1") == [
+        [1, 1],
+        [2, 1],
+    ]
+
+
+# --- retention
+
+
+def test_details_go_first_then_links_then_rows(clickhouse: Client, tmp_path: Path) -> None:
+    """By receipt: what happened long ago and came today stays (a backfilled year)."""
+    settings = Settings(event_retention_days=90, person_link_days=365, fact_retention_days=1_095)
+    assert apply_retention(clickhouse, settings) == ["events", "rejections", "duplicates", "quarantine"]
+    assert apply_retention(clickhouse, settings) == []
+    load_persons(clickhouse, tmp_path)
+    now = datetime.now(UTC)
+    about = {
+        "persons": [{"id_number": MINE, "role": "subject"}],
+        "matter_code": "PS-02",
+        "channel": "pingantong",
+        "title": "t",
+    }
+    ages = {"fresh": 0, "details": 91, "links": 366, "gone": 1_096}
+    given = [
+        record(number, event(name, **about), received=now - timedelta(days=age))
+        for number, (name, age) in enumerate(ages.items())
+    ]
+    old = [
+        one._replace(value=one.value.replace(b"2026-05-01", f"{now - timedelta(days=500):%Y-%m-%d}".encode()))
+        for one in given[:1]
+    ]
+    store(clickhouse, rules_of(clickhouse), old + given[1:])
+    clickhouse.command("OPTIMIZE TABLE events FINAL")
+    clickhouse.command("OPTIMIZE TABLE rejections FINAL")
+    asked = "SELECT event_id, title IS NOT NULL, notEmpty(persons), case_id FROM {} FINAL"
+    found = rows(clickhouse, asked.format("events") + " UNION ALL " + asked.format("rejections"))
+    assert sorted(found) == [
+        ["edetails", 0, 1, "cdetails"],
+        ["efresh", 1, 1, "cfresh"],
+        ["elinks", 0, 0, "clinks"],
+    ]
+    cases = {case for (case,) in rows(clickhouse, "SELECT case_id FROM cases FINAL")}
+    assert cases >= {"cdetails", "clinks"}
+
+
+def test_settings_change_the_tables(clickhouse: Client) -> None:
+    apply_retention(clickhouse, Settings())
+    assert apply_retention(clickhouse, Settings(event_retention_days=30)) == [
+        "events",
+        "rejections",
+        "quarantine",
+    ]
+    statement = rows(clickhouse, "SHOW CREATE TABLE events")[0][0]
+    assert statement.count("toIntervalDay(30)") == len(DETAILS)
+    assert statement.count("toIntervalDay(365)") == len(LINKS)
+    assert statement.count("toIntervalDay(1095)") == 1
