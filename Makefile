@@ -41,7 +41,7 @@ test-fuzz: setup ## FUZZ=20 times as many hostile bytes and requests as in `make
 	@FUZZ=$(FUZZ) $(BIN)/pytest tests/hostile/test_decode_fuzz.py tests/hostile/test_openapi_fuzz.py -s
 
 test-fault: setup ## kills, outages and pauses against the embedded broker and three Kafka brokers (ROUNDS=20)
-	@FAULT=1 $(BIN)/pytest tests/fault tests/integration/test_worker_stream.py
+	@FAULT=1 $(BIN)/pytest tests/fault tests/traps tests/integration/test_worker_stream.py
 
 kafka: setup ## a Kafka of our own on loopback until Ctrl-C (NODES=3 for three nodes)
 	@exec $(BIN)/python -m infra.kafka --nodes $(NODES)

@@ -18,20 +18,13 @@ ROUNDS = int(os.environ.get("ROUNDS", "20"))
 _REPORTS: list[str] = []
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fault: takes minutes; `make test-fault` runs it")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("FAULT") == "1":
         return
-    long = pytest.mark.skip(reason="takes minutes: make test-fault runs it")
-    three = pytest.mark.skip(reason="on three Kafka nodes: make test-fault runs it")
     for item in items:
-        if item.get_closest_marker("fault"):
-            item.add_marker(long)
-        elif isinstance(item, pytest.Function) and "kafka" in item.name:
-            item.add_marker(three)
+        needs = item.fixturenames if isinstance(item, pytest.Function) else []
+        if "kafka_three" in needs or "[kafka" in item.name:
+            item.add_marker(pytest.mark.skip(reason="on three Kafka nodes: make test-fault runs it"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,0 +1,192 @@
+"""What the engine and its driver do when asked plainly, and that our own path does not fall for it.
+
+Each test says the behaviour of the bare library first: an upgrade that changes it is noticed here.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DataError
+
+from pipeline.errors import ContractError
+from pipeline.frames import STORED
+from pipeline.process.flow import Block, PartitionState, process_block
+from pipeline.settings import Settings
+from pipeline.sink.tables import INSERT_SETTINGS, Sink, _checked
+from tests.integration.worker_world import count, event, load_reference, record, rules_of
+
+ROWS = pa.table({"id": pa.array(range(1000), pa.uint64()), "part": pa.array([0] * 1000, pa.uint8())})
+OTHER = pa.table({"id": pa.array(range(5000, 5100), pa.uint64()), "part": pa.array([0] * 100, pa.uint8())})
+WINDOW = "SETTINGS non_replicated_deduplication_window = 1000"
+
+
+@pytest.fixture
+def plain(clickhouse: Client) -> Iterator[Client]:
+    """Two source tables, with and without a window, and two targets of views."""
+    for name, settings in (("bare", ""), ("windowed", WINDOW)):
+        clickhouse.command(
+            f"CREATE TABLE {name} (id UInt64, part UInt8) ENGINE = MergeTree PARTITION BY part "
+            f"ORDER BY id {settings}"
+        )
+        clickhouse.command(
+            f"CREATE TABLE seen_by_{name} (id UInt64) ENGINE = MergeTree ORDER BY id {settings}"
+        )
+    for name in ("bare", "windowed"):
+        clickhouse.command(
+            f"CREATE MATERIALIZED VIEW view_of_{name} TO seen_by_{name} AS SELECT id FROM windowed"
+        )
+    yield clickhouse
+    for name in ("bare", "windowed"):
+        clickhouse.command(f"DROP VIEW view_of_{name}")
+
+
+def send(client: Client, table: str, rows: pa.Table, token: str) -> None:
+    client.insert_arrow(table, rows, settings={**INSERT_SETTINGS, "insert_deduplication_token": token})
+
+
+def test_c1_a_table_without_a_window_takes_the_same_insert_twice(plain: Client) -> None:
+    for _ in range(2):
+        send(plain, "bare", ROWS, "a")
+        send(plain, "windowed", ROWS, "a")
+    assert count(plain, "bare", "windowed") == [2000, 1000]
+
+
+def test_c1_every_table_of_ours_has_a_window(clickhouse: Client) -> None:
+    for table in ("events", "rejections", "duplicates", "quarantine", "case_events", "incarnations"):
+        made = str(clickhouse.command(f"SHOW CREATE TABLE {table}"))
+        found = made.partition("non_replicated_deduplication_window = ")[2].split(",")[0].split()[0]
+        assert int(found) > 0, table
+
+
+def test_finding_3_a_token_hides_other_rows(plain: Client) -> None:
+    send(plain, "windowed", ROWS, "same")
+    send(plain, "windowed", OTHER, "same")
+    assert count(plain, "windowed") == [1000], "the engine dropped other rows without a word"
+
+
+def test_finding_3_our_tokens_name_the_incarnation(clickhouse: Client, tmp_path: Path) -> None:
+    """A new log that begins at offset 0 again: the same partition and offsets, other rows, all stored."""
+    load_reference(clickhouse, tmp_path)
+    rules = rules_of(clickhouse)
+    for inc, number in ((1, 1), (2, 2)):
+        block = Block(0, [record(0, event(number))])
+        result = process_block(block, PartitionState.empty(Settings()), rules)
+        _write(Sink(clickhouse, "t"), result, inc, block)
+    assert count(clickhouse, "events") == [2]
+
+
+def _write(sink: Sink, result: object, inc: int, block: Block) -> None:
+    from pipeline.sink.tables import Extent
+
+    sink.write(result, inc=inc, blocks=[Extent(block.partition, block.lo, block.hi)], rules="r")  # type: ignore[arg-type]
+
+
+def test_c2_a_token_counts_per_partition_of_the_table(plain: Client) -> None:
+    both = pa.table({"id": pa.array(range(2000), pa.uint64()), "part": pa.array([0, 1] * 1000, pa.uint8())})
+    send(plain, "windowed", ROWS, "same")
+    send(plain, "windowed", both, "same")
+    assert plain.query("SELECT part, count() FROM windowed GROUP BY part ORDER BY part").result_rows == [
+        (0, 1000), (1, 1000),
+    ]  # fmt: skip
+
+
+def test_finding_5_the_target_of_a_view_needs_a_window_of_its_own(plain: Client) -> None:
+    seen = []
+    for _ in range(3):
+        send(plain, "windowed", ROWS, "same")
+        seen.append(count(plain, "windowed", "seen_by_windowed", "seen_by_bare"))
+    assert seen == [[1000, 1000, 1000], [1000, 1000, 2000], [1000, 1000, 3000]]
+
+
+def test_finding_5_no_view_of_ours_feeds_a_table(clickhouse: Client) -> None:
+    views = clickhouse.query(
+        "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'MaterializedView'"
+    ).result_rows
+    assert views == [], "a materialised view needs a window on its target, and a test of three equal inserts"
+
+
+def test_finding_6_defaults_that_moved(open_client: Client) -> None:
+    names = "('async_insert', 'deduplicate_blocks_in_dependent_materialized_views')"
+    found = dict(
+        open_client.query(f"SELECT name, default FROM system.settings WHERE name IN {names}").result_rows
+    )
+    assert found == {"async_insert": "1", "deduplicate_blocks_in_dependent_materialized_views": "1"}
+    assert INSERT_SETTINGS["async_insert"] == 0
+    assert INSERT_SETTINGS["insert_deduplicate"] == 1
+    assert INSERT_SETTINGS["deduplicate_blocks_in_dependent_materialized_views"] == 1
+    window = open_client.query(
+        "SELECT value FROM system.merge_tree_settings WHERE name = 'non_replicated_deduplication_window'"
+    ).result_rows
+    assert window == [("0",)]
+
+
+def test_finding_7_arrow_inserts_wrap_and_clamp(clickhouse: Client) -> None:
+    clickhouse.command("CREATE TABLE narrow (n UInt16, at DateTime('UTC')) ENGINE = MergeTree ORDER BY n")
+    at = pa.array([datetime(2300, 1, 1, tzinfo=UTC)], pa.timestamp("s", "UTC"))
+    clickhouse.insert_arrow("narrow", pa.table({"n": pa.array([70000], pa.uint32()), "at": at}))
+    [(number, moment)] = clickhouse.query("SELECT n, toString(at) FROM narrow").result_rows
+    assert number == 4464
+    assert not moment.startswith("2300")
+    with pytest.raises(DataError):
+        clickhouse.insert("narrow", [[70000, datetime(2026, 1, 1, tzinfo=UTC)]], column_names=["n", "at"])
+
+
+def test_finding_7_our_sink_refuses_what_would_wrap(clickhouse: Client, tmp_path: Path) -> None:
+    load_reference(clickhouse, tmp_path)
+    block = Block(0, [record(0, event(1))])
+    rows = process_block(block, PartitionState.empty(Settings()), rules_of(clickhouse)).events
+    late = rows.with_columns(occurred_at=pl.lit(datetime(2300, 1, 1, tzinfo=UTC)).cast(STORED["occurred_at"]))
+    with pytest.raises(ContractError, match="occurred_at"):
+        _checked("events", late)
+    wide = rows.with_columns(pl.col("key_version").cast(pl.UInt32) + 70_000)
+    with pytest.raises(ContractError):
+        _checked("events", wide)
+    _checked("events", rows)
+
+
+def test_c4_after_a_delete_the_same_insert_is_swallowed(plain: Client) -> None:
+    send(plain, "windowed", ROWS, "same")
+    plain.command("ALTER TABLE windowed DELETE WHERE 1 SETTINGS mutations_sync = 2")
+    assert count(plain, "windowed") == [0]
+    send(plain, "windowed", ROWS, "same")
+    assert count(plain, "windowed") == [0], "a restore needs new tokens"
+    send(plain, "windowed", ROWS, "restored")
+    assert count(plain, "windowed") == [1000]
+
+
+def test_c8_replacing_tables_show_copies_until_they_merge(clickhouse: Client) -> None:
+    clickhouse.command("CREATE TABLE r (id UInt64) ENGINE = ReplacingMergeTree ORDER BY id")
+    clickhouse.command("SYSTEM STOP MERGES r")
+    for _ in range(2):
+        clickhouse.insert_arrow("r", pa.table({"id": pa.array([1], pa.uint64())}))
+    assert count(clickhouse, "r", "r FINAL") == [2, 1]
+
+
+def test_d2_a_second_process_on_the_path_gets_a_clear_message(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from pipeline.store.engine import EmbeddedEngine\n"
+        "engine = EmbeddedEngine(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "print('open', flush=True); sys.stdin.readline()"
+    )
+    arguments = [sys.executable, "-c", script, str(tmp_path / "ch"), str(tmp_path / "tmp")]
+    first = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "open\n"
+        second = subprocess.run(arguments, input="", capture_output=True, text=True, check=False, timeout=60)
+        assert second.returncode != 0
+        assert "ConfigurationError" in second.stderr
+        assert str(first.pid) in second.stderr, second.stderr
+        assert first.poll() is None
+    finally:
+        first.communicate("\n", timeout=30)
+    assert first.returncode == 0
