@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from pipeline.ingest.keys import KeyStore
+from pipeline.ingest.keys import READ_SOURCE, KeyStore
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.page.assets import Asset, Assets
 from pipeline.page.live import MOST_VIEWERS, Live
@@ -29,8 +29,6 @@ _POLICY: Final = (
 _EVERY: Final = {"town": 4.0, "village": 5.0, "grid": 8.0, "matter": 10.0, "department": 10.0}
 #: Digits of a parent's code, by what is listed below it.
 _PARENT_DIGITS: Final = {"town": 6, "village": 9, "grid": 12}
-#: A reserved source: it reads and never sends.
-_READ_SOURCE: Final = "read"
 
 PAGE_PATHS: Final[dict[str, Any]] = {
     "/": page("The live page", "text/html"),
@@ -115,7 +113,8 @@ def live_routes(live: Live, keys: KeyStore) -> list[BaseRoute]:
         credential = keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
         if credential is None:
             raise ProblemError(401, "unauthorised", "this key is not known, or it was revoked")
-        return {"sources": sorted(credential.sources - {_READ_SOURCE}), "backfill": credential.backfill}
+        sends = credential.sources - {READ_SOURCE} if "ingest" in credential.roles else ()
+        return {"sources": sorted(sends), "backfill": credential.backfill}
 
     return [
         Route("/v1/live", stream, methods=["GET"]),
