@@ -74,7 +74,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Whole:
-    """A request that is refused as a whole; the next one is taken as if nothing had happened."""
+    """A request that is refused as a whole."""
 
     number: int
     name: str
@@ -89,7 +89,6 @@ class Whole:
         body = self.body(world) if callable(self.body) else self.body
         answer = world.post(body, self.content_type, headers=self.headers)
         assert (answer.status_code, answer.json()["code"]) == (self.status, self.code), answer.text[:500]
-        world.still_well()
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,6 @@ class Wire:
             assert reply.closed, reply.raw[:300]
         if reply.statuses and reply.statuses[-1] >= 400 and PROBLEM.encode() in reply.raw:
             world.is_problem(PROBLEM, reply.problem)
-        world.still_well()
 
 
 @dataclass(frozen=True)
@@ -181,4 +179,3 @@ class Scenario:
 
     def run(self, world: World) -> None:
         self.play(world)
-        world.still_well()

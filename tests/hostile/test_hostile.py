@@ -62,12 +62,16 @@ def _id(row: Row) -> str:
 
 @pytest.mark.parametrize("row", TABLE, ids=_id)
 def test_hostile_input(world: World, before: int, row: Row) -> None:
+    if world.playing != row.number:  # after all forms of one input a sound event is taken as ever
+        world.still_well()
+        world.playing = row.number
     pid = world.http.pid
     row.run(world)
     assert world.http.pid == pid, "the HTTP process was replaced"
 
 
 def test_the_service_is_as_small_as_before_and_no_good_event_is_lost(world: World, before: int) -> None:
+    world.still_well()
     grown = world.http.memory_info().rss - before
     assert grown < GROWTH_BYTES, f"grew by {grown / 1e6:.0f} MB"
     counted = Counter(world.stored_ids())

@@ -73,6 +73,8 @@ class World:
     problem_schema: Document
     ledger: set[str] = field(default_factory=set)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    #: The hostile input whose rows are being played.
+    playing: int = 0
 
     @property
     def address(self) -> tuple[str, int]:
