@@ -16,6 +16,7 @@ from pipeline.page.live import MOST_VIEWERS, Live
 from pipeline.page.search import search
 from pipeline.read.matters import matters_in_force
 from pipeline.read.routes import answer, only
+from pipeline.read.small_cells import for_reader
 from pipeline.rules.model import RULE_COUNT
 from pipeline.runtime.pages import page
 from pipeline.store.kpi_views import BY
@@ -83,8 +84,10 @@ def live_routes(live: Live, keys: KeyStore) -> list[BaseRoute]:
         if parent and not (parent.isascii() and parent.isdigit() and digits and len(parent) <= digits):
             raise ProblemError(400, "bad_parameter", "parent must be the code of an area above")
         table = await live.board.kpi(by, every=_EVERY.get(by, 2.0))
-        rows = [row for row in table.answer["rows"] if row["key"].startswith(parent)]
-        return table.answer | {"rows": rows}
+        # before the rows of one parent are picked: what is small is judged among all
+        answer = for_reader(request, table.answer, by, reader.settings.small_cell_k)
+        rows = [row for row in answer["rows"] if row["key"].startswith(parent)]
+        return answer | {"rows": rows}
 
     async def find(request: Request) -> Any:
         text = only(request, "q").get("q", "").strip()

@@ -369,7 +369,7 @@ const component = () => ({
   },
   cellName(cell) {
     const name = cell.district ? this.catalogue.districts[cell.code] : this.catalogue.towns[cell.code];
-    if (this.lang === "en") return cell.district ? cell.en : cell.en.slice(0, 7);
+    if (this.lang === "en") return cell.en;
     return name ? name.replace(/(街道|镇|区|市)$/, "") : "";
   },
   cellValue(cell) { return area.brief(this.metric, this.rowOf(cell), this.lang); },

@@ -28,11 +28,12 @@ const quiet = () => ({ color: ink("--quiet"), fontFamily: FONT, fontSize: 11 });
 // rows: [{name, values: {p50, p90, p99} in seconds, limits: [from, to] in seconds or null}], first on top.
 export function drawTimes(element, rows, { names, format }) {
   const picture = chart(element);
-  const low = 60;
+  const times = rows.flatMap((row) => [row.values.p50, ...(row.limits || [])]).filter((value) => value !== null);
+  const low = Math.max(...MARKS.filter((mark) => mark <= Math.min(...times)), MARKS[0]);
   const x = (value) => Math.max(value, low);
   const top = 1.2 * Math.max(3600, ...rows.flatMap((row) => [row.values.p99 || 0, ...(row.limits || [])]));
   const narrow = element.clientWidth < 480;
-  const marks = (narrow ? FEWER_MARKS : MARKS).filter((mark) => mark <= top);
+  const marks = (narrow ? FEWER_MARKS : MARKS).filter((mark) => mark >= low && mark <= top);
   const series = [
     ["p50", "circle", 9, ink("--accent")],
     ["p90", "diamond", 11, ink("--accent")],
