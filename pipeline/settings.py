@@ -177,6 +177,12 @@ class Settings(BaseSettings):
     fact_retention_days: int = Field(
         1_095, ge=30, description="Days after receipt that events without personal data are kept."
     )
+    small_cell_k: int = Field(
+        5, ge=0, description="Rows of villages and grids with fewer reports are blank for readers; 0: none."
+    )
+    small_cells_on_loopback: bool = Field(
+        False, description="Blank small rows also for who reads on this machine, as behind a proxy."
+    )
     audit_keep_days: int = Field(
         1_095, ge=1, description="Days that the audit log of reads of personal data is kept."
     )

@@ -85,9 +85,9 @@ def live_routes(live: Live, keys: KeyStore) -> list[BaseRoute]:
             raise ProblemError(400, "bad_parameter", "parent must be the code of an area above")
         table = await live.board.kpi(by, every=_EVERY.get(by, 2.0))
         # before the rows of one parent are picked: what is small is judged among all
-        answer = for_reader(request, table.answer, by, reader.settings.small_cell_k)
-        rows = [row for row in answer["rows"] if row["key"].startswith(parent)]
-        return answer | {"rows": rows}
+        shown = for_reader(request, table.answer, by, reader.settings.small_cell_k)
+        rows = [row for row in shown["rows"] if row["key"].startswith(parent)]
+        return shown | {"rows": rows}
 
     async def find(request: Request) -> Any:
         text = only(request, "q").get("q", "").strip()

@@ -24,6 +24,7 @@ from pipeline.read.names import KpiNames
 from pipeline.read.openapi import OPENAPI_PATHS
 from pipeline.read.reader import Reader
 from pipeline.read.rejections import DEFAULT_LIMIT, LARGEST_LIMIT, rejections
+from pipeline.read.small_cells import for_reader
 from pipeline.read.times import parse_instant
 
 __all__ = ["DEFAULT_WINDOW", "OPENAPI_PATHS", "Reader", "answer", "only", "read_routes"]
@@ -70,9 +71,10 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
 
     async def get_kpi(request: Request) -> Any:
         asked = kpi_parameters(only(request, "by", "from", "to", "as_of", "view"), now=reader.clock())
-        return await reader.run(
+        found = await reader.run(
             lambda client: kpi(client, names=KpiNames(reader.areas, reader.catalogues, client), **asked)
         )
+        return for_reader(request, found, asked["by"], reader.settings.small_cell_k)
 
     async def get_matters(request: Request) -> Any:
         given = only(request, "at")

@@ -21,15 +21,25 @@ from pipeline.ingest.keys import READ_SOURCE, Credential, KeyStore
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.ingest.routes import signed_parts
 from pipeline.ingest.signing import Claim, Signatures, unauthorised
+from pipeline.read.small_cells import SMALL_CELLS
 from pipeline.settings import Settings, is_loopback, split_address
 
-__all__ = ["LOCAL_SOURCE", "READ_SOURCE", "AuditReads", "ReadKeys", "RoleKeys", "check_listeners"]
+__all__ = [
+    "LOCAL_SOURCE",
+    "READ_SOURCE",
+    "AuditReads",
+    "ReadKeys",
+    "RoleKeys",
+    "SmallCells",
+    "check_listeners",
+]
 
 #: The source of the key that `gridpipe up` makes for this machine.
 LOCAL_SOURCE: Final = "local"
 #: Calls whose answers tell of one person's report or case, however masked.
 _PERSONAL: Final = ("/v1/events/", "/v1/cases/", "/v1/rejections", "/v1/live/search")
 _CALLER: Final = "gridpipe.caller"
+_ROLES: Final = "gridpipe.roles"
 
 
 def check_listeners(settings: Settings) -> None:
@@ -109,7 +119,7 @@ class RoleKeys:
                 )
         except ProblemError as problem:
             return problem_response(problem, request_id)
-        scope[_CALLER] = f"key {credential.id}"
+        scope[_CALLER], scope[_ROLES] = f"key {credential.id}", credential.roles
         return None
 
 
@@ -128,6 +138,17 @@ def identify(scope: Scope, keys: KeyStore, signatures: Signatures | None) -> Cre
         return None if signatures is None else signatures.verify(claim, signed_parts(Request(scope), b""))
     scheme, _, bearer = authorization.partition(" ")
     return keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
+
+
+class SmallCells:
+    """ASGI wrapper: answers hold no small cells, unless the caller's key has the role `admin`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SMALL_CELLS] = "admin" not in scope.get(_ROLES, ())
+        await self._app(scope, receive, send)
 
 
 class AuditReads:

@@ -46,7 +46,7 @@ from pipeline.read.gauges import refresh_for_ever
 from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
 from pipeline.read.routes import Reader, read_routes
 from pipeline.rules.catalogue import Catalogues, load_catalogues
-from pipeline.runtime.access import AuditReads, ReadKeys, RoleKeys
+from pipeline.runtime.access import AuditReads, ReadKeys, RoleKeys, SmallCells
 from pipeline.runtime.canary import Canary
 from pipeline.runtime.control import ControlClient
 from pipeline.runtime.exposition import CONTENT_TYPE, http_part
@@ -140,6 +140,8 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     loopback = is_loopback(split_address(settings.http)[0])
     app: ASGIApp = Starlette(routes=routes, lifespan=_lifespan(parts), exception_handlers=EXCEPTION_HANDLERS)
     app = AuditReads(app, AuditLog(settings.audit_dir, keep_days=settings.audit_keep_days), parts.keys)
+    if not loopback or settings.small_cells_on_loopback:
+        app = SmallCells(app)
     if not loopback:
         signatures = parts.gateway.signatures if parts.gateway is not None else None
         app = ReadKeys(app, parts.keys, signatures=signatures or Signatures(parts.keys, settings.nonces_path))
