@@ -30,6 +30,9 @@ from benchmarks.processor import run_ours
 
 BASELINE: Final = Path(__file__).parent / "baseline.json"
 TOLERANCE: Final = 0.15
+#: How many blocks a full topic is cut into varies by a few with when its records arrive, and the calls with it;
+#: what these guard against (an insert per block, a call per event) is a matter of multiples.
+COUNT_TOLERANCE: Final = 0.5
 EVENTS: Final = 100_000
 PERSONS: Final = 20_000
 PROFILED_EVENTS: Final = 30_000
@@ -38,6 +41,7 @@ _ROUNDS: Final = 3
 _GATEWAY_SECONDS: Final = 1.2
 
 #: For these more is worse.
+COUNTS: Final = frozenset({"python calls per event", "rows per insert", "parts per million events"})
 LOWER_IS_BETTER: Final = frozenset({"python calls per event", "parts per million events"})
 
 
@@ -100,7 +104,7 @@ def failures(found: dict[str, float], baseline: dict[str, float]) -> list[str]:
         kept = baseline.get(name)
         if kept is None:
             problems.append(f"{name}: no baseline; run python -m benchmarks.gate --write-baseline")
-        elif worse(name, value, kept) > TOLERANCE:
+        elif worse(name, value, kept) > (COUNT_TOLERANCE if name in COUNTS else TOLERANCE):
             problems.append(f"{name}: {value:.4g}, baseline {kept:.4g}: {worse(name, value, kept):.0%} worse")
     return problems
 

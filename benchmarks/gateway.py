@@ -41,6 +41,7 @@ from benchmarks.harness import (
     tell,
 )
 from benchmarks.http_client import write_bodies
+from benchmarks.load_bodies import MARK
 from pipeline.runtime.broker import free_port
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
@@ -62,7 +63,7 @@ def bodies(kind: str, persons: int) -> list[bytes]:
     """Some distinct request bodies of this kind, serialised and compressed beforehand."""
     size, content_type, encoding, _ = REQUESTS[kind]
     count = min(size * _BODIES, 50_000) if size > 1 else 2_000
-    source = cache.events(50_000, persons)
+    source = cache.events(50_000, persons, salt=MARK.decode())
     lines = [text.encode() for text in next(source.chunks())["json"].head(count).to_list()]
     found = []
     for at in range(0, len(lines), size):
@@ -107,6 +108,8 @@ def run_load(
 ) -> dict[str, Any]:
     """One run of the load client; `more`: seconds or requests."""
     size, content_type, encoding, connections = REQUESTS[kind]
+    if rate:  # the server closes connections that idle for seconds
+        connections = max(1, min(connections, int(rate / size)))
     file = place / f"bodies-{kind.replace(' ', '-')}"
     if not file.exists():
         write_bodies(file, bodies(kind, persons))

@@ -3,7 +3,8 @@
     python -m benchmarks.http_client TASK
 
 TASK : JSON file: address, key, connections, seconds or requests, rate (events/s, 0: as fast as answered),
-bodies (file of length-prefixed bodies), events (per body), headers. Prints one JSON object: requests, events
+bodies (file of length-prefixed bodies), events (per body), headers, first_pass (number that marks the ids of
+the first pass over the bodies; absent: ids repeat). Prints one JSON object: requests, events
 accepted and rejected as the answers say, statuses, latencies (ms), own CPU share.
 """
 
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 import orjson
 import uvloop
+
+from benchmarks.load_bodies import MARK
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.I)
 _ACCEPTED = re.compile(rb'"accepted":(\d+)')
@@ -56,6 +59,8 @@ class Load:
             f"POST /v1/events HTTP/1.1\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
             for body in read_bodies(Path(task["bodies"]))
         ]
+        # with a first pass, every pass over the bodies gets ids of its own
+        self.first_pass: int | None = task.get("first_pass")
         self.limit: int = task.get("requests") or 2**62
         self.until = time.perf_counter() + (task.get("seconds") or 1e9)
         self.gap = task["events"] / task["rate"] if task.get("rate") else 0.0
@@ -71,7 +76,11 @@ class Load:
         if self.sent >= self.limit or time.perf_counter() >= self.until:
             return None
         self.sent += 1
-        return self.requests[(self.sent - 1) % len(self.requests)]
+        passes, number = divmod(self.sent - 1, len(self.requests))
+        request = self.requests[number]
+        if self.first_pass is None:
+            return request
+        return request.replace(MARK, b"pass%05d." % (self.first_pass + passes))
 
     def due(self) -> float:
         """When the next request must be sent (open loop): latency counts from then, not from sending."""
@@ -91,17 +100,17 @@ class Connection(asyncio.Protocol):
 
     def send(self) -> None:
         load = self.load
+        self.started = time.perf_counter()
         if load.gap:
-            due = load.due()
-            wait = due - time.perf_counter()
-            request = load.next()
-            self.started = due
+            self.started = load.due()
+            wait = self.started - time.perf_counter()
+            # a request that is due behind the end is not sent at all
+            request = load.next() if self.started < load.until else None
             if request is not None and wait > 0:
                 self.loop.call_later(wait, self.transport.write, request)
                 return
         else:
             request = load.next()
-            self.started = time.perf_counter()
         if request is None:
             self.transport.close()
             return

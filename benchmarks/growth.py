@@ -1,0 +1,202 @@
+"""What does not show in a short run: cost per million events, memory over time, workers, partitions, windows.
+
+    python -m benchmarks growth [--quick] [--only cost --only soak --only workers --only partitions --only dedup]
+
+cost : chunks of a million events one after the other into one store, each from a topic of its own that is
+       deleted once drained (the embedded broker frees nothing else): CPU seconds and memory per million.
+soak : the same chunk length for `--minutes`; memory after each.
+partitions, workers : one run each; workers share one ClickHouse server where GRIDPIPE_CLICKHOUSE names one,
+       for the embedded engine belongs to one process. dedup : windows of 1 and 10 million ids, in columns.
+Part of `make bench-long`. Every chunk is checked against its ledger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import orjson
+
+from benchmarks import cache
+from benchmarks.harness import PLACE, Series, WrongCountsError, broker, fill, out, python, rounds, run_program
+from benchmarks.peers.common import peak_mb
+from benchmarks.processor import run_ours
+
+WHAT = ("cost", "soak", "partitions", "workers", "dedup")
+
+
+def cost(series: Series, millions: int, chunk_events: int, persons: int, *, minutes: float = 0.0) -> None:
+    """One worker process per chunk on one growing store: what a restart costs is not counted."""
+    place = PLACE / "growth"
+    shutil.rmtree(place, ignore_errors=True)
+    cache.copy_store(persons, place)
+    case = "soak" if minutes else "cost"
+    end = time.monotonic() + minutes * 60 if minutes else float("inf")
+    before = dict.fromkeys(("stored", "rejected", "duplicates"), 0)
+    number = 0
+    try:
+        while number * chunk_events < millions * 1_000_000 and time.monotonic() < end:
+            # ids of every chunk are its own: the window of known ids grows as it would
+            source = cache.events(chunk_events, persons, seed=1_000 + number, salt=f"g{number:03d}.")
+            with broker() as to:
+                fill(to.bootstrap, cache.records(source, "arrow"))
+                result = run_program(
+                    python("-m", "benchmarks.worker_run", str(place), to.bootstrap, str(chunk_events))
+                )
+            found = {name: result["counts"][name] - before[name] for name in before}
+            wanted = {name: getattr(source.ledger, name) for name in before}
+            if found != wanted:
+                raise WrongCountsError(f"chunk {number}: {found}, ledger {wanted}")
+            before = {name: result["counts"][name] for name in before}
+            number += 1
+            result |= {
+                "events": chunk_events,
+                "events_per_second": chunk_events / result["seconds"],
+                "cpu_seconds_per_million": result["cpu_seconds"] / chunk_events * 1e6,
+                "events_before": (number - 1) * chunk_events,
+            }
+            series.add(case, number - 1, result)
+            out.print(
+                f"{case}: {number * chunk_events:,} events, {result['cpu_seconds_per_million']:.2f} CPU s per "
+                f"million, ready {result['ready_mb']:,.0f} MB, peak {result['peak_mb']:,.0f} MB"
+            )
+            for old in (source.directory, cache.records(source, "arrow").directory):
+                shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def partitions(series: Series, events: int, persons: int, number: int, counts: tuple[int, ...]) -> None:
+    source = cache.events(events, persons)
+    for at, case in rounds(number, [f"{count} partitions" for count in counts]):
+        count = int(case.split()[0])
+        result = run_ours(source, cache.records(source, "arrow", partitions=count), persons, count)
+        series.add(case, at, result)
+        out.print(f"{case}: {result['events_per_second']:,.0f} events/s, peak {result['peak_mb']:,.0f} MB")
+
+
+def workers(series: Series, events: int, persons: int) -> None:
+    """One and two worker processes on a ClickHouse server. Says so where there is none."""
+    if not os.environ.get("GRIDPIPE_CLICKHOUSE"):
+        out.print("workers: left out; the embedded engine belongs to one process, set GRIDPIPE_CLICKHOUSE")
+        return
+    for count in (1, 2):
+        source = cache.events(events, persons, seed=2_000 + count, salt=f"k{count}.")
+        place = PLACE / f"workers-{count}"
+        shutil.rmtree(place, ignore_errors=True)
+        cache.copy_store(persons, place)
+        database = f"bench_{count}_{os.getpid()}"
+        env = {**os.environ, "GRIDPIPE_DATABASE": database, "TZ": "UTC"}
+        gridpipe = python("-m", "pipeline.cli.main")
+        with broker() as to:
+            common = ["--kafka", to.bootstrap, "--data-dir", str(place)]
+            subprocess.run([*gridpipe, "migrate", *common], check=True, env=env, stdout=subprocess.DEVNULL)
+            fill(to.bootstrap, cache.records(source, "arrow"))
+            children = [subprocess.Popen([*gridpipe, "worker", *common], env=env) for _ in range(count)]
+            try:
+                seconds = _until_stored(database, source.ledger.stored)
+            finally:
+                for child in children:
+                    child.terminate()
+                for child in children:
+                    child.wait(40)
+        series.add(f"{count} workers", 0, {"seconds": seconds, "events_per_second": events / seconds})
+        out.print(f"{count} workers: {events / seconds:,.0f} events/s from the first stored event on")
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _until_stored(database: str, wanted: int) -> float:
+    import clickhouse_connect
+
+    client = clickhouse_connect.get_client(dsn=os.environ["GRIDPIPE_CLICKHOUSE"])
+    begin, deadline = 0.0, time.monotonic() + 1_800
+    while (found := int(client.command(f"SELECT count() FROM {database}.events"))) < wanted:
+        begin = begin or (time.perf_counter() if found else 0.0)
+        if time.monotonic() > deadline:
+            raise WrongCountsError(f"{found} of {wanted} events stored")
+        time.sleep(0.05)
+    client.command(f"DROP DATABASE {database}")
+    if found > wanted:
+        raise WrongCountsError(f"{found} events stored, {wanted} wanted")
+    return time.perf_counter() - begin
+
+
+def dedup_window(ids: int) -> dict[str, Any]:
+    """Fill a window of so many ids, then look up and remember blocks of 5,000, half of them known."""
+    from pipeline.process.deduplicate import SeenIds
+
+    rng = np.random.default_rng(1)
+    seen = SeenIds(timedelta(days=7), max_entries=2 * ids)
+    hi, lo = (rng.integers(0, 2**63, ids, dtype=np.uint64) for _ in range(2))
+    now = int(datetime.now(UTC).timestamp() * 1_000)
+    begin = time.perf_counter()
+    for at in range(0, ids, 50_000):
+        part = slice(at, min(at + 50_000, ids))
+        size = part.stop - part.start
+        seen.remember(hi[part], lo[part], np.arange(part.start, part.stop), np.full(size, now), hi[part])
+    filling = time.perf_counter() - begin
+    found_ms = []
+    for _ in range(40):
+        known = rng.integers(0, ids, 2_500)
+        keys_hi = np.r_[hi[known], rng.integers(0, 2**63, 2_500, dtype=np.uint64)]
+        keys_lo = np.r_[lo[known], rng.integers(0, 2**63, 2_500, dtype=np.uint64)]
+        begin = time.perf_counter()
+        found = seen.find(keys_hi, keys_lo)
+        found_ms.append((time.perf_counter() - begin) * 1_000)
+        if (found[:2_500] < 0).any() or (found[2_500:] >= 0).any():
+            raise WrongCountsError("the window forgot an id, or knows one that it never saw")
+    return {
+        "ids": ids,
+        "fill_seconds": filling,
+        "keys_per_second": ids / filling,
+        "find_5000_ms": float(np.median(found_ms)),
+        "window_mb": seen.nbytes / 1e6,
+        "peak_mb": peak_mb(),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works")
+    parser.add_argument("--only", action="append", choices=WHAT)
+    parser.add_argument("--millions", type=int, help="of events for cost (default 50)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of the soak")
+    parser.add_argument("--persons", type=int)
+    parser.add_argument("--window", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.window:
+        sys.stdout.buffer.write(orjson.dumps(dedup_window(options.window)) + b"\n")
+        return 0
+    quick = options.quick
+    persons = options.persons or (20_000 if quick else 500_000)
+    chunk = 20_000 if quick else 1_000_000
+    series = Series("growth", {"persons": persons, "chunk_events": chunk}, quick=quick)
+    wanted = options.only or WHAT
+    if "cost" in wanted:
+        # a quick look is two chunks
+        cost(series, options.millions or (1 if quick else 50), chunk if not quick else 500_000, persons)
+    if "soak" in wanted:
+        cost(series, 10**6, chunk, persons, minutes=0.5 if quick else options.minutes)
+    if "partitions" in wanted:
+        partitions(series, chunk, persons, 1 if quick else 5, (4, 32) if quick else (4, 8, 12, 16, 32))
+    if "workers" in wanted:
+        workers(series, chunk, persons)
+    if "dedup" in wanted:
+        for ids in (100_000, 1_000_000) if quick else (1_000_000, 10_000_000, 50_000_000):
+            result = run_program(python("-m", "benchmarks", "growth", "--window", str(ids)))
+            series.add(f"window of {ids} ids", 0, result)
+            out.print(
+                f"window of {ids:,} ids: {result['keys_per_second']:,.0f} keys/s remembered, 5,000 found in "
+                f"{result['find_5000_ms']:.2f} ms, {result['window_mb']:,.0f} MB"
+            )
+    series.save()
+    return 0

@@ -1,0 +1,189 @@
+"""HTTP accepted → visible in a ClickHouse query, while the service carries 10, 50 and 80 % of its capacity.
+
+    python -m benchmarks latency [--quick] [--seconds S] [--rate EVENTS_PER_SECOND]
+
+A broker of its own (answers come after its ack, not after the store), gateway, worker, ClickHouse and the
+load client on one machine; no id is sent twice. A probe posts one event, and from its 202 on asks
+`GET /v1/events/…`, a query of the store, until the event is there. The load keeps its pace whatever the answers do (open loop). Capacity is what
+was stored per second when batches were sent as fast as they were answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from benchmarks import cache, load_check
+from benchmarks.gateway import run_load
+from benchmarks.harness import PLACE, RunFailedError, Series, broker, out
+from benchmarks.workload import SOURCE
+from pipeline.ingest.keys import KeyStore
+from pipeline.runtime.supervisor import Supervisor
+from pipeline.settings import load_settings
+
+SHARES = (0.1, 0.5, 0.8)
+_PROBE_SECONDS = 0.25
+_POLL_SECONDS = 0.005
+_GIVE_UP_SECONDS = 60.0
+_DRAIN_SECONDS = 300.0
+
+
+class Probe(threading.Thread):
+    """Posts one event after the other and waits until a query shows it."""
+
+    def __init__(self, url: str, key: str, template: bytes, tag: str) -> None:
+        super().__init__(daemon=True)
+        self.url, self.key, self.template, self.tag = url, key, template, tag
+        self.seconds: list[float] = []
+        self.lost = 0
+        self.sent = 0
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        before, after = self.template.split(b'"event_id":"', 1)
+        rest = after.split(b'"', 1)[1]
+        with httpx.Client(base_url=self.url, timeout=30) as client:
+            while not self.stop.wait(_PROBE_SECONDS):
+                name = f"probe-{self.tag}-{self.sent:05d}"
+                body = before + b'"event_id":"' + name.encode() + b'"' + rest
+                answer = client.post("/v1/events", content=body, headers=headers)
+                accepted = time.perf_counter()
+                if answer.status_code != 202:
+                    continue
+                self.sent += 1
+                while client.get(f"/v1/events/{SOURCE}/{name}").status_code != 200:
+                    if time.perf_counter() - accepted > _GIVE_UP_SECONDS:
+                        self.lost += 1
+                        break
+                    time.sleep(_POLL_SECONDS)
+                else:
+                    self.seconds.append(time.perf_counter() - accepted)
+
+
+def stored(url: str) -> int:
+    return int(sum(load_check.outcomes(load_check.read_metrics(url)).values()))
+
+
+def drain(url: str, wanted: int) -> float:
+    """Wait until so many events are stored; when that was."""
+    deadline = time.monotonic() + _DRAIN_SECONDS
+    while (found := stored(url)) < wanted:
+        if time.monotonic() > deadline:
+            raise RunFailedError(f"{found} of {wanted} events were stored within {_DRAIN_SECONDS:.0f} s")
+        time.sleep(0.05)
+    if found > wanted:
+        raise RunFailedError(f"{found} events stored, {wanted} sent")
+    return time.perf_counter()
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="8 s each")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument(
+        "--rate", type=float, action="append", help="events/s instead of shares of the capacity"
+    )
+    parser.add_argument("--persons", type=int, default=20_000)
+    options = parser.parse_args(arguments)
+    seconds = options.seconds or (8.0 if options.quick else 30.0)
+    series = Series("latency", {"seconds": seconds, "persons": options.persons}, quick=options.quick)
+    place = PLACE / "latency"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    cache.copy_store(options.persons, place / "data")
+    lines = next(cache.events(50_000, options.persons).chunks())["json"]
+    # not a report: a thousand equal ones would be resends of each other
+    template = next(text for text in lines if '"ACCEPTED"' in text).encode()
+    with broker() as to:
+        settings = load_settings(
+            data_dir=place / "data",
+            http="127.0.0.1:0",
+            kafka=to.bootstrap,
+            log_level="warning",
+            quota_source_events_per_second=0,
+            quota_source_requests_per_second=0,
+            canary_interval_seconds=0,
+        )
+        key = KeyStore(settings.keys_path).create([SOURCE])
+        with Supervisor(settings, simulate=False, quiet=True) as service:
+            service.wait_ready()
+            total, capacity = 0, 0.0
+            if not options.rate:
+                total, capacity = _capacity(place, service.url, key, options.persons, seconds / 2)
+                out.print(f"capacity: {capacity:,.0f} events/s from HTTP to the store")
+            rates = options.rate or [capacity * share for share in SHARES]
+            for number, rate in enumerate(rates):
+                result, total = _measure(
+                    place, service.url, key, options.persons, rate, seconds, template, total, number
+                )
+                name = f"{rate:,.0f} events/s" + ("" if options.rate else f" ({SHARES[number]:.0%})")
+                series.add(name, 0, result)
+                out.print(
+                    f"{name}: accepted → visible p50 {result['p50_ms']:.0f} ms, "
+                    f"p99 {result['p99_ms']:.0f} ms ({result['probes']} probes); "
+                    f"carried {result['events_per_second']:,.0f} events/s"
+                )
+    shutil.rmtree(place, ignore_errors=True)
+    series.save({"capacity": capacity})
+    return 0
+
+
+def _capacity(place: Path, url: str, key: str, persons: int, seconds: float) -> tuple[int, float]:
+    address = url.removeprefix("http://")
+    begin = time.perf_counter()
+    sent = run_load(place, address, key, "ndjson500", persons=persons, seconds=seconds, first_pass=0)
+    return sent["accepted"], sent["accepted"] / (drain(url, sent["accepted"]) - begin)
+
+
+def _measure(  # noqa: PLR0917
+    place: Path,
+    url: str,
+    key: str,
+    persons: int,
+    rate: float,
+    seconds: float,
+    template: bytes,
+    total: int,
+    number: int,
+) -> tuple[dict[str, Any], int]:
+    probe = Probe(url, key, template, f"{number}")
+    probe.start()
+    address = url.removeprefix("http://")
+    sent = run_load(
+        place,
+        address,
+        key,
+        "ndjson500",
+        persons=persons,
+        rate=rate,
+        seconds=seconds,
+        first_pass=10_000 * (number + 1),
+    )
+    probe.stop.set()
+    probe.join()
+    total += sent["accepted"] + probe.sent
+    drain(url, total)
+    if probe.lost or not probe.seconds:
+        raise RunFailedError(f"{probe.lost} of {probe.sent} probes were not visible in {_GIVE_UP_SECONDS} s")
+    p50, p99 = np.percentile(np.array(probe.seconds) * 1_000, (50, 99))
+    return {
+        "events": sent["accepted"],
+        "seconds": sent["seconds"],
+        "events_per_second": sent["accepted"] / sent["seconds"],
+        "asked_per_second": rate,
+        "probes": len(probe.seconds),
+        "p50_ms": float(p50),
+        "p99_ms": float(p99),
+        "answers_ms": sent["latency_ms"],
+        "client_cpu_share": sent["client_cpu_share"],
+    }, total
