@@ -28,9 +28,15 @@ def binary(name: str) -> str:
     return found
 
 
-def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def promtool(*arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
+    """text : for its standard input."""
     return subprocess.run(
-        [binary("promtool"), *map(str, arguments)], capture_output=True, text=True, timeout=150, check=False
+        [binary("promtool"), *map(str, arguments)],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
     )
 
 

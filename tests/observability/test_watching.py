@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from pipeline.settings import load_settings
 from pipeline.store.client import connect
 from tests.e2e.service import Service, gridpipe
 from tests.observability.grafana import CLICKHOUSE, PROMETHEUS, PanelQuery, expand, panels
-from tests.observability.prometheus import Prometheus, alerts, records
+from tests.observability.prometheus import Prometheus, alerts, promtool, records
 from tests.observability.world import GRID, history, report, write_reference
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -88,12 +87,14 @@ def metrics_page(service: Service) -> str:
     return str(service.client.get("/metrics").text)
 
 
-def test_the_metrics_page_is_sound(service: Service, tmp_path: Path) -> None:
+def test_the_metrics_page_is_sound(service: Service) -> None:
     page = metrics_page(service)
     names = re.findall(r"^# TYPE (\S+)", page, flags=re.MULTILINE)
     assert len(names) == len(set(names))
     assert "gridpipe_canary_delay_seconds" in names
     assert "gridpipe_worker_memory_bytes" in names
+    checked = promtool("check", "metrics", text=page)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize("name", records())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,29 +14,38 @@ from clickhouse_connect.driver.client import Client
 from pipeline import metrics
 from pipeline.contract.canary import CANARY_SOURCE, canary_grid
 from pipeline.process.account import Account
-from pipeline.process.flow import Block, BlockResult, PartitionState, process_block
+from pipeline.process.flow import Block, BlockResult, PartitionState, Rules, process_block
 from pipeline.process.records import Record
 from pipeline.settings import Settings
 from pipeline.sink.tables import Extent
+from pipeline.store.migrate import migrate
 from tests.integration.worker_world import event, load_reference, record, rules_of
 
 NOW = datetime.now(UTC)
 SETTINGS = Settings()
 
 
+@pytest.fixture(scope="module")
+def rules(open_client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rules]:
+    migrate(open_client, "counted")
+    load_reference(open_client, tmp_path_factory.mktemp("reference"))
+    yield rules_of(open_client)
+    open_client.command("DROP DATABASE counted")
+    open_client.database = "default"
+
+
 @pytest.fixture
-def account(clickhouse: Client, tmp_path: Path) -> Iterator[Account]:
-    load_reference(clickhouse, tmp_path / "reference")
+def account(rules: Rules) -> Iterator[Account]:
     made = Account(lambda: {"handset"})
-    made.reasons(rules_of(clickhouse).catalogues.reason_names_zh)
+    made.reasons(rules.catalogues.reason_names_zh)
     yield made
     made.starts_at(0, 0)
     made.lag(0, 0, 0.0)
     made.forget(0)
 
 
-def judged(client: Client, *records: Record) -> BlockResult:
-    return process_block(Block(0, records), PartitionState.empty(SETTINGS), rules_of(client))
+def judged(rules: Rules, *records: Record) -> BlockResult:
+    return process_block(Block(0, records), PartitionState.empty(SETTINGS), rules)
 
 
 def now_event(number: int, **changes: Any) -> dict[str, Any]:
@@ -73,27 +81,27 @@ def grown(before: dict[tuple[str, ...], float]) -> dict[tuple[str, ...], float]:
     return {key: value - before.get(key, 0) for key, value in samples().items() if value != before.get(key)}
 
 
-def test_freshness_counts_events_and_not_blocks(account: Account, clickhouse: Client) -> None:
+def test_freshness_counts_events_and_not_blocks(account: Account, rules: Rules) -> None:
     fresh = record(0, *(now_event(number) for number in range(7)), received=NOW + timedelta(minutes=1))
     late = record(1, *(now_event(number) for number in range(10, 13)), received=NOW - timedelta(seconds=6))
     before = samples()
-    account.committed([Extent(0, 0, 1)], judged(clickhouse, fresh, late))
+    account.committed([Extent(0, 0, 1)], judged(rules, fresh, late))
     found = grown(before)
     assert found["gridpipe_freshness_events_total", "5s"] == 7
     assert found["gridpipe_freshness_events_total", "longer"] == 3
     assert found["gridpipe_events_received_total", "handset"] == 10
 
 
-def test_a_source_and_a_partition_leave_a_trace(account: Account, clickhouse: Client) -> None:
-    account.committed([Extent(0, 0, 0)], judged(clickhouse, record(0, now_event(1), received=NOW)))
+def test_a_source_and_a_partition_leave_a_trace(account: Account, rules: Rules) -> None:
+    account.committed([Extent(0, 0, 0)], judged(rules, record(0, now_event(1), received=NOW)))
     seen = metrics.source_last_event_timestamp_seconds.labels("handset")._value.get()
     assert time.time() - 60 < seen <= time.time()
     assert metrics.committed_offset.labels("0")._value.get() == 1
 
 
-def test_canaries_move_the_offset_and_nothing_else(account: Account, clickhouse: Client) -> None:
+def test_canaries_move_the_offset_and_nothing_else(account: Account, rules: Rules) -> None:
     before = samples()
-    result = judged(clickhouse, record(0, canary(1), canary(2), received=NOW))
+    result = judged(rules, record(0, canary(1), canary(2), received=NOW))
     assert result.received == result.events.height == 2
     assert result.case_events.is_empty()
     account.committed([Extent(0, 0, 0)], result)
@@ -102,10 +110,10 @@ def test_canaries_move_the_offset_and_nothing_else(account: Account, clickhouse:
     assert metrics.committed_offset.labels("0")._value.get() == 1
 
 
-def test_canaries_among_others_leave_the_others_counted(account: Account, clickhouse: Client) -> None:
+def test_canaries_among_others_leave_the_others_counted(account: Account, rules: Rules) -> None:
     before = samples()
     account.committed(
-        [Extent(0, 0, 0)], judged(clickhouse, record(0, canary(1), now_event(1), canary(2), received=NOW))
+        [Extent(0, 0, 0)], judged(rules, record(0, canary(1), now_event(1), canary(2), received=NOW))
     )
     found = grown(before)
     assert found["gridpipe_events_received_total", "handset"] == 1
@@ -114,17 +122,17 @@ def test_canaries_among_others_leave_the_others_counted(account: Account, clickh
     assert found["gridpipe_batch_rows_sum",] == 1
 
 
-def test_every_reason_begins_at_zero(account: Account, clickhouse: Client) -> None:
-    for code in rules_of(clickhouse).catalogues.reason_names_zh:
+def test_every_reason_begins_at_zero(account: Account, rules: Rules) -> None:
+    for code in rules.catalogues.reason_names_zh:
         assert ("gridpipe_rejections_total", code) in samples()
         assert ("gridpipe_life_safety_rejections_total", code) in samples()
 
 
-def test_alarms_and_quarantine_are_told_by_ids_alone(account: Account, clickhouse: Client) -> None:
+def test_alarms_and_quarantine_are_told_by_ids_alone(account: Account, rules: Rules) -> None:
     text = "老人独居，电话 13800001234，煤气泄漏"
     alarm = now_event(1, matter_code="REF-119", description=text)
     result = judged(
-        clickhouse,
+        rules,
         record(0, alarm, received=NOW),
         Record(1, round(NOW.timestamp() * 1000), "application/json", b'{"event_id": "half'),
     )
