@@ -30,8 +30,8 @@ from benchmarks.processor import run_ours
 
 BASELINE: Final = Path(__file__).parent / "baseline.json"
 TOLERANCE: Final = 0.15
-#: How many blocks a full topic is cut into varies by a few with when its records arrive, and the calls with it;
-#: what these guard against (an insert per block, a call per event) is a matter of multiples.
+#: How many blocks a full topic is cut into varies a little with when its records arrive, and the calls with
+#: it; what these guard against (an insert per block, a call per event) is a matter of multiples.
 COUNT_TOLERANCE: Final = 0.5
 EVENTS: Final = 100_000
 PERSONS: Final = 20_000

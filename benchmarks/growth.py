@@ -1,6 +1,6 @@
 """What does not show in a short run: cost per million events, memory over time, workers, partitions, windows.
 
-    python -m benchmarks growth [--quick] [--only cost --only soak --only workers --only partitions --only dedup]
+    python -m benchmarks growth [--quick] [--only cost|soak|partitions|workers|dedup …]
 
 cost : chunks of a million events one after the other into one store, each from a topic of its own that is
        deleted once drained (the embedded broker frees nothing else): CPU seconds and memory per million.
@@ -64,8 +64,8 @@ def cost(series: Series, millions: int, chunk_events: int, persons: int, *, minu
             }
             series.add(case, number - 1, result)
             out.print(
-                f"{case}: {number * chunk_events:,} events, {result['cpu_seconds_per_million']:.2f} CPU s per "
-                f"million, ready {result['ready_mb']:,.0f} MB, peak {result['peak_mb']:,.0f} MB"
+                f"{case}: {number * chunk_events:,} events, "
+                f"{result['cpu_seconds_per_million']:.2f} CPU s per million, ready {result['ready_mb']:,.0f} MB, peak {result['peak_mb']:,.0f} MB"
             )
             for old in (source.directory, cache.records(source, "arrow").directory):
                 shutil.rmtree(old, ignore_errors=True)

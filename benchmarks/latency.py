@@ -4,8 +4,9 @@
 
 A broker of its own (answers come after its ack, not after the store), gateway, worker, ClickHouse and the
 load client on one machine; no id is sent twice. A probe posts one event, and from its 202 on asks
-`GET /v1/events/…`, a query of the store, until the event is there. The load keeps its pace whatever the answers do (open loop). Capacity is what
-was stored per second when batches were sent as fast as they were answered.
+`GET /v1/events/…`, a query of the store, until the event is there. The load keeps its pace whatever the
+answers do (open loop). Capacity is what was stored per second when batches were sent as fast as they were
+answered.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def main(arguments: list[str]) -> int:
         )
         key = KeyStore(settings.keys_path).create([SOURCE])
         with Supervisor(settings, simulate=False, quiet=True) as service:
-            service.wait_ready()
+            service.wait_ready(300)
             total, capacity = 0, 0.0
             if not options.rate:
                 total, capacity = _capacity(place, service.url, key, options.persons, seconds / 2)

@@ -122,7 +122,7 @@ def main() -> int:
         )
         key = KeyStore(settings.keys_path).create([SOURCE])
         service = stack.enter_context(Supervisor(settings, simulate=False, quiet=True))
-        service.wait_ready()
+        service.wait_ready(300)
         with Memory(service) as memory:
             code = locust(options, seconds, report, feed, service.url, key, direct)
         memory.write(report / "memory.csv")
