@@ -222,8 +222,13 @@ class Membership:
             self._app.consumer.on_buffer_drop(TP(self._topic, partition))
 
     async def rewind(self, partition: int, offset: int) -> None:
-        """Read this partition again from `offset`."""
-        await self._app.consumer.seek(TP(self._topic, partition), offset)
+        """Read this partition again from `offset`.
+
+        Faust's own `seek` reaches into the Kafka consumer from this thread, while the consumer's thread takes
+        records out of the same dictionary: under load that ends the worker with a KeyError.
+        """
+        await self._call("seek", TopicPartition(self._topic, partition), offset)
+        self._app.consumer._read_offset[TP(self._topic, partition)] = offset or None  # type: ignore[attr-defined]
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         """Call the Kafka consumer in the thread whose event loop it belongs to."""

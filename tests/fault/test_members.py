@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.runtime import broker
 from tests.fault.conftest import ROUNDS
-from tests.fault.system import PARTITIONS, System
+from tests.fault.system import PARTITIONS, System, share
 
 Report = dict[str, object]
 
@@ -67,7 +67,7 @@ def test_17_rebalance_storm(town: System, report: Report, seed: int) -> None:
             town.kill(worker)
         else:
             worker.signal(signal.SIGTERM)
-            assert worker.wait(30) == 0, worker.tail()
+            assert worker.wait(30 * share()) == 0, worker.tail()
             stops += 1
     if not any(worker.running for worker in running):
         town.start_worker()
@@ -99,7 +99,7 @@ def test_28_topic_recreated(town: System, report: Report) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         broker.ensure_topic(town.admin, town.topic, PARTITIONS)
-        if worker.wait(40) is None:
+        if worker.wait(40 * share()) is None:
             pytest.fail("the worker went on with a topic that is gone" + worker.tail())
         worker = town.start_worker()
     town.start_load()
@@ -126,7 +126,7 @@ def test_30_sigterm_under_full_load(town: System, report: Report) -> None:
         for process in (worker, gateway) if turn % 2 else (worker,):
             started = time.monotonic()
             process.signal(signal.SIGTERM)
-            assert process.wait(30) == 0, process.tail()
+            assert process.wait(30 * share()) == 0, process.tail()
             slowest = max(slowest, time.monotonic() - started)
         if turn % 2:
             gateway = town.start_gateway()
@@ -135,7 +135,7 @@ def test_30_sigterm_under_full_load(town: System, report: Report) -> None:
     verdict = town.verdict()
     report |= {"rounds": rounds, "slowest_stop": round(slowest, 1), "verdict": verdict}
     assert verdict.zeros, verdict
-    assert slowest <= 25
+    assert slowest <= 25 * share()
 
 
 def test_31_sigterm_with_the_store_down(town: System, report: Report) -> None:
@@ -148,10 +148,10 @@ def test_31_sigterm_with_the_store_down(town: System, report: Report) -> None:
     before = town.committed()
     started = time.monotonic()
     worker.signal(signal.SIGTERM)
-    code = worker.wait(30)
+    code = worker.wait(30 * share())
     seconds = time.monotonic() - started
     assert code is not None, worker.tail()
-    assert seconds <= 25
+    assert seconds <= 25 * share()
     assert town.committed() == before, "committed what is not stored"
     town.store_proxy.up = True
     town.start_worker()
@@ -173,7 +173,7 @@ def test_32_signals_while_it_starts(town: System, report: Report, seed: int) -> 
         for number in rng.choice([(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,)]):
             worker.signal(number)
             time.sleep(0.05)
-        codes.add(worker.wait(25))
+        codes.add(worker.wait(25 * share()))
         assert None not in codes, worker.tail()
     town.start_gateway()
     town.start_worker()
@@ -233,7 +233,7 @@ def test_38_polars_panics_in_a_thread(town: System, report: Report, point: str) 
     town.start_gateway()
     worker = town.start_worker(point, 3)
     town.start_load()
-    code = worker.wait(60)
+    code = worker.wait(60 * share())
     assert code not in {None, 0}, worker.tail()
     town.start_worker()
     town.until_stored(20)
