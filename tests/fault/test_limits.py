@@ -1,0 +1,208 @@
+"""Disks, descriptors and memory that run out, and floods of copies."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import resource
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import psutil
+import pytest
+
+from tests.fault.load import Load
+from tests.fault.system import Process, System, share
+
+Report = dict[str, object]
+
+
+@contextlib.contextmanager
+def limited(process: Process, what: int, soft: int):  # type: ignore[no-untyped-def]
+    """A running process under another soft limit for a while."""
+    old = resource.prlimit(process.pid, what)
+    resource.prlimit(process.pid, what, (soft, old[1]))
+    try:
+        yield
+    finally:
+        if process.running:
+            resource.prlimit(process.pid, what, old)
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_20_store_cannot_write(town: System, report: Report) -> None:
+    """No file of the store may grow past 1 kB for a while, as on a full disk; then there is space again.
+
+    RLIMIT_FSIZE stands in for ENOSPC: no root, no mount; the engine sees a failing write all the same.
+    """
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load(pace=10)
+    town.until_stored(20)
+    assert town.store.process is not None
+    with limited(town.store.process, resource.RLIMIT_FSIZE, 1024):
+        time.sleep(8)
+    if not town.store.process.running:  # the engine may give up; what it had acknowledged must be there
+        town.store.start()
+        town.client = town.store.client(town.database)
+        town.kills += 1
+    town.until_stored(20)
+    town.drained()
+    verdict = town.verdict()
+    report |= {
+        "refused": worker.said("does not take the block"),
+        "store_ended": town.kills,
+        "verdict": verdict,
+    }
+    assert verdict.zeros, verdict
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_21_temporary_directory_gone(town: System, report: Report) -> None:
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load(pace=10)
+    town.until_stored(20)
+    directory = town.store.directory / "tmp"
+    away = directory.with_name("tmp.away")
+    directory.rename(away)
+    try:
+        time.sleep(6)
+    finally:
+        directory.mkdir(exist_ok=True)
+        directory.rmdir()
+        away.rename(directory)
+    town.until_stored(20)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"refused": worker.said("does not take the block"), "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_22_gateway_out_of_descriptors(town: System, report: Report) -> None:
+    """Two hundred idle clients take all descriptors that the gateway may have; it serves again afterwards."""
+    gateway = town.start_gateway()
+    town.start_worker()
+    town.start_load(pace=10)
+    town.until_stored(20)
+    open_now = psutil.Process(gateway.pid).num_fds()
+    clients: list[socket.socket] = []
+    with limited(gateway, resource.RLIMIT_NOFILE, open_now + 20):
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                clients.append(socket.create_connection(("127.0.0.1", town.http_port), timeout=2))
+        time.sleep(5)
+        for client in clients:
+            client.close()
+        time.sleep(1)
+    town.until_stored(20)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"clients": len(clients), "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert gateway.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_23_burst_against_a_memory_ceiling(town: System, report: Report) -> None:
+    """200 requests of 4 MB at once, 300 MB more address space than now: load is shed, the process lives."""
+    gateway = town.start_gateway()
+    town.start_worker()
+    town.start_load(pace=5)
+    town.until_stored(20)
+    body = b"[" + b" " * 4_000_000 + b"]"
+    answers: dict[int | str, int] = {}
+
+    def burst() -> None:
+        with httpx.Client(trust_env=False, timeout=60) as client:
+            for _ in range(10):
+                try:
+                    code: int | str = client.post(
+                        f"{town.url}/v1/events", content=body, headers={"Authorization": f"Bearer {town.key}"}
+                    ).status_code
+                except httpx.TransportError as error:
+                    code = type(error).__name__
+                answers[code] = answers.get(code, 0) + 1
+
+    space = psutil.Process(gateway.pid).memory_info().vms
+    with limited(gateway, resource.RLIMIT_AS, space + 300_000_000):
+        threads = [threading.Thread(target=burst) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120 * share())
+    town.until_stored(20)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"answers": answers, "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert gateway.running
+    assert 500 not in answers
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_25_every_event_five_times_across_restarts(town: System, report: Report, seed: int) -> None:
+    rng = random.Random(seed)
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load(copies=0.0)
+    town.until_stored(300)
+    assert town.load is not None
+    town.load.stop()
+    events = list(town.ledger.sent.values())
+    again = Load(town.url, town.key, town.ledger, seed)
+    with httpx.Client(trust_env=False, timeout=60) as client:
+        for _ in range(4):
+            town.kill(worker)
+            worker = town.start_worker()
+            rng.shuffle(events)
+            for at in range(0, len(events), 50):
+                while not again.post(client, events[at : at + 50]):
+                    time.sleep(0.2)
+    town.drained()
+    verdict = town.verdict()
+    copies = town.query("SELECT count() FROM duplicates WHERE level = 'L1'")[0][0]
+    report |= {"kills": town.kills, "copies": copies, "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert copies == 4 * len(events), "every copy has a row that says so"
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_39_metrics_while_a_worker_is_killed(town: System, report: Report) -> None:
+    """Scraped all the time, by the gateway and by a worker's listener of its own: never a 5xx."""
+    town.start_gateway()
+    worker = town.start_worker()
+    town.start_load()
+    town.until_stored()
+    codes: dict[int, int] = {}
+    slowest = 0.0
+    with httpx.Client(trust_env=False, timeout=10) as client:
+        for turn in range(20):
+            started = time.monotonic()
+            code = client.get(f"{town.url}/metrics").status_code
+            slowest = max(slowest, time.monotonic() - started)
+            codes[code] = codes.get(code, 0) + 1
+            if turn % 7 == 3:
+                worker.signal(signal.SIGKILL)
+                worker.wait(10)
+                town.kills += 1
+                worker = town.start_worker()
+            time.sleep(1)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"kills": town.kills, "scrapes": codes, "slowest": round(slowest, 3), "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert set(codes) == {200}
+    assert slowest < 0.2 * share()
