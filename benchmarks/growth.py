@@ -65,7 +65,8 @@ def cost(series: Series, millions: int, chunk_events: int, persons: int, *, minu
             series.add(case, number - 1, result)
             out.print(
                 f"{case}: {number * chunk_events:,} events, "
-                f"{result['cpu_seconds_per_million']:.2f} CPU s per million, ready {result['ready_mb']:,.0f} MB, peak {result['peak_mb']:,.0f} MB"
+                f"{result['cpu_seconds_per_million']:.2f} CPU s per million, "
+                f"ready {result['ready_mb']:,.0f} MB, peak {result['peak_mb']:,.0f} MB"
             )
             for old in (source.directory, cache.records(source, "arrow").directory):
                 shutil.rmtree(old, ignore_errors=True)

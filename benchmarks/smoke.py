@@ -272,7 +272,7 @@ def main() -> int:
         os._exit(0)  # threads of the engine may still wind down
 
     out = Console()
-    base = Path("var/bench").resolve()
+    base = Path("var/bench-smoke").resolve()
     shutil.rmtree(base, ignore_errors=True)
     feeds = {
         "ours": prepare(base / "ours", options.events),

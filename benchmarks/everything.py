@@ -1,0 +1,54 @@
+"""`make bench`: every benchmark but growth, then the report; meant for 20 minutes on two idle cores.
+
+    python -m benchmarks all [--quick]
+
+What is made once (cities, stores, events) lies in var/bench-cache and is not part of that time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+
+from benchmarks import cache, gateway, latency, peers_inputs, processor, reads, report, side_by_side, stages
+from benchmarks.harness import PLACE, out
+
+_MINUTES = 20
+EVENTS = 500_000
+EACH_EVENTS = 100_000
+PERSONS = (500_000, 4_800_000)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks all", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="every part as short as it can be")
+    options = parser.parse_args(arguments)
+    quick = ["--quick"] if options.quick else []
+    shutil.rmtree(PLACE / "series", ignore_errors=True)
+    if not options.quick:
+        out.print("making what is not in var/bench-cache yet")
+        peers_inputs.interpreter()
+        for persons in PERSONS:
+            cache.store(persons)
+            cache.records(cache.events(EVENTS, persons), "arrow")
+    sizes = [] if options.quick else ["--events", str(EVENTS)]
+    parts = {
+        "peers": (side_by_side, [*sizes, *([] if options.quick else ["--each-events", str(EACH_EVENTS)])]),
+        # the three forms at 500,000 persons are among the peers already
+        "processor": (processor, [*sizes, "--form", "arrow"]),
+        "stages": (stages, []),
+        "gateway": (gateway, [] if options.quick else ["--seconds", "1.5", "--rounds", "5"]),
+        "latency": (latency, [] if options.quick else ["--seconds", "15"]),
+        "reads": (reads, [] if options.quick else ["--rounds", "5"]),
+    }
+    begin = time.perf_counter()
+    for name, (module, more) in parts.items():
+        started = time.perf_counter()
+        out.rule(name)
+        module.main([*quick, *more])
+        out.print(f"{name}: {(time.perf_counter() - started) / 60:.1f} minutes")
+    code = report.main([])
+    minutes = (time.perf_counter() - begin) / 60
+    out.print(f"all: {minutes:.1f} minutes" + (f", more than {_MINUTES}" if minutes > _MINUTES else ""))
+    return code

@@ -1,0 +1,224 @@
+"""The report of the series run last: Markdown with PNG plots, and the same as one HTML page.
+
+    python -m benchmarks report
+
+Reads var/bench/series, writes var/bench/report.md with its plots, and report.html with the plots inside.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import statistics
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from benchmarks.harness import PLACE, out
+from benchmarks.plots import Saved, draw
+from benchmarks.side_by_side import EVENTS_PER_SECOND_GOAL
+
+TITLES: Final = {
+    "peers": "Side by side with other programs",
+    "processor": "Our worker: forms of records, size of the register",
+    "stages": "Each stage alone",
+    "gateway": "Gateway",
+    "latency": "From accepted to visible",
+    "reads": "Reads",
+    "growth": "Growth",
+}
+
+Rows = list[list[str]]
+
+
+def main(arguments: list[str]) -> int:
+    del arguments
+    saved: dict[str, Saved] = {
+        kind: orjson.loads(path.read_bytes())
+        for kind in TITLES
+        if (path := PLACE / "series" / f"{kind}.json").exists()
+    }
+    if not saved:
+        out.print("nothing to report: run a benchmark first")
+        return 1
+    plots = draw(saved, PLACE)
+    sections = [(TITLES[kind], _note(kind, saved[kind]), *_tables(kind, saved[kind])) for kind in saved]
+    (PLACE / "report.md").write_text(_markdown(saved, sections, plots))
+    (PLACE / "report.html").write_text(_html(saved, sections, plots))
+    out.print(f"report: {PLACE / 'report.md'} and {PLACE / 'report.html'}")
+    return 0
+
+
+def _machine(saved: dict[str, Saved]) -> str:
+    machine = next(iter(saved.values()))["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GiB; "
+        f"Python {machine['python']}; {packages}. All programs, brokers and load clients run on these cores: use the ratios."
+    )
+
+
+def _note(kind: str, saved: Saved) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in saved["settings"].items())
+    at = datetime.fromisoformat(saved["at"]).strftime("%Y-%m-%d %H:%M UTC")
+    loaded = saved["machine"]["load_before"]
+    busy = (
+        f"; the machine was busy before it (load {loaded})" if loaded > saved["machine"]["cores"] / 2 else ""
+    )
+    return f"{at}, commit {saved['commit']}; {settings}{busy}."
+
+
+def _tables(kind: str, saved: Saved) -> list[Rows]:
+    if kind in ("peers", "processor", "gateway"):
+        tables = [_rate_table(saved)]
+        if goals := saved["facts"].get("goals"):
+            tables.append(_goal_table(saved, goals))
+        if stages := _stage_table(saved):
+            tables.append(stages)
+        return tables
+    return [{"stages": _stages, "latency": _latency, "reads": _reads, "growth": _growth}[kind](saved)]
+
+
+def _rate_table(saved: Saved) -> Rows:
+    rows = [["program, records", "events/s", "range", "CPU µs per event", "peak MB", "runs"]]
+    for case, runs in sorted(saved["runs"].items(), key=lambda item: -_median(item[1], "events_per_second")):
+        values = [run["events_per_second"] for run in runs]
+        rows.append(
+            [
+                case,
+                f"{_median(runs, 'events_per_second'):,.0f}",
+                f"{min(values):,.0f} – {max(values):,.0f}",
+                f"{statistics.median(run['cpu_seconds'] / run['events'] for run in runs) * 1e6:.2f}",
+                f"{max(run.get('peak_mb', 0) for run in runs):,.0f}",
+                str(len(runs)),
+            ]
+        )
+    return rows
+
+
+def _goal_table(saved: Saved, goals: list[dict[str, Any]]) -> Rows:
+    rows = [["goal", "measured", "at least", "against", ""]]
+    for goal in goals:
+        verdict = "reached" if goal["ratio"] >= goal["at_least"] else "not reached"
+        rows.append([goal["what"], f"{goal['ratio']:.2f}", f"{goal['at_least']:g}", goal["against"], verdict])
+    if "gridpipe arrow" in saved["runs"]:
+        rate = _median(saved["runs"]["gridpipe arrow"], "events_per_second")
+        verdict = "reached" if rate >= EVENTS_PER_SECOND_GOAL else "not reached"
+        rows.append(["Arrow blocks, events/s", f"{rate:,.0f}", f"{EVENTS_PER_SECOND_GOAL:,}", "", verdict])
+    return rows
+
+
+def _stage_table(saved: Saved) -> Rows | None:
+    """Thread time per stage, µs per event, median of the runs."""
+    cases = {case: runs for case, runs in saved["runs"].items() if runs[-1].get("stages")}
+    if not cases:
+        return None
+    stages = sorted({stage for runs in cases.values() for run in runs for stage in run["stages"]})
+    rows = [["thread time, µs per event", *cases]]
+    for stage in stages:
+        cells = [
+            f"{statistics.median(run['stages'].get(stage, 0.0) / run['events'] for run in runs) * 1e6:.2f}"
+            for runs in cases.values()
+        ]
+        rows.append([stage, *cells])
+    return rows
+
+
+def _stages(saved: Saved) -> Rows:
+    runs = [runs[0] for runs in saved["runs"].values()]
+    sizes = sorted({run["rows"] for run in runs})
+    rows = [["stage", *(f"ns per row at {size:,}" for size in sizes), "rows/s at the largest"]]
+    for stage in dict.fromkeys(run["stage"] for run in runs):
+        by_size = {run["rows"]: run for run in runs if run["stage"] == stage}
+        largest = by_size[max(by_size)]
+        cells = [f"{by_size[size]['ns_per_row']:,.0f}" if size in by_size else "" for size in sizes]
+        rows.append([stage, *cells, f"{largest['rows_per_second']:,.0f}"])
+    return rows
+
+
+def _latency(saved: Saved) -> Rows:
+    rows = [["load", "carried", "p50 ms", "p99 ms", "probes", "client's CPU share"]]
+    for case, (run, *_) in saved["runs"].items():
+        rows.append(
+            [
+                case,
+                f"{run['events_per_second']:,.0f}",
+                f"{run['p50_ms']:.0f}",
+                f"{run['p99_ms']:.0f}",
+                str(run["probes"]),
+                f"{run['client_cpu_share']:.0%}",
+            ]
+        )
+    return rows
+
+
+def _reads(saved: Saved) -> Rows:
+    names = list(dict.fromkeys(name for runs in saved["runs"].values() for name in runs[0]["calls"]))
+    rows = [["call", *(f"{case}: p50 / p95 ms" for case in saved["runs"])]]
+    for name in names:
+        calls = [runs[0]["calls"].get(name) for runs in saved["runs"].values()]
+        rows.append(
+            [name, *(f"{call['p50_ms']:.0f} / {call['p95_ms']:.0f}" if call else "" for call in calls)]
+        )
+    return rows
+
+
+def _growth(saved: Saved) -> Rows:
+    rows = [["series", "first", "last", "change"]]
+    for case in ("cost", "soak"):
+        if runs := saved["runs"].get(case):
+            for name in ("cpu_seconds_per_million", "peak_mb"):
+                first, last = runs[0][name], runs[-1][name]
+                rows.append([f"{case}: {name}", f"{first:,.2f}", f"{last:,.2f}", f"{last / first - 1:+.0%}"])
+    for case, runs in saved["runs"].items():
+        if "partitions" in case or "workers" in case:
+            rows.append([case, f"{_median(runs, 'events_per_second'):,.0f} events/s", "", ""])
+        elif "window" in case:
+            rows.append(
+                [case, f"{runs[0]['find_5000_ms']:.2f} ms per 5,000", f"{runs[0]['window_mb']:,.0f} MB", ""]
+            )
+    return rows
+
+
+def _median(runs: list[dict[str, Any]], name: str) -> float:
+    return statistics.median(run[name] for run in runs)
+
+
+def _markdown(saved: dict[str, Saved], sections: list[Any], plots: dict[str, list[Path]]) -> str:
+    parts = ["# Benchmarks", "", _machine(saved), ""]
+    for kind, (title, note, *tables) in zip(saved, sections, strict=True):
+        parts += [f"## {title}", "", note, ""]
+        for head, *rows in tables:
+            parts += ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+            parts += ["| " + " | ".join(row) + " |" for row in rows]
+            parts.append("")
+        parts += [f"![{title}]({path.name})\n" for path in plots.get(kind, ())]
+    return "\n".join(parts)
+
+
+_STYLE: Final = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;"
+    "text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
+)
+
+
+def _html(saved: dict[str, Saved], sections: list[Any], plots: dict[str, list[Path]]) -> str:
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Benchmarks</title>",
+        f"<style>{_STYLE}</style><h1>Benchmarks</h1><p>{html.escape(_machine(saved))}</p>",
+    ]
+    for kind, (title, note, *tables) in zip(saved, sections, strict=True):
+        parts.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(note)}</p>")
+        for head, *rows in tables:
+            parts.append("<table>" + _row(head, "th") + "".join(_row(row, "td") for row in rows) + "</table>")
+        for path in plots.get(kind, ()):
+            data = base64.b64encode(path.read_bytes()).decode()
+            parts.append(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">')
+    return "\n".join(parts) + "</html>\n"
+
+
+def _row(cells: list[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
