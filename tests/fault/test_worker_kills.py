@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 
@@ -42,6 +43,28 @@ def test_1_worker_killed_at_random_under_load(town: System, report: Report, seed
     assert verdict.zeros, verdict
     assert verdict.acked > 0
     assert max(recoveries) < 15 * share(), recoveries
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(1800)
+def test_1_a_worker_killed_every_three_seconds(town: System, report: Report, seed: int) -> None:
+    """Two workers, one of them killed every 3 s for MINUTES (5): the load is held, and what is left drains."""
+    minutes = float(os.environ.get("MINUTES", "5"))
+    town.start_gateway()
+    running = [town.start_worker(), town.start_worker()]
+    town.start_load()
+    town.until_stored()
+    deadline = time.monotonic() + 60 * minutes
+    while time.monotonic() < deadline:
+        time.sleep(3)
+        town.kill(running.pop(0))
+        running.append(town.start_worker())
+    recovery = town.until_stored()
+    town.drained(300)
+    verdict = town.verdict()
+    report |= {"minutes": minutes, "kills": town.kills, "recovery": round(recovery, 1), "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert recovery < 15 * share()
 
 
 @pytest.mark.parametrize(
