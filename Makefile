@@ -13,7 +13,7 @@ export TMPDIR := $(CURDIR)/var/tmp
 export PIP_CACHE_DIR := $(CURDIR)/var/cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test test-fuzz test-fault kafka check format bench-smoke load clean lock prometheus browser dashboards
+.PHONY: help setup run demo test test-fuzz test-fault kafka check format bench bench-long bench-gate bench-smoke load clean lock audit prometheus browser dashboards
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,11 +68,24 @@ browser: ## Debian's chromium and a Chinese font, for the tests of the live page
 dashboards: setup ## rewrite the Grafana dashboards from infra/grafana
 	@$(BIN)/python -m infra.grafana.generate
 
+bench: setup ## every benchmark but growth, peers included; report in var/bench (20 minutes, QUICK=1: a look)
+	@$(BIN)/python -m benchmarks all $(if $(QUICK),--quick)
+
+bench-long: setup ## cost and memory over 50 million events and 30 minutes, partitions, workers, windows (hours)
+	@$(BIN)/python -m benchmarks growth $(if $(QUICK),--quick)
+	@$(BIN)/python -m benchmarks report
+
+bench-gate: setup ## fail when a speed ratio fell by more than 15 % (a minute)
+	@$(BIN)/python -m benchmarks.gate
+
 bench-smoke: setup ## events/s from topic to ClickHouse, against a plain Faust agent
 	@$(BIN)/python -m benchmarks.smoke
 
-load: setup ## locust load test: make load SCENARIO=steady
-	@$(BIN)/python -m benchmarks.load $(SCENARIO)
+load: setup ## locust load test: make load SCENARIO=spike LOAD="--rate 5000 --seconds 60"
+	@$(BIN)/python -m benchmarks.load $(SCENARIO) $(LOAD)
+
+audit: setup ## known vulnerabilities of the pinned packages; says so where advisories cannot be reached (exit 3)
+	@$(BIN)/python -m infra.security.audit
 
 lock: ## rewrite the pinned requirements from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-annotate --no-header -p 3.11 --universal -q -o requirements/runtime.txt

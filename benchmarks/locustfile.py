@@ -38,8 +38,8 @@ PARTITIONS = int(os.environ.get("LOAD_PARTITIONS", "12"))
 TOPIC = os.environ.get("LOAD_TOPIC", "grid.events")
 REPORT = Path(os.environ.get("LOAD_REPORT", "."))
 DRAIN_SECONDS = float(os.environ.get("LOAD_DRAIN_SECONDS", "120"))
-#: Single reports of a storm that one user sends between two of its batches.
-STORM_BURST = 50
+#: Single reports of a storm that one user sends at once, before its next batch.
+STORM_BURST = 125
 
 totals = load_check.Totals()
 
@@ -52,6 +52,7 @@ class Feeder(FastHttpUser):
     """One platform connection: posts a batch, waits for the durable answer, posts the next."""
 
     weight = 100
+    concurrency = 20
     wait_time = constant_throughput(EVENTS_PER_SECOND / BATCH_EVENTS / USERS)
     connection_timeout = 30.0
     network_timeout = 60.0
@@ -60,9 +61,8 @@ class Feeder(FastHttpUser):
     def post_batch(self) -> None:
         batches: Batches = self.environment.batches
         if time.monotonic() - totals.begin > 0.3 * SECONDS:
-            for _ in range(min(STORM_BURST, len(batches.storm))):
-                if batches.storm:  # another user may have taken the last one meanwhile
-                    self._post(batches.storm.pop(), "POST one report")
+            burst = [batches.storm.pop() for _ in range(min(STORM_BURST, len(batches.storm)))]
+            gevent.joinall([gevent.spawn(self._post, body, "POST one report") for body in burst])
         self._post(batches.take(), "POST a batch")
 
     def _post(self, body: Body, name: str) -> None:

@@ -80,7 +80,7 @@ def _stages_of_runs(path: Path, runs: dict[str, dict[str, Any]]) -> Path:
         widths = [run["stages"].get(stage, 0.0) / run["events"] * 1e6 for run in runs.values()]
         axes.barh(list(runs), widths, left=list(left.values()), color=palette(number % 20), label=stage)
         left = {case: at + width for (case, at), width in zip(left.items(), widths, strict=True)}
-    axes.set_title("where the time goes, µs of thread time per event")
+    axes.set_title("where the time goes: time in threads, µs per event")
     axes.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)

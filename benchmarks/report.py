@@ -56,7 +56,8 @@ def _machine(saved: dict[str, Saved]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GiB; "
-        f"Python {machine['python']}; {packages}. All programs, brokers and load clients run on these cores: use the ratios."
+        f"Python {machine['python']}; {packages}. "
+        "All programs, brokers and load clients run on these cores: use the ratios."
     )
 
 
@@ -111,12 +112,12 @@ def _goal_table(saved: Saved, goals: list[dict[str, Any]]) -> Rows:
 
 
 def _stage_table(saved: Saved) -> Rows | None:
-    """Thread time per stage, µs per event, median of the runs."""
+    """Wall time that threads spend in each stage, µs per event, median of the runs. Two rounds overlap."""
     cases = {case: runs for case, runs in saved["runs"].items() if runs[-1].get("stages")}
     if not cases:
         return None
     stages = sorted({stage for runs in cases.values() for run in runs for stage in run["stages"]})
-    rows = [["thread time, µs per event", *cases]]
+    rows = [["time in threads, µs per event", *cases]]
     for stage in stages:
         cells = [
             f"{statistics.median(run['stages'].get(stage, 0.0) / run['events'] for run in runs) * 1e6:.2f}"
