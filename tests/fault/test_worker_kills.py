@@ -48,7 +48,7 @@ def test_1_worker_killed_at_random_under_load(town: System, report: Report, seed
 @pytest.mark.fault
 @pytest.mark.timeout(1800)
 def test_1_a_worker_killed_every_three_seconds(town: System, report: Report, seed: int) -> None:
-    """Two workers, one of them killed every 3 s for MINUTES (5): the load is held, and what is left drains."""
+    """Two workers, one of them killed every 3 s for MINUTES (5): the load is held, the rest drains."""
     minutes = float(os.environ.get("MINUTES", "5"))
     town.start_gateway()
     running = [town.start_worker(), town.start_worker()]
