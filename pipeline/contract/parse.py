@@ -120,7 +120,7 @@ def split_document(body: bytes, max_depth: int, max_events: int) -> list[bytes]:
     first = body.lstrip(b" \t\r\n")[:1]
     if not first:
         raise DocumentError("empty_body", "the body is empty; send an event or a list of events")
-    if depth_of(body) > max_depth:
+    if deeper_than(max_depth, body):
         raise DocumentError("too_deep", f"the document is nested deeper than {max_depth} levels")
     try:
         body.decode("utf-8")
@@ -175,7 +175,7 @@ def parse_ndjson(body: bytes, *, max_depth: int = MAX_DEPTH, max_events: int | N
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         parsed = Parsed()
         for index, line in enumerate(lines):
-            if depth_of(line) > max_depth:
+            if deeper_than(max_depth, line):
                 found = Fault("too_deep", "", f"the line is nested deeper than {max_depth} levels")
                 _refuse(parsed, index, line, None, found)
             else:
@@ -273,6 +273,11 @@ def event_id_beside(event: Event, found: Fault) -> str | None:
 def cut_fine_times(body: bytes) -> bytes:
     """`body` with times of more than 6 decimals cut there; anything else untouched."""
     return _FINE_TIME.sub(rb"\1\2", body) if _FINE.search(body) else body
+
+
+def deeper_than(limit: int, text: bytes) -> bool:
+    """Whether brackets are nested deeper than `limit`; text with no more brackets than that is not looked at."""
+    return text.count(b"[") + text.count(b"{") > limit and depth_of(text) > limit
 
 
 def depth_of(text: bytes) -> int:

@@ -35,16 +35,16 @@ def keys(world: World) -> None:
     assert world.client.get(f"{EVENTS}/{SOURCE}/{event['event_id']}").status_code == 404
 
 
-def _signed(world: World, body: bytes, *, key: str, **changes: Any) -> httpx.Response:
-    """A signed POST of `body`; `changes` replace parts of what was signed before it is sent."""
+def _signed(world: World, signed_body: bytes, *, key: str, **changes: Any) -> httpx.Response:
+    """A signed POST of `signed_body`; `changes` replace parts of what was signed before it is sent."""
     headers = {"Content-Type": "application/json"}
-    request = world.client.build_request("POST", EVENTS, content=body, headers=headers)
+    request = world.client.build_request("POST", EVENTS, content=signed_body, headers=headers)
     signed = next(SigningAuth(key, changes.pop("clock", time.time)).auth_flow(request))
     authorization = changes.pop("authorization", signed.headers["Authorization"])
     sent = world.client.build_request(
         changes.pop("method", "POST"),
         changes.pop("path", EVENTS),
-        content=changes.pop("body", body),
+        content=changes.pop("body", signed_body),
         headers=headers | changes.pop("headers", {}) | {"Authorization": authorization},
     )
     assert not changes

@@ -349,7 +349,7 @@ TABLE: Final[tuple[Row, ...]] = (
         pause=0.02,
     ),
     *(
-        Wire(33, f"path {path[:30]!r}", _get(path, "Connection: close"), _GONE | {431})
+        Wire(33, f"path {path[:30]!r} of {len(path):,}", _get(path, "Connection: close"), _GONE | {431})
         for path in (
             "/v1/../metrics",
             "/v1/%2e%2e/metrics",

@@ -3,6 +3,7 @@ never a good event lost to a bad one."""
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -49,7 +50,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def before(world: World) -> int:
-    """Resident bytes of the HTTP process once it is warm: the largest body that is taken, twice."""
+    """Resident bytes of the HTTP process once it is warm: the largest bodies that are taken and refused."""
+    callers.million_keys(world)
+    assert (
+        world.post(gzip.compress(bytes(200_000_000)), headers={"Content-Encoding": "gzip"}).status_code == 413
+    )
     for _ in range(2):
         answer = world.post([world.event(description="x" * 3_900) for _ in range(1_200)])
         assert answer.status_code == 202, answer.text[:300]
