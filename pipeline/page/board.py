@@ -15,7 +15,7 @@ from typing import Any, Final
 from clickhouse_connect.driver.client import Client
 
 from pipeline.page.rejected import rejection_reasons
-from pipeline.read.kpi import kpi
+from pipeline.read.kpi import kpi, kpi_of_city_and_districts
 from pipeline.read.names import KpiNames
 from pipeline.read.reader import Reader
 from pipeline.read.rejections import rejections
@@ -78,6 +78,18 @@ class Board:
         row: dict[str, Any] = answer["rows"][0]
         return row
 
+    async def city_and_districts(self, *, mark: str | None = None, every: float = 0.0) -> Table:
+        """Two such answers, {"city": …, "district": …}, as of the same instant."""
+
+        def ask(client: Client) -> dict[str, Any]:
+            now = self.reader.clock()
+            city, districts = kpi_of_city_and_districts(
+                client, from_=now - DEFAULT_WINDOW, to=now, as_of=now, names=self._names(client)
+            )
+            return {"city": city, "district": districts}
+
+        return await self._shared("kpi:city_and_district", ask, mark=mark, every=every)
+
     async def rejected(self, *, mark: str | None = None, every: float = 0.0) -> Table:
         """Rejected reports of the default window by primary reason, and the newest of them."""
 
@@ -91,10 +103,11 @@ class Board:
         return await self._shared("rejected", ask, mark=mark, every=every)
 
     def _kpi(self, client: Client, by: str, at: datetime) -> dict[str, Any]:
-        names = KpiNames(self.reader.areas, self.reader.catalogues, client)
-        return kpi(
-            client, by=by, from_=at - DEFAULT_WINDOW, to=at, as_of=at, view="cohort", names=names, parts=True
-        )
+        window = {"from_": at - DEFAULT_WINDOW, "to": at, "as_of": at}
+        return kpi(client, by=by, view="cohort", names=self._names(client), parts=True, **window)
+
+    def _names(self, client: Client) -> KpiNames:
+        return KpiNames(self.reader.areas, self.reader.catalogues, client)
 
     async def _shared(self, name: str, ask: Any, *, mark: str | None, every: float) -> Table:
         """The answer called `name`; one caller asks, the others wait for it."""

@@ -139,21 +139,23 @@ class Live:
 
     async def _read_tables(self) -> None:
         asked_at, mark = self._now(), await self.board.mark()
-        self._show("city", await self.board.kpi("city", mark=mark))
-        self._show("rejected", await self.board.rejected(mark=mark))
-        self._show("district", await self.board.kpi("district", mark=mark))
+        table = await self.board.city_and_districts(mark=mark)
+        if self._shown.get("kpi") is not table:
+            self._shown["kpi"] = table
+            for name, answer in table.answer.items():
+                self._publish(name, answer)
+        table = await self.board.rejected(mark=mark)
+        if self._shown.get("rejected") is not table:
+            self._shown["rejected"] = table
+            self._publish("rejected", table.answer)
         self._current_at = asked_at
         if self._past is None:
             self._past = asyncio.create_task(self._read_past(), name="live-page-past")
 
-    def _show(self, name: str, table: Table) -> None:
-        if self._shown.get(name) is not table:
-            self._shown[name] = table
-            self._publish(name, table.answer)
-
     async def _keep_point(self) -> None:
-        table = await self.board.kpi("city", every=TICK_SECONDS)
-        self._history.add(self.board.reader.clock(), table.answer["rows"][0], self._figures.describe())
+        table = await self.board.city_and_districts(every=TICK_SECONDS)
+        row = table.answer["city"]["rows"][0]
+        self._history.add(self.board.reader.clock(), row, self._figures.describe())
         self._publish("trend", {"points": self._history.points()})
 
     async def _read_past(self) -> None:

@@ -10,7 +10,15 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import ContractError
 from pipeline.read.times import aware, instant
-from pipeline.store.kpi_views import BY, COHORT_RATES, DURATIONS, PERCENTILES, RATES, kpi_query
+from pipeline.store.kpi_views import (
+    BY,
+    CITY_AND_DISTRICT,
+    COHORT_RATES,
+    DURATIONS,
+    PERCENTILES,
+    RATES,
+    kpi_query,
+)
 
 __all__ = ["BY", "VIEWS", "Names", "kpi"]
 
@@ -75,17 +83,34 @@ def kpi(
         raise ContractError(f"by must be one of {', '.join(BY)}")
     if view not in VIEWS:
         raise ContractError(f"view must be one of {', '.join(VIEWS)}")
-    parameters: dict[str, Any] = {
-        "from": _parameter(from_),
-        "to": _parameter(to),
-        "as_of": _parameter(as_of),
-    }
-    if view == "cohort":
-        parameters["citizen_channels"] = sorted(
-            channel for channel, kind in names.channel_kinds.items() if kind in CITIZEN_KINDS
-        )
-    rows = _rows(client, view, by, parameters)
-    by_key = {row["key"]: row for row in rows}
+    window = {"from_": from_, "to": to, "as_of": as_of}
+    by_key = {row["key"]: row for row in _rows(client, view, by, names, **window)}
+    return _answer(by_key, by, view, names, parts=parts, **window)
+
+
+def kpi_of_city_and_districts(
+    client: Client, *, from_: datetime, to: datetime, as_of: datetime, names: Names
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `kpi` answers for `by=city` and for `by=district` (cohort, with parts), for the price of one."""
+    window = {"from_": from_, "to": to, "as_of": as_of}
+    by_key = {row["key"]: row for row in _rows(client, "cohort", CITY_AND_DISTRICT, names, **window)}
+    city, districts = (
+        _answer(by_key, by, "cohort", names, parts=True, **window) for by in ("city", "district")
+    )
+    return city, districts
+
+
+def _answer(
+    by_key: Mapping[str, dict[str, Any]],
+    by: str,
+    view: str,
+    names: Names,
+    *,
+    from_: datetime,
+    to: datetime,
+    as_of: datetime,
+    parts: bool,
+) -> dict[str, Any]:
     keys = names.listed_keys(by) or sorted(key for key, row in by_key.items() if row["listed"])
     shaped = [_row(key, names.name_zh(by, key), by_key.get(key, {}), view) for key in keys]
     if parts and view == "cohort":
@@ -104,9 +129,20 @@ def kpi(
     }
 
 
-def _rows(client: Client, view: str, by: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(
+    client: Client, view: str, by: str, names: Names, *, from_: datetime, to: datetime, as_of: datetime
+) -> list[dict[str, Any]]:
     """The view's rows for one `by`. Where nothing happened after `as_of` the stored states suffice; whether
     that still holds is asked again afterwards, for a case may have moved on meanwhile."""
+    parameters: dict[str, Any] = {
+        "from": _parameter(from_),
+        "to": _parameter(to),
+        "as_of": _parameter(as_of),
+    }
+    if view == "cohort":
+        parameters["citizen_channels"] = sorted(
+            channel for channel, kind in names.channel_kinds.items() if kind in CITIZEN_KINDS
+        )
 
     def read(past: bool) -> list[dict[str, Any]]:
         query = kpi_query(view, by, past=past)

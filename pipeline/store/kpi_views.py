@@ -47,10 +47,18 @@ _KEYS: Final = {
     "channel": "channel",
 }
 BY: Final = tuple(_KEYS)
+#: Both in one query, for who shows them together: analysing a query costs more than its rows.
+CITY_AND_DISTRICT: Final = "city_and_district"
+_BOTH: Final = f"[{_KEYS['city']}, {_KEYS['district']}]"
 
 
 def _key(by: str | None) -> str:
-    """SQL: the key that a row counts under, '' where it has none; `by` None: as the parameter says."""
+    """SQL: the key that a row counts under, '' where it has none; `by` None: as the parameter says.
+
+    A row that counts under several keys is repeated for each.
+    """
+    if by == CITY_AND_DISTRICT:
+        return f"arrayJoin({_BOTH})"
     if by is not None:
         return f"ifNull(toString({_KEYS[by]}), '')"
     choices = ", ".join(
@@ -97,6 +105,10 @@ _ENDS: Final = {
 def _reports(by: str | None) -> str:
     where = f"event_type = 'REPORTED' AND {_in_window('occurred_at')} AND occurred_at <= {_AS_OF}"
     key = _key(by).replace("department", "lead_department")
+    # copies are counted before a report is repeated for its keys
+    key_of_copy, key_of_report = (
+        (_BOTH, "arrayJoin(any(key))") if by == CITY_AND_DISTRICT else (key, "any(key)")
+    )
     # the position as one number (42 bits of milliseconds, then 16, 48 and 22 bits): a tuple costs more
     position = (
         "bitOr(bitShiftLeft(toUInt128(_inc), 86), bitOr(bitShiftLeft(toUInt128(_part), 70), "
@@ -110,12 +122,12 @@ def _reports(by: str | None) -> str:
             admitted_reports / nullIf(admitted_reports + rejected_reports, 0) AS admission_rate,
             1 AS has_reports
         FROM (
-            SELECT any(key) AS key, argMin(kind, {position}) AS kind
+            SELECT {key_of_report} AS key, argMin(kind, {position}) AS kind
             FROM (
-                SELECT id_hi, id_lo, _inc, _part, _off, _idx, 1 AS kind, {key} AS key
+                SELECT id_hi, id_lo, _inc, _part, _off, _idx, 1 AS kind, {key_of_copy} AS key
                 FROM events WHERE {where}
                 UNION ALL
-                SELECT id_hi, id_lo, _inc, _part, _off, _idx, 2 AS kind, {key} AS key
+                SELECT id_hi, id_lo, _inc, _part, _off, _idx, 2 AS kind, {key_of_copy} AS key
                 FROM rejections WHERE {where}
             )
             GROUP BY id_hi, id_lo

@@ -16,7 +16,9 @@ from pipeline.page.board import Board
 from pipeline.page.history import HOUR, History
 from pipeline.page.live import Live
 from pipeline.page.search import search
+from pipeline.read.kpi import kpi, kpi_of_city_and_districts
 from pipeline.read.reader import Reader
+from tests.integration.case_world import Event, KpiNames, World, at
 from tests.integration.read_world import reader_over, store_block
 
 
@@ -97,6 +99,24 @@ async def test_a_table_is_shared_until_something_is_stored(reader: Reader, click
     clickhouse.command("INSERT INTO quarantine (reason) VALUES ('MALFORMED')")
     assert await board.kpi("town", every=60) is first
     assert await board.kpi("town") is not first
+
+
+def test_city_and_districts_together_are_the_two_answers_apart(clickhouse: Client) -> None:
+    world = World(clickhouse)
+    report, rejected = Event("a", "REPORTED", at(0)), Event("b", "REPORTED", at(1), outcome="rejected")
+    elsewhere = Event("d", "REPORTED", at(2), attributes={"grid_code": "440703002001001"})
+    nowhere = Event("e", "REPORTED", at(2), attributes={"grid_code": "990101001001001"})
+    resend = Event("c", "REPORTED", at(2), outcome="resent", attributes={"primary_case_id": "a"})
+    orphan = Event("f", "SIGNED", at(3))
+    closed = [Event("d", kind, at(3 + n)) for n, kind in enumerate(("ACCEPTED", "DISPATCHED", "SIGNED"))]
+    world.write(report, rejected, elsewhere, nowhere, resend, orphan, *closed)
+    world.redeliver(report, rejected)
+    for as_of in (at(48), at(2.5)):
+        asked: dict[str, Any] = {"from_": at(0), "to": at(48), "as_of": as_of, "names": KpiNames()}
+        together = kpi_of_city_and_districts(clickhouse, **asked)
+        apart = [kpi(clickhouse, by=by, view="cohort", parts=True, **asked) for by in ("city", "district")]
+        assert list(together) == apart
+        assert together[0]["rows"][0]["reports"] > sum(row["reports"] for row in together[1]["rows"])
 
 
 async def test_the_stream_says_when_the_store_is_gone(reader: Reader) -> None:
