@@ -140,6 +140,11 @@ def holds_personal_number(text: str) -> bool:
     return False
 
 
+def shown_id(text: str) -> str:
+    """An id for a message: what holds a personal number is not repeated, not even to who asked for it."""
+    return "this id" if holds_personal_number(text) else text
+
+
 # --- masks and redaction
 
 

@@ -26,6 +26,7 @@ import msgspec
 from pipeline.clock import utc_now
 from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.contract.event import ID_PATTERN
+from pipeline.contract.privacy import holds_personal_number
 from pipeline.contract.secret import load_secret
 from pipeline.errors import ConfigurationError, PermanentError
 
@@ -154,6 +155,8 @@ class KeyStore:
             raise ConfigurationError(
                 f"source {wrong[0] if wrong else ''!r} must be 1–64 characters from A–Z a–z 0–9 . _ : -"
             )
+        if any(holds_personal_number(name) for name in sources):
+            raise ConfigurationError("a source must not hold an identity or mobile number")
         if roles and "ingest" not in roles and (backfill or set(sources) - {READ_SOURCE}):
             raise ConfigurationError("sources and backfill belong to the role ingest; add --role ingest")
         if expires_at is not None and expires_at <= self._clock():

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pipeline import metrics
+from pipeline.contract.privacy import shown_id
 from pipeline.errors import ContractError, UnavailableError
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.read.cases import case
@@ -53,11 +54,15 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
             )
         except PastRetentionError:
             raise ProblemError(
-                410, "past_retention", f"{source}/{event_id} is past its {retention.days} days of retention"
+                410,
+                "past_retention",
+                f"{_name(source, event_id)} is past its {retention.days} days of retention",
             ) from None
         if found is None:
             raise ProblemError(
-                404, "event_not_found", f"{source}/{event_id} is not written (yet); ask again in a moment"
+                404,
+                "event_not_found",
+                f"{_name(source, event_id)} is not written (yet); ask again in a moment",
             )
         return found
 
@@ -66,7 +71,7 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
         case_id, now = request.path_params["case_id"], reader.clock()
         found = await reader.run(lambda client: case(client, case_id, now=now))
         if found is None:
-            raise ProblemError(404, "case_not_found", f"case {case_id} has no event (yet)")
+            raise ProblemError(404, "case_not_found", f"case {shown_id(case_id)} has no event (yet)")
         return found
 
     async def get_kpi(request: Request) -> Any:
@@ -102,6 +107,10 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
         Route("/v1/matters", answer("matters", get_matters), methods=["GET"]),
         Route("/v1/rejections", answer("rejections", get_rejections), methods=["GET"]),
     ]
+
+
+def _name(source: str, event_id: str) -> str:
+    return f"{shown_id(source)}/{shown_id(event_id)}"
 
 
 def kpi_parameters(given: dict[str, str], *, now: datetime) -> dict[str, Any]:
