@@ -1,0 +1,55 @@
+"""What every benchmark relies on: checks that refuse wrong counts, ratios within a round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from benchmarks import harness
+from benchmarks.harness import RunFailedError, Series, WrongCountsError, check_common, rounds, run_program
+from benchmarks.workload import Ledger
+
+LEDGER = Ledger(sent=100, admitted=20, recorded=70, rejected=3, duplicates=7, stored_checksum=555)
+RIGHT = {"stored": 90, "rejected": 3, "duplicates": 7, "stored_checksum": 555}
+
+
+def test_right_counts_pass() -> None:
+    check_common("peer", {"counts": RIGHT}, LEDGER)
+
+
+@pytest.mark.parametrize("name", sorted(RIGHT))
+def test_each_wrong_count_is_an_error(name: str) -> None:
+    with pytest.raises(WrongCountsError, match=name):
+        check_common("peer", {"counts": RIGHT | {name: RIGHT[name] + 1}}, LEDGER)
+
+
+def test_program_that_says_nothing_of_its_rows_is_an_error() -> None:
+    with pytest.raises(WrongCountsError):
+        check_common("peer", {"counts": {}}, LEDGER)
+
+
+def test_rounds_go_forth_and_back() -> None:
+    assert list(rounds(2, "abc")) == [(0, "a"), (0, "b"), (0, "c"), (1, "c"), (1, "b"), (1, "a")]
+
+
+def test_ratio_is_taken_within_a_round_and_runs_are_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "HISTORY", tmp_path)
+    series = Series("trial", {"events": 1})
+    # a disturbed second round slows both: the ratio does not show it, the quotient of medians would
+    for number, (ours, theirs) in enumerate([(300.0, 100.0), (30.0, 10.0), (280.0, 140.0)]):
+        series.add("ours", number, {"events_per_second": ours})
+        series.add("theirs", number, {"events_per_second": theirs})
+    assert series.ratio("ours", "theirs") == 3.0
+    assert series.median("ours") == 280.0
+    lines = [orjson.loads(line) for line in (tmp_path / "trial.jsonl").read_bytes().splitlines()]
+    assert len(lines) == 6
+    assert {"at", "commit", "machine", "settings", "case", "round"} <= set(lines[0])
+
+
+def test_program_that_fails_tells_why() -> None:
+    with pytest.raises(RunFailedError, match="no such thing"):
+        run_program(harness.python("-c", "raise SystemExit('no such thing')"))
