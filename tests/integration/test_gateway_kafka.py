@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,16 @@ from tests.unit.gateway_world import World, event, make_world
 
 @dataclass
 class Broker:
-    """The embedded broker as a process of this test."""
+    """The embedded broker as a process of this test; or a Kafka, at `kafka`, that outlives it."""
 
-    port: int
+    port: int = 0
     process: subprocess.Popen[bytes] | None = None
+    kafka: str | None = None
+    topic: str = Settings().topic
 
     @property
     def bootstrap(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return self.kafka or f"127.0.0.1:{self.port}"
 
     def start(self, topic: str) -> None:
         self.process = subprocess.Popen(
@@ -48,7 +51,13 @@ class Broker:
 
 
 @pytest.fixture
-def live() -> Iterator[Broker]:
+def live(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    if getattr(request, "param", "embedded") == "kafka":
+        node = request.getfixturevalue("kafka_node")
+        found = Broker(kafka=node.bootstrap, topic=f"gateway-{uuid.uuid4().hex[:8]}")
+        broker.ensure_topic(broker.wait_until_up(node.bootstrap, seconds=15), found.topic, 12)
+        yield found
+        return
     running = Broker(broker.free_port())
     running.start(Settings().topic)
     yield running
@@ -57,10 +66,15 @@ def live() -> Iterator[Broker]:
 
 @pytest.fixture
 async def world(live: Broker, tmp_path: Path) -> AsyncIterator[World]:
-    made = make_world(tmp_path, durability=Replicated())
-    made.gateway.producer = KafkaProducer(made.gateway.settings, live.bootstrap, idempotent=False)
+    made = make_world(tmp_path, durability=Replicated(), topic=live.topic)
+    made.gateway.producer = KafkaProducer(
+        made.gateway.settings, live.bootstrap, idempotent=live.kafka is not None
+    )
     yield made
     await made.gateway.close()
+
+
+BOTH = pytest.mark.parametrize("live", ["embedded", "kafka"], indirect=True)
 
 
 def records(live: Broker, count: int) -> list[Message]:
@@ -72,7 +86,7 @@ def records(live: Broker, count: int) -> list[Message]:
             "log_level": 0,
         }
     )
-    consumer.assign([TopicPartition(Settings().topic, number, 0) for number in range(12)])
+    consumer.assign([TopicPartition(live.topic, number, 0) for number in range(12)])
     found: list[Message] = []
     deadline = time.monotonic() + 10
     while len(found) < count and time.monotonic() < deadline:
@@ -83,6 +97,7 @@ def records(live: Broker, count: int) -> list[Message]:
     return found
 
 
+@BOTH
 def test_partitioner_places_events_where_librdkafka_does(live: Broker) -> None:
     placed: dict[bytes, int] = {}
 
@@ -97,11 +112,12 @@ def test_partitioner_places_events_where_librdkafka_does(live: Broker) -> None:
     towns = [f"4407{district:02d}{town:03d}" for district in (3, 4, 5, 81) for town in (1, 101)]
     villages = [f"{town}{village:03d}" for town in towns for village in range(1, 9)]
     for village in villages:
-        producer.produce(Settings().topic, b"{}", key=village, on_delivery=on_delivery)
+        producer.produce(live.topic, b"{}", key=village, on_delivery=on_delivery)
     producer.flush(10)
     assert placed == {village.encode(): partition_of(village + "001", 12) for village in villages}
 
 
+@BOTH
 async def test_blocks_arrive_with_headers_and_the_village_as_key(world: World, live: Broker) -> None:
     batch = [event(number) for number in range(50)]
     response = await world.post(batch)
@@ -110,7 +126,8 @@ async def test_blocks_arrive_with_headers_and_the_village_as_key(world: World, l
     found = await asyncio.to_thread(records, live, len(villages))
     assert {message.partition() for message in found} == villages
     for message in found:
-        assert dict(message.headers() or []) == {"content-type": ARROW.encode(), "schema-version": b"1"}
+        headers = dict(message.headers() or [])
+        assert (headers["content-type"], headers["schema-version"]) == (ARROW.encode(), b"1")
         payload, key = message.value(), message.key()
         assert isinstance(payload, bytes)
         assert isinstance(key, bytes)
@@ -119,6 +136,7 @@ async def test_blocks_arrive_with_headers_and_the_village_as_key(world: World, l
         assert {partition_of(code, 12) for code in frame["grid_code"]} == {message.partition()}
 
 
+@BOTH
 async def test_embedded_answer_waits_for_the_workers_commit(world: World, live: Broker) -> None:
     settings = world.gateway.settings
     world.gateway.durability = stored_in(settings, live.bootstrap)
