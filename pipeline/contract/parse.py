@@ -276,7 +276,7 @@ def cut_fine_times(body: bytes) -> bytes:
 
 
 def deeper_than(limit: int, text: bytes) -> bool:
-    """Whether brackets are nested deeper than `limit`; text with no more brackets than that is not looked at."""
+    """Whether brackets are nested deeper than `limit`; text with fewer brackets is not looked at."""
     return text.count(b"[") + text.count(b"{") > limit and depth_of(text) > limit
 
 

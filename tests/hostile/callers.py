@@ -65,8 +65,8 @@ def signatures(world: World) -> None:
         {"authorization": f"Bearer {key}"},
         {"authorization": "GRIDPIPE-HMAC-SHA256 alg=none,key=" + key.split("_")[1]},
         {"authorization": "GRIDPIPE-HMAC-SHA1 key=x,time=1,nonce=x,signature=x"},
-        {"clock": lambda: time.time() - 301},
-        {"clock": lambda: time.time() + 301},
+        {"clock": lambda: time.time() - 400},
+        {"clock": lambda: time.time() + 400},
     )
     for change in spoilt:
         answer = _signed(world, body, key=key, **change)
