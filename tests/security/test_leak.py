@@ -364,7 +364,8 @@ def test_no_personal_number_is_left_anywhere(
         print(
             f"\npersonal data: {seeds.taken} fake numbers in {len(needles)} spellings by {direct} direct "
             f"records and {len(answers.texts)} calls; {places} places searched ({tables} tables, {blocks} "
-            f"blocks in {partitions} partitions, {len(answers.texts)} answers, {files + temporary} files, metrics): "
+            f"blocks in {partitions} partitions, {len(answers.texts)} answers, {files + temporary} files, "
+            f"metrics): "
             f"{len(bad_tables + bad_records + bad_answers + bad_files + bad_temporary + bad_metrics)} leaks"
         )
     assert bad_tables == []

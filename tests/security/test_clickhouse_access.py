@@ -1,0 +1,156 @@
+"""ClickHouse: users, grants and row policies, parsed by the engine itself, held to the real schema, and run where
+GRIDPIPE_TEST_CLICKHOUSE names a server (the embedded engine has no users)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import clickhouse_connect
+import pytest
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+FOLDER = Path(__file__).parents[2] / "infra" / "security" / "clickhouse"
+PASSWORD = "k7Qx-2mV9_pLw4Zr8Tn"
+#: Columns that may tell of a person: granted to no analyst.
+SENSITIVE = {
+    "actor_key", "actor_name", "actor_phone", "persons", "person_facts", "lon", "lat", "address", "photos",
+    "title", "description", "void_reason", "attributes", "submission_id", "payload", "person_key",
+    "name_masked", "phone_masked", "household_key",
+}  # fmt: skip
+
+
+def statements(database: str = "grid") -> list[str]:
+    text = (FOLDER / "access.sql").read_text()
+    text = re.sub(r"--.*", "", text)
+    text = re.sub(r"\$\{\w+_SHA256\}", hashlib.sha256(PASSWORD.encode()).hexdigest(), text)
+    text = re.sub(r"\bgrid\.", f"{database}.", text)
+    return [" ".join(statement.split()) for statement in text.split(";") if statement.strip()]
+
+
+def test_every_statement_is_what_the_engine_reads(open_client: Client) -> None:
+    kinds = (
+        "CREATE SETTINGS PROFILE",
+        "CREATE ROLE",
+        "GRANT",
+        "CREATE QUOTA",
+        "CREATE ROW POLICY",
+        "CREATE USER",
+    )
+    seen = set()
+    for statement in statements():
+        formatted = open_client.query(
+            "SELECT formatQuerySingleLine({s:String})", {"s": statement}
+        ).result_rows[0][0]
+        kind = next((kind for kind in kinds if formatted.startswith(kind)), None)
+        assert kind is not None, formatted
+        seen.add(kind)
+    assert seen == set(kinds)
+    with pytest.raises(ClickHouseError):
+        open_client.query("SELECT formatQuerySingleLine({s:String})", {"s": "GRANT SELECT grid.events TO x"})
+
+
+def test_grants_name_what_is_there_and_analysts_see_no_person(clickhouse: Client) -> None:
+    database = str(clickhouse.database)
+    schema: dict[str, set[str]] = {}
+    for table, column in clickhouse.query(
+        "SELECT table, name FROM system.columns WHERE database = {d:String}", {"d": database}
+    ).result_rows:
+        schema.setdefault(table, set()).add(column)
+    tables = {
+        name
+        for (name,) in clickhouse.query(
+            "SELECT name FROM system.tables WHERE database = {d:String}", {"d": database}
+        ).result_rows
+    }
+    analyst: set[str] = set()
+    for statement in statements():
+        for table in re.findall(r"\bgrid\.(\w+)", statement):
+            assert table in tables, statement
+        granted = re.match(r"GRANT SELECT \(([^)]*)\) ON grid\.(\w+) TO grid_analyst$", statement)
+        if granted:
+            columns = {name.strip() for name in granted[1].split(",")}
+            assert columns <= schema[granted[2]], columns - schema[granted[2]]
+            assert not columns & SENSITIVE
+            left_out = schema[granted[2]] - columns
+            comment = re.search(rf"--   {granted[2]}: (.*)", (FOLDER / "access.sql").read_text())
+            assert comment is not None
+            assert left_out == {name.strip() for name in comment[1].split(",")}, granted[2]
+        whole = re.match(r"GRANT SELECT ON grid\.(\w+) TO grid_analyst$", statement)
+        if whole:
+            analyst.add(whole[1])
+            assert not schema.get(whole[1], set()) & SENSITIVE, whole[1]
+    assert {"cases", "case_events", "kpi_cohort", "kpi_flow"} <= analyst
+    assert not analyst & {"ref_persons", "ref_staff", "quarantine", "ref_erasures", "events"}
+    written = set(re.findall(r"GRANT INSERT ON grid\.(\w+) TO grid_ingest", "\n".join(statements())))
+    assert written == {
+        "events", "rejections", "duplicates", "quarantine", "case_events", "cases", "incarnations",
+        "ref_matters",
+    }  # fmt: skip
+
+
+def test_nobody_may_call_out() -> None:
+    text = "\n".join(statements()).upper()
+    for source in ("URL", "FILE", "REMOTE", "S3", "EXECUTABLE", "MYSQL", "SOURCES"):
+        assert not re.search(rf"GRANT [^;]*\b{source}\b", text), source
+
+
+def test_server_files_are_well_formed() -> None:
+    server = ElementTree.parse(FOLDER / "server.xml").getroot()
+    for name in ("http_port", "tcp_port", "interserver_http_port"):
+        port = server.find(name)
+        assert port is not None
+        assert port.get("remove") == "remove", name
+    rows = server.find("access_control_improvements/users_without_row_policies_can_read_rows")
+    assert rows is not None
+    assert rows.text == "false"
+    default = ElementTree.parse(FOLDER / "default-off.xml").getroot().find("users/default")
+    assert default is not None
+    assert default.get("remove") == "remove"
+
+
+@pytest.mark.skipif(
+    "GRIDPIPE_TEST_CLICKHOUSE" not in os.environ,
+    reason="needs a ClickHouse server with access management: GRIDPIPE_TEST_CLICKHOUSE=URL",
+)
+def test_a_server_holds_users_to_their_grants(clickhouse: Client) -> None:
+    url = os.environ["GRIDPIPE_TEST_CLICKHOUSE"]
+    database = str(clickhouse.database)
+    for statement in statements(database):
+        clickhouse.command(statement.replace("'10.0.0.0/8'", "'::/0'"))
+    clickhouse.command(
+        "INSERT INTO events (_part, _off, event_id, district_code, actor_name) VALUES "
+        "(0, 1, 'a', '440703', '陈**'), (0, 2, 'b', '440704', '李**')"
+    )
+    clickhouse.command(
+        f"CREATE USER IF NOT EXISTS district IDENTIFIED WITH plaintext_password BY '{PASSWORD}'"
+    )
+    clickhouse.command("GRANT grid_analyst_440703 TO district")
+
+    def as_user(name: str) -> Client:
+        parts = clickhouse_connect.get_client(dsn=url)
+        host, port = parts.url.split("://")[1].split(":")  # type: ignore[attr-defined]
+        parts.close()
+        return clickhouse_connect.get_client(
+            host=host, port=int(port), username=name, password=PASSWORD, database=database
+        )
+
+    district = as_user("district")
+    assert district.query("SELECT event_id FROM events").result_rows == [("a",)]
+    with pytest.raises(ClickHouseError, match="Not enough privileges"):
+        district.query("SELECT actor_name FROM events")
+    with pytest.raises(ClickHouseError, match="Not enough privileges"):
+        district.query("SELECT * FROM url('http://127.0.0.1:1/', CSV, 'a String')")
+    assert as_user("gridpipe_grafana").query("SELECT count() FROM events").result_rows == [(2,)]
+    worker = as_user("gridpipe_worker")
+    for refused in (
+        "DROP TABLE events",
+        "ALTER TABLE events DELETE WHERE 1",
+        "CREATE TABLE x (a Int8) ENGINE = Memory",
+    ):
+        with pytest.raises(ClickHouseError):
+            worker.command(refused)
