@@ -125,6 +125,15 @@ def problems(
     return found
 
 
+def recovered(totals: Totals, seconds: float) -> bool:
+    """Whether the last fifth of a run was answered again as its first fifth was, to a half at least."""
+    first, last = (
+        sum(second.events for at, second in totals.seconds.items() if low * seconds <= at < high * seconds)
+        for low, high in ((0.0, 0.2), (0.8, 1.0))
+    )
+    return last > 0 and last >= 0.5 * first
+
+
 def knee(totals: Totals, rate: float, steps: tuple[float, ...], seconds: float, limit_ms: float) -> float:
     """The highest rate of a ramp, events/s, that was reached to 95 % with its p99 below the limit."""
     best, length = 0.0, seconds / len(steps)

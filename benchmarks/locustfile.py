@@ -179,16 +179,19 @@ def check(environment: Environment, **_: Any) -> None:
         p99_limit_ms=P99_LIMIT_MS,
         may_push_back=SCENARIO in MAY_PUSH_BACK,
     )
+    if SCENARIO in {"spike", "reconnect"} and not load_check.recovered(totals, SECONDS):
+        found.append("the service did not come back to its pace before the burst")
     storm: list[Body] = environment.batches.storm  # type: ignore[attr-defined]
     if storm:
         found.append(f"{len(storm)} reports of the storm were never sent: make the run longer")
     stored = counted["admitted"] + counted["recorded"]
-    sent = totals.accepted + totals.direct
+    sent = totals.accepted + totals.direct  # and what was cut off, as far as it arrived
     span = max(totals.seconds, default=0) + 1
+    verdict = "agrees" if load_check.accounts(counted, totals) else "DIFFERS"
     print(
         f"\nsent {sent} (answered 2xx {totals.accepted}, straight to the topic {totals.direct}) "
         f"= stored {stored} + duplicates {counted['duplicate']} + rejected {counted['rejected']} "
-        f"+ quarantined {counted['quarantined']}: {'agrees' if sent == sum(counted.values()) else 'DIFFERS'}"
+        f"+ quarantined {counted['quarantined']}: {verdict}"
         f"\nrefused by the contract {totals.refused} (broken ones sent {totals.bad_sent}), without an answer "
         f"{totals.unanswered}, pushed back {totals.pushed_back} requests, lag left {left:.0f}"
         f"\n{sent / span:,.0f} events/s on average, best second "

@@ -140,6 +140,17 @@ def test_knee_is_the_last_step_that_was_carried() -> None:
     assert load_check.knee(found, 100.0, (1.0, 2.0, 4.0), 30.0, 1_000.0) == 200.0
 
 
+def test_service_that_stays_slow_after_a_burst_has_not_recovered() -> None:
+    found = Totals()
+    for second in range(100):
+        reached = 100 if second < 30 else 0 if second < 80 else 60
+        found.seconds[second] = Second(events=reached, requests=1, users=1, latencies_ms=[50.0])
+    assert load_check.recovered(found, 100.0)
+    for second in range(80, 100):
+        found.seconds[second].events = 40
+    assert not load_check.recovered(found, 100.0)
+
+
 def test_shapes_ask_for_what_their_scenario_says() -> None:
     """In a process of its own: locust patches sockets and threads when it is imported."""
     program = (
