@@ -1,5 +1,5 @@
-"""ClickHouse: users, grants and row policies, parsed by the engine itself, held to the real schema, and run where
-GRIDPIPE_TEST_CLICKHOUSE names a server (the embedded engine has no users)."""
+"""ClickHouse: users, grants and row policies, parsed by the engine and held to the schema; run on the server
+that GRIDPIPE_TEST_CLICKHOUSE names, for the embedded engine has no users."""
 
 from __future__ import annotations
 
