@@ -234,7 +234,8 @@ const component = () => ({
     this.asked[name] = { at: now, version: this.version };
     try {
       const suffix = parent ? `?parent=${encodeURIComponent(parent)}` : "";
-      this.tables = { ...this.tables, [name]: await getJson(`/v1/live/tables/${by}${suffix}`, this.key) };
+      const table = await getJson(`/v1/live/tables/${by}${suffix}`, this.key);
+      this.tables = { ...this.tables, [name]: table }; // after the wait: others may have come meanwhile
       if (by === this.dimension) this.drawTimes();
     } catch {
       delete this.asked[name];
