@@ -32,7 +32,7 @@ from tests.security.certificates import make
 
 SERVER = Path(__file__).parents[2] / "infra" / "security" / "kafka" / "server.properties"
 TOPIC, GROUP = "grid.events", "gridpipe"
-PASSWORD = "k7Qx-2mV9_pLw4Zr8Tn"
+PASSWORD = "k7Qx-2mV9_pLw4Zr8Tn"  # pragma: allowlist secret
 #: Lines of server.properties that name machines, paths or other nodes: set for the test's one node.
 OWN = {
     "listeners", "listener.security.protocol.map", "inter.broker.listener.name", "ssl.keystore.location",

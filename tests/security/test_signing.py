@@ -152,10 +152,16 @@ def test_secret_is_derived_and_the_key_file_alone_is_worth_nothing(tmp_path: Pat
 def test_canonical_string_is_the_documented_one() -> None:
     """Written out, so that a client in another language can be checked against it."""
     body = b'{"a":1}'
-    lines = (
-        "GRIDPIPE-HMAC-SHA256\n1772352000\nabcdefghijklmnop\nPOST\n/v1/events\napplication/json\n\n"
-        + hashlib.sha256(body).hexdigest()
-    )
+    head = [
+        "GRIDPIPE-HMAC-SHA256",
+        "1772352000",
+        "abcdefghijklmnop",
+        "POST",
+        "/v1/events",
+        "application/json",
+        "",
+    ]
+    lines = "\n".join([*head, hashlib.sha256(body).hexdigest()])
     expected = hmac.new(b"k" * 43, lines.encode(), "sha256").hexdigest()
     request = Signed("post", "/v1/events", "application/json", "", body)
     assert signature(b"k" * 43, "1772352000", "abcdefghijklmnop", request) == expected

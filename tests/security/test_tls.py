@@ -187,7 +187,7 @@ def test_kafka_clients_get_what_the_settings_say(certificates: Certificates, tmp
         "ssl.key.location": str(certificates.client_key),
         "sasl.mechanism": "SCRAM-SHA-512",
         "sasl.username": "gridpipe-worker",
-        "sasl.password": "k7Qx-2mV9_pLw4Zr8Tn",
+        "sasl.password": "k7Qx-2mV9_pLw4Zr8Tn",  # pragma: allowlist secret
     }
     from confluent_kafka.admin import AdminClient
 
