@@ -32,7 +32,7 @@ from benchmarks.processor import run_ours
 WHAT = ("cost", "soak", "partitions", "workers", "dedup")
 
 
-def cost(series: Series, millions: int, chunk_events: int, persons: int, *, minutes: float = 0.0) -> None:
+def cost(series: Series, events: int, chunk_events: int, persons: int, *, minutes: float = 0.0) -> None:
     """One worker process per chunk on one growing store: what a restart costs is not counted."""
     place = PLACE / "growth"
     shutil.rmtree(place, ignore_errors=True)
@@ -42,7 +42,7 @@ def cost(series: Series, millions: int, chunk_events: int, persons: int, *, minu
     before = dict.fromkeys(("stored", "rejected", "duplicates"), 0)
     number = 0
     try:
-        while number * chunk_events < millions * 1_000_000 and time.monotonic() < end:
+        while number * chunk_events < events and time.monotonic() < end:
             # ids of every chunk are its own: the window of known ids grows as it would
             source = cache.events(chunk_events, persons, seed=1_000 + number, salt=f"g{number:03d}.")
             with broker() as to:
@@ -184,9 +184,9 @@ def main(arguments: list[str]) -> int:
     wanted = options.only or WHAT
     if "cost" in wanted:
         # a quick look is two chunks
-        cost(series, options.millions or (1 if quick else 50), chunk if not quick else 500_000, persons)
+        cost(series, 2 * chunk if quick else (options.millions or 50) * 1_000_000, chunk, persons)
     if "soak" in wanted:
-        cost(series, 10**6, chunk, persons, minutes=0.5 if quick else options.minutes)
+        cost(series, 10**12, chunk, persons, minutes=0.5 if quick else options.minutes)
     if "partitions" in wanted:
         partitions(series, chunk, persons, 1 if quick else 5, (4, 32) if quick else (4, 8, 12, 16, 32))
     if "workers" in wanted:
