@@ -34,7 +34,6 @@ _CLOSE_SLACK_SECONDS: Final = 8.0
 _PATIENCE_SECONDS: Final = 60.0
 _DRAIN_SECONDS: Final = 10.0
 _WORKER_CLOSE_SECONDS: Final = 25.0
-_WORKER_OPEN_SECONDS: Final = 70.0
 _GATE_OPEN_SECONDS: Final = 30.0
 #: A site whose log fills faster than this belongs on Kafka.
 OUTGROWN_SECONDS: Final = 600.0
@@ -167,8 +166,7 @@ class LogRoll:
         store.ask("close", seconds=_WORKER_CLOSE_SECONDS, give_up=self._give_up)
         held = self.state.bytes
         self._replace_broker()
-        if not store.ask("open", seconds=_WORKER_OPEN_SECONDS, give_up=self._give_up)["ready"]:
-            raise UnavailableError("the worker did not take the new log")
+        store.ask("open", seconds=_REST_SECONDS, give_up=self._give_up)
         http.ask("renewed", seconds=_GATE_OPEN_SECONDS, give_up=self._give_up)
         self._count()
         log.info(

@@ -133,13 +133,16 @@ async def _work(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    def make(recovered: Callable[[], None]) -> Worker:
-        def ready() -> None:
-            board.worker_is("assigned")
-            recovered()
-
-        known = _Sources(KeyStore(settings.keys_path))
-        return Worker(settings, client_factory, bootstrap, privacy, ready=ready, known_sources=known)
+    def make() -> Worker:
+        board.worker_is("starting")
+        return Worker(
+            settings,
+            client_factory,
+            bootstrap,
+            privacy,
+            ready=lambda: board.worker_is("assigned"),
+            known_sources=_Sources(KeyStore(settings.keys_path)),
+        )
 
     switch = WorkerSwitch(make)
     obeying = None if valve_fd is None else asyncio.create_task(obey(valve_fd, switch.orders))

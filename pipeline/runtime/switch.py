@@ -4,9 +4,7 @@ the next: the process, its engine and its bridge stay."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
-from typing import Final
 
 import structlog
 
@@ -15,20 +13,17 @@ from pipeline.runtime.valve import Answer, Orders
 
 log = structlog.get_logger(__name__)
 
-_READY_SECONDS: Final = 60.0
-
 
 class WorkerSwitch:
     """Runs one worker after another, each on the log of its time.
 
-    make : a new worker; it calls the given function when its first assignment is recovered.
+    make : a new worker.
     """
 
-    def __init__(self, make: Callable[[Callable[[], None]], Worker]) -> None:
+    def __init__(self, make: Callable[[], Worker]) -> None:
         self._make = make
         self._worker: Worker | None = None
         self._leave = asyncio.Event()
-        self._ready = asyncio.Event()
         self._closed = asyncio.Event()
         self._opened = asyncio.Event()
         self._opened.set()
@@ -39,7 +34,7 @@ class WorkerSwitch:
         stopping.add_done_callback(lambda _: self._leave.set())
         try:
             while not stop.is_set():
-                self._worker = self._make(self._ready.set)
+                self._worker = self._make()
                 await self._worker.run(self._leave)
                 self._worker = None
                 self._closed.set()
@@ -66,17 +61,15 @@ class WorkerSwitch:
         """Leave the log; returns when nothing of it is on the way any more."""
         self._opened.clear()
         self._closed.clear()
-        self._ready.clear()
         self._leave.set()
         await self._closed.wait()
         log.info("log_closed")
         return {}
 
     async def open(self) -> Answer:
-        """Go on with the log that the broker has now; returns when its partitions are ours."""
+        """Go on with the log that the broker has now. Callers may write to it at once: they are answered when
+        the worker has its partitions and stores what they wrote."""
         self._leave.clear()
         self._opened.set()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ready.wait(), _READY_SECONDS)
-        log.info("log_opened", ready=self._ready.is_set())
-        return {"ready": self._ready.is_set()}
+        log.info("log_opened")
+        return {}
