@@ -74,12 +74,13 @@ _PROBLEM: Final = {
 _REFUSALS: Final = {
     400: "unreadable document or damaged compression",
     401: "no valid key",
-    403: "the key does not cover the source of any event",
+    403: "the key may not send, or does not cover the source of any event",
     408: "the body came too slowly",
+    409: "this signed request was received before; sign it anew",
     413: "larger than a request may be, or too many events; nothing was taken",
     415: "content type, encoding or charset not known",
     422: "every event breaks the contract; the members are those of the 202",
-    429: "too much is under way with this key; see Retry-After",
+    429: "over a quota, or too much under way with this key; see Retry-After and RateLimit-*",
     500: "an error of the service; sending again is safe",
     503: "nothing could be made durable now; see Retry-After",
 }

@@ -53,6 +53,9 @@ def _get(
     """One GET operation with its answer, an example of it, and what can go wrong."""
     refusals = {
         400: "a parameter is not as it must be",
+        401: "no valid key, where the listener is not loopback",
+        403: "the key has not the role read",
+        429: "too many requests from this address; see Retry-After and RateLimit-*",
         **problems,
         503: "ClickHouse does not answer; Retry-After",
     }
@@ -120,6 +123,10 @@ _KPI_ROW: Final = _object(
     key=_TEXT,
     name_zh={"type": ["string", "null"]},
     duplicates=_object(L1=_COUNT, L2=_COUNT, L3=_COUNT),
+    suppressed={
+        "type": "boolean",
+        "description": "true: few reports below the town; for readers every figure of the row is null",
+    },
     **dict.fromkeys(_KPI_COUNTS, _COUNT),
     **dict.fromkeys(RATES, _RATE),
     **dict.fromkeys(DURATIONS, _PERCENTILES),
