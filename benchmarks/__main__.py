@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from benchmarks.harness import end_cleanly
+
 WHAT = {
     "processor": "topic → ClickHouse: Arrow blocks, NDJSON blocks, one event per record",
     "peers": "the same work by other programs and the floors, side by side with ours",
@@ -26,6 +28,7 @@ def main() -> int:
         for name, text in WHAT.items():
             print(f"  {name:<10} {text}")
         return 2
+    end_cleanly()
     module = importlib.import_module(f"benchmarks.{MODULES.get(sys.argv[1], sys.argv[1])}")
     code: int = module.main(sys.argv[2:])
     return code

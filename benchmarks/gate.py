@@ -24,7 +24,7 @@ import orjson
 
 from benchmarks import cache
 from benchmarks.gateway import measure
-from benchmarks.harness import commit, machine, out, python, run_program
+from benchmarks.harness import commit, end_cleanly, machine, out, python, run_program
 from benchmarks.peers_case import run_peer
 from benchmarks.processor import run_ours
 
@@ -140,6 +140,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(MEASURES))
     options = parser.parse_args()
     stored: dict[str, Any] = orjson.loads(BASELINE.read_bytes()) if BASELINE.exists() else {"figures": {}}
+    end_cleanly()
     begin = time.perf_counter()
     cache.store(PERSONS)
     problems: list[str] = []

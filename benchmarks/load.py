@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import cache
-from benchmarks.harness import broker
+from benchmarks.harness import broker, end_cleanly
 from benchmarks.load_bodies import MARK
 from benchmarks.load_shapes import LENGTHS, SHAPES
 from benchmarks.peers_inputs import ndjson
@@ -99,6 +99,7 @@ def main() -> int:
     )
     parser.add_argument("--data-dir", type=Path, default=Path("var/load"), help="reports go below it")
     options = parser.parse_args()
+    end_cleanly()
     seconds = options.seconds or LENGTHS.get(options.scenario, 60)
 
     report = (options.data_dir / options.scenario).resolve()
