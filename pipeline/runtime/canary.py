@@ -29,10 +29,11 @@ from pipeline.ingest.producer import BlockProducer, Written
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-#: Two looks at ClickHouse are this far apart, and later ones further: the delay is as exact as that.
+#: The first two looks at ClickHouse are this far apart, later ones a fifth more each, up to a second: the delay
+#: is as exact as that.
 _LOOK_SECONDS: Final = 0.1
+_LOOK_GROWTH: Final = 1.2
 _SLOW_LOOK_SECONDS: Final = 1.0
-_FAST_LOOKS: Final = 30
 #: Before the first round: the processes of a machine start together.
 _FIRST_SECONDS: Final = 5.0
 #: Clocks of gateway and ClickHouse do not matter: `ingested_at` is ours; this is for rounding alone.
@@ -77,6 +78,7 @@ class Canary:
     async def run(self) -> None:
         """A round each interval until cancelled. A failing one is logged once per spell, never raised."""
         await asyncio.sleep(min(self._interval, _FIRST_SECONDS))
+        await self._until_readable()
         while True:
             began = time.monotonic()
             try:
@@ -87,6 +89,16 @@ class Canary:
             except Exception:
                 log.exception("canary_failed")
             await asyncio.sleep(max(self._interval - (time.monotonic() - began), 0.0))
+
+    async def _until_readable(self) -> None:
+        """A service that only starts up has lost no canary."""
+        while True:
+            try:
+                await self._store.run(_look([], self._clock()))
+            except UnavailableError:
+                await asyncio.sleep(_SLOW_LOOK_SECONDS)
+            else:
+                return
 
     async def round(self) -> set[int]:
         """One event per partition; returns the partitions whose event was not found in time.
@@ -122,10 +134,10 @@ class Canary:
 
     async def _wait_for(self, waiting: dict[str, int], sent_at: datetime, began: float) -> set[int]:
         """Look until all are found or the next round is due; returns the partitions still waiting."""
-        looks = 0
+        pause = _LOOK_SECONDS
         while waiting and time.monotonic() - began < self._interval:
-            await asyncio.sleep(_LOOK_SECONDS if looks < _FAST_LOOKS else _SLOW_LOOK_SECONDS)
-            looks += 1
+            await asyncio.sleep(pause)
+            pause = min(pause * _LOOK_GROWTH, _SLOW_LOOK_SECONDS)
             try:
                 found = await self._store.run(_look(list(waiting), sent_at))
             except UnavailableError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,27 @@ async def test_a_partition_that_cannot_be_written_is_missing_at_once_and_a_log_t
 
 async def test_a_store_that_does_not_answer_is_waited_for_and_then_missing() -> None:
     assert await make(MemoryLog(), Away()).round() == set(range(len(MemoryLog().records)))
+
+
+async def test_while_the_store_starts_no_canary_is_sent(
+    clickhouse: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Starting(Here):
+        refused = 0
+
+        async def run(self, work: Any) -> Any:
+            if self.refused < 2:
+                self.refused += 1
+                assert not any(log.records)
+                raise UnavailableError("ClickHouse does not answer")
+            return await super().run(work)
+
+    monkeypatch.setattr("pipeline.runtime.canary._SLOW_LOOK_SECONDS", 0.05)
+    log, store = MemoryLog(), Starting(clickhouse)
+    with pytest.raises(TimeoutError):  # it runs for ever
+        await asyncio.wait_for(make(log, store).run(), 2)
+    assert store.refused == 2
+    assert any(log.records)
 
 
 def test_a_canary_belongs_to_no_case() -> None:
