@@ -29,8 +29,8 @@ from pipeline.ingest.producer import BlockProducer, Written
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-#: The first two looks at ClickHouse are this far apart, later ones a fifth more each, up to a second: the delay
-#: is as exact as that.
+#: The first two looks at ClickHouse are this far apart, later ones a fifth more each, up to a second:
+#: the delay is as exact as that.
 _LOOK_SECONDS: Final = 0.1
 _LOOK_GROWTH: Final = 1.2
 _SLOW_LOOK_SECONDS: Final = 1.0
