@@ -17,7 +17,7 @@ import psutil
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from pipeline.contract.privacy import Privacy
+from pipeline.contract.privacy import Privacy, secret_versions
 from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 from pipeline.ingest.keys import KeyStore
 from pipeline.kafka_access import librdkafka_options
@@ -202,7 +202,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
         yield Finding("keys", "ok", f"{len(active)} in force, for {', '.join(sources)}")
     else:
         yield Finding("keys", "warning", "no key in force", "run `gridpipe keys add --source S`")
-    if settings.pseudonym_key_path.exists():
+    if secret_versions(settings.pseudonym_key_path):
         privacy = Privacy.load(settings.pseudonym_key_path, create=False)
         what = f"version {privacy.key_version}, readable by this user only"
         yield Finding("pseudonym key", "ok", what)
