@@ -65,8 +65,10 @@ class Valve:
                 if not chunk:
                     raise UnavailableError(f"{order}: the child is gone")
                 received += chunk
-        except OSError as error:
+        except TimeoutError as error:
             raise UnavailableError(f"{order}: no answer within {seconds:g} s") from error
+        except OSError as error:
+            raise UnavailableError(f"{order}: the child is gone") from error
         if "error" in answer:
             raise RefusedError(f"{order}: {answer['error']}")
         return answer
