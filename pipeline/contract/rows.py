@@ -27,13 +27,13 @@ def to_frame(
     events: Sequence[Event],
     *,
     ingested_at: Sequence[datetime] | datetime,
-    request_id: str | None,
+    request_id: Sequence[str] | str | None,
     backfill: Sequence[bool] | bool,
     privacy: Privacy,
 ) -> pl.DataFrame:
     """Rows of `frames.EVENT`, same height and order as `events`.
 
-    ingested_at : receipt, one for all or one each; with a zone. backfill : likewise.
+    ingested_at : receipt, one for all or one each; with a zone. request_id, backfill : likewise.
     Times are cut to milliseconds, texts put in NFC and redacted, identity numbers and phones pseudonymised,
     names masked. `persons` and `photos` are empty lists where the event gives none.
     """
@@ -45,6 +45,7 @@ def to_frame(
     given = [_attributes(event) for event in events]
     received = [ingested_at] * count if isinstance(ingested_at, datetime) else ingested_at
     exempt = [backfill] * count if isinstance(backfill, bool) else backfill
+    requests = [request_id] * count if request_id is None or isinstance(request_id, str) else request_id
     columns: dict[str, Iterable[Any] | pl.Series] = {
         "event_id": [event.event_id for event in events],
         "source": [event.source for event in events],
@@ -83,7 +84,7 @@ def to_frame(
         "attributes": [_canonical(event.attributes) for event in events],
         "backfill": exempt,
         "key_version": pl.repeat(privacy.key_version, count, dtype=pl.UInt16, eager=True),
-        "request_id": pl.repeat(request_id, count, dtype=pl.String, eager=True),
+        "request_id": requests,
     }
     frame = pl.DataFrame(
         [

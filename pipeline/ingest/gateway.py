@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
@@ -20,13 +20,13 @@ from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_doc
 from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import to_frame
 from pipeline.errors import UnavailableError
-from pipeline.ingest.blocks import Block, encode_blocks
 from pipeline.ingest.body import decompress
 from pipeline.ingest.durability import Durability
 from pipeline.ingest.gate import Gate
+from pipeline.ingest.groups import SAFE, UNCONFIRMED, UNWRITTEN, GroupWriter
 from pipeline.ingest.keys import Credential, KeyStore
 from pipeline.ingest.problem import ProblemError
-from pipeline.ingest.producer import BlockProducer, Written
+from pipeline.ingest.producer import BlockProducer
 from pipeline.ingest.quota import Quotas
 from pipeline.ingest.signing import Signatures
 from pipeline.settings import Settings
@@ -44,6 +44,12 @@ CONTENT_TYPES: Final = (JSON, NDJSON, CLOUDEVENT, CLOUDEVENTS)
 _THREAD_BYTES: Final = 16_384
 #: A producer finds a broker that is back within a second or two.
 _RENEWED_SECONDS: Final = 20.0
+
+
+_NOT_SAFE: Final = {
+    UNCONFIRMED: Fault("not_confirmed", "", "sent but not confirmed in time; send it again with the same id"),
+    UNWRITTEN: Fault("not_written", "", "its partition cannot be written now; send it again"),
+}
 
 
 class Validator(Protocol):
@@ -150,6 +156,13 @@ class Gateway:
         self.gate = Gate(settings.durability_timeout_seconds)
         self.quotas = quotas or Quotas(settings)
         self.signatures = Signatures(keys, settings.nonces_path, clock=lambda: clock().timestamp())
+        self.writer = GroupWriter(
+            privacy=privacy,
+            producer=producer,
+            durability=durability,
+            gate=self.gate,
+            max_block_bytes=settings.max_block_bytes,
+        )
         self.draining = False
 
     def available(self) -> bool:
@@ -168,6 +181,7 @@ class Gateway:
         self.draining = True
         await self.producer.close()
         await self.durability.close()
+        await self.writer.close()
         self.signatures.close()
 
     # --- the two calls
@@ -181,13 +195,13 @@ class Gateway:
         if self.draining or (self.gate.is_open and not self.producer.available()):
             raise _away("the log does not answer; nothing was taken")
         try:
-            partitions = await self.producer.partitions()
+            await self.producer.partitions()
         except UnavailableError as error:
             raise _away(str(error)) from error
-        outcome, good, blocks = await _run(_weight(call), self._prepare, call, partitions)
+        outcome, good = await _run(_weight(call), self._read, call)
         self._charge(call, outcome, good)
         self._refuse_if_none_good(outcome, good, call.request_id)
-        await self._write(outcome, good, blocks)
+        await self._write(call, outcome, good)
         members = {**outcome.members(call.request_id), "durability": self.durability.name}
         metrics.gateway_events.labels("accepted").inc(len(outcome.accepted))
         self._count(outcome)
@@ -219,12 +233,16 @@ class Gateway:
 
     # --- steps
 
-    def _frame(self, call: Call) -> tuple[Outcome, Parsed, pl.DataFrame]:
-        """The good events as rows of `frames.EVENT`, and what is wrong with the others."""
+    def _read(self, call: Call) -> tuple[Outcome, Parsed]:
+        """The good events, and what is wrong with the others."""
         body = decompress(call.body, call.encoding, self.settings.max_decompressed_bytes)
         parsed = self._parse(body, call.content_type)
         outcome = Outcome(parsed.count, parsed.errors)
-        good = _allowed(parsed, call.credential)
+        return outcome, _allowed(parsed, call.credential)
+
+    def _frame(self, call: Call) -> tuple[Outcome, Parsed, pl.DataFrame]:
+        """`_read`, and the good events as rows of `frames.EVENT`."""
+        outcome, good = self._read(call)
         frame = to_frame(
             good.events,
             ingested_at=self.clock(),
@@ -233,11 +251,6 @@ class Gateway:
             privacy=self.privacy,
         )
         return outcome, good, frame
-
-    def _prepare(self, call: Call, partitions: int) -> tuple[Outcome, Parsed, list[Block]]:
-        outcome, good, frame = self._frame(call)
-        blocks = encode_blocks(frame, partitions=partitions, max_bytes=self.settings.max_block_bytes)
-        return outcome, good, blocks
 
     def _parse(self, body: bytes, content_type: str) -> Parsed:
         depth, most = self.settings.max_json_depth, self.settings.max_events_per_request
@@ -252,35 +265,22 @@ class Gateway:
         except DocumentError as error:
             raise ProblemError(error.status, error.code, error.message) from None
 
-    async def _write(self, outcome: Outcome, good: Parsed, blocks: Sequence[Block]) -> None:
-        """Send the blocks, wait until they are durable; what is not becomes retryable errors."""
+    async def _write(self, call: Call, outcome: Outcome, good: Parsed) -> None:
+        """Write the good events, wait until they are durable; what is not becomes retryable errors."""
         try:
-            async with self.gate:
-                deliveries = await self.producer.send(blocks)
-                written = [
-                    (block, item)
-                    for block, item in zip(blocks, deliveries, strict=True)
-                    if isinstance(item, Written)
-                ]
-                confirmed = await self.durability.confirm([item for _, item in written])
+            states = await self.writer.write(
+                good.events,
+                ingested_at=self.clock(),
+                request_id=call.request_id,
+                backfill=call.credential.backfill,
+            )
         except UnavailableError as error:
             raise _away(str(error)) from error
-        sent = {id(block) for block, _ in written}
-        safe = {id(block) for (block, _), is_safe in zip(written, confirmed, strict=True) if is_safe}
-        for block in blocks:
-            for row in block.rows.tolist():
-                index = good.indexes[row]
-                if id(block) in safe:
-                    outcome.accepted.append(index)
-                    continue
-                found = (
-                    Fault(
-                        "not_confirmed", "", "sent but not confirmed in time; send it again with the same id"
-                    )
-                    if id(block) in sent
-                    else Fault("not_written", "", "its partition cannot be written now; send it again")
-                )
-                outcome.errors.append(EventError.of(index, good.events[row].event_id, found))
+        for index, event, state in zip(good.indexes, good.events, states.tolist(), strict=True):
+            if state == SAFE:
+                outcome.accepted.append(index)
+            else:
+                outcome.errors.append(EventError.of(index, event.event_id, _NOT_SAFE[state]))
 
     def _charge(self, call: Call, outcome: Outcome, good: Parsed) -> None:
         """Events to their sources; those that cannot be read or are foreign to the first of the key's own."""
