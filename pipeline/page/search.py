@@ -9,6 +9,7 @@ import polars as pl
 from clickhouse_connect.driver.client import Client
 
 from pipeline.contract.event import ID_PATTERN
+from pipeline.contract.privacy import shown_id
 from pipeline.errors import ContractError
 from pipeline.process.hashes import id_hash
 from pipeline.read.times import instant
@@ -34,7 +35,7 @@ def search(client: Client, text: str) -> dict[str, Any]:
     cases = client.query(
         "SELECT case_id FROM case_events WHERE case_id = {text:String} LIMIT 1", parameters={"text": text}
     ).result_rows
-    return {"q": text, "events": events, "cases": [case_id for (case_id,) in cases]}
+    return {"q": shown_id(text), "events": events, "cases": [case_id for (case_id,) in cases]}
 
 
 def _events(client: Client, text: str) -> list[dict[str, Any]]:
