@@ -103,7 +103,7 @@ def _survives(value: bytes, content_type: str | None) -> None:
     assert rows.count(1) >= 1
 
 
-@some(1_000)
+@some(400)
 @given(value=mutated(BLOCKS) | st.binary(max_size=400))
 def test_damaged_arrow_blocks(value: bytes) -> None:
     tried["arrow"] += 1
@@ -112,7 +112,7 @@ def test_damaged_arrow_blocks(value: bytes) -> None:
     _survives(value, ARROW)
 
 
-@some(1_000)
+@some(400)
 @given(
     value=mutated((LINES, LINES.split(b"\n")[0], b"[" + LINES.replace(b"\n", b",") + b"]"))
     | st.binary(max_size=400)
@@ -122,7 +122,7 @@ def test_damaged_json_records(value: bytes) -> None:
     _survives(value, None)
 
 
-@some(1_500)
+@some(1_000)
 @given(value=mutated((LINES, b"[" + LINES.replace(b"\n", b",") + b"]")) | st.binary(max_size=400))
 def test_damaged_json_bodies(value: bytes) -> None:
     tried["json bodies"] += 1
@@ -137,7 +137,7 @@ def test_damaged_json_bodies(value: bytes) -> None:
             assert all(error.code in CODES for error in parsed.errors)
 
 
-@some(1_000)
+@some(400)
 @given(
     value=mutated(
         (
