@@ -1,4 +1,4 @@
-"""The demo with a hundredth of its volume and small batches: `python -m tests.e2e.small_demo demo …`.
+"""The demo with a fiftieth of its volume and small batches: `python -m tests.e2e.small_demo demo …`.
 
 The same code as `gridpipe demo`, so that what a kill does can be tried in a minute.
 """
@@ -13,11 +13,11 @@ from pipeline.cli.demo import register
 from pipeline.simulate import demo, plan
 from pipeline.simulate.published import PUBLISHED_YEARS
 
-SHARE = 100
+SHARE = 50
 YEARS = tuple(
     replace(year, received=year.received // SHARE, closed=year.closed // SHARE) for year in PUBLISHED_YEARS
 )
-BATCH_EVENTS = 200
+BATCH_EVENTS = 400
 
 
 def run() -> None:
