@@ -22,6 +22,7 @@ from clickhouse_connect.driver.client import Client
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from infra.kafka.cluster import _end_with_parent
 from pipeline.contract.privacy import Privacy
 from pipeline.ingest.keys import KeyStore
 from pipeline.reference.load import load_directory
@@ -57,6 +58,7 @@ class Process:
                 stderr=output,
                 env=os.environ | {"TZ": "UTC", "PYTHONUNBUFFERED": "1"} | environment,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,  # a test that is killed leaves nothing running
             )
 
     @property
