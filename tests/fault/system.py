@@ -58,7 +58,7 @@ class Process:
                 stderr=output,
                 env=os.environ | {"TZ": "UTC", "PYTHONUNBUFFERED": "1"} | environment,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # a test that is killed leaves nothing running
+                preexec_fn=_end_with_parent,  # noqa: PLW1509  a killed test leaves nothing running
             )
 
     @property
