@@ -66,8 +66,8 @@ class GroupWriter:
         max_block_bytes: int,
     ) -> None:
         self._privacy = privacy
-        self._producer = producer
-        self._durability = durability
+        self.producer = producer
+        self.durability = durability
         self._gate = gate
         self._max_block_bytes = max_block_bytes
         self._waiting: deque[_Waiting] = deque()
@@ -104,7 +104,7 @@ class GroupWriter:
             await asyncio.sleep(0)
             group = self._next_group()
             try:
-                partitions = await self._producer.partitions()
+                partitions = await self.producer.partitions()
                 await self._encode_and_send(group, partitions)
             except asyncio.CancelledError:
                 _fail(group, UnavailableError("the gateway stops; send again"))
@@ -159,13 +159,13 @@ class GroupWriter:
         states = np.full(events, UNWRITTEN, np.uint8)
         try:
             async with self._gate:
-                deliveries = await self._producer.send(blocks)
+                deliveries = await self.producer.send(blocks)
                 written = [
                     (block, delivery)
                     for block, delivery in zip(blocks, deliveries, strict=True)
                     if isinstance(delivery, Written)
                 ]
-                confirmed = await self._durability.confirm([delivery for _, delivery in written])
+                confirmed = await self.durability.confirm([delivery for _, delivery in written])
         except asyncio.CancelledError:
             _fail(group, UnavailableError("the gateway stops; send again"))
             raise

@@ -67,8 +67,8 @@ def live(request: pytest.FixtureRequest) -> Iterator[Broker]:
 @pytest.fixture
 async def world(live: Broker, tmp_path: Path) -> AsyncIterator[World]:
     made = make_world(tmp_path, durability=Replicated(), topic=live.topic)
-    made.gateway.producer = KafkaProducer(
-        made.gateway.settings, live.bootstrap, idempotent=live.kafka is not None
+    made.connect(
+        producer=KafkaProducer(made.gateway.settings, live.bootstrap, idempotent=live.kafka is not None)
     )
     yield made
     await made.gateway.close()
@@ -139,7 +139,7 @@ async def test_blocks_arrive_with_headers_and_the_village_as_key(world: World, l
 @BOTH
 async def test_embedded_answer_waits_for_the_workers_commit(world: World, live: Broker) -> None:
     settings = world.gateway.settings
-    world.gateway.durability = stored_in(settings, live.bootstrap)
+    world.connect(durability=stored_in(settings, live.bootstrap))
     request = asyncio.create_task(world.post(event(1)))
     await asyncio.sleep(0.5)
     assert not request.done()
@@ -172,7 +172,7 @@ async def test_dead_broker_gives_503_at_once_and_recovers_without_restart(world:
 
 async def test_halted_broker_gives_503_after_the_timeout(live: Broker, tmp_path: Path) -> None:
     world = make_world(tmp_path, durability_timeout_seconds=1.0)
-    world.gateway.producer = KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=False)
+    world.connect(producer=KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=False))
     assert (await world.post(event(1))).status_code == 202
     assert live.process is not None
     os.kill(live.process.pid, signal.SIGSTOP)

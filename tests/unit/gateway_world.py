@@ -18,6 +18,7 @@ from pipeline.ingest.durability import Durability, Replicated
 from pipeline.ingest.gateway import Gateway, Validator
 from pipeline.ingest.keys import KeyStore
 from pipeline.ingest.memory import MemoryLog
+from pipeline.ingest.producer import BlockProducer
 from pipeline.ingest.routes import gateway_routes
 from pipeline.settings import Settings
 
@@ -64,6 +65,13 @@ class World:
     keys: KeyStore
     key: str
     app: Starlette
+
+    def connect(self, *, producer: BlockProducer | None = None, durability: Durability | None = None) -> None:
+        """Put the gateway on another log."""
+        if producer is not None:
+            self.gateway.producer = self.gateway.writer.producer = producer
+        if durability is not None:
+            self.gateway.durability = self.gateway.writer.durability = durability
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         headers = {} if key == "" else {"Authorization": f"Bearer {key or self.key}"}
