@@ -165,7 +165,7 @@ def rule_files(world: World) -> None:
 
 def configuration(world: World) -> None:
     """Exit 2, one line per problem, no secret printed."""
-    secret = "Hunter2-must-not-be-shown"
+    secret = "Hunter2-must-not-be-shown"  # pragma: allowlist secret
     with tempfile.TemporaryDirectory() as temporary:
         unreadable = Path(temporary) / "keys"
         unreadable.mkdir()
