@@ -13,7 +13,7 @@ export TMPDIR := $(CURDIR)/var/tmp
 export PIP_CACHE_DIR := $(CURDIR)/var/cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test test-fuzz test-fault kafka check format bench bench-long bench-gate bench-smoke load clean lock audit prometheus browser dashboards
+.PHONY: help setup run demo test test-slow test-fuzz test-fault kafka check format bench bench-long bench-gate bench-smoke load clean lock audit prometheus browser dashboards
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,7 +35,10 @@ demo: setup ## feed the districts' published year, print published and measured 
 	@exec $(BIN)/gridpipe demo
 
 test: setup ## every test that needs no other machine, on WORKERS=2 processes (a file stays on one)
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 --durations-min 10
+
+test-slow: setup ## the tests that `make test` names as slow (some minutes; CI runs them too)
+	@SLOW=1 $(BIN)/pytest -m slow
 
 test-fuzz: setup ## FUZZ=20 times as many hostile bytes and requests as in `make test`
 	@FUZZ=$(FUZZ) $(BIN)/pytest tests/hostile/test_decode_fuzz.py tests/hostile/test_openapi_fuzz.py -s

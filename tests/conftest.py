@@ -21,12 +21,13 @@ os.environ["TZ"] = "UTC"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `fault` take minutes, in sum hours: skipped by name unless asked for."""
-    if os.environ.get("FAULT") == "1":
-        return
-    for item in items:
-        if item.get_closest_marker("fault"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes: make test-fault runs it"))
+    """Tests marked `fault` or `slow` take minutes, in sum hours: skipped by name unless asked for."""
+    for mark, asked, target in (("fault", "FAULT", "test-fault"), ("slow", "SLOW", "test-slow")):
+        if os.environ.get(asked) == "1":
+            continue
+        for item in items:
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=f"takes long: make {target} runs it"))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,9 @@ import pytest
 
 from tests.e2e.small_demo import YEARS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+#: Beside a case that says nearly the same.
+MORE = pytest.mark.slow
 
 PATIENCE_SECONDS = 400
 
@@ -111,7 +113,7 @@ def test_demo_measures_the_published_year_twice_in_a_row(demo: Demo) -> None:
     assert orjson.loads((demo.data_dir / "demo.json").read_bytes())["finished"] is True
 
 
-@pytest.mark.parametrize("role", ["store", "http", "broker"])
+@pytest.mark.parametrize("role", ["store", *(pytest.param(role, marks=MORE) for role in ("http", "broker"))])
 def test_demo_survives_the_death_of_any_part(demo: Demo, role: str) -> None:
     demo.start()
     demo.wait_for_answers(6)

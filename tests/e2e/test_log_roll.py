@@ -194,6 +194,7 @@ def test_direct_records_hold_the_roll_back_and_doctor_says_so(service: Service) 
     assert {"report-9000000", "report-9900000"} <= set(_outcomes(service))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["store", "http"])
 def test_a_process_that_dies_within_a_roll_costs_nothing(service: Service, victim: str) -> None:
     """The supervisor takes a roll that breaks off for a dead broker: everything starts anew."""

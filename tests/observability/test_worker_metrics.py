@@ -82,8 +82,9 @@ def grown(before: dict[tuple[str, ...], float]) -> dict[tuple[str, ...], float]:
 
 
 def test_freshness_counts_events_and_not_blocks(account: Account, rules: Rules) -> None:
-    fresh = record(0, *(now_event(number) for number in range(7)), received=NOW + timedelta(minutes=1))
-    late = record(1, *(now_event(number) for number in range(10, 13)), received=NOW - timedelta(seconds=6))
+    now = datetime.now(UTC)  # the module may have been read long ago
+    fresh = record(0, *(now_event(number) for number in range(7)), received=now)
+    late = record(1, *(now_event(number) for number in range(10, 13)), received=now - timedelta(seconds=6))
     before = samples()
     account.committed([Extent(0, 0, 1)], judged(rules, fresh, late))
     found = grown(before)

@@ -57,8 +57,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         running.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    # of this module only: Playwright's event loop runs until it is closed, and no other could start
     if CHROMIUM is None:
         pytest.skip("needs Chromium: make browser")
     # Chromium's sandbox refuses root, which is what containers run tests as.

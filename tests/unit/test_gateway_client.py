@@ -167,6 +167,12 @@ def test_damaged_file_is_one_clear_error(tmp_path: Path) -> None:
 # --- the commands
 
 
+def told(result: Any) -> Any:
+    """The JSON that a command printed; the gateway of these tests logs into the same stream."""
+    printed = result.stdout.splitlines()
+    return orjson.loads("\n".join(printed[printed.index("{") :]))
+
+
 def _run(world: World, *arguments: str) -> Any:
     app = typer.Typer()
     send.register(app)
@@ -199,7 +205,7 @@ def wired(world: World, monkeypatch: pytest.MonkeyPatch) -> Bridge:
 
 def test_send_reports_and_leaves_no_state_behind(world: World, file: Path, wired: Bridge) -> None:
     result = _run(world, "send", str(file), "--batch-size", "10", "--json")
-    report = orjson.loads(result.stdout)
+    report = told(result)
     assert result.exit_code == 1
     assert (report["sent"], report["accepted"], report["rejected"]) == (25, 24, 1)
     assert [(error["line"], error["code"]) for error in report["errors"]] == [(11, "bad_pattern")]
@@ -227,7 +233,7 @@ def test_changed_file_begins_anew(world: World, file: Path, wired: Bridge) -> No
     state = SendState(Source(file).fingerprint(), "http://127.0.0.1:8080", lines_done=20, accepted=20)
     file.with_name("events.ndjson.sent").write_bytes(msgspec.json.encode(state))
     file.write_bytes(file.read_bytes() + lines(26)[25].text + b"\n")
-    report = orjson.loads(_run(world, "send", str(file), "--json").stdout)
+    report = told(_run(world, "send", str(file), "--json"))
     assert (report["resumed_after_line"], report["accepted"]) == (0, 25)
 
 
@@ -237,7 +243,7 @@ def test_validate_without_a_service_checks_contract_and_catalogue(world: World, 
     made = lines(3, at_0=now, at_1={"grid_code": "x"}, at_2={"matter_code": "ZZ-99", **now})
     path.write_bytes(b"\n".join(line.text for line in made))
     result = _run(world, "validate", str(path), "--url", "http://127.0.0.1:9", "--json")
-    report = orjson.loads(result.stdout)
+    report = told(result)
     assert result.exit_code == 1
     assert report["reference_rules"] == "unknown"
     assert [(error["line"], error["code"]) for error in report["errors"]] == [(2, "bad_pattern")]
