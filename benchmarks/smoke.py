@@ -254,7 +254,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--events", type=int, default=200_000, help="events in the topic (default %(default)s)"
+        "--events", type=int, default=300_000, help="events in the topic (default %(default)s)"
     )
     parser.add_argument(
         "--agent-events", type=int, default=60_000, help="events for the agent (default %(default)s)"
