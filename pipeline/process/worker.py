@@ -56,6 +56,7 @@ _REVOKE_SECONDS: Final = 4.0
 _LAG_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 0.5
 _TOPIC_SECONDS: Final = 10.0
+_NO_GRIDS_SECONDS: Final = 0.5
 #: With no block on the way nothing is gained by waiting: what comes meanwhile makes the next block. Just long
 #: enough for the partitions of one request to arrive together.
 _QUIET_LINGER_SECONDS: Final = 0.01
@@ -537,7 +538,7 @@ class Worker:
         """Take over new reference data and catalogues; a round in progress keeps those it began with."""
         catalogue_state = _state_of(self._settings.catalogue_dir)
         while True:
-            await asyncio.sleep(self._settings.reference_refresh_seconds)
+            await asyncio.sleep(self._reference_pause)
             rules = self._rules
             assert rules is not None
             try:
@@ -559,6 +560,13 @@ class Worker:
             if state != catalogue_state:
                 catalogue_state = state
                 await self._reload_catalogues(rules)
+
+    @property
+    def _reference_pause(self) -> float:
+        """Without a grid every report is rejected: a first load is looked for more often."""
+        pause = self._settings.reference_refresh_seconds
+        known = self._rules is not None and self._rules.reference.counts["grids"] > 0
+        return pause if known else min(pause, _NO_GRIDS_SECONDS)
 
     async def _reload_catalogues(self, rules: Rules) -> None:
         try:
