@@ -34,9 +34,9 @@ SAFE: Final = 0
 UNCONFIRMED: Final = 1
 UNWRITTEN: Final = 2
 
-#: A group takes no further request beyond this; encoding so many takes about 0.2 s.
+#: A group takes no further request beyond this: the next waits while it is encoded.
 _GROUP_EVENTS: Final = 20_000
-#: Up to this many events are encoded on the loop: a thread costs more than it frees.
+#: Up to this many events are encoded on the loop, as long as a quiet gateway does nothing else anyway.
 _INLINE_EVENTS: Final = 4
 
 States = NDArray[np.uint8]
