@@ -141,6 +141,12 @@ source_last_event_timestamp_seconds = Gauge(
     ["source"],
     registry=REGISTRY,
 )
+partition_braked = Gauge(
+    "gridpipe_partition_braked",
+    "Whether a partition stands still because too many of its records cannot be read.",
+    ["partition"],
+    registry=REGISTRY,
+)
 committed_offset = Gauge(
     "gridpipe_committed_offset", "Next offset to process of a partition.", ["partition"], registry=REGISTRY
 )

@@ -123,6 +123,13 @@ class Settings(BaseSettings):
     partition_buffer_bytes: int = Field(
         64_000_000, ge=1_000_000, description="Bytes buffered per partition before fetching pauses."
     )
+    unreadable_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of a partition's last 10,000 records that may be unreadable before it stops, "
+        "as it does after 1,000 in a row; 1: it never stops, all go into quarantine.",
+    )
     insert_timeout_seconds: float = Field(30.0, gt=0, description="Longest wait for one insert.")
     dedup_window_days: float = Field(
         7.0, gt=0, le=90, description="Redelivery (L1) window, by ingested_at, days."

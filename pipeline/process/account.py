@@ -104,6 +104,11 @@ class Account:
         else:
             self._last_hi[partition] = offset - 1
         metrics.committed_offset.labels(str(partition)).set(offset or 0)
+        metrics.partition_braked.labels(str(partition)).set(0)
+
+    def braked(self, partition: int) -> None:
+        """The partition stands still until somebody acts."""
+        metrics.partition_braked.labels(str(partition)).set(1)
 
     def lag(self, partition: int, records: int, seconds: float) -> None:
         metrics.consumer_lag_records.labels(str(partition)).set(records)
@@ -112,7 +117,12 @@ class Account:
     def forget(self, partition: int) -> None:
         """The partition belongs to somebody else now."""
         self._last_hi.pop(partition, None)
-        for gauge in (metrics.consumer_lag_records, metrics.consumer_lag_seconds, metrics.committed_offset):
+        for gauge in (
+            metrics.consumer_lag_records,
+            metrics.consumer_lag_seconds,
+            metrics.committed_offset,
+            metrics.partition_braked,
+        ):
             gauge.remove(str(partition))
 
     def dedup(self, ids: int, anchors: int) -> None:

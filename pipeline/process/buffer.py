@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from pipeline.process.brake import Brake
 from pipeline.process.flow import PartitionState
 from pipeline.process.partition import Span
 from pipeline.process.records import Record
@@ -44,6 +45,8 @@ class PartitionBuffer:
     next_offset: int | None = None
     spans: deque[Span] = field(default_factory=deque)
     state: PartitionState | None = None
+    brake: Brake = field(default_factory=lambda: Brake(1.0))
+    braked: bool = False  # too much cannot be read: nothing more is taken up before the next assignment
     recovered: bool = False
     in_flight: bool = False
     leaving: bool = False  # being taken away: finish what is on the way, begin nothing
@@ -145,7 +148,7 @@ class PartitionBuffer:
     @property
     def oldest_timestamp_ms(self) -> int | None:
         """Timestamp of the oldest record that is not committed."""
-        if self.in_flight:
+        if self.in_flight or self.braked:
             return self._cut_timestamp_ms
         return self._records[0][0].timestamp_ms if self._records else None
 
@@ -158,7 +161,9 @@ class PartitionBuffer:
     @property
     def ready(self) -> bool:
         """Whether a block can be cut at all."""
-        if self.in_flight or self.leaving or self.revoked or not self.recovered or not self._records:
+        if self.in_flight or self.leaving or self.revoked or self.braked:
+            return False
+        if not self.recovered or not self._records:
             return False
         first = self._records[0][0].offset
         self._forget_spans_before(first)

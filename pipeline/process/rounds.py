@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 from clickhouse_connect.driver.client import Client
@@ -48,10 +48,19 @@ class Stored:
     added: BlockResult
 
 
+@dataclass(frozen=True)
+class Finished:
+    """What became of a round. stored : blocks in ClickHouse; braked : partition -> why its block was left out
+    (see brake.Brake)."""
+
+    stored: Sequence[Stored]
+    braked: Mapping[int, str]
+
+
 def run_round(
     works: Sequence[Work], client: Client, *, topic: str, inc: int, rules: Rules, stopping: threading.Event
-) -> list[Stored]:
-    """Store the blocks of a round; those whose partition was taken away meanwhile are left out.
+) -> Finished:
+    """Store the blocks of a round; left out are those whose partition was taken away meanwhile or must stop.
 
     Raises Stopping when asked to end before a passing failure passed, or whatever cannot be classified.
     """
@@ -60,7 +69,7 @@ def run_round(
     extents = [work.extent for stored in done for work in stored.works]
     if extents:
         persist(lambda: refresh_cases(client, inc, extents), stopping=stopping, what=f"{topic}:{inc} cases")
-    return done
+    return Finished(done, runner.braked)
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class _Runner:
     inc: int
     rules: Rules
     stopping: threading.Event
+    braked: dict[int, str] = field(default_factory=dict)
 
     def store(self, works: Sequence[Work]) -> list[Stored]:
         """New blocks are judged and written together, recovered ones each for itself in its old bounds."""
@@ -92,6 +102,12 @@ class _Runner:
             lambda: process_blocks(blocks, states, self.rules), stopping=self.stopping, what="judging"
         )
         ours = [work for work in works if work.block.partition in states and not work.buffer.lost()]
+        for work in ours:
+            # a recovered block is in the tables already, in part: it is finished whatever it holds
+            why = None if work.span is not None else work.buffer.brake.stops(work.block, result)
+            if why is not None:
+                self.braked[work.block.partition] = why
+        ours = [work for work in ours if work.block.partition not in self.braked]
         if not ours:
             return None
         if len(ours) < len(blocks):

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.kafka_access import librdkafka_options
 from pipeline.process.account import Account
+from pipeline.process.brake import Brake
 from pipeline.process.buffer import PartitionBuffer, Taken
 from pipeline.process.earlier import complete_earlier_log
 from pipeline.process.flow import Block, Rules, remember
@@ -77,18 +78,21 @@ async def run_worker(
     stop: asyncio.Event | None = None,
     ready: Callable[[], None] | None = None,
     known_sources: Callable[[], Collection[str]] = tuple,
+    braked: Callable[[Mapping[int, str]], None] = lambda _: None,
 ) -> None:
     """Work until `stop` is set; returns after a drain of at most 25 s.
 
     client_factory : gives clients on the migrated database; each thread uses its own.
     bootstrap : Kafka bootstrap servers. privacy : pseudonyms for direct records.
     ready : called when the first assignment is recovered. known_sources : label values of received events;
-    everything else is counted as "other".
+    everything else is counted as "other". braked : told at each change which partitions stand still, and why.
 
     Raises ConfigurationError and UnavailableError before the first event is taken, WorkerFailedError later:
     the caller must then end the process with a non-zero status, so that it starts again from the last commit.
     """
-    worker = Worker(settings, client_factory, bootstrap, privacy, ready=ready, known_sources=known_sources)
+    worker = Worker(
+        settings, client_factory, bootstrap, privacy, ready=ready, known_sources=known_sources, braked=braked
+    )
     await worker.run(stop or asyncio.Event())
 
 
@@ -104,12 +108,15 @@ class Worker:
         *,
         ready: Callable[[], None] | None = None,
         known_sources: Callable[[], Collection[str]] = tuple,
+        braked: Callable[[Mapping[int, str]], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._client_factory = client_factory
         self._bootstrap = bootstrap
         self._privacy = privacy
         self._ready = ready
+        self._tell_braked = braked
+        self._braked: dict[int, str] = {}
         self._account = Account(known_sources)
         self._buffers: dict[int, PartitionBuffer] = {}
         self._rounds: set[asyncio.Task[None]] = set()
@@ -268,6 +275,7 @@ class Worker:
                 partition,
                 max_rows=self._settings.block_max_rows,
                 max_bytes=self._settings.partition_buffer_bytes,
+                brake=Brake(self._settings.unreadable_share),
             )
             for partition in sorted(partitions - set(self._buffers))
         ]
@@ -287,6 +295,8 @@ class Worker:
             if self._buffers.get(buffer.partition) is buffer:
                 del self._buffers[buffer.partition]
             self._account.forget(buffer.partition)
+            if self._braked.pop(buffer.partition, None) is not None:
+                self._tell_braked(dict(self._braked))
 
     async def _until(self, settled: Callable[[], bool], seconds: float | None = None) -> None:
         """Wait for rounds to end until `settled`, `seconds` at most."""
@@ -421,7 +431,7 @@ class Worker:
         return works
 
     def _feed(self, buffer: PartitionBuffer) -> None:
-        if buffer.paused and buffer.hungry:
+        if buffer.paused and buffer.hungry and not buffer.braked:
             buffer.paused = False
             self._member.resume(buffer.partition)
 
@@ -442,7 +452,7 @@ class Worker:
         rules = self._rules
         assert rules is not None
         try:
-            stored = await self._in_thread(
+            finished = await self._in_thread(
                 lambda client: run_round(
                     works,
                     client,
@@ -452,7 +462,8 @@ class Worker:
                     stopping=self._stopping,
                 )
             )
-            await self._commit(stored)
+            await self._commit(finished.stored)
+            self._brake(works, finished.braked)
         except Stopping:
             pass  # not stored; the records are read again after the next start
         except asyncio.CancelledError:
@@ -486,7 +497,24 @@ class Worker:
             await self._in_thread(lambda _, added=added: remember(states, added))  # type: ignore[misc]
             for work in works:
                 work.buffer.committed = work.extent.hi + 1
+                work.buffer.brake.remember(work.block, result)
             self._account.committed([work.extent for work in works], result)
+
+    def _brake(self, works: Sequence[Work], braked: Mapping[int, str]) -> None:
+        """These partitions stand still, their block is neither stored nor committed; whoever gets them next,
+        we after a restart for one, reads it again."""
+        for work in works:
+            partition, buffer = work.block.partition, work.buffer
+            if partition not in braked or buffer.revoked:
+                continue
+            buffer.braked = True
+            if not buffer.paused:
+                buffer.paused = True
+                self._member.pause(partition)
+            self._braked[partition] = braked[partition]
+            self._account.braked(partition)
+            log.error("partition_braked", reason=braked[partition], **work.extent._asdict())
+            self._tell_braked(dict(self._braked))
 
     # --- watching
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Literal
 
 import httpx
@@ -19,11 +20,20 @@ _ASK_SECONDS: Final = 2.0
 
 @dataclass(frozen=True)
 class Status:
-    """worker : `assigned` once its partitions are assigned and recovered; catalogue : digest of the rules."""
+    """worker : `assigned` once its partitions are assigned and recovered; catalogue : digest of the rules;
+    braked : the partitions that stand still for their unreadable records, and why; "" if none does."""
 
     worker: Literal["starting", "assigned", "stopping"] = "starting"
     catalogue: str = ""
     revision: str = ""
+    braked: str = ""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the worker is not ready, None if it is."""
+        if self.worker != "assigned":
+            return f"the worker is {self.worker}"
+        return self.braked or None
 
 
 class StatusBoard:
@@ -35,7 +45,13 @@ class StatusBoard:
 
     def worker_is(self, state: Literal["starting", "assigned", "stopping"]) -> None:
         with self._lock:
-            self._status = Status(state, self._status.catalogue, self._status.revision)
+            self._status = replace(self._status, worker=state)
+
+    def braked_are(self, partitions: Mapping[int, str]) -> None:
+        """Partitions that stand still -> why."""
+        told = "; ".join(f"partition {number} stands still: {why}" for number, why in partitions.items())
+        with self._lock:
+            self._status = replace(self._status, braked=told)
 
     def read(self) -> Status:
         with self._lock:
@@ -55,13 +71,13 @@ def control_routes(board: StatusBoard) -> list[BaseRoute]:
         return JSONResponse({"status": "live"})
 
     async def ready(_: Request) -> Response:
-        worker = board.read().worker
-        assigned = worker == "assigned"
+        found = board.read()
+        problem = found.problem
         body = {
-            "status": "ready" if assigned else "not ready",
-            "checks": {"worker": {"ok": assigned, "detail": worker}},
+            "status": "not ready" if problem else "ready",
+            "checks": {"worker": {"ok": problem is None, "detail": problem or found.worker}},
         }
-        return JSONResponse(body, 200 if assigned else 503)
+        return JSONResponse(body, 503 if problem else 200)
 
     return [
         Route("/status", status, methods=["GET"]),

@@ -274,9 +274,9 @@ def _store_check(reader: Reader) -> Check:
 
 def _worker_check(control: ControlClient) -> Check:
     async def check() -> str:
-        status = await control.status()
-        if status.worker != "assigned":
-            raise UnavailableError(f"the worker is {status.worker}")
+        problem = (await control.status()).problem
+        if problem is not None:
+            raise UnavailableError(problem)
         return "partitions assigned"
 
     return check

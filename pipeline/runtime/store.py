@@ -135,6 +135,7 @@ async def _work(
 
     def make() -> Worker:
         board.worker_is("starting")
+        board.braked_are({})
         return Worker(
             settings,
             client_factory,
@@ -142,6 +143,7 @@ async def _work(
             privacy,
             ready=lambda: board.worker_is("assigned"),
             known_sources=_Sources(KeyStore(settings.keys_path)),
+            braked=board.braked_are,
         )
 
     switch = WorkerSwitch(make)

@@ -8,7 +8,7 @@ import re
 import threading
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -358,3 +358,33 @@ async def test_a_second_worker_takes_over_partitions_and_gives_them_back(town: T
         await town.until(lambda: sum(town.committed()) == town.sent)
     town.assert_every_position_once()
     assert column(town.client, "SELECT uniqExact(event_id) FROM events") == [90]
+
+
+async def test_a_flood_of_broken_records_stops_its_partition_and_no_other(town: Town) -> None:
+    """The topic is not drained into the quarantine: what stopped the partition is neither stored nor
+    committed, and is read once somebody has looked and lifted the brake."""
+    broken = record(0, event(0))._replace(value=b"{broken")
+    told: list[Mapping[int, str]] = []
+    town.send(*[record(0, event(f"a{number}")) for number in range(20)], partition=0)
+    town.send(*[broken] * 300, partition=0)
+    async with town.worker(braked=told.append):
+        await town.until(lambda: town.committed()[0] == 320)
+        assert told == []
+        town.send(*[broken] * 1_500, partition=0)
+        await town.until(lambda: bool(told))
+        town.send(*[record(0, event(f"b{number}")) for number in range(20)], partition=0)
+        town.send(*[record(0, event(f"c{number}")) for number in range(50)], partition=1)
+        await town.until(lambda: town.committed()[1] == 50)
+        assert list(told[-1]) == [0]
+        assert "in a row" in told[-1][0]
+        assert town.committed()[0] <= 20 + 1_000
+        assert count(town.client, "events") == [20 + 50]
+        assert count(town.client, "quarantine")[0] <= 1_000
+        assert metrics.partition_braked.labels("0")._value.get() == 1
+        assert metrics.partition_braked.labels("1")._value.get() == 0
+    lifted = town.settings.model_copy(update={"unreadable_share": 1.0})
+    town.settings = lifted
+    async with town.worker(braked=told.append):
+        await town.until(lambda: town.committed()[0] == 20 + 300 + 1_500 + 20)
+    assert count(town.client, "events", "quarantine") == [20 + 20 + 50, 1_800]
+    town.assert_every_position_once()
