@@ -48,13 +48,14 @@ class Board:
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     async def mark(self) -> str:
-        """Changes when something was stored. A few milliseconds. Raises UnavailableError."""
+        """Changes when something was stored or changed in place, and not when parts merge. A few
+        milliseconds. Raises UnavailableError."""
 
         def ask(client: Client) -> str:
             found = client.query(
-                "SELECT table, sum(rows), max(modification_time), max(max_block_number) FROM system.parts "
+                "SELECT table, partition_id, max(max_block_number), max(data_version) FROM system.parts "
                 "WHERE database = currentDatabase() AND active AND table IN {tables:Array(String)} "
-                "GROUP BY table ORDER BY table",
+                "GROUP BY ALL ORDER BY ALL",
                 parameters={"tables": list(_STORED)},
             )
             return str(found.result_rows)

@@ -139,11 +139,7 @@ class Live:
 
     async def _read_tables(self) -> None:
         asked_at, mark = self._now(), await self.board.mark()
-        table = await self.board.city_and_districts(mark=mark)
-        if self._shown.get("kpi") is not table:
-            self._shown["kpi"] = table
-            for name, answer in table.answer.items():
-                self._publish(name, answer)
+        self._show_city(await self.board.city_and_districts(mark=mark))
         table = await self.board.rejected(mark=mark)
         if self._shown.get("rejected") is not table:
             self._shown["rejected"] = table
@@ -152,8 +148,15 @@ class Live:
         if self._past is None:
             self._past = asyncio.create_task(self._read_past(), name="live-page-past")
 
+    def _show_city(self, table: Table) -> None:
+        if self._shown.get("kpi") is not table:
+            self._shown["kpi"] = table
+            for name, answer in table.answer.items():
+                self._publish(name, answer)
+
     async def _keep_point(self) -> None:
         table = await self.board.city_and_districts(every=TICK_SECONDS)
+        self._show_city(table)  # who comes next sees figures at once, a minute old at most
         row = table.answer["city"]["rows"][0]
         self._history.add(self.board.reader.clock(), row, self._figures.describe())
         self._publish("trend", {"points": self._history.points()})

@@ -12,12 +12,26 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.e2e.service import Service
-from tests.page.conftest import PICTURES, NewPage
+from tests.page.conftest import PICTURES, NewPage, slowness, until_same
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 #: A grid of the city that `conftest` makes, and a point in it.
 GRID = "440704001001001"
+
+
+#: Tile → its formula.
+FORMULAS = {
+    "events_per_second": "近 5 秒内入库并提交的事件数 ÷ 5",
+    "closure_rate": "已办结 ÷ 受理案件",
+    "response_rate": "已响应 ÷（已响应，或响应时限已到）",
+    "timely_response_rate": "时限内响应 ÷（已响应，或响应时限已到）",
+    "closure_on_time_rate": "按期办结 ÷（已办结，或办理时限已到）",
+    "handling_on_time_rate": "按期处置 ÷（已处置，或办理时限已到）",
+    "open": "受理案件 − 已办结",
+    "overdue": "在办且办理时限已过",
+    "delay_seconds": "从网关收到到可查询",
+}
 
 
 def id_of(page: Page, name: str) -> Any:
@@ -50,52 +64,86 @@ def citizen_report(number: str, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def figures_of(page: Page) -> dict[str, str]:
+    """Every figure of the tiles and of the table, by where it stands."""
+    found: dict[str, str] = page.evaluate(
+        """() => Object.fromEntries([
+            ...['closure_rate', 'response_rate', 'timely_response_rate', 'closure_on_time_rate',
+                'handling_on_time_rate', 'open', 'overdue'].map((id) =>
+                [id, document.querySelector(`[data-testid=tile-${id}] .value`).innerText]),
+            ...[...document.querySelectorAll('tr[data-key]')].flatMap((row) =>
+                ['reports', 'cases', 'closed'].map((name, n) =>
+                    [`${row.dataset.key} ${name}`, row.querySelectorAll('td')[n && n + 1].innerText])),
+        ])"""
+    )
+    return found
+
+
+def figures_told(service: Service) -> dict[str, str]:
+    """The same out of the API."""
+    row, districts = city(service), service.get("/v1/kpi", by="district")["rows"]
+    rates = ("closure", "response", "timely_response", "closure_on_time", "handling_on_time")
+    told = {f"{name}_rate": percent(row[f"{name}_rate"]) for name in rates}
+    told |= {name: f"{row[name]:,}" for name in ("open", "overdue")}
+    return told | {
+        f"{area['key']} {name}": f"{area[name]:,}"
+        for area in (*districts, row)
+        for name in ("reports", "cases", "closed")
+    }
+
+
 def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service) -> None:
     page = new_page(width=1920, height=1080)
-    row = city(service)
-    assert row["cases"] > 100
-
-    tile = id_of(page, "tile-closure_rate")
-    expect(tile.locator(".value")).to_have_text(percent(row["closure_rate"]))
-    expect(id_of(page, "tile-open").locator(".value")).to_have_text(f"{row['open']:,}")
-    expect(id_of(page, "tile-overdue").locator(".value")).to_have_text(f"{row['overdue']:,}")
-
-    for district in service.get("/v1/kpi", by="district")["rows"]:
-        cells = page.locator(f"tr[data-key='{district['key']}'] td")
-        assert cells.nth(2).inner_text() == f"{district['cases']:,}"
-        assert cells.nth(0).inner_text() == f"{district['reports']:,}"
-    assert page.locator("tr.total td").nth(2).inner_text() == f"{row['cases']:,}"
+    assert city(service)["cases"] > 100
+    shown = until_same(page, lambda: figures_of(page), lambda: figures_told(service))
+    assert len(shown) == 7 + 3 * 8
 
     expect(page.locator(".raster .cell")).to_have_count(80)
-    town = max(service.get("/v1/kpi", by="town")["rows"], key=lambda found: found["cases"])
-    cell = page.locator(f".cell[data-code='{town['key']}']")
-    shown = f"{int(town['closure_rate'] * 1000 + 1e-9) / 10:.1f}"
-    expect(cell.locator(".value")).to_have_text("100" if town["closure_rate"] == 1 else shown)
-    page.get_by_test_id("metric").select_option("cases")
-    expect(cell.locator(".value")).to_have_text(f"{town['cases']:,}")
+    town = max(service.get("/v1/kpi", by="town")["rows"], key=lambda found: found["cases"])["key"]
+    value = page.locator(f".cell[data-code='{town}'] .value")
+
+    def told() -> str:
+        (row,) = [row for row in service.get("/v1/kpi", by="town")["rows"] if row["key"] == town]
+        if metric == "cases":
+            return f"{row['cases']:,}"
+        return "100" if row[metric] == 1 else f"{int(row[metric] * 1000 + 1e-9) / 10:.1f}"
+
+    for metric in ("closure_rate", "cases"):  # `told` reads it
+        page.get_by_test_id("metric").select_option(metric)
+        until_same(page, value.inner_text, told)
 
     chart = id_of(page, "times-chart")
     expect(chart.locator("canvas")).to_have_count(1)
-    expect(chart).to_have_attribute("aria-label", re.compile("公安局: p50 .+, p90 .+, 时限 "))
-    assert painted(page) > 0.01
-    by_department = chart.get_attribute("aria-label")
+    expect(chart).to_have_attribute("aria-label", re.compile("^响应时间; .*公安局: p50 .+, p90 .+, 时限 "))
+    until_same(page, lambda: painted(page) > 0.01, lambda: True)
     id_of(page, "by-matter").click()
     expect(chart).to_have_attribute("aria-label", re.compile(r"[A-Z]{2}-\d\d .+: p50"))
     id_of(page, "by-department").click()
     id_of(page, "resolution_seconds").click()
-    assert chart.get_attribute("aria-label") != by_department
+    expect(chart).to_have_attribute("aria-label", re.compile("^办理时间; .*公安局: p50 "))
 
-    reasons = page.locator(".reasons li b")
-    expect(reasons.first).not_to_be_empty()
-    assert sum(int(n.replace(",", "")) for n in reasons.all_inner_texts() if n) == row["rejected_reports"]
-    assert page.locator(".newest li").count() > 3
+    def reasons() -> int:
+        return sum(int(n.replace(",", "")) for n in page.locator(".reasons li b").all_inner_texts() if n)
+
+    assert until_same(page, reasons, lambda: city(service)["rejected_reports"]) > 3
+    until_same(page, lambda: newest_of(page), lambda: newest_told(service))
 
     PICTURES.mkdir(parents=True, exist_ok=True)
     page.get_by_test_id("metric").select_option("closure_rate")
     page.mouse.move(5, 5)
     page.wait_for_timeout(300)
     page.screenshot(path=PICTURES / "wall-light.png")
-    assert page.evaluate("document.documentElement.scrollHeight") <= 1080
+    until_same(page, lambda: page.evaluate("document.documentElement.scrollHeight <= 1080"), lambda: True)
+
+
+def newest_of(page: Page) -> list[str]:
+    """Event ids of the newest rejections shown."""
+    found: list[str] = page.locator(".newest li").evaluate_all("(all) => all.map((li) => li.dataset.event)")
+    return found
+
+
+def newest_told(service: Service) -> list[str]:
+    return [row["event_id"] for row in service.get("/v1/rejections", limit="12")["rows"]]
 
 
 def painted(page: Page) -> float:
@@ -116,13 +164,31 @@ def test_a_tile_shows_its_formula_and_counts_on_hover_and_on_focus(
     new_page: NewPage, service: Service
 ) -> None:
     page = new_page()
-    row = city(service)
     why = id_of(page, "why-closure_rate")
     expect(why).to_be_hidden()
     id_of(page, "tile-closure_rate").hover()
     expect(why).to_be_visible()
-    expect(why).to_contain_text("已办结 ÷ 受理案件")
-    expect(why).to_contain_text(f"{row['closed']:,} ÷ {row['cases']:,} = {percent(row['closure_rate'])}")
+    for name, formula in FORMULAS.items():
+        expect(id_of(page, f"why-{name}")).to_contain_text(formula)
+        expect(id_of(page, f"tile-{name}")).to_have_attribute("aria-describedby", f"why-{name}")
+
+    def counts() -> dict[str, str]:
+        told = page.locator(".tile-box .why p:last-child span").all_text_contents()
+        return dict(zip(FORMULAS, told, strict=True))
+
+    def counts_told() -> dict[str, str]:
+        now = counts()  # of a running figure no other source knows the value at this instant
+        row = service.get("/v1/live/tables/city")["rows"][0]
+        for name, (part, whole) in row["parts"].items():
+            if name in FORMULAS:
+                now[name] = f"{part:,} ÷ {whole:,} = {percent(row[name])}"
+        now["open"] = f"{row['cases']:,} − {row['closed']:,} = {row['open']:,}"
+        now["overdue"] = f"{row['overdue']:,} / 在办 {row['open']:,}"
+        return now
+
+    told = until_same(page, counts, counts_told)
+    assert re.search(r"准入 \d+ · 不予受理 \d+ · 已记录 [\d,]+", told["events_per_second"])
+    assert told["closure_rate"].startswith(f"{city(service)['closed']:,} ÷ ")
     page.mouse.move(5, 5)
     expect(why).to_be_hidden()
     id_of(page, "tile-events_per_second").focus()
@@ -139,6 +205,7 @@ def test_the_way_down_from_districts_to_grids_and_back(new_page: NewPage, servic
             chosen = max(rows, key=lambda found: found["cases"])["key"][:6]
         page.locator(f"tr[data-key='{chosen}'] button").click()
         below = {row["key"]: row["cases"] for row in rows if row["key"].startswith(chosen)}
+        # nothing is sent meanwhile: these counts stand still
         expect(areas.locator("tbody tr")).to_have_count(len(below))
         assert len(chosen) == digits
         chosen = max(below, key=lambda key: below[key])
@@ -154,25 +221,33 @@ def test_the_way_down_from_districts_to_grids_and_back(new_page: NewPage, servic
 
 def test_a_posted_event_is_on_the_page_within_three_seconds(new_page: NewPage, service: Service) -> None:
     page = new_page()
-    cases = page.locator("tr.total td").nth(2)
-    before = int(cases.inner_text().replace(",", ""))
+    until_same(page, lambda: figures_of(page), lambda: figures_told(service))
+    row = city(service)
     location = {"lon": 113.104808, "lat": 22.503802, "crs": "wgs84"}
-    started = time.monotonic()
-    grid = service.get("/v1/kpi", by="grid")["rows"][0]["key"]
     # UE-08 needs a place: without one the report is rejected and shows there, with one it is a case
-    service.send(citizen_report("live-1"), citizen_report("live-2", grid_code=grid, location=location))
+    rejected, admitted = citizen_report("live-1"), citizen_report("live-2", location=location)
+    slow = slowness()
+    started = time.monotonic()
+    service.send(rejected, admitted)
     stored = time.monotonic()
     page.wait_for_function(
-        """([before, id]) => {
-            const total = Number(document.querySelectorAll('tr.total td')[0].innerText.replace(',', ''));
-            return document.querySelector('.newest').innerText.includes('缺少必填项') && total > before;
+        """([reports, cases, id]) => {
+            const cells = document.querySelectorAll('tr.total td');
+            const number = (n) => Number(cells[n].innerText.replaceAll(',', ''));
+            return number(0) === reports && number(2) === cases
+                && document.querySelector(`[data-event="${id}"]`);
         }""",
-        arg=[int(page.locator("tr.total td").nth(0).inner_text().replace(",", "")) - 2, before],
+        arg=[row["reports"] + 2, row["cases"] + 1, rejected["event_id"]],
     )
     seen = time.monotonic()
-    print(f"stored after {stored - started:.2f} s, shown {seen - stored:.2f} s later")
-    assert seen - stored < 3 * service.busy
+    slow = max(slow, slowness(), service.busy)
+    print(
+        f"stored after {stored - started:.2f} s, shown {seen - stored:.2f} s later, slowed {slow:.1f} times"
+    )
+    assert seen - stored < 3 * slow
+    expect(page.locator(f"[data-event='{rejected['event_id']}']")).to_contain_text("缺少必填项")
     expect(id_of(page, "tile-events_per_second").locator(".value")).not_to_have_text("—")
+    expect(id_of(page, "tile-delay_seconds").locator(".value")).to_have_text(re.compile(r"^[\d.> ]+ s$"))
 
 
 def test_the_language_switches_and_is_remembered(new_page: NewPage) -> None:
@@ -184,12 +259,10 @@ def test_the_language_switches_and_is_remembered(new_page: NewPage) -> None:
     expect(page.locator("html")).to_have_attribute("lang", "en")
     expect(id_of(page, "tile-closure_rate")).to_contain_text("Closure rate")
     expect(page.locator("tr[data-key='440703'] th")).to_contain_text("Pengjiang")
-    leftover = page.evaluate(
-        """() => [...document.querySelectorAll(
-                'h1,h2,h3,.tile .label,thead th,.node,.arrow .facts,.reasons .what')]
-            .map((e) => e.innerText).filter((text) => /[一-鿿]/.test(text))"""
-    )
-    assert leftover == []
+    leftover = """() => [...document.querySelectorAll(
+            'h1,h2,h3,.tile .label,.why,thead th,.node,.arrow .facts,.reasons .what')]
+        .map((e) => e.textContent).filter((text) => /[一-鿿]/.test(text))"""
+    until_same(page, lambda: page.evaluate(leftover), list)
     page.screenshot(path=PICTURES / "english.png")
     page.reload()
     page.wait_for_selector("tr.total")
@@ -198,29 +271,33 @@ def test_the_language_switches_and_is_remembered(new_page: NewPage) -> None:
 
 def test_a_phone_shows_everything_without_sideways_scrolling(new_page: NewPage) -> None:
     page = new_page(width=390, height=844)
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    width = "document.documentElement.scrollWidth"
+    until_same(page, lambda: page.evaluate(width), lambda: 390)
     for panel in ("tiles", "flow", "areas", "map", "times", "rejections"):
         id_of(page, panel).scroll_into_view_if_needed()
         expect(id_of(page, panel)).to_be_visible()
-        box = id_of(page, panel).bounding_box()
-        assert box is not None
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 390
+
+        def fits(panel: str = panel) -> bool:
+            box = id_of(page, panel).bounding_box()
+            return box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
+
+        until_same(page, fits, lambda: True)
     page.screenshot(path=PICTURES / "phone.png", full_page=True)
     page.locator(".newest button").first.click()
     expect(id_of(page, "explain")).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    until_same(page, lambda: page.evaluate(width), lambda: 390)
     page.screenshot(path=PICTURES / "phone-explain.png")
 
 
 def test_dark_follows_the_screen_and_the_switch(new_page: NewPage) -> None:
     page = new_page(width=1920, height=1080, dark=True)
-    background = "getComputedStyle(document.body).backgroundColor"
-    assert page.evaluate(background) == "rgb(12, 18, 25)"
-    page.wait_for_timeout(500)
+    body = page.locator("body")
+    expect(body).to_have_css("background-color", "rgb(12, 18, 25)")
+    until_same(page, lambda: painted(page) > 0.01, lambda: True)
+    expect(page.locator(".newest li")).to_have_count(12)
     page.screenshot(path=PICTURES / "wall-dark.png")
     id_of(page, "theme").click()
-    assert page.evaluate(background) == "rgb(238, 241, 245)"
+    expect(body).to_have_css("background-color", "rgb(238, 241, 245)")
 
 
 def test_a_hostile_title_is_text(new_page: NewPage, service: Service) -> None:
@@ -239,14 +316,13 @@ def test_a_hostile_title_is_text(new_page: NewPage, service: Service) -> None:
 
 def test_a_rejection_is_explained_and_leads_to_its_case(new_page: NewPage, service: Service) -> None:
     page = new_page()
-    newest = service.get("/v1/rejections", limit="1")["rows"][0]
+    newest = until_same(page, lambda: newest_of(page), lambda: newest_told(service))[0]
     page.locator(".newest button").first.click()
     explain = id_of(page, "explain")
     expect(explain.locator(".rules li")).to_have_count(13)
-    assert explain.locator(".rules li.r-false").count() >= 1
     expect(explain.locator(".rules li.r-false").first).to_contain_text("未通过")
     expect(explain).to_contain_text("主题代次")
-    expect(id_of(page, "dialog")).to_contain_text(newest["event_id"])
+    expect(id_of(page, "dialog")).to_contain_text(newest)
     page.screenshot(path=PICTURES / "explain.png")
     explain.locator(".verdict .link").click()
     expect(id_of(page, "case").locator(".timeline li").first).to_contain_text("上报")
@@ -276,7 +352,7 @@ def test_search_finds_cases_submissions_and_nothing(new_page: NewPage, service: 
 def test_the_keyboard_reaches_everything(new_page: NewPage) -> None:
     page = new_page()
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
+    expect(page.locator(".skip")).to_be_focused()
     tile = id_of(page, "tile-closure_rate")
     tile.focus()
     page.keyboard.press("Enter")
@@ -284,23 +360,23 @@ def test_the_keyboard_reaches_everything(new_page: NewPage) -> None:
     expect(id_of(page, "dialog").locator("canvas")).to_be_visible()
     page.keyboard.press("Escape")
     expect(id_of(page, "dialog")).to_be_hidden()
-    assert page.evaluate("document.activeElement.dataset.testid") == "tile-closure_rate"
+    expect(tile).to_be_focused()
     # the map is one stop; arrows move in it
-    assert page.locator(".raster .cell[tabindex='0']").count() == 1
-    page.locator(".raster .cell[tabindex='0']").focus()
-    first = page.evaluate("document.activeElement.dataset.code")
+    stop = page.locator(".raster .cell[tabindex='0']")
+    expect(stop).to_have_count(1)
+    stop.focus()
+    first = stop.get_attribute("data-code")
     page.keyboard.press("ArrowLeft")
-    second = page.evaluate("document.activeElement.dataset.code")
-    assert second not in {first, None}
+    expect(stop).not_to_have_attribute("data-code", str(first))
+    expect(stop).to_have_count(1)
+    expect(stop).to_be_focused()
     page.keyboard.press("Enter")
     expect(id_of(page, "areas").get_by_role("navigation")).to_contain_text("江门市")
     expect(page.locator("tr.total")).to_have_count(0)
-    nameless = page.evaluate(
-        """() => [...document.querySelectorAll('button,input,select,textarea,a')]
+    nameless = """() => [...document.querySelectorAll('button,input,select,textarea,a')]
             .filter((e) => e.checkVisibility() && !(e.innerText || '').trim() && !e.getAttribute('aria-label')
                 && !(e.labels && e.labels.length)).map((e) => e.outerHTML)"""
-    )
-    assert nameless == []
+    until_same(page, lambda: page.evaluate(nameless), list)
 
 
 def test_an_operator_sends_a_test_event_with_a_key_of_their_own(new_page: NewPage, service: Service) -> None:
@@ -331,24 +407,32 @@ def test_an_operator_sends_a_test_event_with_a_key_of_their_own(new_page: NewPag
 
 
 def test_the_page_is_small_and_quick(new_page: NewPage, service: Service) -> None:
+    slow = max(slowness(), service.busy)
     page = new_page()
+    names = ["first-contentful-paint", "gridpipe-figures"]
+    page.wait_for_function(
+        "(names) => names.every((name) => performance.getEntriesByName(name).length)", arg=names
+    )
     page.wait_for_timeout(1500)
+    slow = max(slow, slowness())
     figures = page.evaluate(
         """() => {
             const kinds = ['navigation', 'resource'];
             const entries = kinds.flatMap((kind) => performance.getEntriesByType(kind));
-            const paint = performance.getEntriesByName('first-contentful-paint')[0];
+            const at = (name) => performance.getEntriesByName(name)[0].startTime;
             return {
                 bytes: entries.reduce((sum, entry) => sum + entry.transferSize, 0),
-                paint: paint.startTime,
+                paint: at('first-contentful-paint'),
+                figures: at('gridpipe-figures'),
                 hosts: [...new Set(entries.map((entry) => new URL(entry.name).origin))],
             };
         }"""
     )
-    print(figures)
+    print(figures, f"slowed {slow:.1f} times")
     assert figures["hosts"] == [service.url]
     assert figures["bytes"] < 2_000_000
-    assert figures["paint"] < 1_000 * service.busy
+    assert figures["paint"] < 1_000 * slow
+    assert figures["figures"] < 1_000 * slow  # a first paint is useful once the tiles hold figures
 
 
 def test_the_page_says_when_the_store_is_silent_and_recovers(new_page: NewPage, service: Service) -> None:

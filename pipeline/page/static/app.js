@@ -16,6 +16,7 @@ const CITY = "4407";
 // Tables beside the stream are asked for again at most so often, and only when the stream brought something new.
 const EVERY_MS = { town: 4000, village: 6000, grid: 8000, department: 10000, matter: 10000 };
 const RETRY_MS = 3000;
+const PATIENCE_MS = 60000; // for a test event to become queryable
 const SHOWN_IN_CHART = 14;
 const BEHIND_WARN_SECONDS = 5;
 
@@ -198,6 +199,7 @@ const component = () => ({
       this.skew = Date.parse(value.at) - this.now;
     } else if (topic === "city") {
       this.city = value;
+      if (!this.ready) this.$nextTick(() => performance.mark("gridpipe-figures")); // the first useful paint
       this.ready = true;
     } else if (topic === "district") {
       this.districts = value;
@@ -412,10 +414,11 @@ const component = () => ({
     if (!table) return this.t("loading");
     return this.areaRows().length ? "" : this.t("noRows");
   },
-  areaAsOf() {
+  areaInstant() {
     const table = this.areaTable();
-    return table && table.as_of ? `${this.t("asOf")} ${this.clock(table.as_of)}` : "";
+    return (table && table.as_of) || "";
   },
+  areaAsOf() { return this.areaInstant() ? `${this.t("asOf")} ${this.clock(this.areaInstant())}` : ""; },
   rowName(row) {
     if (row.key === CITY) return this.t("city");
     if (this.lang === "en" && row.key.length <= 9) return area.english(row.key) || row.key;
@@ -652,7 +655,10 @@ const component = () => ({
       }
       await postJson("/v1/events", body, this.key);
       this.test.result = this.t("sent");
-      await this.untilStored(body);
+      if (!await this.untilStored(body)) {
+        this.test.result = `${this.t("sent")} · ${this.t("notYet")}`;
+        return;
+      }
       this.test.result = `${this.t("sent")} · ${this.t("queryable")} ${((performance.now() - started) / 1000).toFixed(2)} ${this.t("seconds")}`;
       this.test.stored = body.event_id;
     } catch (error) {
@@ -666,15 +672,17 @@ const component = () => ({
     return `${this.t("decision")}: ${this.word(first.outcome || first.decision)} ${(first.reasons || []).map((code) => this.reasonName(code)).join("、")}`;
   },
   async untilStored(body) {
-    for (let tries = 0; tries < 40; tries += 1) {
+    const deadline = performance.now() + PATIENCE_MS;
+    while (performance.now() < deadline) {
       try {
         await getJson(`/v1/events/${encodeURIComponent(body.source)}/${encodeURIComponent(body.event_id)}`, this.key);
-        return;
+        return true;
       } catch (error) {
         if (error.status !== 404) throw error;
         await new Promise((wake) => setTimeout(wake, 150));
       }
     }
+    return false;
   },
 });
 

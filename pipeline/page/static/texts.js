@@ -139,6 +139,7 @@ export const TEXTS = {
   send: ["发送", "Send"],
   sent: ["已发送", "Sent"],
   queryable: ["可查询，用时", "queryable after"],
+  notYet: ["一分钟后仍不可查询，请看数据流", "not queryable after a minute: look at the flow"],
   decision: ["结论", "Decision"],
   admitted: ["准入", "admitted"],
   recorded: ["已记录", "recorded"],
