@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -33,6 +34,8 @@ _NEVER_SECONDS: Final = 3600.0
 _REBALANCE_SECONDS: Final = 6.0
 _SESSION_SECONDS: Final = 6.0
 _HEARTBEAT_SECONDS: Final = 1.5
+#: Without a word of the group for longer than this, others may be about to get our partitions.
+_SILENCE_SECONDS: Final = _SESSION_SECONDS / 2
 #: How long the broker may hold a fetch that finds nothing. Kafka ends it with the first record that comes;
 #: the embedded broker only looks again after a part of it, which delays a single event by as much.
 _FETCH_WAIT_MS: Final = 50
@@ -67,6 +70,8 @@ class Membership:
         self._topic = settings.topic
         self._partitions = partitions
         self._failure: asyncio.Future[BaseException] | None = None
+        self._heard_at = float("-inf")
+        self._listened_to: Any = None
         urls = [f"kafka://{address.strip()}" for address in bootstrap.split(",")]
         # Faust makes this directory, but not its parents, even if it keeps nothing there; unset, it lies
         # where one stands
@@ -143,9 +148,26 @@ class Membership:
             raise
 
     async def _on_assigned(self, _app: Any, assigned: set[TP], **_: Any) -> None:
+        self._heard_at = time.monotonic()
+        self._listen()
         await self._guarded(
             self._partitions.assigned, {tp.partition for tp in assigned if tp.topic == self._topic}
         )
+
+    def _listen(self) -> None:
+        """Note when the group answers a heartbeat; aiokafka keeps that to itself."""
+        coordinator = self._app.consumer._thread._ensure_consumer()._coordinator  # type: ignore[attr-defined]
+        if coordinator is self._listened_to:
+            return
+        self._listened_to, beat = coordinator, coordinator._do_heartbeat
+
+        async def heard() -> bool:
+            known = bool(await beat())
+            if known:
+                self._heard_at = time.monotonic()
+            return known
+
+        coordinator._do_heartbeat = heard
 
     async def _on_revoked(self, _app: Any, revoked: set[TP], **_: Any) -> None:
         await self._guarded(
@@ -164,6 +186,13 @@ class Membership:
             self._failure.set_result(error)
 
     # --- what the worker asks for
+
+    def heard(self) -> bool:
+        """Whether the group has lately said that we belong to it; asked from threads too.
+
+        False after a process was frozen, or cut off from the broker: somebody else may own everything by now.
+        """
+        return time.monotonic() - self._heard_at < _SILENCE_SECONDS
 
     def owns(self, partition: int) -> bool:
         """Whether the group has this partition with us right now."""

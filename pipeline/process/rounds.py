@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 from clickhouse_connect.driver.client import Client
@@ -14,11 +15,14 @@ from pipeline.frames import POSITION
 from pipeline.process.buffer import PartitionBuffer
 from pipeline.process.flow import Block, BlockResult, Rules, process_blocks
 from pipeline.process.partition import Span, stored_case_events, stored_positions, without
-from pipeline.sink.retry import persist
+from pipeline.sink.retry import Stopping, persist
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 
 log = structlog.get_logger(__name__)
+
+#: How often a silent group is asked about while an insert waits for it.
+_ASK_AGAIN_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,42 @@ class Finished:
     braked: Mapping[int, str]
 
 
+class AbandonedError(Exception):
+    """The round's partitions belong to others now, who rebuild what is stored of it."""
+
+
 def run_round(
-    works: Sequence[Work], client: Client, *, topic: str, inc: int, rules: Rules, stopping: threading.Event
+    works: Sequence[Work],
+    client: Client,
+    *,
+    topic: str,
+    inc: int,
+    rules: Rules,
+    stopping: threading.Event,
+    heard: Callable[[], bool],
 ) -> Finished:
     """Store the blocks of a round; left out are those whose partition was taken away meanwhile or must stop.
 
-    Raises Stopping when asked to end before a passing failure passed, or whatever cannot be classified.
+    heard : whether the group has lately said that we belong to it. Until it does, nothing is inserted.
+    Raises Stopping when asked to end before a passing failure passed, AbandonedError when every partition of
+    the round was taken away before its last insert, or whatever cannot be classified.
     """
-    runner = _Runner(client, Sink(client, topic, stopping), inc, rules, stopping)
+
+    def still_ours() -> None:
+        # A process that was frozen finds itself here with rows in its hands that others stored meanwhile.
+        # While one partition is left the round goes on as it began: under another token its rows could be
+        # stored twice.
+        while True:
+            if all(work.buffer.lost() for work in works):
+                raise AbandonedError
+            if heard():
+                return
+            if all(work.buffer.leaving for work in works):
+                raise AbandonedError
+            if stopping.wait(_ASK_AGAIN_SECONDS):
+                raise Stopping("the group does not answer")
+
+    runner = _Runner(client, Sink(client, topic, stopping, still_ours), inc, rules, stopping)
     done = runner.store(works)
     extents = [work.extent for stored in done for work in stored.works]
     if extents:

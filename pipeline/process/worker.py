@@ -35,7 +35,7 @@ from pipeline.process.flow import Block, Rules, remember
 from pipeline.process.membership import Membership
 from pipeline.process.partition import Recovered, recover
 from pipeline.process.records import Record
-from pipeline.process.rounds import Stored, Work, run_round
+from pipeline.process.rounds import AbandonedError, Stored, Work, run_round
 from pipeline.process.topic import TopicFacts, describe_topic
 from pipeline.reference.snapshot import Reference
 from pipeline.rules.catalogue import load_catalogues
@@ -460,12 +460,15 @@ class Worker:
                     inc=self._inc,
                     rules=rules,
                     stopping=self._stopping,
+                    heard=self._member.heard,
                 )
             )
             await self._commit(finished.stored)
             self._brake(works, finished.braked)
         except Stopping:
             pass  # not stored; the records are read again after the next start
+        except AbandonedError:
+            log.warning("round_abandoned", blocks=[str(work.extent) for work in works])
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # a panic of polars is no Exception, and must end the process too

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -89,9 +89,17 @@ class _Refusals:
 class Sink:
     """Writes blocks through one client. Not for use by two threads at once."""
 
-    def __init__(self, client: Client, topic: str, stopping: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        topic: str,
+        stopping: threading.Event | None = None,
+        before_insert: Callable[[], None] = lambda: None,
+    ) -> None:
+        """before_insert : called right before each attempt; what it raises ends the write."""
         self._client = client
         self._topic = topic
+        self._before_insert = before_insert
         self._stopping = stopping or threading.Event()
 
     def write(
@@ -175,6 +183,7 @@ class Sink:
         settings = {**INSERT_SETTINGS, "insert_deduplication_token": f"{token}:{table}"}
 
         def insert() -> None:
+            self._before_insert()
             started = time.perf_counter()
             self._client.insert_arrow(table, data, settings=settings)
             metrics.insert_seconds.labels(table).observe(time.perf_counter() - started)

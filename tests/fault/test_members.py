@@ -6,6 +6,7 @@ import random
 import signal
 import time
 
+import psutil
 import pytest
 
 from pipeline.runtime import broker
@@ -44,6 +45,34 @@ def test_16_worker_paused_past_its_session(town: System, report: Report) -> None
     report |= {"rounds": rounds, "kills": town.kills, "backward_commits": backwards, "verdict": verdict}
     assert verdict.zeros, verdict
     assert backwards == 0
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("table", ["events", "case_events"])
+def test_16_worker_frozen_right_before_an_insert(town: System, report: Report, table: str) -> None:
+    """Another one stores its records meanwhile. Awake again it must ask the group before it writes: nothing
+    is stored twice, not even until the tables merge."""
+    town.start_gateway()
+    first = town.start_worker(f"freeze:before:insert:{table}", 3)
+    town.start_load()
+    deadline = time.monotonic() + 60 * share()
+    while psutil.Process(first.pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline, first.tail()
+        time.sleep(0.1)
+    town.start_worker()
+    town.until_stored(50)
+    first.signal(signal.SIGCONT)
+    deadline = time.monotonic() + 30 * share()
+    while not first.said("round_abandoned") and first.running and time.monotonic() < deadline:
+        time.sleep(0.2)
+    town.until_stored(20)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"abandoned": first.said("round_abandoned"), "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert first.said("round_abandoned") > 0, first.tail()
+    assert first.running
 
 
 @pytest.mark.fault

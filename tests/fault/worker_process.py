@@ -115,7 +115,9 @@ def _refuse_commits(seconds: float) -> None:
 
 def main() -> None:
     point, hit, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-    if point.startswith("stall:"):  # the event loop itself stands still for so many seconds, at the hit
+    if point.startswith("freeze:"):  # stands still until somebody sends SIGCONT
+        install(point.removeprefix("freeze:"), hit, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    elif point.startswith("stall:"):  # the event loop itself stands still for so many seconds, at the hit
         seconds = float(point.removeprefix("stall:"))
 
         def stall() -> None:

@@ -224,14 +224,16 @@ class World:
                 assert buffer.ready, "a recovered block lies wholly in the log, so it can always be completed"
                 records, span, _ = buffer.cut()
                 works.append(Work(buffer, Block(buffer.partition, records), span))
-            for done in run_round(
+            finished = run_round(
                 works,
                 None,  # type: ignore[arg-type]
                 topic="t",
                 inc=1,
                 rules=SimpleNamespace(digest="r"),  # type: ignore[arg-type]
                 stopping=threading.Event(),
-            ):
+                heard=lambda: True,
+            )
+            for done in finished.stored:
                 self.finish(done)
 
     def finish(self, done: Stored) -> None:

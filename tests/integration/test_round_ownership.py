@@ -1,0 +1,109 @@
+"""A round whose worker may have lost its partitions without knowing: it asks before each insert."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from pipeline.process.buffer import PartitionBuffer
+from pipeline.process.flow import Block, PartitionState
+from pipeline.process.rounds import AbandonedError, Finished, Work, run_round
+from pipeline.settings import Settings
+from pipeline.sink.retry import Stopping
+from tests.integration.worker_world import count, event, load_reference, record, rules_of
+
+TABLES = ("events", "rejections", "duplicates", "quarantine", "case_events")
+
+
+@pytest.fixture
+def works() -> list[Work]:
+    """One block of two partitions each."""
+    found = []
+    for partition in (0, 1):
+        buffer = PartitionBuffer(partition, max_rows=100, max_bytes=1_000_000)
+        buffer.state = PartitionState.empty(Settings())
+        found.append(Work(buffer, Block(partition, [record(0, event(f"{partition}"))]), None))
+    return found
+
+
+@pytest.fixture
+def store(clickhouse: Client, tmp_path: Path, works: list[Work]) -> Callable[..., Finished]:
+    load_reference(clickhouse, tmp_path / "reference")
+    rules = rules_of(clickhouse)
+
+    def run(heard: Callable[[], bool], stopping: threading.Event | None = None) -> Finished:
+        return run_round(
+            works,
+            clickhouse,
+            topic="t",
+            inc=1,
+            rules=rules,
+            stopping=stopping or threading.Event(),
+            heard=heard,
+        )
+
+    return run
+
+
+def test_nothing_is_written_once_all_partitions_are_gone(
+    clickhouse: Client, store: Callable[..., Finished], works: list[Work]
+) -> None:
+    def silence() -> bool:
+        """The group is silent, and meanwhile it takes the partitions away."""
+        for work in works:
+            work.buffer.leaving = True
+        return False
+
+    with pytest.raises(AbandonedError):
+        store(silence)
+    assert count(clickhouse, *TABLES) == [0, 0, 0, 0, 0]
+
+
+def test_partitions_that_go_between_two_inserts_end_the_round_there(
+    clickhouse: Client, store: Callable[..., Finished], works: list[Work]
+) -> None:
+    asked = []
+
+    def heard() -> bool:
+        """Both partitions are revoked right after the first insert was allowed."""
+        asked.append(1)
+        for work in works:
+            work.buffer.revoked = True
+        return True
+
+    with pytest.raises(AbandonedError):
+        store(heard)
+    assert len(asked) == 1
+    assert count(clickhouse, *TABLES) == [2, 0, 0, 0, 0], "who owns them now rebuilds the rest from these"
+
+
+def test_a_silent_group_is_waited_for(clickhouse: Client, store: Callable[..., Finished]) -> None:
+    answers = iter([False, False, False])
+    finished = store(lambda: next(answers, True))
+    assert count(clickhouse, *TABLES) == [2, 0, 0, 0, 2]
+    assert len(finished.stored) == 1
+
+
+def test_a_stop_does_not_wait_for_a_silent_group(clickhouse: Client, store: Callable[..., Finished]) -> None:
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(Stopping):
+        store(lambda: False, stopping)
+    assert count(clickhouse, *TABLES) == [0, 0, 0, 0, 0]
+
+
+def test_a_partition_that_stays_keeps_the_round_going(
+    clickhouse: Client, store: Callable[..., Finished], works: list[Work]
+) -> None:
+    """Its rows stand in one insert with those of the other, under one token."""
+
+    def heard() -> bool:
+        works[0].buffer.revoked = True
+        return True
+
+    store(heard)
+    assert count(clickhouse, *TABLES) == [2, 0, 0, 0, 2]
