@@ -52,8 +52,10 @@ class Board:
         milliseconds. Raises UnavailableError."""
 
         def ask(client: Client) -> str:
+            # the second number is that of the last change in place (erasure, retention)
             found = client.query(
-                "SELECT table, partition_id, max(max_block_number), max(data_version) FROM system.parts "
+                "SELECT table, partition_id, max(max_block_number), "
+                "maxIf(data_version, data_version > max_block_number) FROM system.parts "
                 "WHERE database = currentDatabase() AND active AND table IN {tables:Array(String)} "
                 "GROUP BY ALL ORDER BY ALL",
                 parameters={"tables": list(_STORED)},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import polars as pl
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pipeline.contract.event import ID_PATTERN
 from pipeline.contract.privacy import shown_id
@@ -16,29 +18,46 @@ from pipeline.read.times import instant
 
 _ID: Final = re.compile(ID_PATTERN)
 _MOST: Final = 50
-#: Submission ids have no index: a search of very many events ends here rather than keep the store busy.
+#: Submission ids have no index: that column is read through, so long at most rather than keep the store busy.
 _SECONDS: Final = 5
+_TOO_SLOW: Final = 159
 
 _SUBMITTED: Final = ("events", "rejections")
 _COLUMNS: Final = "source, event_id, event_type, case_id, ingested_at"
 
 
 def search(client: Client, text: str) -> dict[str, Any]:
-    """What carries this id: {"events": […], "cases": […]}, at most 50 events, newest first.
+    """What carries this id: {"q", "events", "cases", "complete"}, at most 50 events, newest first.
 
-    An event is found by its own id or its submission's; a case by its id.
+    An event is found by its own id or its submission's; a case by its id. `complete` is False when there were
+    too many events to look for a submission in.
     Raises ContractError when `text` cannot be an id.
     """
     if not _ID.fullmatch(text):
         raise ContractError("q must be a whole id: 1–64 characters from A–Z a–z 0–9 . _ : -")
-    events = _events(client, text)
     cases = client.query(
         "SELECT case_id FROM case_events WHERE case_id = {text:String} LIMIT 1", parameters={"text": text}
     ).result_rows
-    return {"q": shown_id(text), "events": events, "cases": [case_id for (case_id,) in cases]}
+    found, complete = _by_event(client, text), True
+    try:
+        found += _by_submission(client, text)
+    except DatabaseError as error:
+        if error.code != _TOO_SLOW:
+            raise
+        complete = False
+    oldest_first = sorted(found, key=lambda hit: hit["ingested_at"])
+    events = {(hit["source"], hit["event_id"]): hit for hit in oldest_first}
+    newest = sorted(events.values(), key=lambda hit: hit["ingested_at"], reverse=True)[:_MOST]
+    return {
+        "q": shown_id(text),
+        "events": [{**hit, "ingested_at": instant(hit["ingested_at"])} for hit in newest],
+        "cases": [case_id for (case_id,) in cases],
+        "complete": complete,
+    }
 
 
-def _events(client: Client, text: str) -> list[dict[str, Any]]:
+def _by_event(client: Client, text: str) -> list[dict[str, Any]]:
+    """By the indexes of the event's id; the quarantine is small and read through."""
     sources = [
         source
         for (source,) in client.query(
@@ -49,14 +68,9 @@ def _events(client: Client, text: str) -> list[dict[str, Any]]:
         ).result_rows
         if source
     ]
-    parameters = {"text": text, "ids": _id_numbers(sources, text), "most": _MOST}
     stored = [
         f"SELECT {_COLUMNS}, outcome, submission_id FROM {table} "
         "WHERE (id_lo IN {ids:Array(UInt64)} AND event_id = {text:String})"
-        for table in _SUBMITTED
-    ]
-    submitted = [
-        f"SELECT {_COLUMNS}, outcome, submission_id FROM {table} WHERE submission_id = {{text:String}}"
         for table in _SUBMITTED
     ]
     resent = (
@@ -67,13 +81,26 @@ def _events(client: Client, text: str) -> list[dict[str, Any]]:
         "SELECT source, event_id, event_type, NULL AS case_id, ingested_at, 'quarantined' AS outcome, "
         "NULL AS submission_id FROM quarantine WHERE event_id = {text:String}"
     )
+    return _hits(client, (*stored, resent, quarantined), text, ids=_id_numbers(sources, text))
+
+
+def _by_submission(client: Client, text: str) -> list[dict[str, Any]]:
+    """Raises DatabaseError with code 159 after `_SECONDS`."""
+    submitted = [
+        f"SELECT {_COLUMNS}, outcome, submission_id FROM {table} WHERE submission_id = {{text:String}}"
+        for table in _SUBMITTED
+    ]
+    return _hits(client, submitted, text)
+
+
+def _hits(client: Client, parts: Sequence[str], text: str, **parameters: Any) -> list[dict[str, Any]]:
     found = client.query(
-        f"SELECT * FROM ({' UNION ALL '.join((*stored, *submitted, resent, quarantined))}) "
+        f"SELECT * FROM ({' UNION ALL '.join(parts)}) "
         "ORDER BY ingested_at DESC LIMIT 1 BY source, event_id LIMIT {most:UInt32}",
-        parameters=parameters,
+        parameters={"text": text, "most": _MOST, **parameters},
         settings={"max_execution_time": _SECONDS},
     )
-    return [{**row, "ingested_at": instant(row["ingested_at"])} for row in found.named_results()]
+    return list(found.named_results())
 
 
 def _id_numbers(sources: list[str], event_id: str) -> list[int]:

@@ -21,6 +21,7 @@ from tests.e2e.service import Service, gridpipe
 from tests.observability.grafana import CLICKHOUSE, PROMETHEUS, PanelQuery, expand, panels
 from tests.observability.prometheus import Prometheus, alerts, promtool, records
 from tests.observability.world import GRID, history, report, write_reference
+from tests.page.browser import chromium, percent
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -180,12 +181,26 @@ def test_a_client_cannot_send_as_the_canary(service: Service) -> None:
     assert answer.json()["errors"][0]["code"] == "source_not_allowed"
 
 
-def test_api_command_prometheus_and_grafana_give_the_same_closure_rates(
-    service: Service, prometheus: Prometheus, client: Client
-) -> None:
-    """The same instant: the one that the gauges say they hold for."""
-    # figures made after the last event came
-    prometheus.wait_for(f"gridpipe_business_as_of_timestamp_seconds > {time.time():.3f}")
+def closure_rates(service: Service, client: Client, end: datetime) -> dict[str, float]:
+    """By district as of `end`, for the 30 days before, as API, command line and Grafana's SQL agree on."""
+    begin = end - timedelta(days=30)
+    window = {"from": begin.isoformat(), "to": end.isoformat(), "as_of": end.isoformat()}
+    answer = service.get("/v1/kpi", by="district", **window)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in window.items()]
+    told = gridpipe("kpi", "--by", "district", "--json", "--url", service.url, *flags)
+    assert told.returncode == 0, told.stderr
+    panel = next(panel for panel in panels(CLICKHOUSE) if "District：指标" in panel.title)
+    shown = client.query(expand(panel.text, begin, end))
+    keys = {row["name_zh"]: row["key"] for row in answer["rows"]}
+    column = shown.column_names.index("办结率 Closure")
+    grafana = {keys[row[0]]: row[column] for row in shown.result_rows if row[column] is not None}
+    assert rates(answer) == rates(json.loads(told.stdout)) == grafana
+    assert 0 < grafana[GRID[:6]] < 1
+    return grafana
+
+
+def gauges(prometheus: Prometheus) -> tuple[datetime, dict[str, float]]:
+    """Closure rates by district, and the instant that the gauges say they hold for."""
     both = '{__name__=~"gridpipe_closure_ratio|gridpipe_business_as_of_timestamp_seconds"}'
     samples = prometheus.query(both)
     (as_of,) = [
@@ -193,31 +208,61 @@ def test_api_command_prometheus_and_grafana_give_the_same_closure_rates(
         for sample in samples
         if sample["metric"]["__name__"] != "gridpipe_closure_ratio"
     ]
-    gauges = {
+    return as_of, {
         sample["metric"]["district"]: float(sample["value"][1])
         for sample in samples
         if sample["metric"]["__name__"] == "gridpipe_closure_ratio"
     }
-    begin, end = as_of - timedelta(days=30), as_of
-    window = {"from": begin.isoformat(), "to": end.isoformat(), "as_of": end.isoformat()}
-    api = rates(service.get("/v1/kpi", by="district", **window))
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in window.items()]
-    told = gridpipe("kpi", "--by", "district", "--json", "--url", service.url, *flags)
-    assert told.returncode == 0, told.stderr
-    panel = next(panel for panel in panels(CLICKHOUSE) if "District：指标" in panel.title)
-    shown = client.query(expand(panel.text, begin, end))
-    names = {row["name_zh"]: row["key"] for row in service.get("/v1/kpi", by="district", **window)["rows"]}
-    grafana = {names[row[0]]: row[shown.column_names.index("办结率 Closure")] for row in shown.result_rows}
-    assert gauges == api == rates(json.loads(told.stdout))
+
+
+def test_api_command_prometheus_and_grafana_give_the_same_closure_rates(
+    service: Service, prometheus: Prometheus, client: Client
+) -> None:
+    # figures made after the last event came
+    prometheus.wait_for(f"gridpipe_business_as_of_timestamp_seconds > {time.time():.3f}")
+    end, measured = gauges(prometheus)
+    assert measured == closure_rates(service, client, end)
     breached = prometheus.query(f'gridpipe_response_breached_cases{{district="{GRID[:6]}"}}')
     owed, in_time = client.query(
         expand(
-            cohort("district", {"response_owed": "owed", "responded_in_time": "in time"}), begin, end
+            cohort("district", {"response_owed": "owed", "responded_in_time": "in time"}),
+            end - timedelta(days=30),
+            end,
         ).replace("WHERE listed", f"WHERE key = '{GRID[:6]}'")
     ).result_rows[0][1:]
     assert float(breached[0]["value"][1]) == owed - in_time > 0
-    assert {key: rate for key, rate in grafana.items() if rate is not None} == api
-    assert 0 < api[GRID[:6]] < 1
+
+
+def test_the_page_shows_the_closure_rates_that_all_others_give_for_its_instant(
+    service: Service, prometheus: Prometheus, client: Client
+) -> None:
+    """API, command and Grafana are asked for the instant that the page names. Prometheus has instants of its
+    own: the test above asks the others for one of those, and nothing is sent between the two."""
+    with chromium() as browser:
+        page = browser.new_page(locale="zh-CN")
+        page.set_default_timeout(90_000)
+        page.goto(service.url)
+        page.wait_for_selector("tr.total")
+        seen: dict[str, str] = page.evaluate(
+            """() => ({
+                ...Object.fromEntries([...document.querySelectorAll('tr[data-key]')].map((row) =>
+                    [row.dataset.key, row.querySelectorAll('td')[4].innerText])),
+                tile: document.querySelector('[data-testid=tile-closure_rate] .value').innerText,
+                at: document.querySelector('[data-testid=as-of]').dateTime,
+            })"""
+        )
+    end = datetime.fromisoformat(seen.pop("at"))
+    told = closure_rates(service, client, end)
+    window = {"from": (end - timedelta(days=30)).isoformat(), "to": end.isoformat(), "as_of": end.isoformat()}
+    (city,) = service.get("/v1/kpi", **window)["rows"]
+    assert seen.pop("tile") == percent(city["closure_rate"])
+    assert seen.pop("4407") == percent(city["closure_rate"], 1)
+    assert len(seen) == 7
+    assert {key: text for key, text in seen.items() if text != "—"} == {
+        key: percent(rate, 1) for key, rate in told.items()
+    }
+    prometheus.wait_for(f"gridpipe_business_as_of_timestamp_seconds > {end.timestamp():.3f}")
+    assert gauges(prometheus)[1] == told
 
 
 def rates(answer: dict[str, Any]) -> dict[str, float]:

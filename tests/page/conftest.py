@@ -3,52 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page
 
 from pipeline.simulate.sender import wait_for_reference
 from tests.e2e.service import Service, gridpipe
+from tests.page.browser import chromium
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 EVENTS = 2_000
 #: What the tests leave to look at.
 PICTURES = Path(__file__).parents[2] / "var" / "page" / "screenshots"
 
 NewPage = Callable[..., Page]
-T = TypeVar("T")
 
 
 def run(*arguments: str) -> str:
     done = gridpipe(*arguments, seconds=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def until_same(page: Page, shown: Callable[[], T], told: Callable[[], T], *, seconds: float = 90) -> T:
-    """Ask both sides until they agree, and return what they say. The page follows the store within seconds
-    and time alone moves a figure, so neither side may be asked once and held against the other later."""
-    deadline = time.monotonic() + seconds
-    while (found := shown()) != (expected := told()):
-        if time.monotonic() > deadline:
-            assert found == expected
-        page.wait_for_timeout(200)
-    return found
-
-
-def slowness() -> float:
-    """How many times longer work takes than on a processor of its own, at this moment."""
-    wall, spent = time.perf_counter(), time.thread_time()
-    while time.perf_counter() - wall < 0.3:
-        pass
-    return max(1.0, (time.perf_counter() - wall) / max(time.thread_time() - spent, 1e-3))
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +53,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    # of this module only: Playwright's event loop runs until it is closed, and no other could start
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: make browser")
-    # Chromium's sandbox refuses root, which is what containers run tests as.
-    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=90_000)  # the machine may be busy with other tests
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+    """Of this module only: see `chromium`."""
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import signal
 import time
-from datetime import UTC, datetime
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.e2e.service import Service
-from tests.page.conftest import PICTURES, NewPage, slowness, until_same
+from tests.page.browser import percent, slowness, until_same
+from tests.page.conftest import PICTURES, NewPage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -36,11 +38,6 @@ FORMULAS = {
 
 def id_of(page: Page, name: str) -> Any:
     return page.get_by_test_id(name)
-
-
-def percent(rate: float) -> str:
-    """As a tile shows it: cut, not rounded, to two places."""
-    return f"{int(rate * 10_000 + 1e-9) / 100:.2f}%"
 
 
 def city(service: Service) -> dict[str, Any]:
@@ -106,7 +103,7 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
         (row,) = [row for row in service.get("/v1/kpi", by="town")["rows"] if row["key"] == town]
         if metric == "cases":
             return f"{row['cases']:,}"
-        return "100" if row[metric] == 1 else f"{int(row[metric] * 1000 + 1e-9) / 10:.1f}"
+        return "100" if row[metric] == 1 else percent(row[metric], 1).removesuffix("%")
 
     for metric in ("closure_rate", "cases"):  # `told` reads it
         page.get_by_test_id("metric").select_option(metric)
@@ -116,6 +113,7 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
     expect(chart.locator("canvas")).to_have_count(1)
     expect(chart).to_have_attribute("aria-label", re.compile("^响应时间; .*公安局: p50 .+, p90 .+, 时限 "))
     until_same(page, lambda: painted(page) > 0.01, lambda: True)
+    until_same(page, lambda: painted(page, red=True) > 0.0002, lambda: True)  # the limits
     id_of(page, "by-matter").click()
     expect(chart).to_have_attribute("aria-label", re.compile(r"[A-Z]{2}-\d\d .+: p50"))
     id_of(page, "by-department").click()
@@ -146,16 +144,20 @@ def newest_told(service: Service) -> list[str]:
     return [row["event_id"] for row in service.get("/v1/rejections", limit="12")["rows"]]
 
 
-def painted(page: Page) -> float:
-    """The share of the chart's pixels that something was drawn on."""
+def painted(page: Page, red: bool = False) -> float:
+    """The share of the chart's pixels that something, or something red, was drawn on."""
     share = page.evaluate(
-        """() => {
+        """(red) => {
             const canvas = document.querySelector('[data-testid=times-chart] canvas');
             const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
             let drawn = 0;
-            for (let i = 3; i < pixels.length; i += 4) if (pixels[i] > 0) drawn += 1;
+            for (let i = 0; i < pixels.length; i += 4) {
+                const is_red = pixels[i] > pixels[i + 1] + 90 && pixels[i] > pixels[i + 2] + 90;
+                if (pixels[i + 3] > 0 && (is_red || !red)) drawn += 1;
+            }
             return drawn / (pixels.length / 4);
-        }"""
+        }""",
+        red,
     )
     return float(share)
 
@@ -194,6 +196,57 @@ def test_a_tile_shows_its_formula_and_counts_on_hover_and_on_focus(
     id_of(page, "tile-events_per_second").focus()
     page.keyboard.press("Tab")
     expect(why).to_be_visible()
+
+
+def test_a_tile_shows_the_trend_of_the_last_hour(new_page: NewPage) -> None:
+    page = new_page()
+    for name in ("closure_rate", "response_rate", "open", "overdue"):
+        line = id_of(page, f"tile-{name}").locator(".spark .line")
+        expect(line).to_have_attribute("d", re.compile(r"^M[\d.]+,[\d.]+(L[\d.]+,[\d.]+){9,}$"))
+    id_of(page, "tile-closure_rate").click()
+    chart = id_of(page, "trend-chart")
+    expect(chart.locator("canvas")).to_be_visible()
+    expect(chart).to_have_attribute(
+        "aria-label", re.compile(r"^办结率 · 近一小时; \d\d:\d\d:\d\d [\d.]+%; .*最低 [\d.]+%; 最高 [\d.]+%$")
+    )
+    seconds = page.evaluate(
+        """() => {
+            const clock = (text) => text.split(':').reduce((sum, part) => 60 * sum + Number(part), 0);
+            const times = document.querySelector('[data-testid=trend-chart]').ariaLabel.match(/[0-9:]{8}/g);
+            return (clock(times[1]) - clock(times[0]) + 86400) % 86400;
+        }"""
+    )
+    assert 3_000 < seconds < 3_700
+
+
+def test_the_table_sorts_by_a_column_by_mouse_and_keyboard(new_page: NewPage) -> None:
+    page = new_page()
+    header = id_of(page, "areas").locator("thead th").nth(3)
+    expect(header).to_have_text("受理案件")
+    column = page.locator("tbody tr:not(.total) td:nth-of-type(3)")
+
+    def cases() -> list[int]:
+        return [int(text.replace(",", "")) for text in column.all_inner_texts()]
+
+    expect(header).to_have_attribute("aria-sort", "none")
+    header.get_by_role("button").click()
+    expect(header).to_have_attribute("aria-sort", "descending")
+    until_same(page, cases, lambda: sorted(cases(), reverse=True))
+    header.get_by_role("button").press("Enter")
+    expect(header).to_have_attribute("aria-sort", "ascending")
+    until_same(page, cases, lambda: sorted(cases()))
+    expect(page.locator("tbody tr").last).to_have_class("total")
+
+
+def test_who_wants_no_motion_gets_none(new_page: NewPage) -> None:
+    page = new_page()
+    page.emulate_media(reduced_motion="reduce")
+    moving = page.evaluate(
+        """() => [...document.querySelectorAll('*')].map((e) => [e.className, getComputedStyle(e)])
+            .filter(([, style]) => parseFloat(style.transitionDuration) > 0 || style.animationName !== 'none')
+            .map(([name]) => String(name))"""
+    )
+    assert moving == []
 
 
 def test_the_way_down_from_districts_to_grids_and_back(new_page: NewPage, service: Service) -> None:
@@ -330,11 +383,54 @@ def test_a_rejection_is_explained_and_leads_to_its_case(new_page: NewPage, servi
     expect(id_of(page, "dialog")).to_be_hidden()
 
 
-def test_search_finds_cases_submissions_and_nothing(new_page: NewPage, service: Service) -> None:
+def test_a_case_shows_its_timeline_limits_and_what_was_illegal(new_page: NewPage, service: Service) -> None:
+    now = datetime.now(UTC)
+    steps = [("REPORTED", 50), ("ACCEPTED", 40), ("DISPATCHED", 30), ("ARCHIVED", 25), ("SIGNED", 20)]
+    location = {"lon": 113.104808, "lat": 22.503802, "crs": "wgs84"}
+    more: dict[str, dict[str, Any]] = {
+        "REPORTED": {"location": location, "title": "路灯"},
+        "DISPATCHED": {"attributes": {"department": "urban_management"}},
+    }
+    service.send(
+        *(
+            citizen_report("story", event_id=f"page-story-{kind.lower()}", event_type=kind)
+            | {"occurred_at": (now - timedelta(minutes=before)).isoformat()}
+            | more.get(kind, {})
+            for kind, before in steps
+        )
+    )
+    told = service.get("/v1/cases/page-case-story")
+    assert told["state"] == "SIGNED"
+    page = new_page()
+    page.get_by_role("searchbox").fill("page-case-story")
+    page.keyboard.press("Enter")
+    case = id_of(page, "case")
+    lines = case.locator(".timeline li")
+    expect(lines).to_have_count(len(told["events"]))
+    names = ["上报", "准入", "受理", "派单", "归档", "签收"]
+    assert [name.strip() for name in lines.locator(".link").all_inner_texts()] == names
+    illegal = case.locator(".timeline li.illegal")
+    expect(illegal).to_have_count(1)
+    expect(illegal).to_contain_text("不合法的转换")
+    expect(illegal.locator(".link")).to_have_text("归档")
+    for text in ("签收", "UE-08", "响应时限", "办理时限", GRID):
+        expect(case.locator(".strip")).to_contain_text(text)
+    page.screenshot(path=PICTURES / "case.png")
+    lines.nth(2).locator(".link").click()
+    expect(id_of(page, "explain")).to_contain_text("page-story-accepted")
+    page.get_by_role("button", name="返回上级").click()
+    expect(lines).to_have_count(len(told["events"]))
+
+
+def test_search_finds_events_cases_submissions_and_nothing(new_page: NewPage, service: Service) -> None:
     service.send(citizen_report("search"))
     page = new_page(expect_noise="400")
     box = page.get_by_role("searchbox")
-    for text, selector in (("page-case-search", "case"), ("page-submission-search", "explain")):
+    for text, selector in (
+        ("page-search", "explain"),
+        ("page-case-search", "case"),
+        ("page-submission-search", "explain"),
+    ):
         box.fill(text)
         page.keyboard.press("Enter")
         expect(id_of(page, selector)).to_be_visible()
@@ -435,13 +531,28 @@ def test_the_page_is_small_and_quick(new_page: NewPage, service: Service) -> Non
     assert figures["figures"] < 1_000 * slow  # a first paint is useful once the tiles hold figures
 
 
-def test_the_page_says_when_the_store_is_silent_and_recovers(new_page: NewPage, service: Service) -> None:
+def test_the_page_is_red_where_it_is_stuck_while_the_store_is_silent_and_recovers(
+    new_page: NewPage, service: Service
+) -> None:
     page = new_page(expect_noise="503|Failed to load")
     expect(id_of(page, "banner")).to_be_hidden()
+    expect(page.locator(".stages li.stuck")).to_have_count(0)
     store = service.children()["store"]
     store.send_signal(signal.SIGSTOP)
     try:
         expect(id_of(page, "banner")).to_contain_text("无法读取处理进程的指标")
+        expect(id_of(page, "flow-decode")).to_contain_text("无应答")
+        shaft = id_of(page, "flow-store").locator(".shaft")
+        expect(shaft).to_have_css("background-color", "rgb(194, 48, 58)")
+        # what is sent now waits in the gateway, which is red once nothing was answered for ten seconds
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(service.send, citizen_report("stuck"), seconds=300)
+            try:
+                expect(id_of(page, "flow-gateway")).to_contain_text("停滞")
+            finally:
+                store.send_signal(signal.SIGCONT)
+            waiting.result()
     finally:
         store.send_signal(signal.SIGCONT)
-    expect(id_of(page, "banner")).to_be_hidden(timeout=60_000)
+    expect(id_of(page, "banner")).to_be_hidden()
+    expect(page.locator(".stages li.stuck")).to_have_count(0)

@@ -334,7 +334,7 @@ const component = () => ({
   // ---- flow
   flowArrows() {
     const flow = this.figures && this.figures.flow;
-    if (!flow) return ["gateway", "topic", "decode", "deduplicate", "admit", "enrich", "store"].map((to) => ({ to, rate: "—", facts: [], stuck: false }));
+    if (!flow) return ["gateway", "topic", "decode", "deduplicate", "admit", "enrich", "store"].map((to) => ({ to, rate: "—", facts: [], stuck: false, alarm: "" }));
     const here = this.figures.worker;
     const out = flow.outcomes_per_second;
     const all = Object.values(out).reduce((sum, value) => sum + value, 0);
@@ -342,20 +342,24 @@ const component = () => ({
     const fact = (name, value, bad = false) => ({ name: this.t(name), value, bad });
     const ms = (seconds) => (seconds === null ? "—" : (seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0));
     const stage = (name) => fact("perBlock", ms(flow.stages[name]));
-    const arrow = (to, rate, facts, stuck = false) => ({ to, rate: here || to === "gateway" || to === "topic" ? per(rate) : "—", facts, stuck });
     const down = this.storeWorks === false;
+    const silent = !here && this.figures.expects_worker; // the worker ran here and answers no more
+    const alarm = (stuck, gone) => (stuck ? this.t("stuck") : gone ? this.t("silent") : "");
+    const arrow = (to, rate, facts, stuck = false, gone = false) => ({
+      to, rate: here || to === "gateway" || to === "topic" ? per(rate) : "—", facts, stuck: stuck || gone, alarm: alarm(stuck, gone),
+    });
     return [
       arrow("gateway", flow.gateway.accepted_per_second + flow.gateway.refused_per_second + flow.gateway.not_written_per_second, [
         fact("queue", format.bytes(flow.gateway.in_flight_bytes)), fact("refused", per(flow.gateway.refused_per_second), flow.gateway.refused_per_second > 0),
       ], flow.gateway.stuck),
       arrow("topic", flow.gateway.accepted_per_second, [fact("notWritten", per(flow.gateway.not_written_per_second), flow.gateway.not_written_per_second > 0)], flow.gateway.stuck),
-      arrow("decode", all, [fact("queue", this.number(flow.topic.lag_records)), fact("lag", `${flow.topic.lag_seconds.toFixed(1)} s`, flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], flow.topic.stuck),
+      arrow("decode", all, [fact("queue", this.number(flow.topic.lag_records)), fact("lag", `${flow.topic.lag_seconds.toFixed(1)} s`, flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], flow.topic.stuck, silent),
       arrow("deduplicate", all - out.quarantined, [fact("quarantined", per(out.quarantined), out.quarantined > 0), stage("deduplicate")]),
       arrow("admit", all - out.quarantined - out.duplicate, [fact("duplicates", per(out.duplicate)), stage("admit")]),
       arrow("enrich", out.admitted + out.recorded + out.rejected, [fact("rejected", per(out.rejected)), stage("enrich")]),
       arrow("store", out.admitted + out.recorded + out.rejected, [
         fact("retries", per(flow.store.retries_per_second), flow.store.retries_per_second > 0), fact("perInsert", ms(flow.store.seconds_per_insert)),
-      ], flow.topic.stuck || down),
+      ], flow.topic.stuck, down || silent),
     ];
   },
 
@@ -588,12 +592,25 @@ const component = () => ({
     this.$nextTick(() => this.drawTrend());
   },
   trendTitle() { return `${this.t(this.trendOf)} · ${this.t("trend")}`; },
+  trendFormat() {
+    if (this.trendOf.endsWith("_rate")) return (value) => format.percent(value, 2);
+    return this.trendOf === "delay_seconds" ? (value) => `${format.seconds(value)} s` : (value) => format.rate(value, this.lang);
+  },
+  // The picture in words: where it began, where it stands, and how far it went.
+  trendSummary() {
+    const points = this.series(this.trendOf);
+    if (this.view !== "trend" || !points.length) return this.trendTitle();
+    const form = this.trendFormat();
+    const values = points.map((point) => point.value);
+    const told = (point) => `${this.clock(point.at)} ${form(point.value)}`;
+    return [this.trendTitle(), told(points[0]), told(points[points.length - 1]),
+      `${this.t("lowest")} ${form(Math.min(...values))}`, `${this.t("highest")} ${form(Math.max(...values))}`].join("; ");
+  },
   drawTrend() {
     if (!window.echarts) return;
     const id = this.trendOf;
-    const form = id.endsWith("_rate") ? (value) => format.percent(value) : id === "delay_seconds" ? (value) => `${format.seconds(value)} s` : (value) => format.rate(value, this.lang);
     drawTrend(this.$refs.trend, this.series(id), {
-      name: this.t(id), format: form, zero: !id.endsWith("_rate"), time: (at) => format.clock(new Date(at).toISOString(), this.lang),
+      name: this.t(id), format: this.trendFormat(), zero: !id.endsWith("_rate"), time: (at) => format.clock(new Date(at).toISOString(), this.lang),
     });
   },
 

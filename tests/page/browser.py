@@ -1,0 +1,59 @@
+"""Headless Chromium, and how a moving page is compared with a moving store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """A running browser; where none is installed the test is skipped.
+
+    Playwright's event loop runs until this is left: no other may start in the meantime.
+    """
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: make browser")
+    # Chromium's sandbox refuses root, which is what containers run tests as.
+    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=90_000)  # the machine may be busy with other tests
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield running
+        running.close()
+
+
+def until_same(page: Page, shown: Callable[[], T], told: Callable[[], T], *, seconds: float = 90) -> T:
+    """Ask both sides until they agree, and return what they say. The page follows the store within seconds
+    and time alone moves a figure, so neither side may be asked once and held against the other later."""
+    deadline = time.monotonic() + seconds
+    while (found := shown()) != (expected := told()):
+        if time.monotonic() > deadline:
+            assert found == expected
+        page.wait_for_timeout(200)
+    return found
+
+
+def percent(rate: float, digits: int = 2) -> str:
+    """As the page shows it: cut, not rounded."""
+    scale: int = 10**digits
+    return f"{int(rate * 100 * scale + 1e-9) / scale:.{digits}f}%"
+
+
+def slowness() -> float:
+    """How many times longer work takes than on a processor of its own, at this moment."""
+    wall, spent = time.perf_counter(), time.thread_time()
+    while time.perf_counter() - wall < 0.3:
+        pass
+    return max(1.0, (time.perf_counter() - wall) / max(time.thread_time() - spent, 1e-3))
