@@ -52,6 +52,13 @@ gateway_in_flight_bytes = Gauge(
     "gridpipe_gateway_in_flight_bytes", "Bytes of requests being handled.", registry=REGISTRY
 )
 
+balance_missing_events = Gauge(
+    "gridpipe_balance_missing_events",
+    "Events of a sample that this gateway answered with 2xx over five minutes ago and that have no row yet.",
+    ["source"],
+    registry=REGISTRY,
+)
+
 process_up = Gauge(
     "gridpipe_process_up", "Whether this role answered this scrape.", ["role"], registry=REGISTRY
 )
@@ -176,6 +183,11 @@ verifier_gap = Counter(
 )
 verifier_overlap = Counter(
     "gridpipe_verifier_overlap", "Blocks that overlap a committed one.", registry=REGISTRY
+)
+verifier_drift = Counter(
+    "gridpipe_verifier_drift",
+    "Cases whose stored state was not that of their stored events, each minute anew.",
+    registry=REGISTRY,
 )
 verifier_backward = Counter("gridpipe_verifier_backward", "Commits that went backward.", registry=REGISTRY)
 dedup_entries = Gauge(

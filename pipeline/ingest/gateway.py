@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
+import numpy as np
 import polars as pl
 import structlog
 
@@ -20,6 +21,7 @@ from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_doc
 from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import to_frame
 from pipeline.errors import UnavailableError
+from pipeline.ingest.balance import Balance
 from pipeline.ingest.body import decompress
 from pipeline.ingest.durability import Durability
 from pipeline.ingest.gate import Gate
@@ -163,6 +165,7 @@ class Gateway:
             gate=self.gate,
             max_block_bytes=settings.max_block_bytes,
         )
+        self.balance = Balance(clock)
         self.draining = False
 
     def available(self) -> bool:
@@ -267,10 +270,11 @@ class Gateway:
 
     async def _write(self, call: Call, outcome: Outcome, good: Parsed) -> None:
         """Write the good events, wait until they are durable; what is not becomes retryable errors."""
+        received_at = self.clock()
         try:
             states = await self.writer.write(
                 good.events,
-                ingested_at=self.clock(),
+                ingested_at=received_at,
                 request_id=call.request_id,
                 backfill=call.credential.backfill,
             )
@@ -281,6 +285,9 @@ class Gateway:
                 outcome.accepted.append(index)
             else:
                 outcome.errors.append(EventError.of(index, event.event_id, _NOT_SAFE[state]))
+        safe = states == SAFE
+        sound = good.events if safe.all() else [good.events[at] for at in np.flatnonzero(safe)]
+        self.balance.answered(sound, received_at)
 
     def _charge(self, call: Call, outcome: Outcome, good: Parsed) -> None:
         """Events to their sources; those that cannot be read or are foreign to the first of the key's own."""

@@ -30,6 +30,7 @@ from pipeline.kafka_access import librdkafka_options
 from pipeline.process.account import Account
 from pipeline.process.brake import Brake
 from pipeline.process.buffer import PartitionBuffer, Taken
+from pipeline.process.drift import LAST_RECORDS, watch_drift
 from pipeline.process.earlier import complete_earlier_log
 from pipeline.process.flow import Block, Rules, remember
 from pipeline.process.membership import Membership
@@ -41,6 +42,7 @@ from pipeline.reference.snapshot import Reference
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import Settings
 from pipeline.sink.retry import Failure, Stopping, classify, persist
+from pipeline.sink.tables import Extent
 from pipeline.store.incarnations import resolve
 
 log = structlog.get_logger(__name__)
@@ -57,7 +59,7 @@ _REVOKE_SECONDS: Final = 4.0
 _LAG_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 0.5
 _TOPIC_SECONDS: Final = 10.0
-_NO_GRIDS_SECONDS: Final = 0.5
+_FIRST_LOAD_SECONDS: Final = 0.25
 #: With no block on the way nothing is gained by waiting: what comes meanwhile makes the next block. Just long
 #: enough for the partitions of one request to arrive together.
 _QUIET_LINGER_SECONDS: Final = 0.01
@@ -109,12 +111,15 @@ class Worker:
         ready: Callable[[], None] | None = None,
         known_sources: Callable[[], Collection[str]] = tuple,
         braked: Callable[[Mapping[int, str]], None] = lambda _: None,
+        awaits: Collection[str] = (),
     ) -> None:
+        """As `run_worker`. awaits : kinds of reference data without which the worker is not ready."""
         self._settings = settings
         self._client_factory = client_factory
         self._bootstrap = bootstrap
         self._privacy = privacy
         self._ready = ready
+        self._awaits = awaits
         self._tell_braked = braked
         self._braked: dict[int, str] = {}
         self._account = Account(known_sources)
@@ -151,6 +156,7 @@ class Worker:
                 self._watch_lag,
                 self._watch_topic,
                 self._watch_member,
+                self._watch_drift,
             ):
                 tasks.append(asyncio.create_task(self._watched(watch)))
             ends = [asyncio.create_task(stop.wait()), asyncio.create_task(self._failed.wait())]
@@ -342,9 +348,18 @@ class Worker:
         except Exception as error:
             self._fail(error)
             return
-        if self._ready is not None and all(buffer.recovered for buffer in self._buffers.values()):
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """Once: when the first assignment is recovered and the reference data that are awaited are there."""
+        recovered = self._buffers and all(buffer.recovered for buffer in self._buffers.values())
+        if self._ready is not None and recovered and self._knows(self._awaits):
             ready, self._ready = self._ready, None
             ready()
+
+    def _knows(self, kinds: Collection[str]) -> bool:
+        """Whether there are reference data of each of these kinds."""
+        return self._rules is not None and all(self._rules.reference.counts[kind] > 0 for kind in kinds)
 
     async def _recover(self, buffer: PartitionBuffer) -> None:
         """Rebuild a partition's memory, once nothing of its last assignment is on the way any more."""
@@ -543,6 +558,16 @@ class Worker:
                 sum(len(state.seen) for state in states), sum(len(state.anchors) for state in states)
             )
 
+    async def _watch_drift(self) -> None:
+        def newest() -> list[Extent]:
+            return [
+                Extent(buffer.partition, max(buffer.committed - LAST_RECORDS, 0), buffer.committed - 1)
+                for buffer in self._buffers.values()
+                if buffer.committed
+            ]
+
+        await watch_drift(self._in_thread, self._inc, newest)
+
     async def _watch_topic(self) -> None:
         """End the worker when its log was replaced or cut: offsets name other records now, and the consumer
         would pass over what it takes for old. The next start finds a new incarnation and reads it whole."""
@@ -587,6 +612,7 @@ class Worker:
                 rules = self._rules = replace(rules, reference=reference)
                 self._account.reference(reference.counts)
                 log.info("reference_reloaded", version=reference.version, **reference.counts)
+                self._tell_ready()
             state = _state_of(self._settings.catalogue_dir)
             if state != catalogue_state:
                 catalogue_state = state
@@ -596,8 +622,7 @@ class Worker:
     def _reference_pause(self) -> float:
         """Without a grid every report is rejected: a first load is looked for more often."""
         pause = self._settings.reference_refresh_seconds
-        known = self._rules is not None and self._rules.reference.counts["grids"] > 0
-        return pause if known else min(pause, _NO_GRIDS_SECONDS)
+        return pause if self._knows({"grids", *self._awaits}) else min(pause, _FIRST_LOAD_SECONDS)
 
     async def _reload_catalogues(self, rules: Rules) -> None:
         try:

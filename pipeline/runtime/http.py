@@ -7,8 +7,9 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
@@ -100,7 +101,7 @@ class Parts:
     """What the app is made of. gateway, reader : None where the process has not that role;
     control : the store process on this machine, None where there is none;
     live : the stream of the live page, where there is a reader; canary : where there is a gateway, unless
-    switched off."""
+    switched off; balance : looks for what the gateway answered, until cancelled."""
 
     settings: Settings
     catalogues: Catalogues
@@ -111,6 +112,7 @@ class Parts:
     checks: dict[str, Check]
     live: Live | None = None
     canary: Canary | None = None
+    balance: Callable[[], Coroutine[Any, Any, None]] | None = None
     valve_fd: int | None = None
 
 
@@ -193,6 +195,9 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
             if parts.canary is not None:
                 canary = asyncio.create_task(parts.canary.run(), name="canary")
                 stack.callback(canary.cancel)
+            if parts.balance is not None:
+                balance = asyncio.create_task(parts.balance(), name="balance")
+                stack.callback(balance.cancel)
             yield
 
     return run
@@ -247,7 +252,18 @@ def assemble(
             interval_seconds=settings.canary_interval_seconds,
             max_block_bytes=settings.max_block_bytes,
         )
-    return Parts(settings, catalogues, keys, gateway, reader if read else None, control, checks, live, canary)
+    return Parts(
+        settings,
+        catalogues,
+        keys,
+        gateway,
+        reader if read else None,
+        control,
+        checks,
+        live,
+        canary,
+        balance=None if gateway is None else partial(gateway.balance.run, reader),
+    )
 
 
 def _expositions(control: ControlClient | None) -> Callable[[], Awaitable[tuple[bytes, bytes | None]]]:

@@ -1,0 +1,98 @@
+"""Whether what is told of cases is what is stored of their events: part of the runtime verifier.
+
+Each look takes the cases of the newest committed records. Every stored row of theirs must be in its case's
+set (`case_events`), and the stored state (`cases`) must be the fold of that set, made anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol, TypeVar
+
+import structlog
+from clickhouse_connect.driver.client import Client
+
+from pipeline import metrics
+from pipeline.contract.canary import CANARY_SOURCE
+from pipeline.sink.retry import Failure, classify
+from pipeline.sink.tables import Extent
+from pipeline.store.fold import fold
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Records per partition whose cases are looked at.
+LAST_RECORDS: Final = 50
+_MOST_CASES: Final = 1_000
+_EVERY_SECONDS: Final = 60.0
+#: A case may be written to between two reads of one look: only what differs twice has drifted.
+_AGAIN_SECONDS: Final = 5.0
+_MOST_NAMED: Final = 20
+#: As for the refresh of cases: the analysis of the fold is dear, its rows are few.
+_SETTINGS: Final = {
+    "max_threads": 1,
+    "query_plan_merge_expressions": 0,
+    "compile_expressions": 0,
+    "compile_aggregate_expressions": 0,
+}
+
+
+class InThread(Protocol):
+    def __call__(self, call: Callable[[Client], T]) -> Awaitable[T]: ...
+
+
+async def watch_drift(in_thread: InThread, inc: int, newest: Callable[[], Sequence[Extent]]) -> None:
+    """Look each minute until cancelled. newest : the last records that are committed, by partition."""
+    while True:
+        await asyncio.sleep(_EVERY_SECONDS)
+        extents = newest()
+        try:
+            found = await in_thread(lambda client, at=extents: drifted(client, inc, at))  # type: ignore[misc]
+            if found:
+                await asyncio.sleep(_AGAIN_SECONDS)
+                again = await in_thread(lambda client, at=extents: drifted(client, inc, at))  # type: ignore[misc]
+                found &= again
+        except Exception as error:
+            if classify(error) is not Failure.TRANSIENT:
+                raise
+            continue  # the store is away: what cannot be read is not compared
+        if found:
+            metrics.verifier_drift.inc(len(found))
+            log.error("cases_drifted", cases=len(found), case_ids=sorted(found)[:_MOST_NAMED])
+
+
+def drifted(client: Client, inc: int, extents: Sequence[Extent]) -> set[str]:
+    """Cases of the rows in `extents` whose set lacks one of these rows, or whose stored state is not the fold
+    of its set. Raises what the client raises."""
+    if not extents:
+        return set()
+    places = " OR ".join(f"(_part = {e.partition} AND _off BETWEEN {e.lo} AND {e.hi})" for e in extents)
+    where = f"_inc = {int(inc)} AND ({places}) AND source != '{CANARY_SOURCE}'"
+    rows = " UNION ALL ".join(
+        f"SELECT case_id, _inc, _part, _off, _idx FROM {table} WHERE {where}{more}"
+        for table, more in (("events", ""), ("rejections", ""), ("duplicates", " AND level = 'L2'"))
+    )
+    ids = [
+        row[0]
+        for row in client.query(f"SELECT DISTINCT case_id FROM ({rows}) LIMIT {_MOST_CASES}").result_rows
+    ]
+    if not ids:
+        return set()
+    among = "case_id IN {ids:Array(String)}"
+    missing = f"""
+        SELECT DISTINCT case_id FROM ({rows}) WHERE {among} AND (case_id, _inc, _part, _off, _idx) NOT IN (
+            SELECT case_id, e._inc, e._part, e._off, e._idx FROM case_events ARRAY JOIN events AS e
+            WHERE {among})"""
+    sets = f"""
+        SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events
+        WHERE {among} GROUP BY case_id"""
+    stored = f"SELECT case_id, version, state FROM cases FINAL WHERE {among}"
+    wrong = f"SELECT case_id FROM ({fold(sets)}) WHERE (case_id, version, state) NOT IN ({stored})"
+    found: set[str] = set()
+    for query in (missing, wrong):
+        found.update(
+            row[0] for row in client.query(query, parameters={"ids": ids}, settings=_SETTINGS).result_rows
+        )
+    return found

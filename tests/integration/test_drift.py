@@ -1,0 +1,57 @@
+"""The verifier's look at cases: silent while all is well, naming each case that is not as its events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from pipeline.process.drift import drifted
+from pipeline.process.flow import Block, PartitionState, process_block
+from pipeline.settings import Settings
+from pipeline.sink.tables import Extent, Sink
+from pipeline.store.cases import refresh_cases
+from tests.integration.worker_world import event, load_reference, record, rules_of
+
+ALL = Extent(0, 0, 9)
+
+
+@pytest.fixture
+def client(clickhouse: Client, tmp_path: Path) -> Client:
+    """Three cases: one reported and accepted, one rejected, one whose report was sent again."""
+    load_reference(clickhouse, tmp_path / "reference")
+    records = [
+        record(0, event(1), event(2, matter_code="NO-SUCH")),
+        record(1, event(3, event_type="ACCEPTED", case_id="c1", minutes=5)),
+        record(2, event(4, description=event(1)["description"], minutes=1)),
+        record(3, event(5)),
+    ]
+    result = process_block(Block(0, records), PartitionState.empty(Settings()), rules_of(clickhouse))
+    Sink(clickhouse, "t").write(result, inc=5, blocks=[ALL], rules="r")
+    refresh_cases(clickhouse, 5, [ALL])
+    return clickhouse
+
+
+def test_cases_that_are_as_their_events_have_not_drifted(client: Client) -> None:
+    assert drifted(client, 5, [ALL]) == set()
+    assert drifted(client, 5, []) == set()
+    assert drifted(client, 6, [ALL]) == set()
+
+
+def test_a_row_that_its_case_was_not_told_of_is_found(client: Client) -> None:
+    client.command("TRUNCATE TABLE case_events")
+    assert drifted(client, 5, [ALL]) == {"c1", "c2", "c4", "c5"}
+    assert drifted(client, 5, [Extent(0, 3, 3)]) == {"c5"}, "only the cases of these records are looked at"
+
+
+def test_a_state_that_is_not_the_fold_is_found(client: Client) -> None:
+    client.command(
+        "ALTER TABLE cases UPDATE state = 'CLOSED' WHERE case_id = 'c1' SETTINGS mutations_sync = 2"
+    )
+    assert drifted(client, 5, [ALL]) == {"c1"}
+
+
+def test_a_case_without_a_state_is_found(client: Client) -> None:
+    client.command("TRUNCATE TABLE cases")
+    assert drifted(client, 5, [Extent(0, 3, 3)]) == {"c5"}
