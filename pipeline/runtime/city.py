@@ -8,11 +8,14 @@ import threading
 import time
 
 import httpx
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pipeline import logs
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import GridpipeError, UnavailableError
 from pipeline.runtime.process import EXIT_FAILED, Order, receive_order
+from pipeline.settings import Settings
 from pipeline.store.client import connect
 
 _READY_SECONDS = 120.0
@@ -48,8 +51,10 @@ def _run(order: Order, stop: threading.Event) -> None:
         seed=settings.simulate_seed,
         persons=settings.simulated_persons,
     )
-    _wait_ready(details["admin_url"], stop)
-    client = connect(settings)
+    # Before the service is ready, and for it: a report that comes first finds its grid.
+    client = _connect_migrated(settings, stop)
+    if client is None:
+        return
     try:
         report = load_directory(
             client, settings.city_dir, Privacy.load(settings.pseudonym_key_path, create=False)
@@ -57,7 +62,7 @@ def _run(order: Order, stop: threading.Event) -> None:
         log.info("city_loaded", report=str(report)[:500])
     finally:
         client.close()
-    if not stop.is_set():
+    if _wait_ready(details["admin_url"], stop):
         run_city_feed(
             details["url"],
             details["key"],
@@ -69,16 +74,35 @@ def _run(order: Order, stop: threading.Event) -> None:
         )
 
 
-def _wait_ready(admin_url: str, stop: threading.Event) -> None:
+def _connect_migrated(settings: Settings, stop: threading.Event) -> Client | None:
+    """A client once the store has its tables; None if `stop` is set before."""
+    deadline = time.monotonic() + _READY_SECONDS
+    while not stop.is_set():
+        try:
+            client = connect(settings)
+            if client.command("EXISTS TABLE ref_modes"):
+                return client
+            client.close()
+        except (UnavailableError, ClickHouseError):
+            log.debug("store_not_there")
+        if time.monotonic() > deadline:
+            raise UnavailableError("the store has no tables yet")
+        stop.wait(0.1)
+    return None
+
+
+def _wait_ready(admin_url: str, stop: threading.Event) -> bool:
+    """True once the service is ready, False if `stop` is set before."""
     deadline = time.monotonic() + _READY_SECONDS
     while not stop.wait(0.2):
         try:
             if httpx.get(f"{admin_url}/health/ready", timeout=2.0, trust_env=False).status_code == 200:
-                return
+                return True
         except httpx.HTTPError:
             log.debug("service_not_ready")
         if time.monotonic() > deadline:
             raise UnavailableError("the service did not become ready")
+    return False
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import import_module
 from typing import Final
 
@@ -47,12 +47,14 @@ def run_store(
     listener: socket.socket | None,
     token: str | None,
     valve_fd: int | None = None,
+    awaits: Collection[str] = (),
 ) -> None:
     """Open the store, migrate it, publish the catalogue, answer on the bridge, work until SIGTERM.
 
     bootstrap : Kafka bootstrap servers; listener, token : where other processes reach this one, and the
     password they need (None: no listener; no password, only without an embedded engine); valve_fd : where
-    the supervisor gives orders about the log.
+    the supervisor gives orders about the log; awaits : kinds of reference data that somebody is loading: not
+    ready without them.
 
     Raises ConfigurationError and UnavailableError before the first event is taken.
     """
@@ -98,6 +100,7 @@ def run_store(
             privacy=privacy,
             board=board,
             valve_fd=valve_fd,
+            awaits=awaits,
         )
     )
     board.worker_is("stopping")
@@ -124,6 +127,7 @@ async def _work(
     privacy: Privacy,
     board: StatusBoard,
     valve_fd: int | None,
+    awaits: Collection[str],
 ) -> None:
     from pipeline.process.worker import Worker  # noqa: PLC0415  Faust is slow to import
     from pipeline.runtime.switch import WorkerSwitch  # noqa: PLC0415
@@ -144,6 +148,7 @@ async def _work(
             ready=lambda: board.worker_is("assigned"),
             known_sources=_Sources(KeyStore(settings.keys_path)),
             braked=board.braked_are,
+            awaits=awaits,
         )
 
     switch = WorkerSwitch(make)
@@ -185,6 +190,7 @@ def _run(order: Order) -> int:
             listener=socket.socket(fileno=details["fd"]),
             token=details["token"],
             valve_fd=details.get("valve_fd"),
+            awaits=details.get("awaits", ()),
         )
     except GridpipeError as error:
         log.error("store_refused", problem=str(error))

@@ -32,7 +32,10 @@ from pipeline.store.client import BridgeAddress
 from pipeline.store.lock import DirectoryLock
 from pipeline.tls import admin_is_secure
 
-READY_SECONDS: Final = 60.0
+READY_SECONDS: Final = 120.0
+#: Kinds of reference data that the simulated city always has. They are loaded in a fixed order: with the last
+#: of these its residents are there too, if it has any.
+_CITY_AWAITED: Final = ("grids", "units", "staff", "organisations")
 #: Stop: HTTP first (running requests get their answer), then the worker's drain, then the broker: 25 s.
 _STOP_SECONDS: Final = {"city": 1.0, "http": 4.5, "store": 19.0}
 _BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -379,6 +382,7 @@ class Supervisor:
             "token": self._token,
             "fd": self._control.fileno(),
             "valve_fd": valve.theirs.fileno(),
+            "awaits": _CITY_AWAITED if self._simulate else (),
         }
         fds = (self._control.fileno(), valve.theirs.fileno())
         child = Child("store", "pipeline.runtime.store", self.settings, details, fds=fds)
