@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Protocol
 
 from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import ContractError
 from pipeline.read.times import aware, instant
+from pipeline.store.client import at_once
 from pipeline.store.kpi_views import (
     BY,
     CITY_AND_DISTRICT,
     COHORT_RATES,
     DURATIONS,
+    LOOK,
     PERCENTILES,
     RATES,
-    kpi_query,
+    cases_query,
+    orphans_query,
+    reports_query,
 )
 
 __all__ = ["BY", "VIEWS", "Names", "kpi"]
@@ -37,10 +42,13 @@ _STATES: Final = frozenset(
 )
 
 
-#: The query is short of rows and long of expressions: merging these costs a quarter of its analysis.
-_SETTINGS: Final = {"query_plan_merge_expressions": 0}
+#: The queries are short of rows and long of expressions: the passes that compare every pair of conditions and
+#: that merge expressions cost half of the analysis.
+_SETTINGS: Final = {"query_plan_merge_expressions": 0, "optimize_and_compare_chain": 0}
 #: Thousands of keys with arrays each: to join the halves of two threads costs more than a thread saves.
 _MANY_KEYS: Final = frozenset({"grid", "village"})
+#: Columns that say which parts have a key; not in the answer.
+_PARTS: Final = ("has_cases", "has_reports")
 
 
 class Names(Protocol):
@@ -132,32 +140,53 @@ def _answer(
 def _rows(
     client: Client, view: str, by: str, names: Names, *, from_: datetime, to: datetime, as_of: datetime
 ) -> list[dict[str, Any]]:
-    """The view's rows for one `by`. Where nothing happened after `as_of` the stored states suffice; whether
-    that still holds is asked again afterwards, for a case may have moved on meanwhile."""
+    """The view's rows for one `by`: its parts, asked for at once and joined by key.
+
+    Where nothing happened after `as_of` the stored states suffice; whether that still holds is asked again
+    afterwards, for a case may have moved on meanwhile.
+    """
     parameters: dict[str, Any] = {
         "from": _parameter(from_),
         "to": _parameter(to),
         "as_of": _parameter(as_of),
     }
-    if view == "cohort":
-        parameters["citizen_channels"] = sorted(
+    of_cases = {
+        "citizen_channels": sorted(
             channel for channel, kind in names.channel_kinds.items() if kind in CITIZEN_KINDS
         )
+    }
+    settings = {**_SETTINGS, "max_threads": 1} if by in _MANY_KEYS else _SETTINGS
 
-    def read(past: bool) -> list[dict[str, Any]]:
-        query = kpi_query(view, by, past=past)
-        settings = {**_SETTINGS, "max_threads": 1} if by in _MANY_KEYS else _SETTINGS
-        return list(client.query(query, parameters=parameters, settings=settings).named_results())
+    def read(query: str) -> list[dict[str, Any]]:
+        asked = parameters | (of_cases if "citizen_channels" in query else {})
+        return list(client.query(query, parameters=asked, settings=settings).named_results())
 
-    def moved_on() -> bool:
-        latest = "SELECT max(last_event_at) > {as_of:DateTime64(3, 'UTC')} FROM cases"
-        return bool(client.query(latest, parameters=parameters).result_rows[0][0])
+    def look() -> tuple[bool, bool]:
+        past, orphans = client.query(LOOK, parameters=parameters).result_rows[0]
+        return bool(past), bool(orphans)
 
-    if not moved_on():
-        rows = read(past=False)
-        if not moved_on():
-            return rows
-    return read(past=True)
+    def cases(past: bool) -> list[dict[str, Any]]:
+        rows = read(cases_query(view, by, past=past))
+        if not past and look()[0]:
+            return read(cases_query(view, by))
+        return rows
+
+    past, orphans = look()
+    beside = [reports_query(by)] + ([orphans_query(by)] if orphans else [])
+    return _joined(*at_once(client, partial(cases, past), *(partial(read, query) for query in beside)))
+
+
+def _joined(*parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The parts' rows by key: what `kpi_cohort` and `kpi_flow` join. A rate of two parts is made here."""
+    by_key: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for row in part:
+            by_key.setdefault(row["key"], {}).update(row)
+    for row in by_key.values():
+        duplicates = sum(row.get(name, 0) for name in ("duplicates_l1", "duplicates_l2", "merged"))
+        row["duplicate_rate"] = duplicates / row["reports"] if row.get("reports") else None
+        row["listed"] = any(row.pop(part, 0) for part in _PARTS)
+    return list(by_key.values())
 
 
 def _parameter(at: datetime) -> str:

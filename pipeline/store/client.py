@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.httpclient import HttpClient
 from urllib3.exceptions import HTTPError as TransportError
 
 from pipeline.contract.secret import load_secret
@@ -19,6 +22,8 @@ from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.settings import Settings
 from pipeline.store.engine import CLIENT_SETTINGS, EmbeddedEngine
 from pipeline.tls import client_context
+
+Result = TypeVar("Result")
 
 CONNECT_TIMEOUT_SECONDS = 5
 #: Above the server's own limit, so that the server's answer is seen rather than our timeout (reliability C5).
@@ -144,6 +149,19 @@ def connect_bridge(bridge: BridgeAddress, database: str | None, *, timeout: floa
         raise UnavailableError(
             f"the store process at {bridge.url} cannot be used: {_first_line(error)}"
         ) from error
+
+
+def at_once(client: Client, *calls: Callable[[], Result]) -> list[Result]:
+    """Results of calls that query `client`, in their order; raises what the first failing one raised.
+
+    Together, in threads, where these may share the client: HTTP without a session. An embedded engine's
+    handle runs one statement at a time: there one call follows the other.
+    """
+    if not isinstance(client, HttpClient) or len(calls) < 2:
+        return [call() for call in calls]
+    with ThreadPoolExecutor(len(calls) - 1, thread_name_prefix="beside") as threads:
+        others = [threads.submit(call) for call in calls[1:]]
+        return [calls[0](), *(other.result() for other in others)]
 
 
 def _first_line(error: BaseException) -> str:

@@ -493,7 +493,11 @@ def states_at(as_of: str, only: Collection[str] = ALL, where: str = "1", *, past
     read = {*made_of, "event_times", "event_verdicts", "legal_times", "legal_ranks"}
     history = ", ".join(name for name in HISTORY if name in read)
     changed = f"last_event_at > {as_of} AND first_event_at <= {as_of} AND {where}"
-    cut = prefix(f"SELECT {history} FROM cases FINAL WHERE {changed}", as_of, made_of)
+    # FINAL merges every column that it reads, of every case: the arrays are read afterwards, of these cases
+    # only. A refresh that was repeated leaves equal rows.
+    latest = f"SELECT case_id, version FROM cases FINAL WHERE {changed}"
+    histories = f"SELECT {history} FROM cases WHERE (case_id, version) IN ({latest}) LIMIT 1 BY case_id"
+    cut = prefix(histories, as_of, made_of)
     return f"""
         SELECT {names} FROM cases FINAL WHERE last_event_at <= {as_of} AND {where}
         UNION ALL

@@ -4,8 +4,9 @@ Both are parameterised: `by` (what a key is), `from` and `to` (the window, `to` 
 `kpi_cohort` also takes `citizen_channels`, the channels of kind public, care and desk. Formulae and their
 corners: docs/metrics.md. Beside the rates stand the numerators and denominators they are made of.
 
-`kpi_query` gives the same text for one `by`: without the choice of the key, and not nested in a view, a query
-is analysed in half the time.
+A view joins three parts: the cases, the reports and the orphans. `cases_query`, `reports_query` and
+`orphans_query` give each part for one `by`: without the choice of the key, the joins and the nesting in a
+view, the parts are analysed in a third of the time and can be asked for at once.
 """
 
 from __future__ import annotations
@@ -102,17 +103,24 @@ _ENDS: Final = {
 
 
 # --- reports: one count per (source, event_id), its first copy; one per position for L1 and L2 copies
-def _reports(by: str | None) -> str:
+def reports_query(by: str | None) -> str:
+    """SQL query: what was reported, one row per key; `by` as of `_key`."""
     where = f"event_type = 'REPORTED' AND {_in_window('occurred_at')} AND occurred_at <= {_AS_OF}"
     key = _key(by).replace("department", "lead_department")
     # copies are counted before a report is repeated for its keys
     key_of_copy, key_of_report = (
         (_BOTH, "arrayJoin(any(key))") if by == CITY_AND_DISTRICT else (key, "any(key)")
     )
-    # the position as one number (42 bits of milliseconds, then 16, 48 and 22 bits): a tuple costs more
-    position = (
+    # position and kind as one number (42 bits of milliseconds, then 16, 46, 22 and 2 bits): its minimum tells
+    # the kind of the first copy, at half the cost of argMin
+    first = (
         "bitOr(bitShiftLeft(toUInt128(_inc), 86), bitOr(bitShiftLeft(toUInt128(_part), 70), "
-        "bitOr(bitShiftLeft(toUInt128(_off), 22), toUInt128(_idx))))"
+        "bitOr(bitShiftLeft(toUInt128(_off), 24), toUInt128(bitOr(bitShiftLeft(_idx, 2), {kind})))))"
+    )
+    stored = " UNION ALL ".join(
+        f"SELECT id_hi, id_lo, {first.format(kind=kind)} AS first, {key_of_copy} AS key "
+        f"FROM {table} WHERE {where}"
+        for kind, table in ((1, "events"), (2, "rejections"))
     )
     return f"""
         SELECT key,
@@ -122,14 +130,8 @@ def _reports(by: str | None) -> str:
             admitted_reports / nullIf(admitted_reports + rejected_reports, 0) AS admission_rate,
             1 AS has_reports
         FROM (
-            SELECT {key_of_report} AS key, argMin(kind, {position}) AS kind
-            FROM (
-                SELECT id_hi, id_lo, _inc, _part, _off, _idx, 1 AS kind, {key_of_copy} AS key
-                FROM events WHERE {where}
-                UNION ALL
-                SELECT id_hi, id_lo, _inc, _part, _off, _idx, 2 AS kind, {key_of_copy} AS key
-                FROM rejections WHERE {where}
-            )
+            SELECT {key_of_report} AS key, bitAnd(toUInt8(min(first)), 3) AS kind
+            FROM ({stored})
             GROUP BY id_hi, id_lo
             UNION ALL
             SELECT {key} AS key, if(level = 'L1', 3, 4) AS kind FROM duplicates FINAL WHERE {where}
@@ -139,7 +141,17 @@ def _reports(by: str | None) -> str:
 
 
 # --- orphans: events of cases that, as of T, have neither a report nor a resend of one
-def _orphans(by: str | None) -> str:
+_IS_ORPHAN: Final = (
+    f"first_event_at <= {_AS_OF} AND ifNull(reported_at > {_AS_OF}, 1) AND ifNull(resent_at > {_AS_OF}, 1)"
+)
+
+#: One row: has a case an event after `as_of` (`past`), and can there be orphans as of then. It reads every
+#: version of a state: what holds of none holds of no case.
+LOOK: Final = f"SELECT max(last_event_at) > {_AS_OF} AS past, countIf({_IS_ORPHAN}) > 0 AS orphans FROM cases"
+
+
+def orphans_query(by: str | None) -> str:
+    """SQL query: events of cases without a report, one row per key that has any; `by` as of `_key`."""
     attributes = ("grid_code", "channel", "matter_code", "category", "lead_department")
     return f"""
         SELECT {_key(by).replace("department", "lead_department")} AS key, count() AS orphans,
@@ -148,11 +160,7 @@ def _orphans(by: str | None) -> str:
             SELECT e.occurred_at AS occurred_at, {_columns({name: f"e.{name}" for name in attributes})}
             FROM case_events
             ARRAY JOIN events AS e
-            WHERE case_id IN (
-                SELECT case_id FROM cases FINAL
-                WHERE first_event_at <= {_AS_OF}
-                    AND ifNull(reported_at > {_AS_OF}, 1) AND ifNull(resent_at > {_AS_OF}, 1)
-            )
+            WHERE case_id IN (SELECT case_id FROM cases FINAL WHERE {_IS_ORPHAN})
             ORDER BY e._inc, e._part, e._off, e._idx
             LIMIT 1 BY case_id, e.source, e.event_id
         )
@@ -309,21 +317,29 @@ def _flow_cases(by: str | None, past: bool) -> str:
         )"""
 
 
-def kpi_query(view: str, by: str | None = None, *, past: bool = True) -> str:
-    """SQL query: the rows of a view (cohort, flow) for one `by`, or for the parameter `by` when None.
+def cases_query(view: str, by: str | None, *, past: bool = True) -> str:
+    """SQL query: the cases of a view (cohort, flow), one row per key; `by` as of `_key`.
 
     past : False where no case has an event after `as_of`: the stored states suffice.
+    """
+    return _cohort_cases(by, past) if view == "cohort" else _flow_cases(by, past)
+
+
+#: SQL over the joined parts. The KPI call, which joins them itself, repeats the formula.
+_DUPLICATE_RATE: Final = "(duplicates_l1 + duplicates_l2 + merged) / nullIf(reports, 0)"
+
+
+def _view(view: str) -> str:
+    """SQL query: the three parts joined.
+
     A key that one part lacks counts zero there. Orphans alone do not put a key on the list (`listed`).
     """
-    cases = _cohort_cases(by, past) if view == "cohort" else _flow_cases(by, past)
-    duplicate_rate = "(duplicates_l1 + duplicates_l2 + merged) / nullIf(reports, 0) AS duplicate_rate"
     return f"""
-    SELECT * EXCEPT (has_cases, has_reports), {duplicate_rate}, has_cases + has_reports > 0 AS listed
-    FROM ({cases}) AS c
-    FULL JOIN ({_reports(by)}) AS r USING (key)
-    FULL JOIN ({_orphans(by)}) AS o USING (key)"""
+    SELECT * EXCEPT (has_cases, has_reports), {_DUPLICATE_RATE} AS duplicate_rate,
+        has_cases + has_reports > 0 AS listed
+    FROM ({cases_query(view, None)}) AS c
+    FULL JOIN ({reports_query(None)}) AS r USING (key)
+    FULL JOIN ({orphans_query(None)}) AS o USING (key)"""
 
 
-KPI_VIEWS: Final = {
-    f"kpi_{view}": f"CREATE VIEW kpi_{view} AS {kpi_query(view)}" for view in ("cohort", "flow")
-}
+KPI_VIEWS: Final = {f"kpi_{view}": f"CREATE VIEW kpi_{view} AS {_view(view)}" for view in ("cohort", "flow")}
