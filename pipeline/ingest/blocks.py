@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +26,9 @@ HEADERS: Final[Mapping[str, bytes]] = {
     "via": b"gateway",
 }
 
+#: What a block may unpack to, bytes. The gateway's own stay below a tenth of it; a record of a megabyte could
+#: ask for a thousand times its size.
+MOST_UNPACKED_BYTES: Final = 128_000_000
 _VILLAGE_DIGITS: Final = 12
 _COMPRESSED_ROWS: Final = 256
 #: A block has many small columns: handing them to a pool of threads costs more than reading them.
@@ -121,17 +125,78 @@ def read_batches(payload: bytes) -> list[pa.RecordBatch]:
     than there is, and anybody who may write to the topic could send such bytes.
     """
     try:
+        if _unpacked_bytes(payload) > MOST_UNPACKED_BYTES:
+            raise ContractError("the Arrow stream would unpack to more than a block may hold")
         with pa.ipc.open_stream(payload, options=_ONE_THREAD) as stream:
             if stream.schema.names != list(EVENT):
                 raise ContractError("the Arrow stream does not hold the columns of an event")
             batches = list(stream)
         for batch in batches:
             batch.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, struct.error) as error:
         raise ContractError(f"not an Arrow stream: {type(error).__name__}") from error
     except MemoryError as error:
         raise ContractError("not a sound Arrow stream: MemoryError") from error
     return batches
+
+
+def _unpacked_bytes(payload: bytes) -> int:
+    """What the buffers of a stream say they unpack to. pyarrow believes them, and has no limit of its own.
+
+    A packed buffer begins with its unpacked length. Where the buffers lie stands in each message's head, a
+    flatbuffer that pyarrow has checked: Message.header -> RecordBatch.buffers, or DictionaryBatch.data of
+    such (Arrow's Message.fbs).
+    """
+    total = 0
+    for message in pa.ipc.MessageReader.open_stream(payload):
+        if message.type not in {"record batch", "dictionary"}:
+            continue
+        head = memoryview(message.metadata)
+        batch = _table(head, _at(head, 0), _HEADER)
+        if message.type == "dictionary":
+            batch = _table(head, batch, _DICTIONARY_DATA)
+        if _slot(head, batch, _COMPRESSION) is None:
+            continue  # what is not packed takes no more room than the payload
+        vector = _slot(head, batch, _BUFFERS)
+        if vector is None:
+            continue
+        vector = _at(head, vector)
+        (count,) = struct.unpack_from("<I", head, vector)
+        places = np.frombuffer(head, "<i8", 2 * count, vector + 4).reshape(-1, 2)
+        body = memoryview(message.body)
+        for offset in places[places[:, 1] > _LENGTH_BYTES, 0].tolist():
+            total += max(struct.unpack_from("<q", body, offset)[0], 0)  # -1: left as it was
+    return total
+
+
+#: Slots of the fields in Arrow's flatbuffers.
+_HEADER: Final = 2
+_DICTIONARY_DATA: Final = 1
+_BUFFERS: Final = 2
+_COMPRESSION: Final = 3
+_LENGTH_BYTES: Final = 8
+
+
+def _at(head: memoryview, place: int) -> int:
+    """Where the offset that stands at `place` leads."""
+    return place + int(struct.unpack_from("<I", head, place)[0])
+
+
+def _slot(head: memoryview, table: int, field: int) -> int | None:
+    """Where a field of a flatbuffer table stands, None if it is absent."""
+    vtable = table - struct.unpack_from("<i", head, table)[0]
+    if 4 + 2 * field >= struct.unpack_from("<H", head, vtable)[0]:
+        return None
+    (relative,) = struct.unpack_from("<H", head, vtable + 4 + 2 * field)
+    return table + relative if relative else None
+
+
+def _table(head: memoryview, table: int, field: int) -> int:
+    """The table that a field of a table holds. Raises ValueError where it is absent."""
+    place = _slot(head, table, field)
+    if place is None:
+        raise ValueError("a message without its batch")
+    return _at(head, place)
 
 
 def frame_of(batches: Sequence[pa.RecordBatch]) -> pl.DataFrame:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Final
 
 import httpx
 import orjson
+import polars as pl
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.hostile.world import EVENTS, SOURCE, World
+from pipeline.clock import utc_now
+from pipeline.contract.parse import parse_document
+from pipeline.contract.privacy import Privacy
+from pipeline.contract.rows import to_frame
+from tests.e2e.service import gridpipe
+from tests.hostile.world import EVENTS, SOURCE, World, patience
 
 #: Of the fictitious region 999999, with a valid check digit.
 ID_NUMBER: Final = "999999199001010016"
@@ -183,3 +190,60 @@ def idempotency_key(world: World) -> None:
         id=first["event_id"],
     )
     assert rows == [(2,)]
+
+
+# --- persons
+
+
+def _id_number(serial: int) -> str:
+    """An identity number of nobody's: fictitious region, valid check digit."""
+    digits = f"99999919850101{serial:03d}"
+    weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+    total = sum(int(digit) * weight for digit, weight in zip(digits, weights, strict=True))
+    return digits + "10X98765432"[total % 11]
+
+
+def deletions(world: World) -> None:
+    """A stranger, a person that two sources know, and the same again: one and the same answer for all, which
+    does not tell who was there before; each leaves a line in the audit log, none a number."""
+    person, stranger = _id_number(7), _id_number(8)
+    citizen = {"type": "citizen", "id_number": person}
+    reported = world.event(actor=citizen, channel="hotline_12345", description="路灯坏了")
+    world.take(reported)
+    numbers = world.settings.data_dir / "numbers"
+    answers = []
+    for request, number in (("H-1", stranger), ("H-2", person), ("H-3", person), ("H-4", "' OR 1=1 --")):
+        numbers.touch(mode=0o600)
+        numbers.write_text(number)
+        done = gridpipe(
+            "person", "erase", "--yes", "--json", "--request", request, "--from", str(numbers),
+            "--data-dir", str(world.settings.data_dir), seconds=90 * patience(),
+        )  # fmt: skip
+        assert number not in done.stdout + done.stderr
+        answers.append((done.returncode, orjson.loads(done.stdout)))
+    numbers.unlink()
+    assert [code for code, _ in answers] == [0, 0, 0, 0], answers
+    assert all(set(answer) == set(answers[0][1]) for _, answer in answers)
+    assert [sum(answer["found"].values()) for _, answer in answers] == [0, 1, 0, 0]
+    assert not any(sum(answer["left"].values()) for _, answer in answers)
+    assert world.column("actor_key", reported["event_id"]) == [None]
+    world.keep(reported)
+    audit = "".join(path.read_text() for path in world.settings.audit_dir.glob("*.jsonl"))
+    for request in ("H-1", "H-2", "H-3", "H-4"):
+        assert request in audit
+    assert person not in audit
+    assert stranger not in audit
+    for path in ("/v1/persons", f"/v1/persons/{person}"):
+        assert world.get(path).status_code == 404, "no way in over HTTP"
+
+
+def arrow_bomb(world: World) -> bytes:
+    """A block of the right columns, some 60 kB, whose text unpacks to 400 MB."""
+    parsed = parse_document(orjson.dumps([world.event()]))
+    row = to_frame(
+        parsed.events, ingested_at=utc_now(), request_id=None, backfill=False, privacy=Privacy(b"k" * 32)
+    )
+    bomb = pl.concat([row.with_columns(description=pl.lit("a" * 200_000))] * 2_000)
+    buffer = io.BytesIO()
+    bomb.write_ipc_stream(buffer, compression="zstd", compat_level=pl.CompatLevel.oldest())
+    return buffer.getvalue()

@@ -428,6 +428,10 @@ TABLE: Final[tuple[Row, ...]] = (
                 {"content-type": b"application/vnd.apache.arrow.stream", "schema-version": b"1"},
             ),
             Record(b"\xff" * 64, {"content-type": b"application/vnd.apache.arrow.stream"}),
+            Record(
+                beyond.arrow_bomb,
+                {"content-type": b"application/vnd.apache.arrow.stream", "schema-version": b"1"},
+            ),
         ),
     ),
     *(
@@ -468,6 +472,7 @@ TABLE: Final[tuple[Row, ...]] = (
     Scenario(57, "hostile rule files", "command line", files.rule_files),
     Scenario(58, "hostile configuration", "command line", files.configuration),
     Scenario(59, "a million keys in one object", "client", callers.million_keys),
+    Scenario(60, "deletion of a stranger, of a person, and again", "command line", beyond.deletions),
     Scenario(61, "probes and metrics under attack", "raw socket", callers.probes),
     Scenario(62, "Idempotency-Key with another body", "client", beyond.idempotency_key),
     # --- deadlines

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polars._typing import IpcCompression
 
 from pipeline.contract.parse import parse_document
 from pipeline.contract.privacy import Privacy
@@ -19,6 +20,8 @@ from pipeline.contract.rows import to_frame
 from pipeline.errors import ContractError
 from pipeline.frames import EVENT, expect
 from pipeline.ingest.blocks import (
+    MOST_UNPACKED_BYTES,
+    _unpacked_bytes,
     decode_block,
     encode_blocks,
     encode_frame,
@@ -131,3 +134,24 @@ def test_block_of_other_columns_is_refused() -> None:
     frame_of([1]).with_columns(pl.col("rating").cast(pl.Int64)).write_ipc_stream(buffer)
     with pytest.raises(ContractError, match="rating is Int64, must be Int8"):
         decode_block(buffer.getvalue())
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_block_that_would_fill_the_memory_is_refused_before_it_is_unpacked(codec: IpcCompression) -> None:
+    """Sixty kilobytes that say the same letter 400 million times: pyarrow alone would write them all down."""
+    row = frame_of([1])
+    bomb = pl.concat([row.with_columns(description=pl.lit("a" * 200_000))] * 800)
+    buffer = io.BytesIO()
+    bomb.write_ipc_stream(buffer, compression=codec, compat_level=pl.CompatLevel.oldest())
+    assert len(buffer.getvalue()) < 1_000_000
+    assert _unpacked_bytes(buffer.getvalue()) > MOST_UNPACKED_BYTES
+    with pytest.raises(ContractError, match="would unpack to more"):
+        decode_block(buffer.getvalue())
+
+
+def test_largest_request_of_the_gateway_is_far_from_the_limit() -> None:
+    """5,000 events of 4,000 characters are the 20 MB that a body may unpack to."""
+    rows = pl.concat([frame_of([1]).with_columns(description=pl.lit("事" * 1_333))] * 5_000)
+    payload = encode_frame(rows)
+    assert 0 < _unpacked_bytes(payload) < MOST_UNPACKED_BYTES / 4
+    assert decode_block(payload).height == 5_000
