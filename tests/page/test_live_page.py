@@ -149,7 +149,11 @@ def painted(page: Page, red: bool = False) -> float:
     share = page.evaluate(
         """(red) => {
             const canvas = document.querySelector('[data-testid=times-chart] canvas');
-            const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+            const copy = document.createElement('canvas');
+            [copy.width, copy.height] = [canvas.width, canvas.height];
+            const context = copy.getContext('2d', {willReadFrequently: true});
+            context.drawImage(canvas, 0, 0);
+            const pixels = context.getImageData(0, 0, copy.width, copy.height).data;
             let drawn = 0;
             for (let i = 0; i < pixels.length; i += 4) {
                 const is_red = pixels[i] > pixels[i + 1] + 90 && pixels[i] > pixels[i + 2] + 90;
@@ -209,14 +213,14 @@ def test_a_tile_shows_the_trend_of_the_last_hour(new_page: NewPage) -> None:
     expect(chart).to_have_attribute(
         "aria-label", re.compile(r"^办结率 · 近一小时; \d\d:\d\d:\d\d [\d.]+%; .*最低 [\d.]+%; 最高 [\d.]+%$")
     )
-    seconds = page.evaluate(
-        """() => {
+    shows_an_hour = """() => {
             const clock = (text) => text.split(':').reduce((sum, part) => 60 * sum + Number(part), 0);
             const times = document.querySelector('[data-testid=trend-chart]').ariaLabel.match(/[0-9:]{8}/g);
-            return (clock(times[1]) - clock(times[0]) + 86400) % 86400;
+            const seconds = (clock(times[1]) - clock(times[0]) + 86400) % 86400;
+            return 3000 < seconds && seconds < 3700;
         }"""
-    )
-    assert 3_000 < seconds < 3_700
+    # the hour before the service began is read back, newest first, a point every few seconds
+    until_same(page, lambda: page.evaluate(shows_an_hour), lambda: True)
 
 
 def test_the_table_sorts_by_a_column_by_mouse_and_keyboard(new_page: NewPage) -> None:
@@ -407,7 +411,7 @@ def test_a_case_shows_its_timeline_limits_and_what_was_illegal(new_page: NewPage
     case = id_of(page, "case")
     lines = case.locator(".timeline li")
     expect(lines).to_have_count(len(told["events"]))
-    names = ["上报", "准入", "受理", "派单", "归档", "签收"]
+    names = ["上报", "受理", "派单", "归档", "签收"]
     assert [name.strip() for name in lines.locator(".link").all_inner_texts()] == names
     illegal = case.locator(".timeline li.illegal")
     expect(illegal).to_have_count(1)
@@ -416,7 +420,7 @@ def test_a_case_shows_its_timeline_limits_and_what_was_illegal(new_page: NewPage
     for text in ("签收", "UE-08", "响应时限", "办理时限", GRID):
         expect(case.locator(".strip")).to_contain_text(text)
     page.screenshot(path=PICTURES / "case.png")
-    lines.nth(2).locator(".link").click()
+    lines.nth(1).locator(".link").click()
     expect(id_of(page, "explain")).to_contain_text("page-story-accepted")
     page.get_by_role("button", name="返回上级").click()
     expect(lines).to_have_count(len(told["events"]))
