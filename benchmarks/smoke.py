@@ -12,12 +12,10 @@ import argparse
 import asyncio
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -158,80 +156,25 @@ def measure(directory: Path, form: str, feed: Path, city: Path, number: int) -> 
         shutil.rmtree(place, ignore_errors=True)
 
 
-async def work(place: Path, bootstrap: str, city: Path, expected: int) -> dict[str, Any]:
-    """Our worker, from ready to the last commit."""
-    from pipeline import metrics
-    from pipeline.process.worker import run_worker
+def work(place: Path, bootstrap: str, city: Path, expected: int) -> dict[str, Any]:
+    """Our worker over the topic, on a store of its own with the city's reference data."""
+    from benchmarks.worker_run import run
     from pipeline.reference.load import load_directory
     from pipeline.rules.catalogue import load_catalogues
     from pipeline.rules.publish import publish
     from pipeline.store.engine import EmbeddedEngine
     from pipeline.store.migrate import migrate
 
-    settings = load_settings(data_dir=place, kafka=bootstrap)
-    privacy = Privacy.load(settings.pseudonym_key_path, create=False)
+    settings = load_settings(data_dir=place, kafka=bootstrap, log_level="warning")
     engine = EmbeddedEngine(settings.clickhouse_dir, settings.engine_tmp_dir)
     client = engine.new_client()
     migrate(client, settings.database)
     publish(client, load_catalogues(settings.catalogue_dir))
-    load_directory(client, city, privacy)
-    stop, started = asyncio.Event(), asyncio.Event()
-    task = asyncio.create_task(
-        run_worker(
-            settings,
-            client_factory=lambda: engine.new_client(settings.database),
-            bootstrap=bootstrap,
-            privacy=privacy,
-            stop=stop,
-            ready=started.set,
-        )
-    )
-
-    def counted() -> dict[str, int]:
-        return {
-            sample.labels["outcome"]: int(sample.value)
-            for metric in metrics.events.collect()
-            for sample in metric.samples
-            if sample.name.endswith("_total")
-        }
-
-    waiting = asyncio.create_task(started.wait())
-    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    begin, begin_cpu = time.perf_counter(), time.process_time()
-    while sum(counted().values()) < expected:
-        if task.done():
-            await task
-        await asyncio.sleep(0.01)
-    seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
-    stop.set()
-    await task
-    stored = {
-        table: client.command(f"SELECT count() FROM {table}")
-        for table in ("events", "rejections", "duplicates", "quarantine", "cases")
-    }
+    load_directory(client, city, Privacy.load(settings.pseudonym_key_path, create=False))
+    client.close()
     engine.close()
-    stages = {
-        "insert " + sample.labels["table"]
-        if "table" in sample.labels
-        else sample.labels["stage"]: sample.value
-        for histogram in (metrics.stage_seconds, metrics.insert_seconds)
-        for metric in histogram.collect()
-        for sample in metric.samples
-        if sample.name.endswith("_sum")
-    }
-    blocks = int(
-        sum(s.value for m in metrics.batch_rows.collect() for s in m.samples if s.name.endswith("_count"))
-    )
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {
-        "seconds": seconds,
-        "cpu_seconds": cpu,
-        "stored": stored,
-        "counts": counted(),
-        "stages": stages,
-        "peak_mb": memory,
-        "blocks": blocks,
-    }
+    result = asyncio.run(run(settings, bootstrap, expected, None))
+    return result | {"counts": result["outcomes"]}
 
 
 def check(form: str, result: dict[str, Any], ledger: dict[str, Any]) -> None:
@@ -267,7 +210,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.worker:
         place, bootstrap, city, expected = options.worker
-        result = asyncio.run(work(Path(place), bootstrap, Path(city), int(expected)))
+        result = work(Path(place), bootstrap, Path(city), int(expected))
         print(orjson.dumps(result).decode(), flush=True)
         os._exit(0)  # threads of the engine may still wind down
 
@@ -307,7 +250,10 @@ def main() -> int:
     for form in figures:
         peak = max((run.get("peak_mb", 0) for run in figures[form]), default=0)
         table.add_row(
-            names[form], f"{rates[form]:,.0f}", f"{rates[form] / rates['agent']:.1f}", f"{peak or '–'}"
+            names[form],
+            f"{rates[form]:,.0f}",
+            f"{rates[form] / rates['agent']:.1f}",
+            f"{f'{peak:.0f}' if peak else '–'}",
         )
     out.print(table)
     stages = figures[forms[0]][-1]["stages"]

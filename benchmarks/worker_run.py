@@ -38,7 +38,8 @@ _ENGINE_EVENTS = (
     "Merge",
     "MergedRows",
 )
-_NUMBER = f"toUInt64(right(event_id, {ID_DIGITS}))"
+#: The number of an event of `workload`; other ids give 0.
+_NUMBER = f"toUInt64OrZero(right(event_id, {ID_DIGITS}))"
 
 
 def outcomes() -> dict[str, int]:

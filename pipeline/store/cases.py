@@ -14,12 +14,14 @@ from pipeline.store.fold import HISTORY, STATE, TUPLE_TYPES, fold
 _TABLE: Final = "cases"
 
 #: A refresh repeats safely, so it needs no token; it must be seen by the next read, so it is not queued.
-#: Merging the fold's steps into one expression costs a quarter of the analysis and gains nothing.
+#: Merging the fold's steps into one expression, and comparing every pair of its conditions, cost a quarter of
+#: the analysis each and gain nothing.
 _SETTINGS: Final = {
     "async_insert": 0,
     "insert_deduplicate": 0,
     "optimize_on_insert": 0,
     "query_plan_merge_expressions": 0,
+    "optimize_and_compare_chain": 0,
     # The steps are many and the rows few: handing them between threads cost twice the work itself.
     "max_threads": 1,
     # Machine code for an expression of this size takes longer to make than it saves.
