@@ -31,12 +31,11 @@ _STORED: Final = ("events", "rejections", "duplicates", "quarantine", "cases", "
 
 @dataclass(frozen=True)
 class Table:
-    """One answer. mark : what was stored when it was asked; asked_at : monotonic; seconds : what it took."""
+    """One answer. mark : what was stored when it was asked; asked_at : monotonic."""
 
     answer: dict[str, Any]
     mark: str
     asked_at: float
-    seconds: float
 
 
 @dataclass
@@ -122,5 +121,5 @@ class Board:
             if held is not None and held.mark == mark and now - held.asked_at < STALE_SECONDS:
                 return held
             answer = await self.reader.run(ask)
-            self._tables[name] = Table(answer, mark, now, time.monotonic() - now)
+            self._tables[name] = Table(answer, mark, now)
             return self._tables[name]

@@ -22,6 +22,7 @@ from pipeline.page.history import History
 from pipeline.read.times import instant
 
 TICK_SECONDS: Final = 1.0
+_LONGEST_REST_SECONDS: Final = 1.0
 _POINT_SECONDS: Final = 60.0
 #: A comment on an idle stream, so that proxies keep it open.
 _HEARTBEAT_SECONDS: Final = 15.0
@@ -51,7 +52,6 @@ class Live:
         self._closed = False
         self._shown: dict[str, Table] = {}
         self._current_at: str | None = None  # the shown tables hold what was stored until then
-        self._kpi_due = 0.0
         self._point_due = 0.0
         self._store_fails = False
         self._past: asyncio.Task[None] | None = None
@@ -63,12 +63,15 @@ class Live:
             tasks.create_task(self._for_ever(self._read_store), name="live-page-tables")
 
     async def _for_ever(self, step: Callable[[float], Awaitable[None]]) -> None:
-        """A step each tick while somebody watches, else one a minute."""
+        """A step each tick while somebody watches, else one a minute. After a slow step comes a rest half as
+        long (at most a second), so that a slow store is not asked for nothing but the page."""
         while True:
             started = time.monotonic()
             await step(started)
             if self.viewers:
-                await asyncio.sleep(max(0.05, started + TICK_SECONDS - time.monotonic()))
+                ended = time.monotonic()
+                rest = min((ended - started) / 2, _LONGEST_REST_SECONDS)
+                await asyncio.sleep(max(rest, started + TICK_SECONDS - ended))
             else:
                 wanted = self._wanted
                 with contextlib.suppress(TimeoutError):
@@ -105,9 +108,8 @@ class Live:
 
     async def _read_store(self, now: float) -> None:
         try:
-            if self.viewers and now >= self._kpi_due:
+            if self.viewers:
                 await self._read_tables()
-                self._kpi_due = time.monotonic() + min(self._cost(), 2.0) - TICK_SECONDS
             if now >= self._point_due:
                 await self._keep_point()
                 self._point_due = now + _POINT_SECONDS - TICK_SECONDS
@@ -118,11 +120,6 @@ class Live:
             if not self._store_fails:
                 log.exception("live_page_not_refreshed")
             self._store_works(False)
-
-    def _cost(self) -> float:
-        """Seconds that the tables took last. A reading rests as long as it took (at most 2 s), so that a slow
-        store is not asked for nothing but the page."""
-        return sum(table.seconds for table in self._shown.values())
 
     async def _read_metrics(self, now: float) -> None:
         here, worker = await self._expositions()
@@ -185,8 +182,11 @@ class Live:
         return instant(self.board.reader.clock())
 
     def _publish(self, topic: str, message: Any) -> None:
-        self._sequence += 1
         data = orjson.dumps(message, option=orjson.OPT_UTC_Z)
-        self._frames[topic] = (self._sequence, b"event: %b\ndata: %b\n\n" % (topic.encode(), data))
+        frame = b"event: %b\ndata: %b\n\n" % (topic.encode(), data)
+        if topic in self._frames and self._frames[topic][1] == frame:
+            return  # nothing to tell anybody
+        self._sequence += 1
+        self._frames[topic] = (self._sequence, frame)
         news, self._news = self._news, asyncio.Event()
         news.set()

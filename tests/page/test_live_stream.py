@@ -84,6 +84,18 @@ async def test_ten_viewers_cost_one_set_of_queries(reader: Reader) -> None:
     running.cancel()
 
 
+async def test_what_did_not_change_is_not_sent_again(reader: Reader) -> None:
+    live = Live(Board(reader), no_metrics)
+    stream = live.stream()
+    assert await anext(stream) == b"retry: 2000\n\n"
+    live._publish("rejected", {"reasons": []})
+    assert await anext(stream) == b'event: rejected\ndata: {"reasons":[]}\n\n'
+    live._publish("rejected", {"reasons": []})
+    live._publish("store", {"available": True})
+    assert await anext(stream) == b'event: store\ndata: {"available":true}\n\n'
+    live.close()
+
+
 async def test_nothing_is_asked_while_nobody_watches(reader: Reader) -> None:
     counted = Counted(reader)
     running = asyncio.create_task(Live(Board(reader), no_metrics).run())
