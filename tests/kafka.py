@@ -37,10 +37,16 @@ def kafka_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @contextmanager
-def embedded_broker() -> Iterator[str]:
-    """Bootstrap address of an embedded broker that nobody else uses."""
-    port = broker.free_port()
-    process = subprocess.Popen(broker.command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def embedded_broker(port: int | None = None, advertised: int | None = None) -> Iterator[str]:
+    """Bootstrap address of an embedded broker that nobody else uses.
+
+    advertised : the port that it tells its clients, of a proxy before it.
+    """
+    port = port or broker.free_port()
+    command = broker.command(port)
+    if advertised is not None:
+        command[command.index("--advertised-listener-url") + 1] = f"tcp://127.0.0.1:{advertised}"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"127.0.0.1:{port}"
         broker.wait_until_up(address, seconds=20)

@@ -219,7 +219,8 @@ class System:
         return process
 
     def start_gateway(self, *, bootstrap: str | None = None) -> Process:
-        arguments = ["-m", "pipeline.cli.main", "gateway", "--kafka", bootstrap or self.bootstrap]
+        arguments = ["-m", "tests.fault.worker_process", "none", "1", "gateway"]
+        arguments += ["--kafka", bootstrap or self.bootstrap]
         arguments += ["--clickhouse", self.store.url(), "--data-dir", str(self.directory)]
         arguments += ["--http", f"127.0.0.1:{self.http_port}"]
         self.gateway = self._start("gateway", arguments)
@@ -271,6 +272,8 @@ class System:
         started, before = time.monotonic(), self.stored()
         seconds *= share()
         while self.stored() < before + more:
+            running = not self.workers or any(worker.running for worker in self.workers)
+            assert running, "every worker has ended" + self.tails()
             assert time.monotonic() - started < seconds, "nothing is stored" + self.tails()
             time.sleep(0.1)
         return time.monotonic() - started

@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from confluent_kafka import TopicPartition
 
 from infra.kafka.cluster import Cluster
+from pipeline.runtime import broker
 from tests.e2e.service import Service
 from tests.fault.conftest import ROUNDS
 from tests.fault.load import Ledger, Load
+from tests.fault.proxy import Proxy
 from tests.fault.system import PARTITIONS, Store, System, share, system
 from tests.fault.verdict import judge
+from tests.kafka import embedded_broker
 
 Report = dict[str, object]
 
@@ -164,6 +168,68 @@ def test_5_commits_fail_for_a_minute(town: System, report: Report) -> None:
     assert verdict.zeros, verdict
     assert worker.running
     assert worker.said("commit failed; trying again") > 0
+
+
+@pytest.fixture
+def far_broker(tmp_path: Path, store_process: Store, seed: int) -> Iterator[tuple[System, Proxy]]:
+    """A system that reaches the embedded broker through a proxy alone."""
+    port = broker.free_port()
+    proxy = Proxy(port)
+    with (
+        embedded_broker(port, proxy.port),
+        system(tmp_path, f"127.0.0.1:{proxy.port}", store_process, seed=seed) as made,
+    ):
+        yield made, proxy
+    proxy.close()
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_18_half_open_connection_to_the_broker(far_broker: tuple[System, Proxy], report: Report) -> None:
+    """Nothing is forwarded and nothing is closed: no answer is 2xx, then all goes on without a restart."""
+    town, proxy = far_broker
+    gateway, worker = town.start_gateway(), town.start_worker()
+    load = town.start_load(pace=10)
+    town.until_stored(20)
+    proxy.hold = True
+    time.sleep(2)
+    acked = len(town.ledger.acked)
+    time.sleep(25)
+    meanwhile = len(town.ledger.acked) - acked
+    proxy.hold = False
+    town.until_stored(20, seconds=120)
+    town.drained()
+    verdict = town.verdict()
+    report |= {
+        "answers": load.statuses, "slowest": load.slowest, "acked_meanwhile": meanwhile, "verdict": verdict,
+    }  # fmt: skip
+    assert verdict.zeros, verdict
+    assert meanwhile == 0
+    assert gateway.running
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_19_slow_link_to_the_broker(far_broker: tuple[System, Proxy], report: Report) -> None:
+    """20 kB/s and 300 ms each way: requests wait or are told to come again, memory stays, nothing is lost."""
+    town, proxy = far_broker
+    gateway, worker = town.start_gateway(), town.start_worker()
+    load = town.start_load(pace=10)
+    town.until_stored(50)
+    before = psutil.Process(gateway.pid).memory_info().rss
+    proxy.bytes_per_second, proxy.delay_reply = 20_000, 0.3
+    time.sleep(30)
+    grown = psutil.Process(gateway.pid).memory_info().rss - before
+    proxy.bytes_per_second, proxy.delay_reply = None, 0.0
+    town.until_stored(20, seconds=120)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"answers": load.statuses, "gateway_grew_mb": round(grown / 1e6), "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert grown < 100_000_000
+    assert gateway.running
+    assert worker.running
 
 
 @pytest.mark.fault

@@ -10,15 +10,19 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from tests.fault.load import Load
+from pipeline.settings import Settings
+from pipeline.store.client import connect
+from tests.e2e.service import Service
+from tests.fault.load import Ledger, Load
 from tests.fault.system import Process, Store, System, share, system
+from tests.fault.verdict import in_database, judge
 
 Report = dict[str, object]
 
@@ -54,7 +58,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_20_disk_of_the_store_full(
     tmp_path: Path, small_disk: Path, embedded: str, report: Report, seed: int
 ) -> None:
-    """No byte is left for a while: nothing is committed, nothing is torn; with space again all goes on."""
+    """No byte is left for a while, and what is freed is taken at once: nothing is torn, nothing is committed
+    that is not there; with space again all goes on."""
     store = Store(small_disk / "store")
     try:
         with system(tmp_path / "town", embedded, store, seed=seed) as town:
@@ -63,13 +68,13 @@ def test_20_disk_of_the_store_full(
             town.start_load(pace=10)
             town.until_stored(20)
             filler = small_disk / "filler"
-            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-                while True:
-                    file.write(b"x" * 65_536)
-            time.sleep(1)
-            before = town.committed()
-            time.sleep(8)
-            assert town.committed() == before, "committed what cannot be stored"
+            until = time.monotonic() + 12
+            with filler.open("wb", buffering=0) as file:
+                while time.monotonic() < until:  # merges free space now and then
+                    try:
+                        file.write(b"x" * 4_096)
+                    except OSError:
+                        time.sleep(0.005)
             filler.unlink()
             town.until_stored(20)
             town.drained()
@@ -77,32 +82,53 @@ def test_20_disk_of_the_store_full(
             report |= {"refused": worker.said("does not take the block"), "verdict": verdict}
             assert verdict.zeros, verdict
             assert worker.running
+            assert worker.said("does not take the block") > 0
     finally:
         store.stop()
 
 
 @pytest.mark.fault
 @pytest.mark.timeout(600)
-def test_21_temporary_directory_gone(town: System, report: Report) -> None:
-    town.start_gateway()
-    worker = town.start_worker()
-    town.start_load(pace=10)
-    town.until_stored(20)
-    directory = town.store.directory / "tmp"
-    away = directory.with_name("tmp.away")
-    directory.rename(away)
+def test_21_temporary_directory_gone(tmp_path: Path, report: Report, seed: int) -> None:
+    """Of `gridpipe up`: only there inserts go through a file. Over the bridge they do not."""
+    service = Service(tmp_path, "--http", "127.0.0.1:0", "--no-simulate")
+    ledger = Ledger(tmp_path / "ledger")
+    log = tmp_path / "log" / "store.log"
+    directory = Settings(data_dir=tmp_path).engine_tmp_dir
     try:
-        time.sleep(6)
+        load = Load(service.url, service.key, ledger, seed, pace=10, source="local").start()
+        _until(lambda: len(ledger.acked) > 20, log)
+        store = service.children()["store"].pid
+        away = directory.with_name("away")
+        directory.rename(away)
+        try:
+            _until(lambda: "does not take the block" in log.read_text(), log)
+            acked = len(ledger.acked)
+            time.sleep(6)
+            meanwhile = len(ledger.acked) - acked
+        finally:
+            away.rename(directory)
+        acked = len(ledger.acked)
+        _until(lambda: len(ledger.acked) > acked + 20, log)
+        load.stop()
+        same = service.children()["store"].pid == store
+        client = connect(Settings(data_dir=tmp_path))
+        verdict = judge(ledger, in_database(client), source="local", unknown_grids=True)
+        client.close()
+        refused = log.read_text().count("does not take the block")
+        report |= {"refused": refused, "acked_meanwhile": meanwhile, "same_process": same, "verdict": verdict}
+        assert verdict.zeros, verdict
+        assert service.stop() == 0
     finally:
-        directory.mkdir(exist_ok=True)
-        directory.rmdir()
-        away.rename(directory)
-    town.until_stored(20)
-    town.drained()
-    verdict = town.verdict()
-    report |= {"refused": worker.said("does not take the block"), "verdict": verdict}
-    assert verdict.zeros, verdict
-    assert worker.running
+        service.kill()
+        ledger.close()
+
+
+def _until(true: Callable[[], bool], log: Path, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds * share()
+    while not true():
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.1)
 
 
 @pytest.mark.fault
@@ -147,7 +173,12 @@ def test_23_burst_against_a_memory_ceiling(town: System, report: Report) -> None
             for _ in range(10):
                 try:
                     code: int | str = client.post(
-                        f"{town.url}/v1/events", content=body, headers={"Authorization": f"Bearer {town.key}"}
+                        f"{town.url}/v1/events",
+                        content=body,
+                        headers={
+                            "Authorization": f"Bearer {town.key}",
+                            "Content-Type": "application/json",
+                        },
                     ).status_code
                 except httpx.TransportError as error:
                     code = type(error).__name__
@@ -166,7 +197,8 @@ def test_23_burst_against_a_memory_ceiling(town: System, report: Report) -> None
     report |= {"answers": answers, "verdict": verdict}
     assert verdict.zeros, verdict
     assert gateway.running
-    assert 500 not in answers
+    # an empty list when it is read to its end, 503 where there is no room for it
+    assert {code for code in answers if isinstance(code, int)} <= {400, 429, 503}
 
 
 @pytest.mark.fault

@@ -1,5 +1,7 @@
 """`gridpipe worker` that kills itself at a named point: `python -m tests.fault.worker_process POINT HIT …`.
 
+With FAULT_CLOCK the clock of the process is wrong by as many seconds as stand in that file.
+
 The points are wrapped around the functions of the worker here, so that the product carries no failpoints.
 A point is `before:NAME` or `after:NAME`; HIT counts from 1; POINT `none` only runs the worker.
 """
@@ -7,11 +9,14 @@ A point is `before:NAME` or `after:NAME`; HIT counts from 1; POINT `none` only r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 #: What a point is called, and which call it wraps.
@@ -113,7 +118,24 @@ def _refuse_commits(seconds: float) -> None:
     AIOKafkaConsumer.commit = refuse
 
 
+def _shift_clock(file: Path) -> None:
+    """The wall clock follows the file; monotonic clocks do not. Before anything else imports the clock."""
+    from pipeline import clock
+
+    right, right_time = clock.utc_now, time.time
+
+    def offset() -> float:
+        with contextlib.suppress(OSError, ValueError):  # it is being written
+            return float(file.read_text())
+        return 0.0
+
+    clock.utc_now = lambda: right() + timedelta(seconds=offset())
+    time.time = lambda: right_time() + offset()
+
+
 def main() -> None:
+    if "FAULT_CLOCK" in os.environ:
+        _shift_clock(Path(os.environ["FAULT_CLOCK"]))
     point, hit, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     if point.startswith("freeze:"):  # stands still until somebody sends SIGCONT
         install(point.removeprefix("freeze:"), hit, lambda: os.kill(os.getpid(), signal.SIGSTOP))
