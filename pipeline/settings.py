@@ -96,6 +96,10 @@ class Settings(BaseSettings):
         256_000_000, ge=1_000_000, description="Bytes of requests being handled at once; above it: 503."
     )
 
+    max_connections: int = Field(
+        2_000, ge=10, description="Open connections of the HTTP process; whoever comes above gets 503."
+    )
+
     # --- quotas
     quota_window_seconds: int = Field(
         10, ge=1, le=3_600, description="Seconds over which every quota is averaged: bursts may be as long."

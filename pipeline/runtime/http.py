@@ -55,7 +55,7 @@ from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Check, Health, broker_check
 from pipeline.runtime.pages import TO_DOCS, page, page_routes, to_docs
 from pipeline.runtime.process import Order, receive_order, report_problem
-from pipeline.runtime.protocol import BoundedHttp
+from pipeline.runtime.protocol import bounded_to
 from pipeline.runtime.roll import LogState
 from pipeline.runtime.valve import obey
 from pipeline.settings import Settings, is_loopback, split_address
@@ -302,7 +302,7 @@ def serve(parts: Parts, listener: socket.socket, admin_listener: socket.socket |
     """Answer until SIGTERM or SIGINT, then finish running requests."""
     public, admin = build_app(parts)
     common: dict[str, Any] = {
-        "http": BoundedHttp,
+        "http": bounded_to(parts.settings.max_connections),
         "ws": "none",
         "log_config": None,
         "access_log": False,

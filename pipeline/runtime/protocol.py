@@ -7,6 +7,7 @@ then would hold its connection for ever.
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -16,10 +17,17 @@ from pipeline.ingest.problem import ProblemError, problem_response, request_id_o
 MAX_HEAD_BYTES: Final = 16_384
 MAX_HEADERS: Final = 100
 HEAD_SECONDS: Final = 5.0
+_OWN_DESCRIPTORS: Final = 200
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """A connection whose heads (and trailers) are bounded in bytes, number and time."""
+    """A connection whose heads (and trailers) are bounded in bytes, number and time.
+
+    most_connections : open at once in this process; who comes above gets a 503. Those that say nothing
+    leave their place after `HEAD_SECONDS`.
+    """
+
+    most_connections = 2_000
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -33,6 +41,11 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self.most_connections:
+            self._refuse(
+                ProblemError(503, "too_many_connections", "too many connections are open; come again")
+            )
+            return
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -103,6 +116,15 @@ class BoundedHttp(HttpToolsProtocol):
         head = [name + b": " + value + b"\r\n" for name, value in answer.raw_headers]
         self.transport.write(b"".join([STATUS_LINE[problem.status], *head, b"\r\n", bytes(answer.body)]))
         self.transport.close()
+
+
+def bounded_to(most_connections: int) -> type[BoundedHttp]:
+    """The protocol with room for so many connections, and no more than descriptors allow: some stay for the
+    log, the store and files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        most_connections = min(most_connections, max(soft - _OWN_DESCRIPTORS, 1))
+    return type("Bounded", (BoundedHttp,), {"most_connections": most_connections})
 
 
 def _too_large() -> ProblemError:

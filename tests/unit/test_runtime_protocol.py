@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from collections.abc import AsyncIterator
 
 import pytest
@@ -14,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.runtime import protocol
-from pipeline.runtime.protocol import MAX_HEAD_BYTES, BoundedHttp
+from pipeline.runtime.protocol import _OWN_DESCRIPTORS, MAX_HEAD_BYTES, BoundedHttp, bounded_to
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -122,3 +123,30 @@ async def test_requests_one_after_another_on_one_connection(port: int) -> None:
     keep = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab"
     answer = await ask(port, keep * 3 + GET + b"\r\n")
     assert answer.count(b"200 OK") == 4
+
+
+async def test_connections_above_the_cap_are_sent_away_and_room_is_made_again(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BoundedHttp, "most_connections", 3)
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    answer = await ask(port, GET + b"\r\n")
+    assert status_of(answer) == 503
+    assert b"too_many_connections" in answer
+    assert b"retry-after: 1" in answer.lower()
+    silent[0][1].close()
+    await asyncio.sleep(0.1)
+    assert status_of(await ask(port, GET + b"\r\n")) == 200
+    for _, writer in silent:
+        writer.close()
+
+
+def test_the_cap_leaves_descriptors_for_everything_else() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert bounded_to(10).most_connections == 10
+    resource.setrlimit(resource.RLIMIT_NOFILE, (700, hard))
+    try:
+        assert bounded_to(2_000).most_connections == 700 - _OWN_DESCRIPTORS
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
