@@ -380,6 +380,8 @@ def test_a_rejection_is_explained_and_leads_to_its_case(new_page: NewPage, servi
     expect(explain.locator(".rules li.r-false").first).to_contain_text("未通过")
     expect(explain).to_contain_text("主题代次")
     expect(id_of(page, "dialog")).to_contain_text(newest)
+    for code in ("full_time", "part_time", "citizen", "rural", "residential", "urgent", "old_buildings"):
+        expect(explain).not_to_contain_text(code)
     page.screenshot(path=PICTURES / "explain.png")
     explain.locator(".verdict .link").click()
     expect(id_of(page, "case").locator(".timeline li").first).to_contain_text("上报")

@@ -131,7 +131,7 @@ const component = () => ({
     return {
       lang: this.lang,
       t: (name) => this.t(name),
-      names: { matter: (c) => this.matterName(c), department: (c) => this.departmentName(c), channel: (c) => this.channelName(c) },
+      names: { matter: (c) => this.matterName(c), department: (c) => this.departmentName(c), channel: (c) => this.channelName(c), area: (c) => this.areaName(c) },
     };
   },
 

@@ -1,7 +1,7 @@
 // An explanation or a case as lines of words: nothing here is markup, all of it becomes text.
 
 import { instant } from "./format.js";
-import { FIELDS, RULE_INPUTS, STATES } from "./texts.js";
+import { CODED, FIELDS, RULE_INPUTS, STATES, VALUES } from "./texts.js";
 
 const at = (object, path) => path.split(".").reduce((found, name) => (found === null || found === undefined ? found : found[name]), object);
 
@@ -18,6 +18,12 @@ function plain(value, name, { lang, names }) {
   if (name === "matter_code") return names.matter(value);
   if (name === "channel") return names.channel(value);
   if (name.endsWith("department")) return names.department(value);
+  if (name === "enrichment.district_code" || name === "enrichment.town_code") return `${value} ${names.area(value)}`.trim();
+  if (CODED.has(name)) {
+    const codes = [value].flat();
+    if (!codes.length) return null;
+    return codes.map((code) => word(VALUES[code], lang) || (name.endsWith("channel_rights") ? names.channel(code) : code)).join("、");
+  }
   if (Array.isArray(value)) {
     if (!value.length) return null;
     return value.map((item) => (item !== null && typeof item === "object" ? Object.values(item).flat().filter((x) => x !== null && x !== "").join(" ") : String(item))).join("、");

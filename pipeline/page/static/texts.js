@@ -202,6 +202,25 @@ export const FIELDS = {
   "duplicate_of.case_id": ["原件案件", "original case"],
 };
 
+// Codes that stand as values in an explanation: code → words. What is not here is shown as it is.
+export const VALUES = {
+  full_time: ["专职网格员", "full-time grid worker"], part_time: ["兼职网格员", "part-time grid worker"],
+  professional: ["专业网格员", "professional grid worker"], unit_head: ["单元长", "unit head"], leader: ["网格长", "leader"],
+  police_deputy: ["警务副网格长", "police deputy"], clerk: ["坐席/办事员", "clerk"], department: ["部门", "department"],
+  citizen: ["市民", "citizen"], firm: ["企业", "firm"], volunteer: ["志愿者", "volunteer"], device: ["设备", "device"],
+  system: ["系统", "system"],
+  emergency: ["应急", "emergency"], urgent: ["紧急", "urgent"], routine: ["一般", "routine"],
+  residential: ["居民小区", "residential"], rural: ["农村", "rural"], commercial: ["商业", "commercial"],
+  industrial: ["工业", "industrial"], special: ["专属", "special"],
+  flood_prone: ["易涝", "flood-prone"], landslide: ["滑坡", "landslide"], waterfront: ["临水", "waterfront"],
+  forest: ["林区", "forest"], old_buildings: ["老旧房屋", "old buildings"], hazardous_source: ["危险源", "hazardous source"],
+};
+// The fields whose values are such codes; elsewhere the same letters may be anything.
+export const CODED = new Set([
+  "actor.type", "decision.urgency", "enrichment.grid.type", "enrichment.grid.risk_tags", "enrichment.staff.kind",
+  "enrichment.staff.channel_rights",
+]);
+
 // What each admission rule looks at.
 export const RULE_INPUTS = {
   1: ["event_id", "case_id", "occurred_at"],
