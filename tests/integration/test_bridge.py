@@ -18,10 +18,12 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, StreamFailureError
 
 from pipeline.errors import UnavailableError
+from pipeline.read.kpi import BY, VIEWS, kpi
 from pipeline.settings import load_settings
 from pipeline.store.bridge import Bridge
-from pipeline.store.client import BridgeAddress, connect, connect_bridge
+from pipeline.store.client import BridgeAddress, at_once, connect, connect_bridge
 from pipeline.store.engine import EmbeddedEngine
+from tests.integration.case_world import Event, KpiNames, World, at, chain
 
 TOKEN = "a-token-of-this-test"
 
@@ -374,3 +376,43 @@ def test_a_client_error_is_no_success(bridge: Bridge) -> None:
     assert (answer.status_code, answer.headers["X-ClickHouse-Exception-Code"]) == (404, "115")
     assert reader.command("SELECT 1") == 1
     reader.close()
+
+
+@pytest.fixture
+def over_http(bridge: Bridge, clickhouse: Client) -> Iterator[Client]:
+    """A client of the bridge on the database of `clickhouse`."""
+    client = connect_bridge(BridgeAddress(bridge.url, TOKEN, 0), clickhouse.database, timeout=30)
+    yield client
+    client.close()
+
+
+def test_a_kpi_call_whose_parts_run_at_once_gives_the_same(clickhouse: Client, over_http: Client) -> None:
+    """On a handle its parts follow each other, over HTTP they run together."""
+    world = World(clickhouse)
+    world.write(*chain("a", [("REPORTED", 0), ("ACCEPTED", 1), ("DISPATCHED", 2), ("SIGNED", 3)]))
+    world.write(Event("b", "REPORTED", at(1), outcome="rejected"), *chain("orphan", [("SIGNED", 1)]))
+    for by in BY:
+        for view in VIEWS:
+            for as_of in (at(2.5), at(48)):
+                asked = {"by": by, "view": view, "from_": at(0), "to": at(48), "as_of": as_of}
+                answers = [kpi(client, names=KpiNames(), **asked) for client in (clickhouse, over_http)]
+                assert answers[0] == answers[1]
+    assert answers[0]["rows"]
+
+
+def test_at_once_waits_for_every_call_before_it_raises(over_http: Client) -> None:
+    ended = []
+
+    def slow() -> int:
+        over_http.query("SELECT sleep(0.5)")
+        ended.append("slow")
+        return 1
+
+    def failing() -> int:
+        return int(over_http.command("SELECT throwIf(1)"))
+
+    assert at_once(over_http, slow, slow) == [1, 1]
+    ended.clear()
+    with pytest.raises(DatabaseError, match="throwIf"):
+        at_once(over_http, failing, slow)
+    assert ended == ["slow"]
