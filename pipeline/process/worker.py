@@ -15,10 +15,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -37,11 +33,13 @@ from pipeline.process.membership import Membership
 from pipeline.process.partition import Recovered, recover
 from pipeline.process.records import Record
 from pipeline.process.rounds import AbandonedError, Stored, Work, run_round
+from pipeline.process.rules_in_force import RulesInForce
+from pipeline.process.threads import Threads
 from pipeline.process.topic import TopicFacts, describe_topic
 from pipeline.reference.snapshot import Reference
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import Settings
-from pipeline.sink.retry import Failure, Stopping, classify, persist
+from pipeline.sink.retry import Stopping, persist
 from pipeline.sink.tables import Extent
 from pipeline.store.incarnations import resolve
 
@@ -59,7 +57,6 @@ _REVOKE_SECONDS: Final = 4.0
 _LAG_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 0.5
 _TOPIC_SECONDS: Final = 10.0
-_FIRST_LOAD_SECONDS: Final = 0.25
 #: With no block on the way nothing is gained by waiting: what comes meanwhile makes the next block. Just long
 #: enough for the partitions of one request to arrive together.
 _QUIET_LINGER_SECONDS: Final = 0.01
@@ -115,7 +112,6 @@ class Worker:
     ) -> None:
         """As `run_worker`. awaits : kinds of reference data without which the worker is not ready."""
         self._settings = settings
-        self._client_factory = client_factory
         self._bootstrap = bootstrap
         self._privacy = privacy
         self._ready = ready
@@ -134,13 +130,12 @@ class Worker:
         self._draining = False
         self._stopping = threading.Event()
         # one thread per round, one for recovery and reference data
-        self._threads = ThreadPoolExecutor(ROUNDS_IN_FLIGHT + 1, thread_name_prefix="block")
-        self._clients: SimpleQueue[Client] = SimpleQueue()
+        self._in_thread = Threads(ROUNDS_IN_FLIGHT + 1, client_factory, self._stopping)
         self._member = Membership(settings, bootstrap, self)
         self._inc = 0
         self._direct_at: float | None = None
         self._topic: TopicFacts | None = None
-        self._rules: Rules | None = None
+        self._rules: RulesInForce | None = None
 
     # --- life
 
@@ -148,11 +143,18 @@ class Worker:
         """See `run_worker`."""
         tasks: list[asyncio.Task[object]] = []
         try:
-            await self._in_thread(self._open)
+            self._rules = RulesInForce(
+                await self._in_thread(self._open),
+                self._in_thread,
+                self._account,
+                awaits=self._awaits,
+                reloaded=self._tell_ready,
+            )
+            self._in_thread.patient = True
             await self._member.start()
             for watch in (
                 self._dispatch,
-                self._watch_reference,
+                self._rules.watch,
                 self._watch_lag,
                 self._watch_topic,
                 self._watch_member,
@@ -168,7 +170,7 @@ class Worker:
         if self._failure is not None:
             raise WorkerFailedError(f"the worker cannot go on: {self._failure!r}") from self._failure
 
-    def _open(self, client: Client) -> None:
+    def _open(self, client: Client) -> Rules:
         catalogues = load_catalogues(self._settings.catalogue_dir)
         self._account.reasons(catalogues.reason_names_zh)
         self._access = librdkafka_options(self._settings)
@@ -176,9 +178,9 @@ class Worker:
         self._inc = resolve(client, self._settings.topic, topic.topic_id, topic.cluster_id, topic.end_offsets)
         complete_earlier_log(client, self._settings.topic, self._inc)
         reference = Reference.load(client, tolerance_m=self._settings.grid_tolerance_m)
-        self._rules = Rules(reference, catalogues, self._privacy, self._settings)
         self._account.reference(reference.counts)
         log.info("worker_opened", inc=self._inc, rules=catalogues.digest, reference=reference.version)
+        return Rules(reference, catalogues, self._privacy, self._settings)
 
     async def _drain(self) -> None:
         """Finish what is on the way, or give it up: it will be read again after the next start."""
@@ -200,9 +202,7 @@ class Worker:
         for task in everything:
             task.cancel()
         await asyncio.gather(*everything, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        while not self._clients.empty():
-            self._clients.get().close()
+        self._in_thread.close()
 
     async def _watched(self, watch: Callable[[], object]) -> None:
         try:
@@ -216,27 +216,6 @@ class Worker:
             # formatted here: a logger that shows local variables would write event data into the log
             log.error("worker_failed", error=repr(error), trace="".join(traceback.format_exception(error)))
         self._failed.set()
-
-    async def _in_thread(self, call: Callable[[Client], T]) -> T:
-        """Run `call` in a thread with a client of its own."""
-
-        def run() -> T:
-            client = self._client()
-            try:
-                return call(client)
-            finally:
-                self._clients.put(client)
-
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
-
-    def _client(self) -> Client:
-        """One that no other thread uses. Once we work, a server that cannot be reached is waited for."""
-        try:
-            return self._clients.get_nowait()
-        except Empty:
-            if self._rules is None:
-                return self._client_factory()
-            return persist(self._client_factory, stopping=self._stopping, what="a connection to the store")
 
     # --- what a roll of the log asks (see runtime.switch)
 
@@ -353,13 +332,10 @@ class Worker:
     def _tell_ready(self) -> None:
         """Once: when the first assignment is recovered and the reference data that are awaited are there."""
         recovered = self._buffers and all(buffer.recovered for buffer in self._buffers.values())
-        if self._ready is not None and recovered and self._knows(self._awaits):
+        known = self._rules is not None and self._rules.knows(self._awaits)
+        if self._ready is not None and recovered and known:
             ready, self._ready = self._ready, None
             ready()
-
-    def _knows(self, kinds: Collection[str]) -> bool:
-        """Whether there are reference data of each of these kinds."""
-        return self._rules is not None and all(self._rules.reference.counts[kind] > 0 for kind in kinds)
 
     async def _recover(self, buffer: PartitionBuffer) -> None:
         """Rebuild a partition's memory, once nothing of its last assignment is on the way any more."""
@@ -464,8 +440,8 @@ class Worker:
         return configured if self._rounds else min(configured, _QUIET_LINGER_SECONDS)
 
     async def _round(self, works: Sequence[Work]) -> None:
-        rules = self._rules
-        assert rules is not None
+        assert self._rules is not None
+        rules = self._rules.now
         try:
             finished = await self._in_thread(
                 lambda client: run_round(
@@ -589,57 +565,3 @@ class Worker:
             problem = self._topic.differs(found, read)
             if problem:
                 raise WorkerFailedError(problem)
-
-    async def _watch_reference(self) -> None:
-        """Take over new reference data and catalogues; a round in progress keeps those it began with."""
-        catalogue_state = _state_of(self._settings.catalogue_dir)
-        while True:
-            await asyncio.sleep(self._reference_pause)
-            rules = self._rules
-            assert rules is not None
-            try:
-                reference = await self._in_thread(
-                    lambda client, old=rules.reference: Reference.load(  # type: ignore[misc]
-                        client, tolerance_m=self._settings.grid_tolerance_m, previous=old
-                    )
-                )
-            except Exception as error:
-                if classify(error) is not Failure.TRANSIENT:
-                    raise
-                log.warning("reference_not_read", error=type(error).__name__)
-                continue
-            if reference is not rules.reference:
-                rules = self._rules = replace(rules, reference=reference)
-                self._account.reference(reference.counts)
-                log.info("reference_reloaded", version=reference.version, **reference.counts)
-                self._tell_ready()
-            state = _state_of(self._settings.catalogue_dir)
-            if state != catalogue_state:
-                catalogue_state = state
-                await self._reload_catalogues(rules)
-
-    @property
-    def _reference_pause(self) -> float:
-        """Without a grid every report is rejected: a first load is looked for more often."""
-        pause = self._settings.reference_refresh_seconds
-        return pause if self._knows({"grids", *self._awaits}) else min(pause, _FIRST_LOAD_SECONDS)
-
-    async def _reload_catalogues(self, rules: Rules) -> None:
-        try:
-            catalogues = await self._in_thread(lambda _: load_catalogues(self._settings.catalogue_dir))
-        except ConfigurationError as error:
-            log.error("catalogue_refused_old_one_stays", problems=error.problems)
-            return
-        if catalogues.digest != rules.digest:
-            self._rules = replace(rules, catalogues=catalogues)
-            self._account.reasons(catalogues.reason_names_zh)
-            log.info("catalogue_reloaded", rules=catalogues.digest)
-
-
-def _state_of(directory: Path) -> tuple[tuple[str, int, int], ...]:
-    """What the files of a directory look like from outside: cheap enough to ask every few seconds."""
-    return tuple(
-        (str(path), status.st_mtime_ns, status.st_size)
-        for path in sorted(directory.rglob("*.yaml"))
-        for status in [path.stat()]
-    )
