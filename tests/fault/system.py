@@ -107,7 +107,7 @@ class Store:
 
     def start(self) -> None:
         arguments = ["-m", "tests.fault.store_server", "--data", str(self.directory)]
-        arguments += ["--port", str(self.port), "--token", self.token]
+        arguments += ["--port", str(self.port), f"--token={self.token}"]  # it may begin with a dash
         self.process = Process("store", arguments, {}, self.directory / "store.log")
         deadline = time.monotonic() + _START_SECONDS
         while True:
