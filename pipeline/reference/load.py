@@ -10,9 +10,9 @@ from __future__ import annotations
 import csv
 import secrets
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
@@ -71,6 +71,9 @@ def load_directory(
 ) -> LoadReport:
     """Load every reference file in `directory`, parents first. Good rows are stored, refused ones reported.
 
+    What was stored is announced at the end, all kinds at once: a worker that takes it over never has grids
+    without the staff who report from them. What a load that was cut off had stored, the next one announces.
+
     client : on the migrated gridpipe database. strict : a file with a refused row stores nothing.
     kinds : only these; unset: all. needed : whether to miss a file is an error.
     Id numbers are replaced by `privacy` and reach neither the store nor the report.
@@ -94,9 +97,14 @@ def load_directory(
         )
     started, now = time.monotonic(), utc_now()
     report = LoadReport(load_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}")
+    announcements: list[Announcement] = []
     for kind, path in files:
         load = _Load(client, kind, path, privacy, report.load_id, now, strict, progress)
         report.files.append(load.run())
+        announcements += load.announcements
+    if announcements:
+        with _reaching_clickhouse():
+            _announce(client, announcements, report.load_id)
     report.seconds = time.monotonic() - started
     return report
 
@@ -124,6 +132,16 @@ def write_templates(directory: Path) -> list[Path]:
     return written
 
 
+@dataclass(frozen=True)
+class Announcement:
+    """What a worker is told of a load: `rows` of `kind` are new up to `loaded_at`."""
+
+    kind: str
+    rows: int
+    digest: str
+    loaded_at: datetime
+
+
 @dataclass
 class _Load:
     """One file on its way into its table."""
@@ -136,6 +154,8 @@ class _Load:
     now: datetime
     strict: bool
     progress: Progress | None
+    #: At most one, after `run`.
+    announcements: list[Announcement] = field(default_factory=list)
     _erased: Erased | None = None
 
     def run(self) -> FileReport:
@@ -231,7 +251,9 @@ class _Load:
         if waiting:
             self._close_superseded(announced, at)
         if waiting or report.rows:
-            self._announce(waiting, digest.hexdigest(), at + 2 * _TICK)
+            self.announcements.append(
+                Announcement(self.kind.name, waiting, digest.hexdigest(), at + 2 * _TICK)
+            )
 
     def _insert(self, rows: pl.DataFrame, at: datetime, chunk: int) -> None:
         columns = [
@@ -293,18 +315,24 @@ class _Load:
             with _reaching_clickhouse():
                 self.client.command(statement, settings=self._insert_settings(f"close:{number}"))
 
-    def _announce(self, rows: int, digest: str, at: datetime) -> None:
-        row = pl.DataFrame(
-            {
-                "kind": self.kind.name, "load_id": self.load_id, "rows": rows, "digest": digest,
-                "loaded_at": at,
-            },
-            schema={
-                "kind": pl.String(), "load_id": pl.String(), "rows": pl.UInt64(), "digest": pl.String(),
-                "loaded_at": TIMESTAMP,
-            },
-        )  # fmt: skip
-        self._write("ref_loads", row, "announce")
+
+def _announce(client: Client, announcements: Sequence[Announcement], load_id: str) -> None:
+    """One insert, so that a worker sees all of them or none."""
+    rows = pl.DataFrame(
+        [
+            {"kind": a.kind, "load_id": load_id, "rows": a.rows, "digest": a.digest, "loaded_at": a.loaded_at}
+            for a in announcements
+        ],
+        schema={
+            "kind": pl.String(), "load_id": pl.String(), "rows": pl.UInt64(), "digest": pl.String(),
+            "loaded_at": TIMESTAMP,
+        },
+    )  # fmt: skip
+    client.insert_arrow(
+        "ref_loads",
+        rows.to_arrow(compat_level=pl.CompatLevel.oldest()),
+        settings=_INSERT_SETTINGS | {"insert_deduplication_token": f"reference:{load_id}:announce"},
+    )
 
 
 @contextmanager

@@ -145,9 +145,12 @@ _IS_ORPHAN: Final = (
     f"first_event_at <= {_AS_OF} AND ifNull(reported_at > {_AS_OF}, 1) AND ifNull(resent_at > {_AS_OF}, 1)"
 )
 
-#: One row: has a case an event after `as_of` (`past`), and can there be orphans as of then. It reads every
-#: version of a state: what holds of none holds of no case.
-LOOK: Final = f"SELECT max(last_event_at) > {_AS_OF} AS past, countIf({_IS_ORPHAN}) > 0 AS orphans FROM cases"
+#: One row: has an admitted case an event after `as_of` (`past`), and can there be orphans as of then. It
+#: reads every version of a state: what holds of none holds of no case. Rejected reports may be dated years
+#: ahead, and count in no state.
+LOOK: Final = f"""
+    SELECT maxIf(last_event_at, is_admitted) > {_AS_OF} AS past, countIf({_IS_ORPHAN}) > 0 AS orphans
+    FROM cases"""
 
 
 def orphans_query(by: str | None) -> str:

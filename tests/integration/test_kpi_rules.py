@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from clickhouse_connect.driver.client import Client
 from pipeline.errors import ContractError
 from pipeline.read.kpi import kpi
 from pipeline.store.cases import refresh_cases
+from pipeline.store.kpi_views import LOOK
 from tests.integration.case_world import DISTRICTS, GRID, Event, KpiNames, World, at, chain
 
 OTHER_GRID = "440703002001001"
@@ -136,6 +138,20 @@ def test_demand_resolution_needs_a_citizen_channel_and_no_bad_last_rating(clickh
     (row,) = ask(clickhouse).values()
     assert row["demand_resolution_rate"] == pytest.approx(1 / 2)
     assert (row["ratings"], row["satisfaction_rate"]) == (3, pytest.approx(1 / 3))
+
+
+def test_only_admitted_cases_make_an_instant_past(clickhouse: Client) -> None:
+    """The past costs more to read: a rejected report dated years ahead must not make all calls pay for it."""
+    world = World(clickhouse)
+    as_of = "'2024-05-03 00:00:00.000'"
+
+    def past() -> bool:
+        return bool(clickhouse.query(re.sub(r"{as_of:.*?'\)}", as_of, LOOK)).result_rows[0][0])
+
+    world.write(*chain("a", SHUT), Event("b", "REPORTED", at(24 * 700), outcome="rejected"))
+    assert not past()
+    world.write(Event("c", "REPORTED", at(0)), Event("c", "ACCEPTED", at(24 * 700)))
+    assert past()
 
 
 @pytest.mark.parametrize("view", ["cohort", "flow"])

@@ -383,6 +383,23 @@ def test_directories_that_cannot_be_loaded_say_so(clickhouse: Client, tmp_path: 
         load_directory(clickhouse, tmp_path, PRIVACY)
 
 
+def test_a_worker_sees_all_kinds_of_a_load_or_none(
+    clickhouse: Client, load: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With grids but without their staff, what the staff report would be rejected."""
+    seen: list[dict[str, str]] = []
+    store = load_module._Load._store
+
+    def watched(self: Any, report: Any) -> None:
+        store(self, report)
+        seen.append(announced(clickhouse))
+
+    monkeypatch.setattr(load_module._Load, "_store", watched)
+    load(grids=[GRID], units=[UNIT], staff=[WORKER], persons=[PERSON])
+    assert seen == [{}, {}, {}, {}]
+    assert set(announced(clickhouse)) == {"grids", "units", "staff", "persons"}
+
+
 def test_a_load_that_was_cut_off_is_completed_by_the_next(
     clickhouse: Client, load: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
