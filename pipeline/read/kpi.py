@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, Protocol
 
+import polars as pl
 from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import ContractError
@@ -42,13 +43,19 @@ _STATES: Final = frozenset(
 )
 
 
+#: What a flow has no answer for: states, and every rate but one.
+_BLANK_IN_FLOW: Final = {*_STATES, *RATES} - {"closure_rate"}
+
 #: The queries are short of rows and long of expressions: the passes that compare every pair of conditions and
-#: that merge expressions cost half of the analysis.
-_SETTINGS: Final = {"query_plan_merge_expressions": 0, "optimize_and_compare_chain": 0}
-#: Thousands of keys with arrays each: to join the halves of two threads costs more than a thread saves.
-_MANY_KEYS: Final = frozenset({"grid", "village"})
-#: Columns that say which parts have a key; not in the answer.
-_PARTS: Final = ("has_cases", "has_reports")
+#: that merge expressions cost half of the analysis. A second thread doubles the cost of FINAL, and the states
+#: of thousands of keys are joined faster in one piece than in 256.
+_SETTINGS: Final = {
+    "query_plan_merge_expressions": 0,
+    "optimize_and_compare_chain": 0,
+    "max_final_threads": 1,
+    "group_by_two_level_threshold": 0,
+    "group_by_two_level_threshold_bytes": 0,
+}
 
 
 class Names(Protocol):
@@ -92,8 +99,8 @@ def kpi(
     if view not in VIEWS:
         raise ContractError(f"view must be one of {', '.join(VIEWS)}")
     window = {"from_": from_, "to": to, "as_of": as_of}
-    by_key = {row["key"]: row for row in _rows(client, view, by, names, **window)}
-    return _answer(by_key, by, view, names, parts=parts, **window)
+    found = _rows(client, view, by, names, **window)
+    return _answer(found, by, view, names, parts=parts, **window)
 
 
 def kpi_of_city_and_districts(
@@ -101,15 +108,15 @@ def kpi_of_city_and_districts(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `kpi` answers for `by=city` and for `by=district` (cohort, with parts), for the price of one."""
     window = {"from_": from_, "to": to, "as_of": as_of}
-    by_key = {row["key"]: row for row in _rows(client, "cohort", CITY_AND_DISTRICT, names, **window)}
+    found = _rows(client, "cohort", CITY_AND_DISTRICT, names, **window)
     city, districts = (
-        _answer(by_key, by, "cohort", names, parts=True, **window) for by in ("city", "district")
+        _answer(found, by, "cohort", names, parts=True, **window) for by in ("city", "district")
     )
     return city, districts
 
 
 def _answer(
-    by_key: Mapping[str, dict[str, Any]],
+    found: pl.DataFrame,
     by: str,
     view: str,
     names: Names,
@@ -119,28 +126,43 @@ def _answer(
     as_of: datetime,
     parts: bool,
 ) -> dict[str, Any]:
-    keys = names.listed_keys(by) or sorted(key for key, row in by_key.items() if row["listed"])
-    shaped = [_row(key, names.name_zh(by, key), by_key.get(key, {}), view) for key in keys]
+    """The rows of `found` (see `_rows`) for the keys of `by`; a listed key that it lacks counts zero."""
+    listed = names.listed_keys(by) or found.filter("listed")["key"].sort().to_list()
+    keys = pl.DataFrame(
+        {"key": listed, "name_zh": [names.name_zh(by, key) for key in listed]},
+        schema={"key": pl.String, "name_zh": pl.String},
+    )
+    blank = _BLANK_IN_FLOW if view == "flow" else frozenset()
+
+    def count(name: str) -> pl.Expr:
+        return pl.col(name).fill_null(0) if name in found.columns else pl.lit(0)
+
+    columns: dict[str, pl.Expr] = {"key": pl.col("key"), "name_zh": pl.col("name_zh")}
+    columns |= {name: count(name) for name in _COUNTS}
+    copies = {"L1": "duplicates_l1", "L2": "duplicates_l2", "L3": "merged"}
+    columns["duplicates"] = pl.struct(count(name).alias(level) for level, name in copies.items())
+    columns |= {rate: pl.col(rate) for rate in RATES if rate not in blank}
+    columns |= {name: pl.lit(None) for name in (*_COUNTS, *RATES) if name in blank}
+    for duration in DURATIONS:
+        columns[duration] = pl.struct(pl.col(f"{duration}_p{p}").alias(f"p{p}") for p in PERCENTILES)
     if parts and view == "cohort":
-        for row in shaped:
-            found = by_key.get(row["key"], {})
-            row["parts"] = {
-                rate: [found.get(part) or 0, found.get(whole) or 0]
-                for rate, (part, whole) in COHORT_RATES.items()
-            }
+        columns["parts"] = pl.struct(
+            pl.concat_list(count(part), count(whole)).alias(rate)
+            for rate, (part, whole) in COHORT_RATES.items()
+        )
     return {
         "from": instant(from_),
         "to": instant(to),
         "as_of": instant(as_of),
         "view": view,
-        "rows": shaped,
+        "rows": keys.join(found, on="key", how="left", maintain_order="left").select(**columns).to_dicts(),
     }
 
 
 def _rows(
     client: Client, view: str, by: str, names: Names, *, from_: datetime, to: datetime, as_of: datetime
-) -> list[dict[str, Any]]:
-    """The view's rows for one `by`: its parts, asked for at once and joined by key.
+) -> pl.DataFrame:
+    """The view's rows for one `by`: its parts, asked for at once and joined.
 
     Where nothing happened after `as_of` the stored states suffice; whether that still holds is asked again
     afterwards, for a case may have moved on meanwhile.
@@ -155,17 +177,18 @@ def _rows(
             channel for channel, kind in names.channel_kinds.items() if kind in CITIZEN_KINDS
         )
     }
-    settings = {**_SETTINGS, "max_threads": 1} if by in _MANY_KEYS else _SETTINGS
 
-    def read(query: str) -> list[dict[str, Any]]:
+    def read(query: str) -> pl.DataFrame:
         asked = parameters | (of_cases if "citizen_channels" in query else {})
-        return list(client.query(query, parameters=asked, settings=settings).named_results())
+        frame = pl.from_arrow(client.query_arrow(query, parameters=asked, settings=_SETTINGS))
+        assert isinstance(frame, pl.DataFrame)
+        return frame
 
     def look() -> tuple[bool, bool]:
         past, orphans = client.query(LOOK, parameters=parameters).result_rows[0]
         return bool(past), bool(orphans)
 
-    def cases(past: bool) -> list[dict[str, Any]]:
+    def cases(past: bool) -> pl.DataFrame:
         rows = read(cases_query(view, by, past=past))
         if not past and look()[0]:
             return read(cases_query(view, by))
@@ -176,48 +199,21 @@ def _rows(
     return _joined(*at_once(client, partial(cases, past), *(partial(read, query) for query in beside)))
 
 
-def _joined(*parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The parts' rows by key: what `kpi_cohort` and `kpi_flow` join. A rate of two parts is made here."""
-    by_key: dict[str, dict[str, Any]] = {}
-    for part in parts:
-        for row in part:
-            by_key.setdefault(row["key"], {}).update(row)
-    for row in by_key.values():
-        duplicates = sum(row.get(name, 0) for name in ("duplicates_l1", "duplicates_l2", "merged"))
-        row["duplicate_rate"] = duplicates / row["reports"] if row.get("reports") else None
-        row["listed"] = any(row.pop(part, 0) for part in _PARTS)
-    return list(by_key.values())
+def _joined(*parts: pl.DataFrame) -> pl.DataFrame:
+    """The parts by key: what `kpi_cohort` and `kpi_flow` join. A rate of two parts is made here.
+
+    What a part that lacks a key would say of it is null.
+    """
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined.join(part, on="key", how="full", coalesce=True)
+    copies = pl.sum_horizontal("duplicates_l1", "duplicates_l2", "merged")
+    return joined.with_columns(
+        duplicate_rate=pl.when(pl.col("reports") > 0).then(copies / pl.col("reports")),
+        listed=pl.sum_horizontal("has_cases", "has_reports") > 0,
+    )
 
 
 def _parameter(at: datetime) -> str:
     """A time as ClickHouse reads a DateTime64(3, 'UTC') parameter."""
     return aware(at).strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03d}"
-
-
-#: Duration → pairs of its percentile's name and the column that holds it.
-_PERCENTILE_COLUMNS: Final = tuple(
-    (duration, tuple((f"p{p}", f"{duration}_p{p}") for p in PERCENTILES)) for duration in DURATIONS
-)
-
-
-def _row(key: str, name_zh: str | None, found: Mapping[str, Any], view: str) -> dict[str, Any]:
-    """One row of the answer; a listed key without any report counts zero. Plain loops: a city has thousands
-    of grids, and a row must cost microseconds."""
-    get = found.get
-    row: dict[str, Any] = {"key": key, "name_zh": name_zh}
-    for name in _COUNTS:
-        row[name] = get(name) or 0
-    row["duplicates"] = {
-        "L1": get("duplicates_l1") or 0, "L2": get("duplicates_l2") or 0, "L3": row["merged"],
-    }  # fmt: skip
-    for rate in RATES:
-        row[rate] = get(rate)
-    for duration, columns in _PERCENTILE_COLUMNS:
-        row[duration] = {percentile: get(column) for percentile, column in columns}
-    if view == "flow":
-        row |= _BLANK_IN_FLOW
-    return row
-
-
-#: What a flow has no answer for: states, and every rate but one.
-_BLANK_IN_FLOW: Final = dict.fromkeys((*_STATES, *(rate for rate in RATES if rate != "closure_rate")))
