@@ -81,6 +81,10 @@ class Balance:
         begins = received_at.replace(second=0, microsecond=0)
         minute = self._minutes.setdefault(begins, _Minute(begins))
         chosen = events if len(events) <= MOST_PER_REQUEST else self._chance.sample(events, MOST_PER_REQUEST)
+        # a figure that appears with its first increase hides it from an alert
+        for source in {event.source for event in chosen} - self._sources:
+            self._sources.add(source)
+            metrics.balance_missing_events.labels(source).set(0)
         for event in chosen:
             minute.add((event.source, event.event_id), self._chance)
 
@@ -114,7 +118,6 @@ class Balance:
             if now - ended >= ALLOWANCE:
                 missing.update(source for source, _ in minute.ids)
                 named += minute.ids
-        self._sources |= missing.keys()
         for source in self._sources:
             metrics.balance_missing_events.labels(source).set(missing[source])
         self._tell(named)

@@ -106,6 +106,17 @@ async def test_an_outage_is_no_loss_once_the_rows_are_there(
     assert shown() == 0
 
 
+async def test_a_source_shows_zero_from_its_first_event(world: World) -> None:
+    """A figure that appears with its first increase hides that increase from an alert."""
+    assert (await world.post([event_of(1)])).status_code == 202
+    sources = [
+        sample.labels["source"]
+        for metric in metrics.balance_missing_events.collect()
+        for sample in metric.samples
+    ]
+    assert "12345" in sources
+
+
 async def test_refused_events_are_not_looked_for(world: World, clickhouse: Client, clock: Clock) -> None:
     assert (await world.post([{**event_of(1), "grid_code": "x"}])).status_code == 422
     clock.now = NOW + timedelta(minutes=20)
