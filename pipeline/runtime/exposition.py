@@ -17,6 +17,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 _HTTP_PREFIXES: Final = (
     "gridpipe_http_",
     "gridpipe_gateway_",
+    "gridpipe_balance_",
     "gridpipe_embedded_log_",
     "gridpipe_process_up",
     "gridpipe_canary_",

@@ -243,6 +243,9 @@ def test_the_page_shows_the_closure_rates_that_all_others_give_for_its_instant(
         page.set_default_timeout(90_000)
         page.goto(service.url)
         page.wait_for_selector("tr.total")
+        page.wait_for_function(
+            "document.querySelector('[data-testid=tile-closure_rate] .value').innerText !== '—'"
+        )
         seen: dict[str, str] = page.evaluate(
             """() => ({
                 ...Object.fromEntries([...document.querySelectorAll('tr[data-key]')].map((row) =>

@@ -1,7 +1,7 @@
 // The page: one Alpine component. Everything shown is text (x-text) or a drawn picture; nothing becomes markup.
 
 import * as area from "./area.js";
-import { drawTimes, drawTrend } from "./charts.js";
+import { drawTimes, drawTrend, loadCharts } from "./charts.js";
 import { describeCase, describeEvent, stateName, word } from "./event.js";
 import * as format from "./format.js";
 import { getJson, postJson, Stream } from "./stream.js";
@@ -188,6 +188,13 @@ const component = () => ({
       onState: (state) => this.connected(state),
     });
   },
+  figuresShown() {
+    performance.mark("gridpipe-figures"); // the first useful paint
+    requestAnimationFrame(() => loadCharts().then(() => {
+      this.drawTimes();
+      if (this.view === "trend") this.drawTrend();
+    }));
+  },
   connected(state) {
     this.connection = state;
     if (state === "key" && !this.view) this.openKey();
@@ -199,7 +206,7 @@ const component = () => ({
       this.skew = Date.parse(value.at) - this.now;
     } else if (topic === "city") {
       this.city = value;
-      if (!this.ready) this.$nextTick(() => performance.mark("gridpipe-figures")); // the first useful paint
+      if (!this.ready) this.$nextTick(() => this.figuresShown());
       this.ready = true;
     } else if (topic === "district") {
       this.districts = value;

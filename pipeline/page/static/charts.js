@@ -25,6 +25,19 @@ function base() {
 const axisLine = () => ({ lineStyle: { color: ink("--line") } });
 const quiet = () => ({ color: ink("--quiet"), fontFamily: FONT, fontSize: 11 });
 
+// The library is most of what the page loads: it comes after the first figures, which do not need it.
+let loading = null;
+
+export function loadCharts() {
+  loading ??= new Promise((resolve) => {
+    const script = document.createElement("script");
+    script.src = new URL("./vendor/echarts.common.min.js", import.meta.url).href;
+    script.onload = resolve;
+    document.head.append(script);
+  });
+  return loading;
+}
+
 // rows: [{name, values: {p50, p90, p99} in seconds, limits: [from, to] in seconds or null}], first on top.
 export function drawTimes(element, rows, { names, format }) {
   const picture = chart(element);
