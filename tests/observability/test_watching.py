@@ -244,7 +244,7 @@ def test_the_page_shows_the_closure_rates_that_all_others_give_for_its_instant(
         page.goto(service.url)
         page.wait_for_selector("tr.total")
         page.wait_for_function(
-            "document.querySelector('[data-testid=tile-closure_rate] .value').innerText !== '—'"
+            "() => document.querySelector('[data-testid=tile-closure_rate] .value').innerText !== '—'"
         )
         seen: dict[str, str] = page.evaluate(
             """() => ({
