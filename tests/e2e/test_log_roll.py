@@ -160,7 +160,7 @@ def test_a_log_far_over_its_limit_is_rolled_and_nothing_is_lost(service: Service
     assert sample(service, "gridpipe_embedded_log_rolls_total")[()] == found.rolls
     for name in ("gap", "overlap", "backward"):
         assert set(sample(service, f"gridpipe_verifier_{name}_total").values()) <= {0.0}, name
-    # our own threads have no name of their own; the engine keeps as many in its pools as queries ever ran at once
+    # ours have no name of their own; the engine keeps as many in its pools as queries ever ran at once
     threads = thread_names(store)
     assert threads["python3"] <= threads_before["python3"] + 8, f"{threads_before} became {threads}"
     assert 0 <= sample(service, "gridpipe_embedded_log_bytes")[()] < 4 * LIMIT
