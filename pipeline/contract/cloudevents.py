@@ -22,6 +22,7 @@ from pipeline.contract.parse import (
     DocumentError,
     EventError,
     Parsed,
+    crowded,
     cut_fine_times,
     malformed,
     shown_id,
@@ -91,6 +92,8 @@ def parse_cloudevents(
 
 def _open(raw: bytes) -> Event | tuple[str | None, Fault]:
     """The event in one envelope, or its id (if it may be shown) and what is wrong."""
+    if (crowd := crowded(raw)) is not None:
+        return None, crowd
     document, malformed_by = untyped(raw)
     if malformed_by is not None:
         return None, Fault("malformed_json", "", malformed(raw, malformed_by))

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.contract.event import CODES, ID_PATTERN, RETRYABLE_CODES, Event
 from pipeline.contract.explain import Fault, explain
@@ -23,6 +24,11 @@ from pipeline.errors import ContractError
 
 MAX_DEPTH: Final = 32
 MAX_EVENTS: Final = 5_000
+#: An event of the contract has 461 members at most. One with many more is refused before anything is built of
+#: it: a million keys in one object took 130 MB.
+MAX_MEMBERS: Final = 20_000
+#: Text with more colons than 5,000 ordinary events have is taken event by event.
+_MANY_COLONS: Final = 300_000
 #: A refused event larger than this is not decoded again to be described: a million keys take a second.
 _LARGE_EVENT_BYTES: Final = 256 * 1024
 
@@ -97,6 +103,8 @@ def parse_document(body: bytes, *, max_depth: int = MAX_DEPTH, max_events: int =
     first = body.lstrip(b" \t\r\n")[:1]
     if not first:
         raise DocumentError("empty_body", "the body is empty; send an event or a list of events")
+    if body.count(b":") > (_MANY_COLONS if first == b"[" else MAX_MEMBERS):
+        return _parse_slowly(body, first, max_depth, max_events)
     try:
         events = _EVENTS.decode(body) if first == b"[" else [_EVENT.decode(body)]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -170,18 +178,24 @@ def parse_ndjson(body: bytes, *, max_depth: int = MAX_DEPTH, max_events: int | N
         raise DocumentError("empty_body", "the body is empty; send one event per line")
     if max_events is not None:
         _check_count(len(lines), max_events)
+    if body.count(b":") > _MANY_COLONS:
+        return _parse_lines_slowly(lines, max_depth)
     try:
         events = list(map(_EVENT.decode, lines))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        parsed = Parsed()
-        for index, line in enumerate(lines):
-            if deeper_than(max_depth, line):
-                found = Fault("too_deep", "", f"the line is nested deeper than {max_depth} levels")
-                _refuse(parsed, index, line, None, found)
-            else:
-                _take(parsed, index, line)
-        return parsed
+        return _parse_lines_slowly(lines, max_depth)
     return check(events, body, lines)
+
+
+def _parse_lines_slowly(lines: Sequence[bytes], max_depth: int) -> Parsed:
+    parsed = Parsed()
+    for index, line in enumerate(lines):
+        if deeper_than(max_depth, line):
+            found = Fault("too_deep", "", f"the line is nested deeper than {max_depth} levels")
+            _refuse(parsed, index, line, None, found)
+        else:
+            _take(parsed, index, line)
+    return parsed
 
 
 def parse_record(value: bytes | None, *, max_depth: int = MAX_DEPTH) -> Parsed:
@@ -198,6 +212,9 @@ def parse_record(value: bytes | None, *, max_depth: int = MAX_DEPTH) -> Parsed:
 
 def _take(parsed: Parsed, index: int, raw: bytes) -> None:
     """Decode one event exactly and add it, or what is wrong with it, to `parsed`."""
+    if (crowd := crowded(raw)) is not None:
+        _refuse(parsed, index, raw, None, crowd)
+        return
     try:
         event = _EVENT.decode(raw)
     except UnicodeDecodeError as error:
@@ -282,10 +299,22 @@ def deeper_than(limit: int, text: bytes) -> bool:
 
 def depth_of(text: bytes) -> int:
     """Deepest nesting of brackets outside strings; no parsing, so that depth cannot exhaust the stack."""
-    opened = text.count(b"[") + text.count(b"{")
-    if opened <= 1:
-        return opened
-    bare = b"".join(text.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
-    codes = np.frombuffer(bare, dtype=np.uint8)
-    step = ((codes == 0x5B) | (codes == 0x7B)).astype(np.int32) - ((codes == 0x5D) | (codes == 0x7D))
-    return int(np.cumsum(step).max(initial=0))
+    codes = _outside_strings(text)
+    opening, closing = (codes == 0x5B) | (codes == 0x7B), (codes == 0x5D) | (codes == 0x7D)
+    step = opening.astype(np.int8) - closing.astype(np.int8)
+    return int(np.cumsum(step[step != 0], dtype=np.int32).max(initial=0))
+
+
+def crowded(raw: bytes) -> Fault | None:
+    """What is wrong with an event of more members than the contract knows; no parsing, so that they cannot
+    exhaust the memory."""
+    if raw.count(b":") <= MAX_MEMBERS or np.count_nonzero(_outside_strings(raw) == 0x3A) <= MAX_MEMBERS:
+        return None
+    return Fault("too_long", "", f"the event holds more than {MAX_MEMBERS} members")
+
+
+def _outside_strings(text: bytes) -> npt.NDArray[np.uint8]:
+    """The bytes of JSON text that stand in no string, and the quotes that end one."""
+    codes = np.frombuffer(text.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
+    inside = np.bitwise_xor.accumulate((codes == 0x22).view(np.uint8))
+    return codes[inside == 0]

@@ -17,6 +17,7 @@ from pipeline import metrics
 from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.sink.retry import Failure, classify
 from pipeline.sink.tables import Extent
+from pipeline.store.cases import FOLD_SETTINGS
 from pipeline.store.fold import fold
 
 log = structlog.get_logger(__name__)
@@ -30,13 +31,6 @@ _EVERY_SECONDS: Final = 60.0
 #: A case may be written to between two reads of one look: only what differs twice has drifted.
 _AGAIN_SECONDS: Final = 5.0
 _MOST_NAMED: Final = 20
-#: As for the refresh of cases: the analysis of the fold is dear, its rows are few.
-_SETTINGS: Final = {
-    "max_threads": 1,
-    "query_plan_merge_expressions": 0,
-    "compile_expressions": 0,
-    "compile_aggregate_expressions": 0,
-}
 
 
 class InThread(Protocol):
@@ -93,6 +87,6 @@ def drifted(client: Client, inc: int, extents: Sequence[Extent]) -> set[str]:
     found: set[str] = set()
     for query in (missing, wrong):
         found.update(
-            row[0] for row in client.query(query, parameters={"ids": ids}, settings=_SETTINGS).result_rows
+            row[0] for row in client.query(query, parameters={"ids": ids}, settings=FOLD_SETTINGS).result_rows
         )
     return found

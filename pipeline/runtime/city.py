@@ -80,7 +80,12 @@ def _connect_migrated(settings: Settings, stop: threading.Event) -> Client | Non
     while not stop.is_set():
         try:
             client = connect(settings)
-            if client.command("EXISTS TABLE ref_modes"):
+            try:
+                migrated = bool(client.command("EXISTS TABLE ref_modes"))
+            except ClickHouseError:
+                client.close()
+                raise
+            if migrated:
                 return client
             client.close()
         except (UnavailableError, ClickHouseError):

@@ -13,13 +13,9 @@ from pipeline.store.fold import HISTORY, STATE, TUPLE_TYPES, fold
 
 _TABLE: Final = "cases"
 
-#: A refresh repeats safely, so it needs no token; it must be seen by the next read, so it is not queued.
-#: Merging the fold's steps into one expression, and comparing every pair of its conditions, cost a quarter of
-#: the analysis each and gain nothing.
-_SETTINGS: Final = {
-    "async_insert": 0,
-    "insert_deduplicate": 0,
-    "optimize_on_insert": 0,
+#: For every query that folds. Merging the fold's steps into one expression, and comparing every pair of its
+#: conditions, cost a quarter of the analysis each and gain nothing.
+FOLD_SETTINGS: Final = {
     "query_plan_merge_expressions": 0,
     "optimize_and_compare_chain": 0,
     # The steps are many and the rows few: handing them between threads cost twice the work itself.
@@ -29,6 +25,9 @@ _SETTINGS: Final = {
     "compile_aggregate_expressions": 0,
     "compile_sort_description": 0,
 }
+
+#: A refresh repeats safely, so it needs no token; it must be seen by the next read, so it is not queued.
+_SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0, "optimize_on_insert": 0, **FOLD_SETTINGS}
 
 
 def pack_case_events(frame: pl.DataFrame, inc: int) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from datetime import datetime
 from typing import Any
 
@@ -85,6 +86,54 @@ def test_too_many_events_is_413_and_takes_none() -> None:
         with pytest.raises(DocumentError) as caught:
             call()
         assert (caught.value.code, caught.value.status) == ("too_many_events", 413)
+
+
+@pytest.mark.parametrize("form", ["object", "list", "lines", "cloudevent"])
+@pytest.mark.parametrize("field", ["attributes", "persons"])
+def test_an_event_of_a_million_members_is_refused_before_it_is_built(form: str, field: str) -> None:
+    many = {
+        "attributes": b"{" + b",".join(b'"k%d":1' % number for number in range(1_000_000)) + b"}",
+        "persons": b"[" + b",".join([b'{"role":"subject"}'] * 1_000_000) + b"]",
+    }[field]
+    envelope = event() if form != "cloudevent" else cloudevent()
+    if form == "cloudevent":
+        envelope["data"][field] = 0
+    else:
+        envelope[field] = 0
+    text = orjson.dumps(envelope).replace(b'"%s":0' % field.encode(), b'"%s":%s' % (field.encode(), many))
+    good = orjson.dumps(event(event_id="good"))
+    tracemalloc.start()
+    try:
+        if form == "object":
+            parsed, others = parse_document(text), 0
+        elif form == "list":
+            parsed, others = parse_document(b"[" + text + b"," + good + b"]"), 1
+        elif form == "lines":
+            parsed, others = parse_ndjson(text + b"\n" + good), 1
+        else:
+            parsed, others = parse_cloudevents(text, batch=False), 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [error.code for error in parsed.errors] == ["too_long"]
+    assert len(parsed.events) == others
+    assert peak < 7 * len(text), f"{peak / len(text):.1f} times the text"
+
+
+def test_an_event_as_large_as_the_contract_allows_is_taken() -> None:
+    large = event(
+        persons=[{"role": "subject", "key": f"k{n}"} for n in range(100)],
+        photos=[{"sha256": "0" * 64, "taken_at": "2026-01-01T00:00:00Z"} for n in range(50)],
+        attributes={f"a{n}": ":" * 1_000 for n in range(32)},
+        description=":" * 4_000,
+    )
+    for parsed in (
+        parse_document(orjson.dumps(large)),
+        parse_document(orjson.dumps([large] * 10)),
+        parse_ndjson(orjson.dumps(large)),
+    ):
+        assert not parsed.errors
+        assert parsed.events
 
 
 def test_depth_counts_brackets_outside_strings_only() -> None:
