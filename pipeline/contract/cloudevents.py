@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from pipeline.contract.event import CLIENT_EVENT_TYPES, CODES, Event, EventBody, Id, Time
+from pipeline.contract.exact import ExactDecoder
 from pipeline.contract.explain import Fault, explain, safe_name
 from pipeline.contract.faults import fault
 from pipeline.contract.parse import (
@@ -58,8 +59,8 @@ _FIELDS: Final = {
     "case_id": "subject",
     "source": "source",
 }
-_DATA: Final = msgspec.json.Decoder(EventBody)
-_ENVELOPE: Final = msgspec.json.Decoder(Envelope)
+_DATA: Final = ExactDecoder(EventBody)
+_ENVELOPE: Final = ExactDecoder(Envelope)
 
 
 def parse_cloudevents(

@@ -12,13 +12,13 @@ import msgspec
 
 from pipeline.contract.event import (
     CLIENT_EVENT_TYPES,
-    CODE_PATTERN,
+    CODE,
     END,
-    GRID_PATTERN,
-    ID_PATTERN,
-    KEY_PATTERN,
-    ORGANISATION_CODE_PATTERN,
-    SHA256_PATTERN,
+    GRID,
+    ID,
+    KEY,
+    ORGANISATION_CODE,
+    SHA256,
 )
 from pipeline.contract.privacy import holds_personal_number
 from pipeline.frames import PIPELINE_EVENT_TYPES
@@ -36,12 +36,12 @@ _AT: Final = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`$")
 _SAFE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 _FORMS: Final = {
-    ID_PATTERN: "1–64 characters from A–Z a–z 0–9 . _ : -",
-    KEY_PATTERN: "1–128 characters from A–Z a–z 0–9 . _ : @ / + = -",
-    CODE_PATTERN: "a code: a letter or digit, then letters, digits, _ or -",
-    GRID_PATTERN: "15 digits, optionally followed by -U and 3 digits",
-    ORGANISATION_CODE_PATTERN: "1–64 characters from A–Z a–z 0–9 . _ -",
-    SHA256_PATTERN: "64 hexadecimal digits",
+    ID.pattern: "1–64 characters from A–Z a–z 0–9 . _ : -",
+    KEY.pattern: "1–128 characters from A–Z a–z 0–9 . _ : @ / + = -",
+    CODE.pattern: "a code: a letter or digit, then letters, digits, _ or -",
+    GRID.pattern: "15 digits, optionally followed by -U and 3 digits",
+    ORGANISATION_CODE.pattern: "1–64 characters from A–Z a–z 0–9 . _ -",
+    SHA256.pattern: "64 hexadecimal digits",
 }
 _JSON_TYPE: Final = {
     "str": "text", "int": "an integer", "float": "a number", "bool": "true or false", "null": "null",

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from pipeline.contract.columns import Columns, given
 from pipeline.contract.event import (
     EARLIEST,
     LATEST,
@@ -19,7 +20,9 @@ from pipeline.contract.event import (
     RESERVED_ATTRIBUTES,
     Attributes,
     Event,
+    Photo,
 )
+from pipeline.contract.exact import exact
 from pipeline.contract.explain import Fault, explain
 from pipeline.contract.privacy import MOBILE_IN_ID, holds_personal_number
 
@@ -30,6 +33,14 @@ _BAD_TEXT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff
 _DOUBTFUL_ID: Final = re.compile(
     r"(?<![0-9])[1-9](?:[.-]{0,2}[0-9]){16}[.-]{0,2}[0-9Xx](?![0-9])|" + MOBILE_IN_ID.pattern
 )
+#: Eleven digits in a row, once dots and hyphens are left out: no id without them is doubtful.
+_MANY_DIGITS: Final = b"0" * 11
+_AS_DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
+#: Escapes of JSON that can stand for a control character or half a surrogate pair.
+_BAD_ESCAPE: Final = re.compile(rb"\\[ubf]")
+_BAD_C1: Final = re.compile(rb"\xc2[\x80-\x9f]")
+_SAFE_YEARS: Final = frozenset(range(EARLIEST.year + 1, LATEST.year - 1))
+_ATTRIBUTES: Final = exact(Attributes)
 _IDS: Final = ("event_id", "source", "case_id", "submission_id", "matter_code", "channel")
 
 
@@ -70,7 +81,7 @@ def _attribute_fault(event: Event) -> Fault | None:
     if RESERVED_ATTRIBUTES.isdisjoint(given):
         return None
     try:
-        reserved = msgspec.convert(given, Attributes)
+        reserved = msgspec.convert(given, _ATTRIBUTES)
     except msgspec.ValidationError as error:
         return explain(error, given, prefix="attributes")
     return _time_fault("attributes.due_at", reserved.due_at)
@@ -118,44 +129,75 @@ def id_fault(event: Event) -> Fault | None:
     return None
 
 
-def suspects(events: Sequence[Event], body: bytes) -> Sequence[int]:
+def suspects(columns: Columns, body: bytes) -> Sequence[int]:
     """Positions of typed events that `fault` must look at; every other event is good.
 
-    body : the text that the events came from. A control character or half a surrogate pair reaches a text
-    only through a backslash, DEL or the lead byte of U+0080–U+00BF.
+    columns : of `Event`; body : the text that the events came from.
     """
-    occurred = [event.occurred_at for event in events]
-    ids = "\n".join(
-        [f"{event.event_id}\n{event.case_id}\n{event.submission_id}\n{event.source}" for event in events]
-    )
-    codes = "\n".join({event.matter_code or "" for event in events} | {event.channel for event in events})
-    taken = [
-        photo.taken_at
-        for event in events
-        if event.photos
-        for photo in event.photos
-        if photo.taken_at is not None
-    ]
-    if (
-        b"\\" in body
+    everyone = range(len(columns["event_id"]))
+    times = [*columns["occurred_at"], *_taken(columns["photos"])]
+    # a zone moves a time by a day at most: within these years the exact look cannot find anything
+    if not {time.year for time in times} <= _SAFE_YEARS or (_may_hold_bad(body) and _holds_bad(columns)):
+        return everyone
+    found = _doubtful_ids(columns)
+    for at, firm in enumerate(columns["organisation"]):
+        if firm is not None and ((not firm.code and not (firm.name or "").strip()) or _doubtful(firm.code)):
+            found.add(at)
+    types = columns["event_type"]
+    for at, attributes in enumerate(columns["attributes"]):
+        if attributes and not RESERVED_ATTRIBUTES.isdisjoint(attributes):
+            found.add(at)
+    if not REQUIRED_ATTRIBUTE.keys().isdisjoint(types):
+        found.update(at for at, name in enumerate(types) if name in REQUIRED_ATTRIBUTE)
+    if None in columns["matter_code"]:
+        matters = zip(types, columns["matter_code"], strict=True)
+        found.update(at for at, (name, matter) in enumerate(matters) if matter is None and name == "REPORTED")
+    return sorted(found)
+
+
+def _taken(photos: Sequence[Sequence[Photo] | None]) -> list[datetime]:
+    return [photo.taken_at for several in photos if several for photo in several if photo.taken_at]
+
+
+def _may_hold_bad(body: bytes) -> bool:
+    """Whether JSON text can give a text of `_BAD_TEXT`: by an escape, as DEL or as one of U+0080–U+009F."""
+    return (
+        (b"\\" in body and _BAD_ESCAPE.search(body) is not None)
         or b"\x7f" in body
-        or b"\xc2" in body
-        or min(occurred) < EARLIEST
-        or max(occurred) >= LATEST
-        or (taken and (min(taken) < EARLIEST or max(taken) >= LATEST))
-        or _DOUBTFUL_ID.search(codes)
-    ):
-        return range(len(events))
-    doubtful: set[int] = set()
-    if _DOUBTFUL_ID.search(ids):  # dates with counters look like identity numbers: only these events
-        lines = ids.split("\n")
-        doubtful = {at // 4 for at, line in enumerate(lines) if _DOUBTFUL_ID.search(line)}
-    return [
-        at
-        for at, event in enumerate(events)
-        if at in doubtful
-        or event.attributes is not None
-        or event.organisation is not None
-        or event.event_type in REQUIRED_ATTRIBUTE
-        or (event.matter_code is None and event.event_type == "REPORTED")
-    ]
+        or (b"\xc2" in body and _BAD_C1.search(body) is not None)
+    )
+
+
+def _holds_bad(columns: Columns) -> bool:
+    """Whether one of the texts that `text_fault` looks at is bad."""
+    texts = given(columns["title"]) + given(columns["description"])
+    for actor in columns["actor"]:
+        texts += (actor.name or "", actor.phone or "", actor.id_number or "")
+    texts += [place.address for place in given(columns["location"]) if place.address]
+    texts += [firm.name for firm in given(columns["organisation"]) if firm.name]
+    for several in given(columns["persons"]):
+        texts += [person.id_number for person in several if person.id_number]
+    for attributes in given(columns["attributes"]):
+        texts += [text for pair in attributes.items() for text in pair if isinstance(text, str)]
+    return _BAD_TEXT.search(" ".join(texts)) is not None
+
+
+def _doubtful(text: str | None) -> bool:
+    """Whether an id or code may hold a personal number: a look at its bytes first, which costs next to nothing.
+
+    text : ASCII, or several of it joined by line breaks.
+    """
+    if not text or _MANY_DIGITS not in text.encode().translate(_AS_DIGITS, b".-"):
+        return False
+    return _DOUBTFUL_ID.search(text) is not None
+
+
+def _doubtful_ids(columns: Columns) -> set[int]:
+    """Positions of events with an id or code that may hold a personal number."""
+    found: set[int] = set()
+    for name in _IDS:
+        texts = columns[name]
+        if _doubtful("\n".join([text for text in {*texts} if text])):
+            # dates with counters look like identity numbers: only these events
+            found.update(at for at, text in enumerate(texts) if _doubtful(text))
+    return found

@@ -16,9 +16,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.contract.columns import Columns, columns_of
 from pipeline.contract.event import CODES, ID_PATTERN, RETRYABLE_CODES, Event
+from pipeline.contract.exact import ExactDecoder
 from pipeline.contract.explain import Fault, explain
 from pipeline.contract.faults import fault, suspects
+from pipeline.contract.forms import forms_hold
 from pipeline.contract.privacy import holds_personal_number
 from pipeline.errors import ContractError
 
@@ -33,6 +36,7 @@ _MANY_COLONS: Final = 300_000
 _LARGE_EVENT_BYTES: Final = 256 * 1024
 
 _EVENT: Final = msgspec.json.Decoder(Event)
+_EXACT: Final = ExactDecoder(Event)
 _EVENTS: Final = msgspec.json.Decoder(list[Event])
 _RAW: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _ONE_RAW: Final = msgspec.json.Decoder(msgspec.Raw)
@@ -109,9 +113,12 @@ def parse_document(body: bytes, *, max_depth: int = MAX_DEPTH, max_events: int =
         events = _EVENTS.decode(body) if first == b"[" else [_EVENT.decode(body)]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _parse_slowly(body, first, max_depth, max_events)
+    columns = columns_of(Event, events)
+    if not forms_hold(columns):
+        return _parse_slowly(body, first, max_depth, max_events)
     if first == b"[":
         _check_count(len(events), max_events)
-    return check(events, body)
+    return check(events, columns, body)
 
 
 def _check_count(count: int, max_events: int) -> None:
@@ -184,7 +191,10 @@ def parse_ndjson(body: bytes, *, max_depth: int = MAX_DEPTH, max_events: int | N
         events = list(map(_EVENT.decode, lines))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _parse_lines_slowly(lines, max_depth)
-    return check(events, body, lines)
+    columns = columns_of(Event, events)
+    if not forms_hold(columns):
+        return _parse_lines_slowly(lines, max_depth)
+    return check(events, columns, body, lines)
 
 
 def _parse_lines_slowly(lines: Sequence[bytes], max_depth: int) -> Parsed:
@@ -216,7 +226,7 @@ def _take(parsed: Parsed, index: int, raw: bytes) -> None:
         _refuse(parsed, index, raw, None, crowd)
         return
     try:
-        event = _EVENT.decode(raw)
+        event = _EXACT.decode(raw)
     except UnicodeDecodeError as error:
         _refuse(parsed, index, raw, None, Fault("bad_encoding", "", f"not UTF-8 (byte {error.start})"))
     except msgspec.ValidationError as error:
@@ -259,12 +269,14 @@ def shown_id(document: Any) -> str | None:
     return given if good else None
 
 
-def check(events: Sequence[Event], body: bytes, raws: Sequence[bytes] | None = None) -> Parsed:
+def check(
+    events: Sequence[Event], columns: Columns, body: bytes, raws: Sequence[bytes] | None = None
+) -> Parsed:
     """Split typed events into good ones and errors.
 
-    body : the text they came from; raws : the text of each, where it is at hand.
+    columns : of `events`; body : the text they came from; raws : the text of each, where it is at hand.
     """
-    faults = {at: found for at in suspects(events, body) if (found := fault(events[at])) is not None}
+    faults = {at: found for at in suspects(columns, body) if (found := fault(events[at])) is not None}
     parsed = Parsed()
     if not faults:
         parsed.events, parsed.indexes = list(events), list(range(len(events)))
@@ -317,4 +329,5 @@ def _outside_strings(text: bytes) -> npt.NDArray[np.uint8]:
     """The bytes of JSON text that stand in no string, and the quotes that end one."""
     codes = np.frombuffer(text.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
     inside = np.bitwise_xor.accumulate((codes == 0x22).view(np.uint8))
-    return codes[inside == 0]
+    outside: npt.NDArray[np.uint8] = codes[inside == 0]
+    return outside

@@ -13,6 +13,7 @@ import msgspec
 import orjson
 
 from pipeline.contract.event import END, REQUIRED_ATTRIBUTE, Attributes, Event
+from pipeline.contract.exact import exact
 
 SCHEMA_ID: Final = "https://gridpipe.example/schemas/event.v1.json"
 _TIME_NOTE: Final = "RFC 3339 with a zone, 2000–2100; cut to milliseconds"
@@ -38,10 +39,10 @@ def _tidy(node: Any) -> Any:
 
 def event_schema(*, inline: bool = False) -> dict[str, Any]:
     """JSON Schema of one event. inline : without `$ref`, for embedding in another document."""
-    _, parts = msgspec.json.schema_components([Event], ref_template="#/$defs/{name}")
+    _, parts = msgspec.json.schema_components([exact(Event)], ref_template="#/$defs/{name}")
     parts = _tidy(parts)
     event = parts.pop("Event")
-    _, reserved = msgspec.json.schema_components([Attributes], ref_template="#/$defs/{name}")
+    _, reserved = msgspec.json.schema_components([exact(Attributes)], ref_template="#/$defs/{name}")
     attributes = next(
         option for option in event["properties"]["attributes"]["anyOf"] if "additionalProperties" in option
     )
