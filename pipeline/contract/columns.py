@@ -1,4 +1,4 @@
-"""Objects turned into columns: what is done to a whole column costs a tenth of what is done object by object."""
+"""Objects turned into columns: work on a whole column costs a tenth of the same work object by object."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from msgspec.structs import astuple
 Columns = dict[str, Sequence[Any]]
 
 
-def columns_of(kind: type[Struct], items: Sequence[Struct]) -> Columns:
-    """Field -> its value in each item, same order; items : all of type `kind`."""
-    columns: Sequence[Sequence[Any]] = list(zip(*map(astuple, items), strict=True))
-    return dict(zip(kind.__struct_fields__, columns or [()] * len(kind.__struct_fields__), strict=True))
+def columns_of(kind: type[Struct], items: Sequence[Struct | None]) -> Columns:
+    """Field -> its value in each item, same order; None in every field of an item that is None.
+
+    items : all of type `kind`.
+    """
+    names = kind.__struct_fields__
+    absent = (None,) * len(names)
+    rows = [absent if item is None else astuple(item) for item in items]
+    columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * len(names)
+    return dict(zip(names, columns, strict=True))
 
 
 def given(values: Sequence[Any]) -> list[Any]:

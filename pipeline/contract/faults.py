@@ -183,7 +183,7 @@ def _holds_bad(columns: Columns) -> bool:
 
 
 def _doubtful(text: str | None) -> bool:
-    """Whether an id or code may hold a personal number: a look at its bytes first, which costs next to nothing.
+    """Whether an id or code may hold a personal number; a look at its bytes, which is cheap, comes first.
 
     text : ASCII, or several of it joined by line breaks.
     """

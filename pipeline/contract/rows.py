@@ -1,10 +1,10 @@
-"""Events to the frame that travels: one row each, personal data replaced, exactly `frames.EVENT`."""
+"""Events to the columns that travel: one row each, personal data replaced, exactly `frames.EVENT`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from itertools import accumulate, chain
 from typing import Any, Final
 
 import msgspec
@@ -12,15 +12,18 @@ import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from pipeline.contract.event import Attributes, Event
-from pipeline.contract.privacy import Privacy, cut_address, mask_name, mask_phone, redact, redact_column
-from pipeline.frames import EVENT, PERSON, PHOTO, TIMESTAMP
+from pipeline.contract.columns import Columns, columns_of
+from pipeline.contract.event import Actor, Attributes, Event, Location, Organisation, Person, Photo
+from pipeline.contract.privacy import Privacy, clean_texts, cut_address, mask_name, mask_phone, redact
+from pipeline.frames import EVENT
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND: Final = timedelta(milliseconds=1)
-_NONE: Final = Attributes()
-_TEXTS: Final = ("title", "description", "address", "organisation_name")
+#: What a block's columns are in Arrow: what polars' oldest level of compatibility makes of `frames.EVENT`.
+EVENT_ARROW: Final[pa.Schema] = pl.DataFrame(schema=EVENT).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+
+_TEXT: Final = pa.large_string()
+_MILLISECONDS: Final = pa.timestamp("ms", "UTC")
 
 
 def to_frame(
@@ -31,93 +34,153 @@ def to_frame(
     backfill: Sequence[bool] | bool,
     privacy: Privacy,
 ) -> pl.DataFrame:
-    """Rows of `frames.EVENT`, same height and order as `events`.
+    """`to_batch` as a frame: rows of `frames.EVENT`."""
+    batch = to_batch(
+        events, ingested_at=ingested_at, request_id=request_id, backfill=backfill, privacy=privacy
+    )
+    return pl.DataFrame(pl.from_arrow(batch))
+
+
+def to_batch(
+    events: Sequence[Event],
+    *,
+    ingested_at: Sequence[datetime] | datetime,
+    request_id: Sequence[str] | str | None,
+    backfill: Sequence[bool] | bool,
+    privacy: Privacy,
+    which: NDArray[np.int64] | None = None,
+) -> pa.RecordBatch:
+    """Rows of `EVENT_ARROW`, same height and order as `events`.
 
     ingested_at : receipt, one for all or one each; with a zone. request_id, backfill : likewise.
+    which : (n,), where these are one per request: the request of each event.
     Times are cut to milliseconds, texts put in NFC and redacted, identity numbers and phones pseudonymised,
     names masked. `persons` and `photos` are empty lists where the event gives none.
     """
-    count = len(events)
-    actors = [event.actor for event in events]
-    places = [event.location for event in events]
-    firms = [event.organisation for event in events]
-    grids = [event.grid_code for event in events]
-    given = [_attributes(event) for event in events]
-    received = [ingested_at] * count if isinstance(ingested_at, datetime) else ingested_at
-    exempt = [backfill] * count if isinstance(backfill, bool) else backfill
-    requests = [request_id] * count if request_id is None or isinstance(request_id, str) else request_id
-    columns: dict[str, Iterable[Any] | pl.Series] = {
-        "event_id": [event.event_id for event in events],
-        "source": [event.source for event in events],
-        "event_type": [event.event_type for event in events],
-        "case_id": [event.case_id for event in events],
-        "submission_id": [event.submission_id for event in events],
-        "occurred_at": _times(event.occurred_at for event in events),
-        "ingested_at": _times(received),
-        "channel": [event.channel for event in events],
-        "matter_code": [event.matter_code for event in events],
-        "grid_code": [code[:15] for code in grids],
-        "unit_code": [code if len(code) > 15 else None for code in grids],
-        "actor_type": [actor.type for actor in actors],
-        "actor_key": [_actor_key(actor.key, actor.id_number, actor.phone, privacy) for actor in actors],
-        "actor_name": [None if actor.name is None else mask_name(actor.name) for actor in actors],
-        "actor_phone": [None if actor.phone is None else mask_phone(actor.phone) for actor in actors],
-        "persons": _persons(events, privacy),
-        "lon": [None if place is None else place.lon for place in places],
-        "lat": [None if place is None else place.lat for place in places],
-        "crs": [None if place is None else place.crs for place in places],
-        "address": [
-            None if place is None or not place.address else cut_address(place.address) for place in places
-        ],
-        "photos": _photos(events),
-        "title": [event.title for event in events],
-        "description": [event.description for event in events],
-        "organisation_code": [None if firm is None else firm.code for firm in firms],
-        "organisation_name": [None if firm is None else firm.name for firm in firms],
-        "due_at": _times(item.due_at for item in given),
-        "primary_case_id": [item.primary_case_id for item in given],
-        "void_reason": [None if item.reason is None else redact(item.reason) for item in given],
-        "rating": [item.rating for item in given],
-        "department": [item.department for item in given],
-        "level": [None if item.level is None else redact(str(item.level)) for item in given],
-        "self_handled": [item.self_handled for item in given],
-        "attributes": [_canonical(event.attributes) for event in events],
-        "backfill": exempt,
-        "key_version": pl.repeat(privacy.key_version, count, dtype=pl.UInt16, eager=True),
-        "request_id": requests,
+    event = columns_of(Event, events)
+    actor = columns_of(Actor, event["actor"])
+    place = columns_of(Location, event["location"])
+    firm = columns_of(Organisation, event["organisation"])
+    special = columns_of(Attributes, list(map(_attributes, event["attributes"])))
+    grids = event["grid_code"]
+    units = None if max(map(len, grids), default=0) <= 15 else [c if len(c) > 15 else None for c in grids]
+
+    def each(value: Any, kind: pa.DataType) -> pa.Array:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return pa.repeat(pa.scalar(value, kind), len(events))
+        return pa.array(value, kind) if which is None else pa.array(value, kind).take(pa.array(which))
+
+    columns = {
+        "event_id": _texts(event["event_id"]),
+        "source": _texts(event["source"]),
+        "event_type": _texts(event["event_type"]),
+        "case_id": _texts(event["case_id"]),
+        "submission_id": _texts(event["submission_id"]),
+        "occurred_at": _times(event["occurred_at"]),
+        "ingested_at": each(ingested_at, _MILLISECONDS),
+        "channel": _texts(event["channel"]),
+        "matter_code": _texts(event["matter_code"]),
+        "grid_code": _texts(grids if units is None else [code[:15] for code in grids]),
+        "unit_code": _nothing(len(events), _TEXT) if units is None else _texts(units),
+        "actor_type": _texts(actor["type"]),
+        "actor_key": _texts(_actor_keys(actor, privacy)),
+        "actor_name": _texts(_mapped(mask_name, actor["name"])),
+        "actor_phone": _texts(_mapped(mask_phone, actor["phone"])),
+        "persons": _persons(event["persons"], privacy),
+        "lon": pa.array(place["lon"], pa.float64()),
+        "lat": pa.array(place["lat"], pa.float64()),
+        "crs": _texts(place["crs"]),
+        "address": _free_texts(_mapped(_address, place["address"])),
+        "photos": _photos(event["photos"]),
+        "title": _free_texts(event["title"]),
+        "description": _free_texts(event["description"]),
+        "organisation_code": _texts(firm["code"]),
+        "organisation_name": _free_texts(firm["name"]),
+        "due_at": _times(special["due_at"]),
+        "primary_case_id": _texts(special["primary_case_id"]),
+        "void_reason": _texts(_mapped(redact, special["reason"])),
+        "rating": pa.array(special["rating"], pa.int8()),
+        "department": _texts(special["department"]),
+        "level": _texts(_mapped(lambda level: redact(str(level)), special["level"])),
+        "self_handled": pa.array(special["self_handled"], pa.bool_()),
+        "attributes": _texts(_mapped(_canonical, event["attributes"])),
+        "backfill": each(backfill, pa.bool_()),
+        "key_version": each(privacy.key_version, pa.uint16()),
+        "request_id": each(request_id, _TEXT),
     }
-    frame = pl.DataFrame(
-        [
-            column.rename(name)
-            if isinstance(column, pl.Series)
-            else pl.Series(name, column, dtype=EVENT[name])
-            for name, column in columns.items()
-        ]
-    )
-    texts = [redact_column(frame[name].str.normalize("NFC")) for name in _TEXTS]
-    return frame.with_columns(texts)
+    return pa.RecordBatch.from_arrays([columns[name] for name in EVENT], schema=EVENT_ARROW)
 
 
-def _times(values: Iterable[datetime | None]) -> pl.Series:
-    """Milliseconds since the epoch, cut, not rounded."""
-    return pl.Series(
-        [None if value is None else (value - _EPOCH) // _MILLISECOND for value in values], dtype=pl.Int64
-    ).cast(TIMESTAMP)
+# --- columns
 
 
-def _attributes(event: Event) -> Attributes:
-    return _NONE if event.attributes is None else msgspec.convert(event.attributes, Attributes)
+def _nothing(count: int, kind: pa.DataType) -> pa.Array:
+    return pa.nulls(count, kind)
 
 
-def _actor_key(key: str | None, id_number: str | None, phone: str | None, privacy: Privacy) -> str | None:
-    if key is not None:
-        return privacy.clean_key(key)
-    if id_number is not None:
-        return privacy.person_key(id_number)
-    return None if phone is None else privacy.phone_key(phone)
+def _is_empty(values: Sequence[Any]) -> bool:
+    """Whether nothing is given, as in most columns of most requests."""
+    return values.count(None) == len(values)
 
 
-def _canonical(attributes: dict[str, Any] | None) -> str | None:
+def _texts(values: Sequence[str | None]) -> pa.Array:
+    return _nothing(len(values), _TEXT) if _is_empty(values) else pa.array(values, _TEXT)
+
+
+def _times(values: Sequence[datetime | None]) -> pa.Array:
+    """Cut to milliseconds, not rounded."""
+    if _is_empty(values):
+        return _nothing(len(values), _MILLISECONDS)
+    return pa.array(values, _MILLISECONDS)
+
+
+def _mapped(function: Callable[[Any], str | None], values: Sequence[Any]) -> Sequence[str | None]:
+    """`function` of each value that is given."""
+    if _is_empty(values):
+        return values
+    return [None if value is None else function(value) for value in values]
+
+
+def _free_texts(values: Sequence[str | None]) -> pa.Array:
+    """What people wrote: in NFC and redacted."""
+    if _is_empty(values):
+        return _nothing(len(values), _TEXT)
+    clean = clean_texts([text or "" for text in values])
+    if None not in values:
+        return pa.array(clean, _TEXT)
+    pairs = zip(values, clean, strict=True)
+    return pa.array([None if given is None else text for given, text in pairs], _TEXT)
+
+
+def _address(address: str) -> str | None:
+    return cut_address(address) if address else None
+
+
+def _actor_keys(actor: Columns, privacy: Privacy) -> Sequence[str | None]:
+    """The actor's own key, else the pseudonym of the identity number, else that of the phone."""
+    keys = privacy.clean_keys(actor["key"])
+    if None not in keys:
+        return keys
+    return [
+        key
+        if key is not None
+        else (
+            privacy.person_key(id_number)
+            if id_number is not None
+            else (None if phone is None else privacy.phone_key(phone))
+        )
+        for key, id_number, phone in zip(keys, actor["id_number"], actor["phone"], strict=True)
+    ]
+
+
+# --- attributes
+
+
+def _attributes(attributes: dict[str, Any] | None) -> Attributes | None:
+    return msgspec.convert(attributes, Attributes) if attributes else None
+
+
+def _canonical(attributes: dict[str, Any]) -> str | None:
     """Sorted JSON of the attributes without personal numbers; null where there is none."""
     if not attributes:
         return None
@@ -137,33 +200,34 @@ def _canonical(attributes: dict[str, Any] | None) -> str | None:
     return orjson.dumps(clean, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def _lists(lengths: Iterable[int], fields: dict[str, pl.Series], dtype: pl.Struct) -> pl.Series:
-    """A list column: `lengths` says how many items of the flat `fields` belong to each row."""
-    offsets = np.fromiter(accumulate(lengths, initial=0), np.int64)
-    items = pl.DataFrame(fields).to_struct().cast(dtype).to_arrow()
-    return pl.Series(pa.LargeListArray.from_arrays(pa.array(offsets), items), dtype=pl.List(dtype))
+# --- lists
 
 
-def _persons(events: Sequence[Event], privacy: Privacy) -> pl.Series:
+def _flat(lists: Sequence[Sequence[Any] | None]) -> list[Any]:
+    return list(chain.from_iterable([items for items in lists if items]))
+
+
+def _lists(lists: Sequence[Sequence[Any] | None], name: str, fields: Sequence[pa.Array]) -> pa.Array:
+    """A list column of `EVENT_ARROW`: fields : of the items of `lists`, one after another."""
+    kind = EVENT_ARROW.field(name).type
+    offsets = np.fromiter(accumulate([len(items) if items else 0 for items in lists], initial=0), np.int64)
+    items = pa.StructArray.from_arrays(fields, fields=list(kind.value_type))
+    return pa.LargeListArray.from_arrays(pa.array(offsets), items)
+
+
+def _persons(lists: Sequence[Sequence[Person] | None], privacy: Privacy) -> pa.Array:
     """The pseudonym of the identity number where one is given, for it finds the person; else the key."""
-    persons = [person for event in events for person in event.persons or ()]
+    person = columns_of(Person, _flat(lists))
     keys = [
-        privacy.person_key(person.id_number)
-        if person.id_number is not None
-        else (None if person.key is None else privacy.clean_key(person.key))
-        for person in persons
+        key if pseudonym is None else pseudonym
+        for key, pseudonym in zip(
+            privacy.clean_keys(person["key"]), privacy.person_keys(person["id_number"]), strict=True
+        )
     ]
-    fields = {
-        "key": pl.Series(keys, dtype=pl.String),
-        "role": pl.Series([person.role for person in persons], dtype=pl.String),
-    }
-    return _lists((len(event.persons or ()) for event in events), fields, PERSON)
+    return _lists(lists, "persons", [_texts(keys), _texts(person["role"])])
 
 
-def _photos(events: Sequence[Event]) -> pl.Series:
-    photos = [photo for event in events for photo in event.photos or ()]
-    fields = {
-        "sha256": pl.Series([photo.sha256 for photo in photos], dtype=pl.String).str.to_lowercase(),
-        "taken_at": _times(photo.taken_at for photo in photos),
-    }
-    return _lists((len(event.photos or ()) for event in events), fields, PHOTO)
+def _photos(lists: Sequence[Sequence[Photo] | None]) -> pa.Array:
+    photo = columns_of(Photo, _flat(lists))
+    hashes = [sha256.lower() for sha256 in photo["sha256"]]
+    return _lists(lists, "photos", [_texts(hashes), _times(photo["taken_at"])])
