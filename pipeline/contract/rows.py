@@ -20,7 +20,9 @@ from pipeline.contract.privacy import Privacy, clean_texts, cut_address, mask_na
 from pipeline.frames import EVENT
 
 #: What a block's columns are in Arrow: what polars' oldest level of compatibility makes of `frames.EVENT`.
-EVENT_ARROW: Final[pa.Schema] = pl.DataFrame(schema=EVENT).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+EVENT_ARROW: Final[pa.Schema] = (
+    pl.DataFrame(schema=EVENT).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+)
 
 _TEXT: Final = pa.large_string()
 _MILLISECONDS: Final = pa.timestamp("ms", "UTC")

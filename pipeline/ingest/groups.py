@@ -13,21 +13,19 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contract.event import Event
 from pipeline.contract.privacy import Privacy
-from pipeline.contract.rows import to_frame
+from pipeline.contract.rows import to_batch
 from pipeline.errors import UnavailableError
-from pipeline.ingest.blocks import Block, encode_blocks
+from pipeline.ingest.blocks import Block, encode_sorted, homes
 from pipeline.ingest.durability import Durability
 from pipeline.ingest.gate import Gate
 from pipeline.ingest.producer import BlockProducer, Written
-
-T = TypeVar("T")
 
 #: What became of an event: safe as promised; with the broker but not confirmed in time; not with the broker.
 SAFE: Final = 0
@@ -145,15 +143,20 @@ class GroupWriter:
         task.add_done_callback(self._sending.discard)
 
     def _encode(self, group: Sequence[_Waiting], partitions: int) -> list[Block]:
-        heights = [len(request.events) for request in group]
-        frame = to_frame(
-            [event for request in group for event in request.events],
-            ingested_at=_each([request.ingested_at for request in group], heights),
-            request_id=_each([request.request_id for request in group], heights),
-            backfill=_each([request.backfill for request in group], heights),
+        """The group's events in the order of their partitions, so that a block is a slice of their columns."""
+        events = [event for request in group for event in request.events]
+        home = homes([event.grid_code for event in events], partitions)
+        order = np.argsort(home, kind="stable")
+        which = np.repeat(np.arange(len(group)), [len(request.events) for request in group])
+        batch = to_batch(
+            [events[at] for at in order.tolist()],
+            ingested_at=[request.ingested_at for request in group],
+            request_id=[request.request_id for request in group],
+            backfill=[request.backfill for request in group],
+            which=which[order],
             privacy=self._privacy,
         )
-        return encode_blocks(frame, partitions=partitions, max_bytes=self._max_block_bytes)
+        return encode_sorted(batch, home[order], order, self._max_block_bytes)
 
     async def _send(self, group: Sequence[_Waiting], blocks: Sequence[Block], events: int) -> None:
         states = np.full(events, UNWRITTEN, np.uint8)
@@ -180,10 +183,6 @@ class GroupWriter:
             if not request.done.done():
                 request.done.set_result(states[first:end])
             first = end
-
-
-def _each(values: Sequence[T], heights: Sequence[int]) -> list[T]:
-    return [value for value, height in zip(values, heights, strict=True) for _ in range(height)]
 
 
 def _fail(group: Sequence[_Waiting], error: Exception) -> None:
