@@ -1,7 +1,7 @@
 """Decoders that check every constraint of the contract, the forms of texts among them, value by value.
 
-The decoder of `msgspec` matches one regular expression per text: so its error can name the field, and so it is
-slow. The plain types carry their forms as `Form`; here they become constraints.
+The decoder of `msgspec` matches one regular expression per text: so its error can name the field, and so it
+is slow. The plain types carry their forms as `Form`; here they become constraints.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ _PLATE: Final = re.compile(
 )
 #: A quick, generous look for texts that may hold any of the above: eleven digits close together, or what a
 #: plate begins with (Rust regex, no lookaround).
-_DIGITS_CANDIDATE: Final = "[0-9\uff10-\uff19](?:[\\s.\u00b7\u200b-\u200d\u2060\ufeff\u2013\u2014\u2212\uff0d\uff0e-]{0,2}[0-9\uff10-\uff19]){10}"
+_DIGIT: Final = "[0-9\uff10-\uff19]"
+_WIDE_GAP: Final = "[\\s.\u00b7\u200b-\u200d\u2060\ufeff\u2013\u2014\u2212\uff0d\uff0e-]{0,2}"
+_DIGITS_CANDIDATE: Final = rf"{_DIGIT}(?:{_WIDE_GAP}{_DIGIT}){{10}}"
 _PLATE_CANDIDATE: Final = (
     rf"[{_PROVINCES}][\s.\u00b7\u200b-\u200d\u2060\ufeff\u3000-]{{0,2}}[A-Za-z\uff21-\uff3a\uff41-\uff5a]"
 )

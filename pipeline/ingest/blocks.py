@@ -123,20 +123,18 @@ def encode_sorted(
     blocks: list[Block] = []
     for begin, end in pairwise(cuts):
         if begin < end:
-            blocks += _encode(batch, rows, int(home[begin]), max_bytes, begin, end)
+            part, numbers = batch.slice(begin, end - begin), rows[begin:end]
+            blocks += _encode(part, numbers, int(home[begin]), max_bytes)
     return blocks
 
 
-def _encode(
-    batch: pa.RecordBatch, rows: NDArray[np.int64], partition: int, max_bytes: int, begin: int, end: int
-) -> list[Block]:
-    payload = _stream(batch.slice(begin, end - begin))
-    if len(payload) <= max_bytes or end - begin == 1:
-        village = batch["grid_code"][begin].as_py()[:_VILLAGE_DIGITS].encode()
-        return [Block(partition, rows[begin:end], payload, village)]
-    middle = begin + (end - begin) // 2
-    return _encode(batch, rows, partition, max_bytes, begin, middle) + _encode(
-        batch, rows, partition, max_bytes, middle, end
+def _encode(batch: pa.RecordBatch, rows: NDArray[np.int64], partition: int, max_bytes: int) -> list[Block]:
+    payload = _stream(batch)
+    if len(payload) <= max_bytes or len(rows) == 1:
+        return [Block(partition, rows, payload, batch["grid_code"][0].as_py()[:_VILLAGE_DIGITS].encode())]
+    middle = len(rows) // 2
+    return _encode(batch.slice(0, middle), rows[:middle], partition, max_bytes) + _encode(
+        batch.slice(middle), rows[middle:], partition, max_bytes
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 import zstandard
-from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from pipeline.ingest.problem import ProblemError
 
@@ -26,29 +26,33 @@ def too_large(limit: int, what: str) -> ProblemError:
     )
 
 
-def declared_length(request: Request, limit: int) -> int:
-    """Content-Length, refused before reading if it is over `limit`; 0 where it is not given."""
-    given = request.headers.get("content-length")
+def declared_length(given: bytes | None, limit: int) -> int:
+    """Content-Length as it was sent, refused before reading if it is over `limit`; 0 where it is None."""
     if given is None:
         return 0
-    if not given.isascii() or not given.isdigit():
+    if not given.isdigit():
         raise ProblemError(400, "bad_length", "Content-Length must be a whole number")
     if len(given) > 18 or int(given) > limit:
         raise too_large(limit, "as sent")
     return int(given)
 
 
-async def read_body(request: Request, limit: int, grow: Callable[[int], None]) -> bytes:
-    """The body as sent. `grow` is told the bytes that came beyond the declared length.
+async def read_body(receive: Receive, declared: int, limit: int, grow: Callable[[int], None]) -> bytes:
+    """The body as sent. declared : its length as declared; `grow` is told the bytes that came beyond it.
 
     Raises ProblemError: 413 over `limit`, 408 after `READ_SECONDS`, 400 when the client went away.
     """
-    declared = declared_length(request, limit)
     parts: list[bytes] = []
     size = 0
+    more = True
     try:
         async with asyncio.timeout(READ_SECONDS):
-            async for part in request.stream():
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ProblemError(400, "client_gone", "the client closed the connection")
+                part = message.get("body", b"")
+                more = message.get("more_body", False)
                 size += len(part)
                 if size > limit:
                     raise too_large(limit, "as sent")
@@ -59,9 +63,7 @@ async def read_body(request: Request, limit: int, grow: Callable[[int], None]) -
         raise ProblemError(
             408, "body_too_slow", f"the body did not arrive within {READ_SECONDS:.0f} s"
         ) from None
-    except ClientDisconnect:
-        raise ProblemError(400, "client_gone", "the client closed the connection") from None
-    return b"".join(parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:

@@ -143,7 +143,7 @@ class GroupWriter:
         task.add_done_callback(self._sending.discard)
 
     def _encode(self, group: Sequence[_Waiting], partitions: int) -> list[Block]:
-        """The group's events in the order of their partitions, so that a block is a slice of their columns."""
+        """The group's blocks. Its events are sorted by partition first: a block is a slice of their columns."""
         events = [event for request in group for event in request.events]
         home = homes([event.grid_code for event in events], partitions)
         order = np.argsort(home, kind="stable")

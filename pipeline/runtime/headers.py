@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
@@ -21,6 +21,10 @@ _SECURITY: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+
+#: As they go over the wire.
+_FIELDS: Final = [(name.lower().encode(), value.encode()) for name, value in _SECURITY.items()]
 
 
 class SecurityHeaders:
@@ -41,9 +45,9 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _SECURITY.items():
-                    headers.setdefault(name, value)
+                headers = list(message.get("headers", ()))
+                names = {name for name, _ in headers}
+                message["headers"] = headers + [field for field in _FIELDS if field[0] not in names]
             await send(message)
 
         if self._loopback_only and not _is_loopback_name(scope):
@@ -62,6 +66,7 @@ def _is_loopback_name(scope: Scope) -> bool:
     return True  # HTTP/1.0 without Host: no browser sends that
 
 
+@lru_cache(maxsize=256)
 def _is_loopback_address(text: str) -> bool:
     try:
         return ip_address(text).is_loopback

@@ -8,7 +8,7 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline import logs, metrics
 from pipeline.audit import AuditLog
@@ -36,7 +36,7 @@ from pipeline.ingest.openapi import OPENAPI_PATHS as GATEWAY_PATHS
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.ingest.producer import KafkaProducer
 from pipeline.ingest.quota import AddressQuota, Quotas
-from pipeline.ingest.routes import gateway_routes
+from pipeline.ingest.routes import gateway_calls, gateway_routes
 from pipeline.ingest.signing import Signatures
 from pipeline.ingest.validate import Validator
 from pipeline.kafka_access import librdkafka_options
@@ -152,6 +152,8 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
         signatures = parts.gateway.signatures if parts.gateway is not None else None
         app = ReadKeys(app, parts.keys, signatures=signatures or Signatures(parts.keys, settings.nonces_path))
     quotas = parts.gateway.quotas if parts.gateway is not None else Quotas(settings)
+    if parts.gateway is not None:
+        app = _Posts(app, gateway_calls(parts.gateway))
     public = SecurityHeaders(AddressQuota(app, quotas), loopback_only=loopback)
     if settings.admin_http is None:
         return public, None
@@ -160,6 +162,23 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     if not admin_loopback:
         admin_app = RoleKeys(admin_app, parts.keys, "admin", ("/metrics",))
     return public, SecurityHeaders(admin_app, loopback_only=admin_loopback)
+
+
+class _Posts:
+    """ASGI wrapper: a POST to one of `calls` goes straight there.
+
+    What lies behind is for reading and routing: a request of one event spent a third of its time in it.
+    """
+
+    def __init__(self, app: ASGIApp, calls: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._calls = calls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and scope["method"] == "POST":
+            app = self._calls.get(scope["path"], app)
+        await app(scope, receive, send)
 
 
 def _metrics_of(control: ControlClient | None) -> Callable[[Request], Any]:
