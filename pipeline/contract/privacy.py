@@ -156,6 +156,8 @@ def holds_personal_number(text: str) -> bool:
     Digits beside a mobile number make it another number (counters, times), and so do hexadecimal letters:
     ids that machines make would be refused by chance.
     """
+    if not _may_hold_number(text):
+        return False
     if MOBILE_IN_ID.search(text):
         return True
     folded, position = text.translate(_FOLD), 0
@@ -402,7 +404,9 @@ class Privacy:
 
 
 def _may_hold_number(keys: str) -> bool:
-    """Whether a key may be or hold an identity or mobile number. keys : one, or several in lines."""
+    """Whether an id, key or code may hold an identity or mobile number. keys : one, or several in lines."""
+    if len(keys) < len(_MANY_DIGITS):
+        return False
     return not keys.isascii() or _MANY_DIGITS in keys.encode().translate(_AS_DIGITS, _KEY_SIGNS)
 
 

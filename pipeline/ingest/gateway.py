@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
-import numpy as np
 import polars as pl
 import structlog
 
@@ -280,13 +279,17 @@ class Gateway:
             )
         except UnavailableError as error:
             raise _away(str(error)) from error
-        for index, event, state in zip(good.indexes, good.events, states.tolist(), strict=True):
-            if state == SAFE:
-                outcome.accepted.append(index)
-            else:
-                outcome.errors.append(EventError.of(index, event.event_id, _NOT_SAFE[state]))
-        safe = states == SAFE
-        sound = good.events if safe.all() else [good.events[at] for at in np.flatnonzero(safe)]
+        sound = good.events
+        if (states == SAFE).all():
+            outcome.accepted = good.indexes
+        else:
+            sound = []
+            for index, event, state in zip(good.indexes, good.events, states.tolist(), strict=True):
+                if state == SAFE:
+                    outcome.accepted.append(index)
+                    sound.append(event)
+                else:
+                    outcome.errors.append(EventError.of(index, event.event_id, _NOT_SAFE[state]))
         self.balance.answered(sound, received_at)
 
     def _charge(self, call: Call, outcome: Outcome, good: Parsed) -> None:
@@ -315,6 +318,8 @@ class Gateway:
 
     @staticmethod
     def _count(outcome: Outcome) -> None:
+        if not outcome.errors:
+            return
         codes = Counter(error.code for error in outcome.errors)
         for code, number in codes.items():
             metrics.gateway_refusals.labels(code).inc(number)

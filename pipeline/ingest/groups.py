@@ -34,8 +34,9 @@ UNWRITTEN: Final = 2
 
 #: A group takes no further request beyond this: the next waits while it is encoded.
 _GROUP_EVENTS: Final = 20_000
-#: Up to this many events are encoded on the loop, as long as a quiet gateway does nothing else anyway.
-_INLINE_EVENTS: Final = 4
+#: Up to this many events are encoded on the loop: a millisecond, less than the change to a thread costs where
+#: the loop itself is busy.
+_INLINE_EVENTS: Final = 64
 
 States = NDArray[np.uint8]
 
@@ -143,7 +144,7 @@ class GroupWriter:
         task.add_done_callback(self._sending.discard)
 
     def _encode(self, group: Sequence[_Waiting], partitions: int) -> list[Block]:
-        """The group's blocks. Its events are sorted by partition first: a block is a slice of their columns."""
+        """The group's blocks. Its events are sorted by partition first: a block is a slice of the columns."""
         events = [event for request in group for event in request.events]
         home = homes([event.grid_code for event in events], partitions)
         order = np.argsort(home, kind="stable")

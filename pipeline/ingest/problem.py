@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -47,7 +47,7 @@ class ProblemError(Exception):
 def request_id_of(given: str | None) -> str:
     """The client's X-Request-Id where it can be kept (form, no personal number in it), else one of ours."""
     good = given and _REQUEST_ID.fullmatch(given) and not holds_personal_number(given)
-    return given if given and good else uuid.uuid4().hex
+    return given if given and good else os.urandom(16).hex()
 
 
 def problem_response(problem: ProblemError, request_id: str) -> Response:

@@ -70,7 +70,7 @@ class EventsCall:
             _tell_refusals(problem.members or {}, request_id, "")
             refusal = problem_response(problem, request_id)
         except Exception:
-            # The error goes to the log; the sender learns only that it is ours and that sending again is safe.
+            # The error goes to the log; the sender learns that it is ours and that sending again is safe.
             log.exception("request failed", route=route, request_id=request_id)
             failure = ProblemError(
                 500, "internal_error", "something failed here; send again with the same ids"
