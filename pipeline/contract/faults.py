@@ -24,7 +24,7 @@ from pipeline.contract.event import (
 )
 from pipeline.contract.exact import exact
 from pipeline.contract.explain import Fault, explain
-from pipeline.contract.privacy import MOBILE_IN_ID, holds_personal_number
+from pipeline.contract.privacy import MOBILE_IN_ID, holds_personal_number, may_hold_number
 
 #: Control characters but \n, \r, \t; and halves of surrogate pairs, which no store can encode.
 _BAD_TEXT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -44,9 +44,16 @@ _ATTRIBUTES: Final = exact(Attributes)
 _IDS: Final = ("event_id", "source", "case_id", "submission_id", "matter_code", "channel")
 
 
-def fault(event: Event) -> Fault | None:
-    """The first breach that the types alone do not tell, or None."""
-    return relation_fault(event) or text_fault(event) or id_fault(event)
+def fault(event: Event, body: bytes | None = None) -> Fault | None:
+    """The first breach that the types alone do not tell, or None.
+
+    body : the text that the event came from; it may show at once that no text of it can be bad.
+    """
+    return (
+        relation_fault(event)
+        or (text_fault(event) if body is None or _may_hold_bad(body) else None)
+        or id_fault(event)
+    )
 
 
 def relation_fault(event: Event) -> Fault | None:
@@ -123,8 +130,11 @@ def id_fault(event: Event) -> Fault | None:
     ids = [(name, getattr(event, name)) for name in _IDS]
     ids.append(("organisation.code", None if firm is None else firm.code))
     ids += [(f"attributes.{name}", attributes.get(name)) for name in ("primary_case_id", "department")]
-    for name, value in ids:
-        if isinstance(value, str) and holds_personal_number(value):
+    texts = [(name, value) for name, value in ids if isinstance(value, str)]
+    if not may_hold_number("\n".join([value for _, value in texts])):
+        return None
+    for name, value in texts:
+        if holds_personal_number(value):
             return Fault("personal_data_in_id", name, f"{name} holds an identity or mobile number")
     return None
 

@@ -128,7 +128,7 @@ def _parse_one(body: bytes, max_depth: int) -> Parsed:
         event = _EXACT.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _parse_slowly(body, max_depth, 1)
-    found = fault(event)
+    found = fault(event, body)
     if found is not None:
         return Parsed(errors=[EventError.of(0, event_id_beside(event, found), found)], raw=[body])
     return Parsed(events=[event], indexes=[0])
@@ -251,7 +251,7 @@ def _take(parsed: Parsed, index: int, raw: bytes) -> None:
     except (msgspec.DecodeError, RecursionError) as error:
         _refuse(parsed, index, raw, None, Fault("malformed_json", "", malformed(raw, error)))
     else:
-        found = fault(event)
+        found = fault(event, raw)
         if found is None:
             parsed.events.append(event)
             parsed.indexes.append(index)

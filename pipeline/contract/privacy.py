@@ -150,13 +150,20 @@ def is_personal_number(text: str) -> bool:
     return is_mobile(text) or is_id_number(text)
 
 
+def may_hold_number(keys: str) -> bool:
+    """Whether an id, key or code may hold an identity or mobile number. keys : one, or several in lines."""
+    if len(keys) < len(_MANY_DIGITS):
+        return False
+    return not keys.isascii() or _MANY_DIGITS in keys.encode().translate(_AS_DIGITS, _KEY_SIGNS)
+
+
 def holds_personal_number(text: str) -> bool:
     """Whether an id, key or code holds an identity number anywhere, or a mobile number of its own in it.
 
     Digits beside a mobile number make it another number (counters, times), and so do hexadecimal letters:
     ids that machines make would be refused by chance.
     """
-    if not _may_hold_number(text):
+    if not may_hold_number(text):
         return False
     if MOBILE_IN_ID.search(text):
         return True
@@ -398,16 +405,9 @@ class Privacy:
 
     def clean_keys(self, keys: Sequence[str | None]) -> Sequence[str | None]:
         """`clean_key` of each key; only those with the digits of a mobile number are looked at one by one."""
-        if not _may_hold_number("\n".join([key for key in keys if key])):
+        if not may_hold_number("\n".join([key for key in keys if key])):
             return keys
-        return [self.clean_key(key) if key is not None and _may_hold_number(key) else key for key in keys]
-
-
-def _may_hold_number(keys: str) -> bool:
-    """Whether an id, key or code may hold an identity or mobile number. keys : one, or several in lines."""
-    if len(keys) < len(_MANY_DIGITS):
-        return False
-    return not keys.isascii() or _MANY_DIGITS in keys.encode().translate(_AS_DIGITS, _KEY_SIGNS)
+        return [self.clean_key(key) if key is not None and may_hold_number(key) else key for key in keys]
 
 
 def _hmac_state(secret: bytes, pad: int) -> Any:

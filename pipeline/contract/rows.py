@@ -12,7 +12,6 @@ import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.contract.columns import Columns, columns_of
 from pipeline.contract.event import Actor, Attributes, Event, Location, Organisation, Person, Photo
@@ -50,12 +49,12 @@ def to_batch(
     request_id: Sequence[str] | str | None,
     backfill: Sequence[bool] | bool,
     privacy: Privacy,
-    which: NDArray[np.int64] | None = None,
+    which: Sequence[int] | None = None,
 ) -> pa.RecordBatch:
     """Rows of `EVENT_ARROW`, same height and order as `events`.
 
     ingested_at : receipt, one for all or one each; with a zone. request_id, backfill : likewise.
-    which : (n,), where these are one per request: the request of each event.
+    which : where these are one per request, the request of each event.
     Times are cut to milliseconds, texts put in NFC and redacted, identity numbers and phones pseudonymised,
     names masked. `persons` and `photos` are empty lists where the event gives none.
     """
@@ -70,7 +69,11 @@ def to_batch(
     def each(value: Any, kind: pa.DataType) -> pa.Array:
         if not isinstance(value, Sequence) or isinstance(value, str):
             return pa.repeat(pa.scalar(value, kind), len(events))
-        return pa.array(value, kind) if which is None else pa.array(value, kind).take(pa.array(which))
+        if which is None:
+            return pa.array(value, kind)
+        if kind is _MILLISECONDS:  # a time takes longer to convert than to copy
+            return pa.array(value, kind).take(pa.array(which))
+        return pa.array([value[at] for at in which], kind)
 
     columns = {
         "event_id": _texts(event["event_id"]),

@@ -154,7 +154,7 @@ class GroupWriter:
             ingested_at=[request.ingested_at for request in group],
             request_id=[request.request_id for request in group],
             backfill=[request.backfill for request in group],
-            which=which[order],
+            which=which[order].tolist(),
             privacy=self._privacy,
         )
         return encode_sorted(batch, home[order], order, self._max_block_bytes)

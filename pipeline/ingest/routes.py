@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
 import orjson
 import structlog
+from prometheus_client import Counter
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -55,6 +56,8 @@ class EventsCall:
         self._route = route
         self._handle = handle
         self._success = success
+        self._counters: dict[int, Counter] = {}
+        self._seconds = metrics.http_seconds.labels(route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -78,8 +81,10 @@ class EventsCall:
             refusal = problem_response(failure, request_id)
         if refusal is not None:
             status = refusal.status_code
-        metrics.http_requests.labels(route, str(status)).inc()
-        metrics.http_seconds.labels(route).observe(time.perf_counter() - started)
+        if status not in self._counters:
+            self._counters[status] = metrics.http_requests.labels(route, str(status))
+        self._counters[status].inc()
+        self._seconds.observe(time.perf_counter() - started)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
@@ -160,7 +165,7 @@ def _tell_refusals(members: Mapping[str, Any], request_id: str, source: str) -> 
             "events_refused",
             request_id=request_id,
             source=source,
-            codes=dict(Counter(error["code"] for error in errors)),
+            codes=dict(collections.Counter(error["code"] for error in errors)),
             event_ids=[error["event_id"] for error in errors[:_SHOWN_IDS]],
         )
 
