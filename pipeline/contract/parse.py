@@ -44,7 +44,8 @@ _ANY: Final = msgspec.json.Decoder()
 
 _ID: Final = re.compile(ID_PATTERN)
 #: Times finer than the decoder keeps would be rounded, not cut: their digits beyond microseconds go first.
-_FINE: Final = re.compile(rb":\d\d\.\d{7}")
+#: The first look is for the dot: it is rare, and searched for at the speed of memory.
+_FINE: Final = re.compile(rb"\.\d{7}")
 _FINE_TIME: Final = re.compile(rb'("\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d\.\d{6})\d+((?:[Zz]|[+-]\d\d:\d\d)")')
 _BLANK: Final = b" \t\r"
 
@@ -107,7 +108,7 @@ def parse_document(body: bytes, *, max_depth: int = MAX_DEPTH, max_events: int =
     first = body.lstrip(b" \t\r\n")[:1]
     if not first:
         raise DocumentError("empty_body", "the body is empty; send an event or a list of events")
-    if body.count(b":") > (_MANY_COLONS if first == b"[" else MAX_MEMBERS):
+    if has_many_colons(body) if first == b"[" else body.count(b":") > MAX_MEMBERS:
         return _parse_slowly(body, max_depth, max_events)
     if first != b"[":
         return _parse_one(body, max_depth)
@@ -193,12 +194,12 @@ def parse_ndjson(body: bytes, *, max_depth: int = MAX_DEPTH, max_events: int | N
     Raises DocumentError: no line at all (400), too many (413).
     """
     body = cut_fine_times(body)
-    lines = [line for line in body.split(b"\n") if line.strip(_BLANK)]
+    lines = [line for line in filter(None, body.split(b"\n")) if not line.isspace() or line.strip(_BLANK)]
     if not lines:
         raise DocumentError("empty_body", "the body is empty; send one event per line")
     if max_events is not None:
         _check_count(len(lines), max_events)
-    if body.count(b":") > _MANY_COLONS:
+    if has_many_colons(body):
         return _parse_lines_slowly(lines, max_depth)
     try:
         events = list(map(_EVENT.decode, lines))
@@ -315,6 +316,11 @@ def event_id_beside(event: Event, found: Fault) -> str | None:
 def cut_fine_times(body: bytes) -> bytes:
     """`body` with times of more than 6 decimals cut there; anything else untouched."""
     return _FINE_TIME.sub(rb"\1\2", body) if _FINE.search(body) else body
+
+
+def has_many_colons(body: bytes) -> bool:
+    """Whether the text is to be taken event by event."""
+    return len(body) > _MANY_COLONS and body.count(b":") > _MANY_COLONS
 
 
 def deeper_than(limit: int, text: bytes) -> bool:
