@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.runtime.health import Health
 from pipeline.runtime.http import Parts, build_app
 from pipeline.runtime.pages import page_routes
 from pipeline.settings import Settings, load_settings
+from tests.unit.gateway_world import event, make_world
 
 
 async def _hello(_: Request) -> Response:
@@ -175,3 +177,26 @@ async def test_the_api_page_loads_nothing_from_elsewhere() -> None:
     for asset in ("/docs/assets/swagger-ui.css", "/docs/assets/swagger-ui-bundle.js", "/docs/start.js"):
         assert asset in page
         assert (await client.get(asset)).status_code == 200
+
+
+async def test_posts_of_events_pass_the_same_checks_as_every_other_request(tmp_path: Path) -> None:
+    world = make_world(tmp_path, quota_loopback=True, quota_address_requests_per_second=1)
+    parts = parts_of(world.gateway.settings)
+    app, _ = build_app(replace(parts, keys=world.keys, gateway=world.gateway))
+    routed = httpx.AsyncClient(transport=httpx.ASGITransport(world.app), base_url="http://127.0.0.1:8080")
+    known = {"Authorization": f"Bearer {world.key}", "X-Request-Id": "r-1"}
+    async with client_of(app) as client, routed:
+        for headers, body in ((known, event(1)), ({}, event(2)), (known, {"event_id": "x"}), (known, [])):
+            answer = await client.post("/v1/events", headers=headers, json=body)
+            plain = await routed.post("/v1/events", headers=headers, json=body)
+            assert answer.status_code == plain.status_code
+            assert answer.json() | {"request_id": ""} == plain.json() | {"request_id": ""}
+            assert set(plain.headers) <= set(answer.headers)
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert (await client.post("/v1/events", headers={"Host": "evil.example"})).status_code == 421
+        assert (await client.put("/v1/events", headers=known)).status_code == 405
+        assert (await client.post("/v1/nothing", headers=known)).status_code == 404
+        codes = [
+            (await client.post("/v1/events", headers=known, json=event(3))).status_code for _ in range(20)
+        ]
+        assert codes[-1] == 429
