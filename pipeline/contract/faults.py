@@ -42,6 +42,7 @@ _BAD_C1: Final = re.compile(rb"\xc2[\x80-\x9f]")
 _SAFE_YEARS: Final = frozenset(range(EARLIEST.year + 1, LATEST.year - 1))
 _ATTRIBUTES: Final = exact(Attributes)
 _IDS: Final = ("event_id", "source", "case_id", "submission_id", "matter_code", "channel")
+_ID_ATTRIBUTES: Final = ("primary_case_id", "department")
 
 
 def fault(event: Event, body: bytes | None = None) -> Fault | None:
@@ -125,16 +126,17 @@ def text_fault(event: Event) -> Fault | None:
 
 def id_fault(event: Event) -> Fault | None:
     """The first id or code that holds an identity or mobile number: ids are kept in clear."""
-    firm = event.organisation
+    ids = (event.event_id, event.source, event.case_id, event.submission_id, event.matter_code, event.channel)
+    code = None if event.organisation is None else event.organisation.code
     attributes = event.attributes or {}
-    ids = [(name, getattr(event, name)) for name in _IDS]
-    ids.append(("organisation.code", None if firm is None else firm.code))
-    ids += [(f"attributes.{name}", attributes.get(name)) for name in ("primary_case_id", "department")]
-    texts = [(name, value) for name, value in ids if isinstance(value, str)]
-    if not may_hold_number("\n".join([value for _, value in texts])):
+    others = [value for name in _ID_ATTRIBUTES if isinstance(value := attributes.get(name), str)]
+    # one look at all of them together
+    if not may_hold_number("\n".join(filter(None, (*ids, code, *others)))):
         return None
-    for name, value in texts:
-        if holds_personal_number(value):
+    named: list[tuple[str, object]] = [*zip(_IDS, ids, strict=True), ("organisation.code", code)]
+    named += [(f"attributes.{name}", attributes.get(name)) for name in _ID_ATTRIBUTES]
+    for name, held in named:
+        if isinstance(held, str) and holds_personal_number(held):
             return Fault("personal_data_in_id", name, f"{name} holds an identity or mobile number")
     return None
 

@@ -60,7 +60,7 @@ class _Minute:
         self.seen += 1
         if len(self.ids) < MOST_PER_MINUTE:
             self.ids.append(identity)
-        elif (at := chance.randrange(self.seen)) < MOST_PER_MINUTE:
+        elif (at := int(chance.random() * self.seen)) < MOST_PER_MINUTE:
             self.ids[at] = identity
 
 
