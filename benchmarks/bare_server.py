@@ -2,8 +2,9 @@
 
     python -m benchmarks.bare_server BOOTSTRAP HOST:PORT PARTITIONS
 
-No routing, keys, limits, pseudonyms or Arrow: it decodes every event with the contract's types, sends the
-body as one record and answers 202 once the broker has it. What the gateway does beyond is its price.
+No routing, keys, limits, pseudonyms or Arrow: it decodes every event with the contract's types (but for the
+forms of texts, which the gateway matches by column), sends the body as one record and answers 202 once the
+broker has it. What the gateway does beyond is its price.
 """
 
 from __future__ import annotations
