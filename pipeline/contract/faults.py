@@ -161,7 +161,7 @@ def suspects(columns: Columns, body: bytes) -> Sequence[int]:
             found.add(at)
     if not REQUIRED_ATTRIBUTE.keys().isdisjoint(types):
         found.update(at for at, name in enumerate(types) if name in REQUIRED_ATTRIBUTE)
-    if None in columns["matter_code"]:
+    if not all(columns["matter_code"]):
         matters = zip(types, columns["matter_code"], strict=True)
         found.update(at for at, (name, matter) in enumerate(matters) if matter is None and name == "REPORTED")
     return sorted(found)
