@@ -16,8 +16,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
-import polars as pl
-
 from pipeline.contract.secret import load_secret
 
 _PERSON: Final = b"gridpipe:person:"
@@ -61,16 +59,13 @@ _PLATE: Final = re.compile(
     r"(?![A-Z0-9])"
 )
 #: A quick, generous look for texts that may hold any of the above: eleven digits close together, or what a
-#: plate begins with (Rust regex, no lookaround).
+#: plate begins with. One after the other they take less time than as one expression.
 _DIGIT: Final = "[0-9\uff10-\uff19]"
 _WIDE_GAP: Final = "[\\s.\u00b7\u200b-\u200d\u2060\ufeff\u2013\u2014\u2212\uff0d\uff0e-]{0,2}"
 _DIGITS_CANDIDATE: Final = rf"{_DIGIT}(?:{_WIDE_GAP}{_DIGIT}){{10}}"
 _PLATE_CANDIDATE: Final = (
     rf"[{_PROVINCES}][\s.\u00b7\u200b-\u200d\u2060\ufeff\u3000-]{{0,2}}[A-Za-z\uff21-\uff3a\uff41-\uff5a]"
 )
-CANDIDATE: Final = f"{_DIGITS_CANDIDATE}|{_PLATE_CANDIDATE}"
-_CANDIDATE: Final = re.compile(CANDIDATE)
-#: One after the other they take less time than together.
 _CANDIDATES: Final = (re.compile(_DIGITS_CANDIDATE), re.compile(_PLATE_CANDIDATE))
 #: Joins texts for one look at all of them; no candidate reaches across it.
 _BETWEEN: Final = "\x00"
@@ -225,7 +220,7 @@ def redact(text: str) -> str:
     >>> redact("联系人 138-0000-1234")
     '联系人 [手机号]'
     """
-    if _CANDIDATE.search(text) is None:
+    if not any(candidate.search(text) for candidate in _CANDIDATES):
         return text
     parts: list[str] = []
     position = 0
@@ -250,15 +245,6 @@ def clean_texts(texts: Sequence[str]) -> Sequence[str]:
     for at in {bisect_right(ends, start) for start in starts}:
         clean[at] = redact(texts[at])
     return clean
-
-
-def redact_column(texts: pl.Series) -> pl.Series:
-    """`redact` over a String column; only texts that may hold a number leave polars."""
-    doubtful = texts.str.contains(CANDIDATE).fill_null(value=False)
-    if not doubtful.any():
-        return texts
-    at = doubtful.arg_true()
-    return texts.scatter(at, [redact(text) for text in texts.gather(at)])
 
 
 def mask_name(name: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import doctest
 import os
 import time
+import unicodedata
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +19,7 @@ from pipeline.contract import privacy
 from pipeline.contract.event import Actor, Event, Location, Organisation, Person
 from pipeline.contract.privacy import (
     Privacy,
+    clean_texts,
     cut_address,
     holds_personal_number,
     is_id_number,
@@ -27,7 +28,6 @@ from pipeline.contract.privacy import (
     normalise_id,
     normalise_phone,
     redact,
-    redact_column,
 )
 from pipeline.contract.rows import to_frame
 from pipeline.errors import ConfigurationError
@@ -156,14 +156,9 @@ def test_an_id_number_between_other_text_is_found(before: str, number: str, afte
 
 
 @settings(deadline=None)  # a busy machine is no fault
-@given(
-    st.lists(
-        st.one_of(st.none(), st.text(max_size=30), ids, st.from_regex(r"1[3-9][0-9]{9}", fullmatch=True))
-    )
-)
-def test_column_and_text_redaction_agree(texts: list[str | None]) -> None:
-    column = redact_column(pl.Series("description", texts, dtype=pl.String))
-    assert column.to_list() == [None if text is None else redact(text) for text in texts]
+@given(st.lists(st.one_of(st.text(max_size=30), ids, st.from_regex(r"1[3-9][0-9]{9}", fullmatch=True))))
+def test_texts_are_cleaned_together_as_one_by_one(texts: list[str]) -> None:
+    assert list(clean_texts(texts)) == [redact(unicodedata.normalize("NFC", text)) for text in texts]
 
 
 @pytest.mark.parametrize(
