@@ -130,6 +130,9 @@ def _fill(directory: Path, place: Path) -> None:
     migrate(client, settings.database)
     publish(client, load_catalogues(settings.catalogue_dir))
     load_directory(client, place, Privacy.load(settings.pseudonym_key_path, create=False))
+    # what is left to merge would be merged within a run, and counted with it
+    for (table,) in client.query("SHOW TABLES LIKE 'ref_%'").result_rows:
+        client.command(f"OPTIMIZE TABLE {table} FINAL")
     client.close()
     engine.close()
 

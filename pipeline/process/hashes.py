@@ -43,9 +43,30 @@ def id_hash(hi: str = "id_hi", lo: str = "id_lo") -> list[pl.Expr]:
     return hash128([pl.col("source").cast(pl.String), pl.col("event_id")], hi, lo)
 
 
-def content_hash() -> pl.Expr:
-    """`content_hash`: 64 bit of everything that the client sent. Two copies of one event agree in it."""
-    return hash64([_text(name) for name in CONTENT_COLUMNS], "content_hash")
+def case_hash() -> pl.Expr:
+    """`case_hash`: 64 bit of a case's id, as ClickHouse's xxh3(case_id)."""
+    return hash64([pl.col("case_id")], "case_hash")
+
+
+def content_hash(events: pl.DataFrame) -> pl.Expr:
+    """`content_hash`: 64 bit of everything that the client sent. Two copies of one event agree in it.
+
+    events : the rows to be hashed (EVENT or wider). What none of them has, most columns of a usual block, is
+    the same text in every row and is not looked at again.
+    """
+    parts: list[pl.Expr] = []
+    absent: list[str] = []
+    for name in CONTENT_COLUMNS:
+        if events[name].null_count() == events.height:
+            absent.append(_NULL)
+            continue
+        if absent:
+            parts.append(pl.lit(_PART.join(absent)))
+            absent = []
+        parts.append(_text(name))
+    if absent:
+        parts.append(pl.lit(_PART.join(absent)))
+    return hash64(parts, "content_hash")
 
 
 def persons_text(column: str = "persons") -> pl.Expr:

@@ -44,6 +44,13 @@ ANCHOR: Final = {
 }
 
 
+#: What an anchor is made of.
+_ANCHOR_FROM: Final = (
+    "_part", "_off", "_idx", "occurred_at", "ingested_at", "l2_hi", "l2_lo", "event_id", "source", "case_id",
+    "submission_id", "outcome",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ResendWindows:
     """content : between `occurred_at`s of equal content; submission : of equal submission ids;
@@ -282,7 +289,10 @@ def drop_resends(judged: pl.DataFrame, anchors: Mapping[int, Anchors]) -> Resend
 
 def anchors_of(kept: pl.DataFrame) -> pl.DataFrame:
     """`_part` and `ANCHOR` of the admitted reports among kept rows (with l2_hi, l2_lo and `outcome`)."""
-    reports = kept.filter((pl.col("outcome") == "admitted") & pl.col("l2_hi").is_not_null())
+    # a filter copies every column that there is
+    reports = kept.select(_ANCHOR_FROM).filter(
+        (pl.col("outcome") == "admitted") & pl.col("l2_hi").is_not_null()
+    )
     submission = hash128([pl.col("source"), pl.col("submission_id")], "sub_hi", "sub_lo")
     return reports.with_columns(
         *[pl.when(pl.col("submission_id").is_not_null()).then(column) for column in submission],

@@ -164,6 +164,20 @@ def test_hashes_are_the_same_in_every_process() -> None:
     assert rows["content_hash"][0] == CONTENT
 
 
+def test_a_content_hash_does_not_depend_on_the_rows_beside_it() -> None:
+    """Columns that no row of a block fills are left out of the work, not of the text."""
+    events = [
+        event(1),
+        event(2, title="x", attributes={"reason": "y", "rating": 3}),
+        event(3, organisation={"name": "z"}, photos=[{"sha256": "0" * 64}]),
+        event(4, persons=[{"role": "subject", "key": "k"}], submission_id="s"),
+    ]
+    together, _ = decoded(record(0, *events))
+    alone = [decoded(record(0, one))[0]["content_hash"][0] for one in events]
+    assert together["content_hash"].to_list() == alone
+    assert len(set(alone)) == len(events)
+
+
 def test_content_hash_sees_what_the_client_sent_and_nothing_else() -> None:
     first = datetime(2026, 5, 1, 4, 3, tzinfo=UTC)
     later = datetime(2026, 5, 2, tzinfo=UTC)
