@@ -215,6 +215,9 @@ CASE_EVENT: Final[Schema] = {
     "lead_department": pl.String(),
 }
 
+#: An entry of a case's set: the event as the fold sees it, and the topic incarnation of its position.
+CASE_SET: Final[Schema] = {**CASE_EVENT, "_inc": pl.UInt64()}
+
 #: Emergency modes in force (`ref_modes`).
 MODE: Final[Schema] = {
     "mode": pl.String(),  # flood | typhoon | epidemic | heat

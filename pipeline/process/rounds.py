@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import structlog
 from clickhouse_connect.driver.client import Client
 
+from pipeline import metrics
 from pipeline.frames import POSITION
 from pipeline.process.buffer import PartitionBuffer
+from pipeline.process.case_memory import CaseMemory
 from pipeline.process.flow import Block, BlockResult, Rules, process_blocks
 from pipeline.process.partition import Span, stored_case_events, stored_positions, without
 from pipeline.sink.retry import Stopping, persist
 from pipeline.sink.tables import Extent, Sink
-from pipeline.store.cases import refresh_cases
+from pipeline.store.cases import case_sets, refresh_cases, store_cases
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 #: How often a silent group is asked about while an insert waits for it.
 _ASK_AGAIN_SECONDS: Final = 0.05
@@ -74,10 +80,12 @@ def run_round(
     rules: Rules,
     stopping: threading.Event,
     heard: Callable[[], bool],
+    memory: CaseMemory,
 ) -> Finished:
     """Store the blocks of a round; left out are those whose partition was taken away meanwhile or must stop.
 
     heard : whether the group has lately said that we belong to it. Until it does, nothing is inserted.
+    memory : the sets of recent cases; what is stored is added to them.
     Raises Stopping when asked to end before a passing failure passed, AbandonedError when every partition of
     the round was taken away before its last insert, or whatever cannot be classified.
     """
@@ -98,9 +106,9 @@ def run_round(
 
     runner = _Runner(client, Sink(client, topic, stopping, still_ours), inc, rules, stopping)
     done = runner.store(works)
-    extents = [work.extent for stored in done for work in stored.works]
-    if extents:
-        persist(lambda: refresh_cases(client, inc, extents), stopping=stopping, what=f"{topic}:{inc} cases")
+    started = time.perf_counter()
+    runner.refresh(done, memory)
+    metrics.stage_seconds.labels("fold").observe(time.perf_counter() - started)
     return Finished(done, runner.braked)
 
 
@@ -148,6 +156,26 @@ class _Runner:
             return self._rebuild(ours[0], ours[0].span, result)
         stored = self._write(result, [work.extent for work in ours])
         return Stored(ours, stored, stored)
+
+    def refresh(self, done: Sequence[Stored], memory: CaseMemory) -> None:
+        """Fold the cases again that the stored blocks touched."""
+
+        def read(call: Callable[[], T], /) -> T:
+            return persist(call, stopping=self.stopping, what=f"{self.inc} cases")
+
+        left: list[Extent] = []
+        for stored in done:
+            sets = None
+            if stored.works[0].span is not None:
+                memory.forget()  # entries of an earlier process came to light
+            elif memory.on:
+                sets = memory.sets(self.client, case_sets(stored.result.case_events, self.inc), read)
+            if sets is None:
+                left += [work.extent for work in stored.works]
+            else:
+                read(partial(store_cases, self.client, sets))
+        if left:
+            read(lambda: refresh_cases(self.client, self.inc, left))
 
     def _rebuild(self, work: Work, span: Span, result: BlockResult) -> Stored:
         """Finish a block that an earlier process began, whatever part of it arrived.

@@ -21,11 +21,12 @@ _ENDS_UNKNOWN: Final = "tansu_cluster"
 @dataclass(frozen=True)
 class TopicFacts:
     """topic_id : changes when the topic is created anew; end_offsets : partition -> next offset written,
-    empty if the broker does not tell it right."""
+    empty if the broker does not tell it right; partitions : how many there are, 0: not known."""
 
     topic_id: str
     cluster_id: str
     end_offsets: Mapping[int, int]
+    partitions: int = 0
 
     def differs(self, now: TopicFacts, read: Mapping[int, int]) -> str | None:
         """Why `now` is not the log that these facts are about, None if it is.
@@ -68,4 +69,5 @@ def describe_topic(
     except (KafkaException, TimeoutError) as error:
         raise UnavailableError(f"Kafka at {bootstrap} does not answer: {error}") from error
     cluster_id = str(cluster.cluster_id or "")
-    return TopicFacts(topic_id, cluster_id, {} if cluster_id == _ENDS_UNKNOWN else ends)
+    ends = {} if cluster_id == _ENDS_UNKNOWN else ends
+    return TopicFacts(topic_id, cluster_id, ends, len(found.partitions))

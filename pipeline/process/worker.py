@@ -26,6 +26,7 @@ from pipeline.kafka_access import librdkafka_options
 from pipeline.process.account import Account
 from pipeline.process.brake import Brake
 from pipeline.process.buffer import PartitionBuffer, Taken
+from pipeline.process.case_memory import CaseMemory
 from pipeline.process.drift import LAST_RECORDS, watch_drift
 from pipeline.process.earlier import complete_earlier_log
 from pipeline.process.flow import Block, Rules, remember
@@ -135,6 +136,7 @@ class Worker:
         self._inc = 0
         self._direct_at: float | None = None
         self._topic: TopicFacts | None = None
+        self._cases = CaseMemory()
         self._rules: RulesInForce | None = None
 
     # --- life
@@ -267,10 +269,13 @@ class Worker:
         for buffer in fresh:
             self._buffers[buffer.partition] = buffer
             self._member.resume(buffer.partition)
+        self._cases.forget(on=self._topic is not None and len(self._buffers) == self._topic.partitions)
         self._start(self._recover_all(fresh))
 
     async def revoked(self, partitions: set[int]) -> None:
         """The group takes these partitions away: drop what is not on the way, wait a little for what is."""
+        if partitions:
+            self._cases.forget(on=False)  # others may add to any case from now on
         gone = [self._buffers[partition] for partition in partitions if partition in self._buffers]
         for buffer in gone:
             buffer.leaving = True
@@ -452,6 +457,7 @@ class Worker:
                     rules=rules,
                     stopping=self._stopping,
                     heard=self._member.heard,
+                    memory=self._cases,
                 )
             )
             await self._commit(finished.stored)

@@ -1,20 +1,26 @@
-"""Case events in, folded case states out. The rules of the fold are SQL: `pipeline.store.fold`."""
+"""Case events in, folded case states out. The rules of the fold: `pipeline.store.fold_frames`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
+import numpy as np
 import polars as pl
 from clickhouse_connect.driver.client import Client
+from numpy.typing import NDArray
 
-from pipeline.frames import CASE_EVENT, expect
-from pipeline.store.fold import HISTORY, STATE, TUPLE_TYPES, fold
+from pipeline.errors import ContractError
+from pipeline.frames import CASE_EVENT, CASE_SET, expect
+from pipeline.store.fold import TUPLE_TYPES
+from pipeline.store.fold_frames import fold
 
 _TABLE: Final = "cases"
+#: The contract's, in the words of polars. What it lets through needs no escaping in SQL.
+_ID_PATTERN: Final = r"^[A-Za-z0-9._:-]{1,64}$"
 
-#: For every query that folds. Merging the fold's steps into one expression, and comparing every pair of its
-#: conditions, cost a quarter of the analysis each and gain nothing.
+#: For a query that folds in SQL. Merging the fold's steps into one expression, and comparing every pair of
+#: its conditions, cost a quarter of the analysis each and gain nothing.
 FOLD_SETTINGS: Final = {
     "query_plan_merge_expressions": 0,
     "optimize_and_compare_chain": 0,
@@ -27,7 +33,30 @@ FOLD_SETTINGS: Final = {
 }
 
 #: A refresh repeats safely, so it needs no token; it must be seen by the next read, so it is not queued.
-_SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0, "optimize_on_insert": 0, **FOLD_SETTINGS}
+_INSERT_SETTINGS: Final = {
+    "async_insert": 0,
+    "insert_deduplicate": 0,
+    "optimize_on_insert": 0,
+    "max_threads": 1,
+}
+#: Rows scattered over the key: a second thread doubles the processor time.
+_READ_SETTINGS: Final = {"max_threads": 1}
+
+
+def case_sets(frame: pl.DataFrame, inc: int) -> pl.DataFrame:
+    """CASE_EVENT rows as entries of their cases' sets (CASE_SET), as the store gives them back.
+
+    inc : topic incarnation of their block, unix ms.
+    Raises ContractError if a column is missing or has another dtype.
+    """
+    return expect(frame, CASE_EVENT, "case events").select(
+        pl.lit(inc, pl.UInt64).alias(name)
+        if name == "_inc"
+        else pl.col(name).fill_null(False)
+        if dtype == pl.Boolean()
+        else pl.col(name)
+        for name, dtype in CASE_SET.items()
+    )
 
 
 def pack_case_events(frame: pl.DataFrame, inc: int) -> pl.DataFrame:
@@ -38,18 +67,7 @@ def pack_case_events(frame: pl.DataFrame, inc: int) -> pl.DataFrame:
     the same bytes under the same insert token.
     Raises ContractError if a column is missing or has another dtype.
     """
-    expect(frame, CASE_EVENT, "case events")
-    tuples = frame.select(
-        "case_id",
-        pl.struct(
-            pl.lit(inc, pl.UInt64).alias(name)
-            if name == "_inc"
-            else pl.col(name).fill_null(False)
-            if kind == "Bool"
-            else pl.col(name)
-            for name, kind in TUPLE_TYPES.items()
-        ).alias("events"),
-    )
+    tuples = case_sets(frame, inc).select("case_id", pl.struct(*TUPLE_TYPES).alias("events"))
     return tuples.group_by("case_id", maintain_order=True).agg("events").sort("case_id")
 
 
@@ -67,17 +85,47 @@ def refresh_cases(client: Client, inc: int, ranges: Sequence[tuple[int, int, int
         f"(_part = {int(part)} AND _off BETWEEN {int(low)} AND {int(high)})" for part, low, high in ranges
     )
     where = f"_inc = {int(inc)} AND ({positions})"
-    client.command(
-        f"INSERT INTO {_TABLE} ({', '.join((*HISTORY, *STATE))}) "
-        + fold(
-            f"""
-            SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events
-            WHERE case_id IN (
-                SELECT case_id FROM events WHERE {where}
-                UNION ALL SELECT case_id FROM rejections WHERE {where}
-                UNION ALL SELECT case_id FROM duplicates WHERE {where} AND level = 'L2'
-            )
-            GROUP BY case_id"""
-        ),
-        settings=_SETTINGS,
+    touched = f"""
+        SELECT case_id FROM events WHERE {where}
+        UNION ALL SELECT case_id FROM rejections WHERE {where}
+        UNION ALL SELECT case_id FROM duplicates WHERE {where} AND level = 'L2'"""
+    store_cases(client, _read_sets(client, touched))
+
+
+def read_sets(client: Client, case_ids: pl.DataFrame) -> pl.DataFrame:
+    """All entries of the sets of some cases, CASE_SET, in no order; an entry stored twice comes twice.
+
+    case_ids : (n, {case_id}), some thousands at most.
+    Raises ContractError if an id is none of the contract's: it would be part of a statement.
+    """
+    if not case_ids["case_id"].str.contains(_ID_PATTERN).all():
+        raise ContractError("a case id breaks the contract")
+    return _read_sets(client, ", ".join(f"'{case_id}'" for case_id in case_ids["case_id"]))
+
+
+def _read_sets(client: Client, case_ids: str) -> pl.DataFrame:
+    columns = ", ".join(f"e.{name} AS {name}" for name in TUPLE_TYPES)
+    table = client.query_arrow(
+        f"SELECT case_id, {columns} FROM case_events ARRAY JOIN events AS e WHERE case_id IN ({case_ids})",
+        use_strings=True,
+        settings=_READ_SETTINGS,
+    )
+    rows = pl.DataFrame(pl.from_arrow(table))
+    return rows.select(pl.col(name).cast(dtype) for name, dtype in CASE_SET.items())
+
+
+def known_cases(client: Client) -> Iterator[NDArray[np.uint64]]:
+    """xxh3 of the ids of all cases that have events, some of them more than once."""
+    with client.query_arrow_stream("SELECT xxh3(case_id) AS hash FROM case_events") as stream:
+        for batch in stream:
+            yield batch.column(0).to_numpy()
+
+
+def store_cases(client: Client, sets: pl.DataFrame) -> None:
+    """Fold cases and store their states. sets : CASE_SET, all entries of each case that occurs in it."""
+    if sets.is_empty():
+        return
+    states = fold(sets)
+    client.insert_arrow(
+        _TABLE, states.to_arrow(compat_level=pl.CompatLevel.oldest()), settings=_INSERT_SETTINGS
     )

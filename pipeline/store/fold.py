@@ -302,7 +302,9 @@ def _is(*states: str) -> str:
     return "state_number IN (" + ", ".join(str(STATES[name]) for name in states) + ")"
 
 
-_RESPONSES = ", ".join(str(RANK[name]) for name in ("SIGNED", "ARRIVED", "HANDLING", "RESOLVED"))
+#: The first of these is the response.
+RESPONSES: Final = ("SIGNED", "ARRIVED", "HANDLING", "RESOLVED")
+_RESPONSES = ", ".join(str(RANK[name]) for name in RESPONSES)
 
 #: The state of a case: name → (ClickHouse type, SQL over `with_helpers`).
 STATE: Final[dict[str, tuple[str, str]]] = {

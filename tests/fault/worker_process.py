@@ -95,7 +95,7 @@ def install(point: str, hit: int, blow: Callable[[], None] = _die) -> None:
         module, attribute = {
             "recover": (worker, "recover"),
             "judge": (rounds, "process_blocks"),
-            "fold": (rounds, "refresh_cases"),
+            "fold": (rounds._Runner, "refresh"),
             "remember": (worker, "remember"),
         }[name]
         setattr(module, attribute, fuse.around(getattr(module, attribute)))

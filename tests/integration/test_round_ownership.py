@@ -10,6 +10,7 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from pipeline.process.buffer import PartitionBuffer
+from pipeline.process.case_memory import CaseMemory
 from pipeline.process.flow import Block, PartitionState
 from pipeline.process.rounds import AbandonedError, Finished, Work, run_round
 from pipeline.settings import Settings
@@ -44,6 +45,7 @@ def store(clickhouse: Client, tmp_path: Path, works: list[Work]) -> Callable[...
             rules=rules,
             stopping=stopping or threading.Event(),
             heard=heard,
+            memory=CaseMemory(),
         )
 
     return run

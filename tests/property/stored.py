@@ -49,7 +49,7 @@ def insert(client: Client, rows: Sequence[Row]) -> None:
             _insert(client, table, STORED, [_stored(row.event) for row in block if row.table == table], inc)
         duplicates = [_duplicate(row) for row in block if row.table == "duplicates"]
         _insert(client, "duplicates", DUPLICATE, duplicates, inc)
-        events = pl.DataFrame([_case_event(row.event) for row in block if row.is_case_event], CASE_EVENT)
+        events = pl.DataFrame([case_event(row.event) for row in block if row.is_case_event], CASE_EVENT)
         if events.height:
             packed = pack_case_events(events, inc)
             client.insert_arrow(
@@ -111,7 +111,7 @@ def _placed(event: Event) -> dict[str, int]:
     return dict(zip(POSITION, (event.part, event.off, event.idx), strict=True))
 
 
-def _case_event(event: Event) -> dict[str, Any]:
+def case_event(event: Event) -> dict[str, Any]:
     values = asdict(event) | _placed(event)
     return {name: values[name] for name in CASE_EVENT}
 

@@ -23,6 +23,7 @@ import pytest
 
 from pipeline.process import rounds
 from pipeline.process.buffer import PartitionBuffer
+from pipeline.process.case_memory import CaseMemory
 from pipeline.process.decode import decode
 from pipeline.process.deduplicate import Int64s, SeenIds, UInt64s, deduplicate, milliseconds, positions
 from pipeline.process.flow import Block, BlockResult
@@ -232,6 +233,7 @@ class World:
                 rules=SimpleNamespace(digest="r"),  # type: ignore[arg-type]
                 stopping=threading.Event(),
                 heard=lambda: True,
+                memory=CaseMemory(),
             )
             for done in finished.stored:
                 self.finish(done)
