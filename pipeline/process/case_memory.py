@@ -37,7 +37,7 @@ def _once(call: Callable[[], T], /) -> T:
     return call()
 
 
-#: Case ids named in one query: far below what ClickHouse parses.
+#: Case ids named in one query: a quarter of what ClickHouse parses.
 _IDS_PER_QUERY: Final = 1_000
 #: The share of the entries that stays when there are too many.
 _KEPT_SHARE: Final = 0.5
@@ -47,17 +47,66 @@ _POSITION: Final = ("_inc", *POSITION)
 class CaseMemory:
     """Entries of the sets of recent cases. Its calls may come from several threads.
 
-    most_entries : kept (some 300 bytes each); the cases touched longest ago go first.
+    most_entries : kept; the cases touched longest ago go first.
+
+    `forget` never waits: a call that is under way goes on with what it has, which is sound, for the entries
+    that it hands over were stored before; whoever reads the store from now on sees them.
     """
 
     def __init__(self, most_entries: int = 500_000) -> None:
         self._most_entries = most_entries
-        self._lock = threading.Lock()
-        self._on = False
-        self._empty()
+        self._swap = threading.Lock()
+        self._existing = ExistingCases()
+        self._held: _Held | None = None
 
-    def _empty(self) -> None:
-        self._existing: ExistingCases | None = None
+    @property
+    def on(self) -> bool:
+        """Whether sets can be asked for."""
+        return self._held is not None
+
+    def __len__(self) -> int:
+        held = self._held
+        return 0 if held is None else len(held)
+
+    def begin(self, *, on: bool) -> None:
+        """Partitions came or went. on : whether every one is this process's: its memory is the whole."""
+        with self._swap:
+            self._existing = ExistingCases()
+            self._held = _Held(self._existing, self._most_entries) if on else None
+
+    def forget(self, case_ids: pl.Series | None = None) -> None:
+        """Read every set anew from now on: entries came to light that were not handed over here.
+
+        case_ids : cases that may be new to the store with them.
+        """
+        with self._swap:
+            if case_ids is not None:
+                self._existing.add(_hashes(case_ids))
+            if self._held is not None:
+                self._held = _Held(self._existing, self._most_entries)
+
+    def know(self, client: Client, read: Reading = _once) -> None:
+        """Read the ids of all cases there are; the first `sets` does it where nobody did before."""
+        held = self._held
+        if held is not None:
+            held.know(client, read)
+
+    def sets(self, client: Client, stored: pl.DataFrame, read: Reading = _once) -> pl.DataFrame | None:
+        """All entries of the sets that `stored` adds to, CASE_SET; None where the store must be asked.
+
+        stored : CASE_SET, entries that `case_events` holds already; each is handed over once.
+        """
+        held = self._held
+        return None if held is None else held.sets(client, stored, read)
+
+
+class _Held:
+    """What a memory holds between two times that it forgets."""
+
+    def __init__(self, existing: ExistingCases, most_entries: int) -> None:
+        self._existing = existing
+        self._most_entries = most_entries
+        self._lock = threading.Lock()
         self._now = 0
         self._hold_nothing()
 
@@ -65,91 +114,83 @@ class CaseMemory:
         self._numbers = HashIndex()
         self._touched = np.empty(0, np.int64)  # by number: the last call that touched it
         self._was_read = np.empty(0, bool)  # by number: entries that others had just stored may be among them
-        self._entries = pl.DataFrame(schema={**CASE_SET, "number": pl.Int64()})
+        self._frames: list[pl.DataFrame] = []  # CASE_SET and `number`, of falling size
 
     def __len__(self) -> int:
-        return self._entries.height
+        return sum(frame.height for frame in self._frames)
 
-    @property
-    def on(self) -> bool:
-        return self._on
-
-    def forget(self, *, on: bool | None = None) -> None:
-        """Begin anew. on : whether every partition is this process's, so that its memory is the whole; None:
-        as before."""
+    def know(self, client: Client, read: Reading) -> None:
         with self._lock:
-            self._on = self._on if on is None else on
-            self._empty()
+            self._know(client, read)
 
-    def sets(self, client: Client, stored: pl.DataFrame, read: Reading = _once) -> pl.DataFrame | None:
-        """All entries of the sets that `stored` adds to, CASE_SET; None where the store must be asked.
+    def _know(self, client: Client, read: Reading) -> None:
+        if not self._existing.complete:
+            for hashes in read(lambda: list(known_cases(client))):
+                self._existing.add(hashes)
+            self._existing.complete = True
 
-        stored : CASE_SET, entries that `case_events` holds already; each is handed over once.
-        """
+    def sets(self, client: Client, stored: pl.DataFrame, read: Reading) -> pl.DataFrame:
         with self._lock:
-            if not self._on:
-                return None
-            if self._existing is None:
-                existing = ExistingCases()
-                for hashes in read(lambda: list(known_cases(client))):
-                    existing.add(hashes)
-                self._existing = existing
-            return self._take_in(client, stored, self._existing, read)
+            self._know(client, read)
+            case, case_ids = _encoded(stored["case_id"])
+            hashes, words = _hashes(case_ids), text_words(case_ids)
+            numbers = self._numbers.find(*words)
+            fresh = numbers < 0
+            elsewhere = np.zeros(len(numbers), bool)
+            elsewhere[fresh] = self._existing.may_hold(hashes[fresh])
+            found = _read(client, case_ids.filter(pl.Series(elsewhere)), read)
+            # nothing is changed before the last read has succeeded
+            self._existing.add(hashes[fresh])
+            numbers[fresh] = np.arange(len(self._numbers), len(self._numbers) + int(fresh.sum()))
+            self._numbers.insert(words[0][fresh], words[1][fresh], numbers[fresh])
+            self._touched = _grown(self._touched, len(self._numbers))
+            self._was_read = _grown(self._was_read, len(self._numbers))
+            self._was_read[numbers[fresh]] = elsewhere[fresh]
+            self._now += 1
+            self._touched[numbers] = self._now
+            told = stored.with_columns(number=pl.Series(numbers[case])).filter(pl.Series(~elsewhere[case]))
+            self._append(self._unknown(told))
+            if found.height:
+                its, ids = _encoded(found["case_id"])
+                self._append(found.with_columns(number=pl.Series(self._numbers.find(*text_words(ids))[its])))
+            sets = pl.concat([pl.DataFrame(schema=CASE_SET), *self._chosen(self._touched == self._now)])
+            if len(self) > self._most_entries:
+                self._evict()
+            return sets
 
-    def _take_in(
-        self, client: Client, stored: pl.DataFrame, existing: ExistingCases, read: Reading
-    ) -> pl.DataFrame:
-        case, case_ids = _encoded(stored["case_id"])
-        hashes = case_ids.to_frame().select(case_hash()).to_series().to_numpy()
-        words = text_words(case_ids)
-        numbers = self._numbers.find(*words)
-        fresh = numbers < 0
-        elsewhere = np.zeros(len(numbers), bool)
-        elsewhere[fresh] = existing.may_hold(hashes[fresh])
-        numbers[fresh] = np.arange(len(self._numbers), len(self._numbers) + int(fresh.sum()))
-        self._numbers.insert(words[0][fresh], words[1][fresh], numbers[fresh])
-        self._touched, self._was_read = (
-            _grown(array, len(self._numbers)) for array in (self._touched, self._was_read)
-        )
-        self._was_read[numbers[fresh]] = elsewhere[fresh]
-        added = stored.with_columns(number=pl.Series(numbers[case]))
-        if elsewhere.any():
-            added = added.filter(pl.Series(~elsewhere[case]))
-        added = self._unknown(added)
-        if elsewhere.any():
-            sought = pl.DataFrame([case_ids, pl.Series("number", numbers)]).filter(pl.Series(elsewhere))
-            found = [read(partial(read_sets, client, ids)) for ids in sought.iter_slices(_IDS_PER_QUERY)]
-            added = pl.concat([added, *(rows.join(sought, on="case_id", how="inner") for rows in found)])
-        existing.add(hashes[fresh])
-        self._now += 1
-        self._touched[numbers] = self._now
-        self._entries = pl.concat([self._entries, added.select(self._entries.columns)])
-        wanted = self._touched[self._entries["number"].to_numpy()] == self._now
-        sets = self._entries.filter(pl.Series(wanted)).drop("number")
-        if self._entries.height > self._most_entries:
-            self._evict()
-        return sets
+    def _chosen(self, cases: NDArray[np.bool_]) -> list[pl.DataFrame]:
+        """Entries, CASE_SET, of the cases (by number) that are chosen."""
+        chosen = [(frame, cases[frame["number"].to_numpy()]) for frame in self._frames]
+        return [frame.filter(pl.Series(rows)).select(list(CASE_SET)) for frame, rows in chosen if rows.any()]
+
+    def _append(self, rows: pl.DataFrame) -> None:
+        """Neighbours are joined when they are of like size: few frames stay, however many small blocks come,
+        and a row is copied a few times only."""
+        if rows.is_empty():
+            return
+        rows = _copied(rows.select([*CASE_SET, "number"]))
+        while self._frames and self._frames[-1].height < 2 * rows.height:
+            rows = _copied(pl.concat([self._frames.pop(), rows]))
+        self._frames.append(rows)
 
     def _unknown(self, rows: pl.DataFrame) -> pl.DataFrame:
         """`rows` without those that came along when their case was read: another round had stored them, and
         hands them over only now."""
-        doubtful = rows["number"].filter(pl.Series(self._was_read[rows["number"].to_numpy()])).unique()
-        if doubtful.is_empty():
+        doubtful = np.zeros(len(self._touched), bool)
+        numbers = rows["number"].to_numpy()
+        doubtful[numbers] = self._was_read[numbers]
+        if not doubtful.any():
             return rows
-        held = self._entries.filter(pl.col("number").is_in(doubtful.implode())).select(_POSITION)
-        return rows.join(held, on=_POSITION, how="anti")
+        known = [entries.select(_POSITION) for entries in self._chosen(doubtful)]
+        return rows.join(pl.concat(known), on=_POSITION, how="anti") if known else rows
 
     def _evict(self) -> None:
         """Let the cases go that were touched longest ago, down to a share of what may be kept."""
-        number = self._entries["number"].to_numpy()
-        age = self._touched[number]
+        entries = pl.concat(self._frames)
+        age = self._touched[entries["number"].to_numpy()]
         kept = int(self._most_entries * _KEPT_SHARE)
         oldest = np.partition(age, len(age) - kept)[len(age) - kept]
-        entries, touched, was_read = (
-            self._entries.filter(pl.Series(age > oldest)),
-            self._touched,
-            self._was_read,
-        )
+        entries, touched, was_read = entries.filter(pl.Series(age > oldest)), self._touched, self._was_read
         self._hold_nothing()
         if entries.is_empty():
             return
@@ -159,9 +200,7 @@ class CaseMemory:
         self._touched, self._was_read = touched[old], was_read[old]
         renumbered = np.empty(len(touched), np.int64)
         renumbered[old] = np.arange(len(old))
-        self._entries = entries.with_columns(
-            number=pl.Series(renumbered[entries["number"].to_numpy()])
-        ).rechunk()
+        self._append(entries.with_columns(number=pl.Series(renumbered[entries["number"].to_numpy()])))
 
 
 class ExistingCases:
@@ -173,11 +212,15 @@ class ExistingCases:
 
     def __init__(self) -> None:
         self._bytes = np.zeros(1 << (self._BITS - 3), np.uint8)
+        self._lock = threading.Lock()
+        #: Whether every case that was stored before is in it.
+        self.complete = False
 
     def add(self, hashes: UInt64s) -> None:
         """hashes : (n,) of `case_hash`."""
-        for place in self._places(hashes):
-            np.bitwise_or.at(self._bytes, place >> 3, _BIT[place & 7])
+        with self._lock:
+            for place in self._places(hashes):
+                np.bitwise_or.at(self._bytes, place >> 3, _BIT[place & 7])
 
     def may_hold(self, hashes: UInt64s) -> NDArray[np.bool_]:
         """(n,) False only where the case was never added."""
@@ -195,10 +238,28 @@ class ExistingCases:
 _BIT: Final = (1 << np.arange(8)).astype(np.uint8)
 
 
+def _read(client: Client, case_ids: pl.Series, read: Reading) -> pl.DataFrame:
+    """The sets of these cases, as they are stored; a block that was handed over twice is in them once."""
+    parts = [
+        read(partial(read_sets, client, ids))
+        for ids in case_ids.to_frame("case_id").iter_slices(_IDS_PER_QUERY)
+    ]
+    return pl.concat([pl.DataFrame(schema=CASE_SET), *parts]).unique()
+
+
+def _hashes(case_ids: pl.Series) -> UInt64s:
+    return np.asarray(case_ids.to_frame("case_id").select(case_hash()).to_series().to_numpy())
+
+
 def _encoded(case_ids: pl.Series) -> tuple[Int64s, pl.Series]:
     """(n,) the number of each row's case, and the distinct ids by number."""
     encoded = case_ids.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
     return np.asarray(encoded.indices.to_numpy()).astype(np.int64), pl.Series("case_id", encoded.dictionary)
+
+
+def _copied(rows: pl.DataFrame) -> pl.DataFrame:
+    """The same rows in memory of their own: a slice or a filter keeps the texts of all that it came from."""
+    return pl.DataFrame(pl.from_arrow(rows.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())))
 
 
 def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:

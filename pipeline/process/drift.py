@@ -37,8 +37,17 @@ class InThread(Protocol):
     def __call__(self, call: Callable[[Client], T]) -> Awaitable[T]: ...
 
 
-async def watch_drift(in_thread: InThread, inc: int, newest: Callable[[], Sequence[Extent]]) -> None:
-    """Look each minute until cancelled. newest : the last records that are committed, by partition."""
+async def watch_drift(
+    in_thread: InThread,
+    inc: int,
+    newest: Callable[[], Sequence[Extent]],
+    fold_again: Callable[[Client, Sequence[Extent]], None],
+) -> None:
+    """Look each minute until cancelled.
+
+    newest : the last records that are committed, by partition. fold_again : gives the cases of such records
+    the states of their sets; what drifted is told all the same.
+    """
     while True:
         await asyncio.sleep(_EVERY_SECONDS)
         extents = newest()
@@ -48,6 +57,8 @@ async def watch_drift(in_thread: InThread, inc: int, newest: Callable[[], Sequen
                 await asyncio.sleep(_AGAIN_SECONDS)
                 again = await in_thread(lambda client, at=extents: drifted(client, inc, at))  # type: ignore[misc]
                 found &= again
+            if found:
+                await in_thread(lambda client, at=extents: fold_again(client, at))  # type: ignore[misc]
         except Exception as error:
             if classify(error) is not Failure.TRANSIENT:
                 raise

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
+import polars as pl
 import structlog
 from clickhouse_connect.driver.client import Client
 
@@ -50,12 +51,14 @@ class Work:
 class Stored:
     """Blocks that are in ClickHouse, of different partitions.
 
-    result : every event of the blocks; added : those that were not stored before (all, unless recovered).
+    result : every event of the blocks; added : those that were not stored before (all, unless recovered);
+    rebuilt : of a recovered block, the ids of its cases.
     """
 
     works: Sequence[Work]
     result: BlockResult
     added: BlockResult
+    rebuilt: pl.Series | None = None
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,8 @@ class _Runner:
         left: list[Extent] = []
         for stored in done:
             sets = None
-            if stored.works[0].span is not None:
-                memory.forget()  # entries of an earlier process came to light
+            if stored.rebuilt is not None:
+                memory.forget(stored.rebuilt)  # an earlier process had stored some of its entries
             elif memory.on:
                 sets = memory.sets(self.client, case_sets(stored.result.case_events, self.inc), read)
             if sets is None:
@@ -199,7 +202,7 @@ class _Runner:
             lambda: stored_case_events(self.client, self.inc, extent), stopping=self.stopping, what=name
         )
         self.sink.write_case_events(cases, self.inc, f"{name}:again-{cases.height}")
-        return Stored([work], result, added)
+        return Stored([work], result, added, cases["case_id"].unique())
 
     def _write(self, result: BlockResult, blocks: Sequence[Extent], suffix: str = "") -> BlockResult:
         return self.sink.write(result, inc=self.inc, blocks=blocks, rules=self.rules.digest, suffix=suffix)

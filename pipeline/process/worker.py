@@ -42,6 +42,7 @@ from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping, persist
 from pipeline.sink.tables import Extent
+from pipeline.store.cases import refresh_cases
 from pipeline.store.incarnations import resolve
 
 log = structlog.get_logger(__name__)
@@ -269,13 +270,13 @@ class Worker:
         for buffer in fresh:
             self._buffers[buffer.partition] = buffer
             self._member.resume(buffer.partition)
-        self._cases.forget(on=self._topic is not None and len(self._buffers) == self._topic.partitions)
+        self._cases.begin(on=self._topic is not None and len(self._buffers) == self._topic.partitions)
         self._start(self._recover_all(fresh))
 
     async def revoked(self, partitions: set[int]) -> None:
         """The group takes these partitions away: drop what is not on the way, wait a little for what is."""
         if partitions:
-            self._cases.forget(on=False)  # others may add to any case from now on
+            self._cases.begin(on=False)  # others may add to any case from now on
         gone = [self._buffers[partition] for partition in partitions if partition in self._buffers]
         for buffer in gone:
             buffer.leaving = True
@@ -327,12 +328,16 @@ class Worker:
         try:
             for buffer in buffers:
                 await self._recover(buffer)
+            await self._in_thread(lambda client: self._cases.know(client, self._until_read))
         except Stopping:
             return
         except Exception as error:
             self._fail(error)
             return
         self._tell_ready()
+
+    def _until_read(self, call: Callable[[], T], /) -> T:
+        return persist(call, stopping=self._stopping, what="the ids of all cases")
 
     def _tell_ready(self) -> None:
         """Once: when the first assignment is recovered and the reference data that are awaited are there."""
@@ -548,7 +553,11 @@ class Worker:
                 if buffer.committed
             ]
 
-        await watch_drift(self._in_thread, self._inc, newest)
+        def fold_again(client: Client, extents: Sequence[Extent]) -> None:
+            self._cases.forget()
+            refresh_cases(client, self._inc, extents)
+
+        await watch_drift(self._in_thread, self._inc, newest, fold_again)
 
     async def _watch_topic(self) -> None:
         """End the worker when its log was replaced or cut: offsets name other records now, and the consumer

@@ -81,12 +81,16 @@ def fold(sets: pl.DataFrame) -> pl.DataFrame:
     Raises ContractError if a column is missing or has another dtype.
     """
     entries = expect(sets, CASE_SET, "sets of case events")
-    if entries.is_empty():
-        return _Cases.of(entries, np.empty(0, np.int64)).frame()
-    order = _plain_order(entries)
-    if order is not None:
-        events = entries.drop(_POSITION)[order]
-        return _Cases.of(events, _lengths(events["case_id"])).frame()
+    order, doubtful = _plain_order(entries)
+    plain = entries.drop(_POSITION)[order]
+    folded = [_Cases.of(plain, _lengths(plain["case_id"])).frame()]
+    if len(doubtful):
+        folded.append(_fold_exactly(entries[doubtful]))
+    return pl.concat(folded)
+
+
+def _fold_exactly(entries: pl.DataFrame) -> pl.DataFrame:
+    """`fold` of cases with entries given twice, ids that occur twice, or events of one instant and rank."""
     # Whole entries decide only between entries of one position: their order must be as in SQL.
     names = [name for name in CASE_SET if name not in {"case_id", "source", "event_id", *_POSITION}]
     distinct = entries.unique().sort("case_id", "source", "event_id", *_POSITION, *names, nulls_last=True)
@@ -95,25 +99,34 @@ def fold(sets: pl.DataFrame) -> pl.DataFrame:
     return _Cases.of(events, versions).frame()
 
 
-def _plain_order(entries: pl.DataFrame) -> Int64s | None:
-    """Rows in fold order, a case's rows together, where numbers alone tell it: no id occurs twice in a case,
-    and no two events of a case share time and rank. None elsewhere. Sorting texts costs ten times as much."""
+def _plain_order(entries: pl.DataFrame) -> tuple[Int64s, Int64s]:
+    """Rows in fold order, a case's rows together, of the cases where numbers alone tell it; and the rows of
+    the other cases, in which an id occurs twice or two events share time and rank. Sorting texts costs ten
+    times as much."""
+    nothing = np.empty(0, np.int64)
+    if entries.is_empty():
+        return nothing, nothing
     case = entries["case_id"].to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode().indices
     number = np.asarray(case.to_numpy()).astype(np.int64)
     hashed = pl.col("event_id").hash(1) ^ pl.col("source").hash(2)
     ids = entries.select(hashed).to_series().to_numpy() ^ (number.astype(np.uint64) * _SPREAD)
-    ids.sort()
-    if (ids[1:] == ids[:-1]).any():  # or, once in a long while, two hashes that happen to agree
-        return None
     instant = _ms(entries["occurred_at"]) * _RANKS + entries["rank"].to_numpy()
     order = np.argsort(instant, kind="stable")
     # of 16 bits numpy sorts by radix
     keys = number[order].astype(np.uint16) if number.max() < 1 << 16 else number[order]
     order = order[np.argsort(keys, kind="stable")]
-    number, instant = number[order], instant[order]
-    if ((number[1:] == number[:-1]) & (instant[1:] == instant[:-1])).any():
-        return None
-    return np.asarray(order)
+    doubtful = np.zeros(int(number.max()) + 1, bool)
+    its, at = number[order], instant[order]
+    doubtful[its[1:][(its[1:] == its[:-1]) & (at[1:] == at[:-1])]] = True
+    alike = np.sort(ids)
+    if (alike[1:] == alike[:-1]).any():  # or, once in a long while, two hashes that happen to agree
+        by_id = np.argsort(ids, kind="stable")
+        again = by_id[1:][ids[by_id[1:]] == ids[by_id[:-1]]]
+        before = by_id[:-1][ids[by_id[1:]] == ids[by_id[:-1]]]
+        doubtful[number[again]] = doubtful[number[before]] = True
+    if not doubtful.any():
+        return np.asarray(order), nothing
+    return np.asarray(order[~doubtful[its]]), np.flatnonzero(doubtful[number])
 
 
 def _lengths(case_ids: pl.Series) -> Int64s:

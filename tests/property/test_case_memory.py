@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 from clickhouse_connect.driver.client import Client
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline.frames import CASE_EVENT, CASE_SET
+from pipeline.frames import CASE_EVENT, CASE_SET, TIMESTAMP
 from pipeline.process.case_memory import CaseMemory, ExistingCases
 from pipeline.process.hashes import case_hash
 from pipeline.store.cases import FOLD_SETTINGS, case_sets, known_cases, pack_case_events, store_cases
@@ -25,6 +28,8 @@ from pipeline.store.fold_frames import fold
 from pipeline.store.migrate import migrate
 from tests.property.stored import case_event, empty
 from tests.property.strategies import Row, event_set
+
+T = TypeVar("T")
 
 DATABASE: Final = "test_case_memory"
 _SETS: Final = "SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events GROUP BY case_id"
@@ -92,7 +97,7 @@ def test_states_from_memory_are_those_of_the_whole_sets(
     rows = [row for row in event_set(rng, cases) if row.is_case_event]
     cuts = sorted(rng.randint(0, len(rows)) for _ in range(rng.randint(0, 8)))
     memory = CaseMemory(most_entries=rng.choice([3, 30, 100_000]))
-    memory.forget(on=True)
+    memory.begin(on=True)
     late: list[pl.DataFrame] = []
     for low, high in itertools.pairwise([0, *cuts, len(rows)]):
         if rng.random() < 0.15:  # partitions went and came back, or a block was rebuilt
@@ -152,23 +157,95 @@ def test_a_memory_that_is_not_the_whole_leaves_the_reading_to_the_store(database
     memory = CaseMemory()
     rows = [row for row in event_set(random.Random(1), 3) if row.is_case_event]
     assert memory.sets(database, entries(rows)) is None
-    memory.forget(on=True)
+    memory.begin(on=True)
     assert memory.sets(database, entries(rows)) is not None
-    memory.forget(on=False)
+    memory.begin(on=False)
     assert memory.sets(database, entries(rows)) is None
     assert len(memory) == 0
+    assert not memory.on
 
 
 def test_memory_is_bounded_and_the_latest_cases_stay(database: Client) -> None:
     empty(database)
     memory = CaseMemory(most_entries=1_000)
-    memory.forget(on=True)
+    memory.begin(on=True)
     rows = [row for row in event_set(random.Random(3), 400) if row.is_case_event]
     for low in range(0, len(rows), 200):
         sets = memory.sets(database, entries(rows[low : low + 200]))
         assert sets is not None
         assert len(memory) <= 1_000 + 200
     assert len(memory) >= 200
+
+
+def test_many_small_blocks_leave_few_frames_in_little_memory(database: Client) -> None:
+    empty(database)
+    memory = CaseMemory()
+    memory.begin(on=True)
+    wide = pl.DataFrame(
+        {name: ["x" * 1_000] * 1_000 for name, dtype in CASE_SET.items() if dtype == pl.String()},
+        schema={name: dtype for name, dtype in CASE_SET.items() if dtype == pl.String()},
+    ).with_columns(
+        pl.lit(None, dtype).alias(name) for name, dtype in CASE_SET.items() if dtype != pl.String()
+    )
+    before = psutil.Process().memory_info().rss
+    for number in range(600):
+        one = wide.slice(number, 1).with_columns(
+            case_id=pl.lit(f"case-{number}"),
+            occurred_at=pl.lit(number).cast(TIMESTAMP),
+            _off=pl.lit(number, pl.UInt64),
+        )
+        # as a row of a large block: whatever holds it must not hold the block
+        block = pl.concat([one, wide.with_columns(case_id=pl.lit("other"))], rechunk=True).head(1)
+        assert memory.sets(database, block.select(list(CASE_SET))) is not None
+    held = memory._held
+    assert held is not None
+    assert len(held._frames) < 12
+    assert sum(frame.n_chunks() for frame in held._frames) == len(held._frames)
+    assert psutil.Process().memory_info().rss - before < 200_000_000
+
+
+def test_forgetting_does_not_wait_for_a_store_that_does_not_answer(database: Client) -> None:
+    memory = CaseMemory()
+    memory.begin(on=True)
+    rows = [row for row in event_set(random.Random(1), 3) if row.is_case_event]
+    asked, answered = threading.Event(), threading.Event()
+
+    def slow(call: Callable[[], T], /) -> T:
+        asked.set()
+        answered.wait(30)
+        return call()
+
+    waiting = threading.Thread(target=lambda: memory.sets(database, entries(rows), slow))
+    waiting.start()
+    assert asked.wait(10)
+    began = time.monotonic()
+    memory.forget()
+    memory.begin(on=False)
+    assert time.monotonic() - began < 1
+    answered.set()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_a_read_that_fails_leaves_nothing_behind(database: Client) -> None:
+    empty(database)
+    rows = [row for row in event_set(random.Random(6), 20) if row.is_case_event]
+    first, second = entries(rows[: len(rows) // 2]), entries(rows[len(rows) // 2 :])
+    arrive(database, first)
+    memory = CaseMemory()
+    memory.begin(on=True)
+    memory.know(database)
+    arrive(database, second)
+
+    def failing(call: Callable[[], T], /) -> T:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        memory.sets(database, second, failing)
+    sets = memory.sets(database, second)
+    assert sets is not None
+    touched = second["case_id"].unique().to_list()
+    assert sets.height == pl.concat([first, second]).filter(pl.col("case_id").is_in(touched)).height
 
 
 def test_known_cases_are_hashed_as_in_the_process(database: Client) -> None:

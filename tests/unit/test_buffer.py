@@ -82,4 +82,7 @@ def test_a_replaced_or_cut_log_is_told_from_one_that_grew() -> None:
     assert opened.differs(TopicFacts("id", "cluster", {0: 9, 1: 7}), {0: 9, 1: 7}) is None
     assert opened.differs(TopicFacts("id", "cluster", {}), {0: 9}) is None, "a broker that does not tell"
     assert "replaced" in str(opened.differs(TopicFacts("other", "cluster", {}), {}))
+    assert "partitions" in str(
+        TopicFacts("id", "cluster", {}, 12).differs(TopicFacts("id", "cluster", {}, 24), {})
+    )
     assert "[1]" in str(opened.differs(TopicFacts("id", "cluster", {0: 9, 1: 6}), {0: 9, 1: 7}))
