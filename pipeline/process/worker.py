@@ -378,7 +378,9 @@ class Worker:
         if not buffer.start_at(committed or 0, time.monotonic(), fetched=committed == told):
             self._start(self._rewind(partition, committed or 0))
         self._feed()
-        self._account.starts_at(partition, committed)
+        # with nothing committed yet, what is stored tells where the next block must begin
+        begins = found.spans[0].lo if committed is None and found.spans else committed
+        self._account.starts_at(partition, begins)
         if partition in self._braked:
             self._account.braked(partition)
         buffer.recovered = True
