@@ -222,3 +222,16 @@ def test_a_part_that_was_cut_off_counts_as_stored(tmp_path: Path) -> None:
     assert said[0].split() == [str(MIN_FREE_BYTES)] * 2, "every client and handle of ours"
     assert said[1] == "stored, it says"
     assert "Cannot read all data" in said[2]
+
+
+def test_a_streamed_insert_that_is_refused_counts_as_done(clickhouse: Client, engine_path: Path) -> None:
+    """Ours: the bridge hands the data over as a file in memory (`tests/integration/test_bridge.py`)."""
+    import chdb
+
+    clickhouse.command("CREATE TABLE strict (a UInt64, CONSTRAINT large CHECK a > 100) ENGINE = Memory")
+    handle = chdb.connect(str(engine_path))
+    with handle.send_insert(f"INSERT INTO {clickhouse.database}.strict", "TSV") as inserter:
+        inserter.append(b"1\n")
+        assert inserter.finish().rows_written == 1
+    handle.close()
+    assert count(clickhouse, "strict") == [0]
