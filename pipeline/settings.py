@@ -124,8 +124,10 @@ class Settings(BaseSettings):
     # --- worker
     block_max_rows: int = Field(50_000, ge=1, description="Rows after which a block is closed.")
     block_linger_seconds: float = Field(0.05, ge=0, description="Longest wait for more records in a block.")
-    partition_buffer_bytes: int = Field(
-        64_000_000, ge=1_000_000, description="Bytes buffered per partition before fetching pauses."
+    worker_buffer_bytes: int = Field(
+        24_000_000,
+        ge=1_000_000,
+        description="Bytes that a worker buffers of all its partitions together before fetching pauses.",
     )
     unreadable_share: float = Field(
         0.2,

@@ -220,7 +220,8 @@ class Cluster:
         if not marker.exists():
             for node in self.members:  # a start that was broken off may have left some of them
                 shutil.rmtree(node.directory, ignore_errors=True)
-            marker.write_text(base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))
+            name = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            marker.write_text(name.replace("-", "A"))  # at its beginning it would be taken for an option
         running = []
         for node in self.members:
             node.directory.mkdir(mode=0o700, exist_ok=True)

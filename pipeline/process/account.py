@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Final
 
 import polars as pl
+import structlog
 
 from pipeline import metrics
 from pipeline.clock import utc_now
@@ -15,6 +16,8 @@ from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.process.flow import BlockResult
 from pipeline.process.told import tell
 from pipeline.sink.tables import Extent
+
+log = structlog.get_logger(__name__)
 
 _OTHER: Final = "other"
 #: Receipt instants of a block that are observed; a block of direct records may have one per event.
@@ -91,6 +94,7 @@ class Account:
         if last is not None:
             if lo > last + 1:
                 metrics.verifier_gap.inc(lo - last - 1)
+                log.error("offsets_passed_over", partition=partition, first=last + 1, last=lo - 1)
             if lo <= last:
                 metrics.verifier_overlap.inc()
             if hi < last:

@@ -36,17 +36,35 @@ def rows_at_most(record: Record) -> int:
 
 
 @dataclass
+class Budget:
+    """Bytes that the partitions of a worker may buffer together: with the store away its memory stays flat,
+    however many partitions it has."""
+
+    max_bytes: int
+    used: int = 0
+
+    @property
+    def spent(self) -> bool:
+        return self.used >= self.max_bytes
+
+    @property
+    def ample(self) -> bool:
+        return self.used <= self.max_bytes // 2
+
+
+@dataclass
 class PartitionBuffer:
     """Records of one partition between its assignment and its revocation; lives on the event loop."""
 
     partition: int
     max_rows: int
-    max_bytes: int
+    budget: Budget
     next_offset: int | None = None
     spans: deque[Span] = field(default_factory=deque)
     state: PartitionState | None = None
     brake: Brake = field(default_factory=lambda: Brake(1.0))
     braked: bool = False  # too much cannot be read: nothing more is taken up before the next assignment
+    closed: bool = False  # nothing more is buffered before the next assignment; what is there is taken up
     recovered: bool = False
     in_flight: bool = False
     leaving: bool = False  # being taken away: finish what is on the way, begin nothing
@@ -56,11 +74,10 @@ class PartitionBuffer:
 
     def __post_init__(self) -> None:
         self._records: deque[tuple[Record, int, float]] = deque()
-        self._bytes = 0
         self._rows = 0
         # expected offset, offset that came instead (None: not seen yet), when they were asked for
         self._missing: tuple[int, int | None, float] | None = None
-        self._cut_timestamp_ms = 0
+        self._cut_timestamp_ms: int | None = None
 
     def __len__(self) -> int:
         return len(self._records)
@@ -70,18 +87,26 @@ class PartitionBuffer:
         return self.revoked
 
     @property
-    def bytes(self) -> int:
-        return self._bytes
-
-    @property
     def full(self) -> bool:
-        """Enough is buffered: fetch no more. Never while a block must be completed."""
-        return self._bytes >= self.max_bytes and not self._waits_for_span
+        """Enough is buffered, here or elsewhere: fetch no more. Never while a block must be completed."""
+        return self.budget.spent and not self._waits_for_span
 
     @property
     def hungry(self) -> bool:
         """So little is buffered, or a block is so incomplete, that a paused fetch must go on."""
-        return self._bytes <= self.max_bytes // 2 or self._waits_for_span
+        return (self.budget.ample or self._waits_for_span) and not self.closed
+
+    def drop(self) -> None:
+        """Forget what is buffered: it is not taken up here, and is read again by whoever does."""
+        while self._records:
+            self._pop()
+
+    def stand_still(self) -> None:
+        """Take nothing up before the next assignment."""
+        self.braked = self.closed = True
+        if not self.in_flight and self._records:
+            self._cut_timestamp_ms = self._records[0][0].timestamp_ms
+        self.drop()
 
     @property
     def _waits_for_span(self) -> bool:
@@ -107,7 +132,7 @@ class PartitionBuffer:
         self.next_offset = record.offset + 1
         rows = rows_at_most(record)
         self._records.append((record, rows, now))
-        self._bytes += record.size
+        self.budget.used += record.size
         self._rows += rows
         return Taken.KEPT
 
@@ -135,8 +160,7 @@ class PartitionBuffer:
         if first is None and fetched:
             self.next_offset = max(offset, self.next_offset or 0)
             return True
-        while self._records:
-            self._pop()
+        self.drop()
         self.next_offset, self._missing = offset, (offset, first, now)
         return False
 
@@ -201,5 +225,5 @@ class PartitionBuffer:
 
     def _pop(self) -> None:
         record, rows, _ = self._records.popleft()
-        self._bytes -= record.size
+        self.budget.used -= record.size
         self._rows -= rows

@@ -24,6 +24,7 @@ from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.types import TP
 
 from pipeline.kafka_access import faust_credentials
+from pipeline.process import batches
 from pipeline.process.records import Record
 from pipeline.settings import Settings
 
@@ -39,6 +40,8 @@ _SILENCE_SECONDS: Final = _SESSION_SECONDS / 2
 #: How long the broker may hold a fetch that finds nothing. Kafka ends it with the first record that comes;
 #: the embedded broker only looks again after a part of it, which delays a single event by as much.
 _FETCH_WAIT_MS: Final = 50
+#: Records taken out of the Kafka client at once; a small batch may unpack to many.
+_MOST_RECORDS: Final = 5_000
 _FIRST_WAIT_SECONDS: Final = 0.1
 _LONGEST_WAIT_SECONDS: Final = 5.0
 
@@ -47,6 +50,7 @@ class Partitions(Protocol):
     """What the group tells the worker; all called on the event loop."""
 
     def take(self, partition: int, record: Record) -> None: ...
+    def damaged(self, partition: int, offset: int, reason: str) -> None: ...
     async def assigned(self, partitions: set[int]) -> None: ...
     async def revoked(self, partitions: set[int]) -> None: ...
 
@@ -59,14 +63,31 @@ class _ConsumerThread(AIOKafkaConsumerThread):
 
 
 class _Consumer(FaustConsumer):
+    """Faust's consumer, which sleeps a second, come what may, where every partition is paused."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._fed = asyncio.Event()
+
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        super().on_buffer_drop(tp)
+        self._fed.set()
+
+    async def _wait_next_records(self, timeout: float) -> Any:  # noqa: ASYNC109  Faust's name
+        self._fed.clear()
+        if self.flow_active and self._buffered_partitions and not self._get_active_partitions():
+            await self.wait_first(self._fed.wait(), self.suspend_flow.wait(), timeout=timeout)
+        return await super()._wait_next_records(timeout)
 
 
 class Membership:
     """One member of the consumer group, reading one topic."""
 
     def __init__(self, settings: Settings, bootstrap: str, partitions: Partitions) -> None:
+        batches.install()
         self._topic = settings.topic
         self._partitions = partitions
         self._failure: asyncio.Future[BaseException] | None = None
@@ -91,6 +112,7 @@ class Membership:
             broker_rebalance_timeout=_REBALANCE_SECONDS,
             broker_session_timeout=_SESSION_SECONDS,
             broker_heartbeat_interval=_HEARTBEAT_SECONDS,
+            broker_max_poll_records=_MOST_RECORDS,
             consumer_auto_offset_reset="earliest",
             value_serializer="raw",
             key_serializer="raw",
@@ -134,6 +156,9 @@ class Membership:
         try:
             async for event in stream.noack().events():
                 message = event.message
+                if isinstance(message.value, batches.Damage):
+                    self._partitions.damaged(message.partition, message.offset, message.value.decode())
+                    continue
                 self._partitions.take(
                     message.partition,
                     Record.of(

@@ -12,6 +12,8 @@ SCHEMA_VERSION: Final = "1"
 #: Positions are packed as offset * 2**20 + index; a record of a megabyte holds far fewer events.
 MAX_EVENTS_PER_RECORD: Final = 1 << 20
 
+#: Of a buffered record beside its value.
+_OBJECT_BYTES: Final = 360
 _CONTENT_TYPE: Final = "content-type"
 _SCHEMA_VERSION: Final = "schema-version"
 _VIA: Final = "via"
@@ -54,8 +56,8 @@ class Record(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes that the record holds in memory, roughly."""
-        return len(self.value or b"") + 64
+        """Bytes that the record holds in memory, roughly; its objects are measured, not guessed."""
+        return len(self.value or b"") + _OBJECT_BYTES
 
 
 def _header_text(raw: bytes | None) -> str:

@@ -25,7 +25,7 @@ from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.kafka_access import librdkafka_options
 from pipeline.process.account import Account
 from pipeline.process.brake import Brake
-from pipeline.process.buffer import PartitionBuffer, Taken
+from pipeline.process.buffer import Budget, PartitionBuffer, Taken
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.drift import LAST_RECORDS, watch_drift
 from pipeline.process.earlier import complete_earlier_log
@@ -122,6 +122,7 @@ class Worker:
         self._braked: dict[int, str] = {}
         self._account = Account(known_sources)
         self._buffers: dict[int, PartitionBuffer] = {}
+        self._budget = Budget(settings.worker_buffer_bytes)
         self._rounds: set[asyncio.Task[None]] = set()
         self._on_the_way: set[int] = set()  # partitions whose block a round holds, revoked ones included
         self._recoveries: set[asyncio.Task[None]] = set()
@@ -244,17 +245,25 @@ class Worker:
         if record.direct:
             self._direct_at = time.monotonic()
         buffer = self._buffers.get(partition)
-        if buffer is None or buffer.revoked or self._draining:
+        if buffer is None or buffer.revoked or buffer.closed or self._draining:
             return  # it will be read again by whoever owns the partition
         taken = buffer.take(record, time.monotonic())
         if taken is Taken.GAP:
             self._read_again(buffer, record)
         elif taken is Taken.KEPT:
-            if buffer.full and not buffer.paused:
-                buffer.paused = True
-                self._member.pause(partition)
+            if self._budget.spent:
+                self._hold()
             if not buffer.in_flight:
                 self._wake.set()
+
+    def damaged(self, partition: int, offset: int, reason: str) -> None:
+        """What the broker has at `offset` is not what was written, or was cut on its way. Another copy may be
+        sound: nothing is passed over, the partition stands still."""
+        buffer = self._buffers.get(partition)
+        if buffer is None or buffer.revoked or buffer.closed or self._draining:
+            return
+        buffer.closed = True
+        self._stopped(buffer, reason, offset=offset)
 
     async def assigned(self, partitions: set[int]) -> None:
         """The group gave us these partitions; each is recovered before its first block."""
@@ -262,7 +271,7 @@ class Worker:
             PartitionBuffer(
                 partition,
                 max_rows=self._settings.block_max_rows,
-                max_bytes=self._settings.partition_buffer_bytes,
+                budget=self._budget,
                 brake=Brake(self._settings.unreadable_share),
             )
             for partition in sorted(partitions - set(self._buffers))
@@ -283,11 +292,13 @@ class Worker:
         await self._until(lambda: not any(buffer.in_flight for buffer in gone), _REVOKE_SECONDS)
         for buffer in gone:
             buffer.revoked = True
+            buffer.drop()
             if self._buffers.get(buffer.partition) is buffer:
                 del self._buffers[buffer.partition]
             self._account.forget(buffer.partition)
             if self._braked.pop(buffer.partition, None) is not None:
                 self._tell_braked(dict(self._braked))
+        self._feed()
 
     async def _until(self, settled: Callable[[], bool], seconds: float | None = None) -> None:
         """Wait for rounds to end until `settled`, `seconds` at most."""
@@ -376,8 +387,12 @@ class Worker:
         # without a commit everything is read, also what arrived before the buffer was there
         if not buffer.start_at(committed or 0, time.monotonic(), fetched=committed == told):
             self._start(self._rewind(partition, committed or 0))
-        self._feed(buffer)
-        self._account.starts_at(partition, committed)
+        self._feed()
+        # with nothing committed yet, what is stored tells where the next block must begin
+        begins = found.spans[0].lo if committed is None and found.spans else committed
+        self._account.starts_at(partition, begins)
+        if partition in self._braked:
+            self._account.braked(partition)
         buffer.recovered = True
         log.info(
             "partition_recovered",
@@ -428,13 +443,22 @@ class Worker:
             buffer.in_flight = True
             self._on_the_way.add(buffer.partition)
             works.append(Work(buffer, Block(buffer.partition, records), span))
-            self._feed(buffer)
+        self._feed()
         return works
 
-    def _feed(self, buffer: PartitionBuffer) -> None:
-        if buffer.paused and buffer.hungry and not buffer.braked:
-            buffer.paused = False
-            self._member.resume(buffer.partition)
+    def _hold(self) -> None:
+        """Enough is buffered by all together: fetch no more."""
+        for buffer in self._buffers.values():
+            if buffer.full and not buffer.paused:
+                buffer.paused = True
+                self._member.pause(buffer.partition)
+
+    def _feed(self) -> None:
+        """Fetch again where it was paused, once there is room."""
+        for buffer in self._buffers.values():
+            if buffer.paused and buffer.hungry:
+                buffer.paused = False
+                self._member.resume(buffer.partition)
 
     def _next_due(self) -> float:
         """Seconds until a block is due by its age."""
@@ -512,14 +536,20 @@ class Worker:
             partition, buffer = work.block.partition, work.buffer
             if partition not in braked or buffer.revoked:
                 continue
-            buffer.braked = True
-            if not buffer.paused:
-                buffer.paused = True
-                self._member.pause(partition)
-            self._braked[partition] = braked[partition]
-            self._account.braked(partition)
-            log.error("partition_braked", reason=braked[partition], **work.extent._asdict())
-            self._tell_braked(dict(self._braked))
+            buffer.stand_still()
+            self._stopped(buffer, braked[partition], lo=work.extent.lo, hi=work.extent.hi)
+        self._feed()
+
+    def _stopped(self, buffer: PartitionBuffer, reason: str, **where: int | None) -> None:
+        """Tell that nothing more of this partition is fetched before its next assignment."""
+        partition = buffer.partition
+        if not buffer.paused:
+            buffer.paused = True
+            self._member.pause(partition)
+        self._braked[partition] = reason
+        self._account.braked(partition)
+        log.error("partition_braked", reason=reason, partition=partition, **where)
+        self._tell_braked(dict(self._braked))
 
     # --- watching
 
@@ -530,6 +560,7 @@ class Worker:
         while True:
             await asyncio.sleep(_LAG_SECONDS)
             now = time.time()
+            self._feed()  # a block that must be completed may have become the reason only since
             for buffer in list(self._buffers.values()):
                 # the embedded broker tells ends too low: what has arrived is a better bound
                 end = max(self._member.end_offset(buffer.partition) or 0, buffer.next_offset or 0)

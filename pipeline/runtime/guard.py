@@ -6,6 +6,7 @@ Looks at settings and files only; what needs a connection is looked at once ther
 
 from __future__ import annotations
 
+import resource
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ def check_start(settings: Settings, *, simulate: bool = False) -> None:
         lambda: _private_files(settings),
         lambda: _secrets(settings),
         lambda: _clickhouse(settings),
+        lambda: _limits(settings),
         lambda: _contexts(settings),
     )
     for check in checks:
@@ -68,6 +70,15 @@ def check_broker(pid: int) -> None:
         raise ConfigurationError(
             f"the embedded broker listens on {', '.join(open_to_others)}: it has no passwords and must stay "
             "on 127.0.0.1; use Kafka with --kafka"
+        )
+
+
+def _limits(settings: Settings) -> Iterator[str]:
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if settings.clickhouse is None and limit != resource.RLIM_INFINITY:
+        yield (
+            f"the size of files is limited to {limit} bytes (ulimit -f): the embedded ClickHouse takes "
+            "a part that is cut off there for stored; lift the limit"
         )
 
 

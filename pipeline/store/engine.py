@@ -18,6 +18,11 @@ from pipeline.store.lock import DirectoryLock
 
 #: Set on every client: the engine's own default hands the acknowledgement of an insert to a later flush.
 CLIENT_SETTINGS = {"async_insert": "0"}
+#: The engine says that an insert is done though the disk took only half of a part (EFBIG, EDQUOT, ENOSPC in
+#: the last write): the part cannot be read afterwards. Below this much free space it refuses beforehand (code
+#: 243), and nobody takes as much during one insert.
+MIN_FREE_BYTES = 64 * 1024 * 1024
+_FREE_SETTINGS = {"min_free_disk_bytes_to_perform_insert": str(MIN_FREE_BYTES)}
 
 
 def _connect(path: str) -> Any:
@@ -74,12 +79,18 @@ class EmbeddedEngine:
     def new_client(self, database: str | None = None) -> Client:
         """A client with a handle of its own. A client must not be shared by threads that stream results."""
         return clickhouse_connect.get_client(
-            interface="chdb", path=str(self.path), database=database, settings=dict(CLIENT_SETTINGS)
+            interface="chdb",
+            path=str(self.path),
+            database=database,
+            settings=CLIENT_SETTINGS | _FREE_SETTINGS,
         )
 
     def new_handle(self) -> Any:
         """A raw chDB connection; session state (`USE`, `SET`) is the handle's own."""
-        return _connect(str(self.path))
+        handle = _connect(str(self.path))
+        for name, value in _FREE_SETTINGS.items():
+            handle.query(f"SET {name} = {value}")
+        return handle
 
     def close(self) -> None:
         """Close the engine and free the lock. Clients and handles must be closed before."""

@@ -19,6 +19,9 @@ WORKER: Final = "w-0001"
 #: The first steps of a case's life; each is legal right after the one before it.
 STEPS: Final = ("REPORTED", "ACCEPTED", "DISPATCHED", "SIGNED", "HANDLING")
 GRIDS: Final = tuple(f"440704001{village:03d}003" for village in range(1, 25))
+#: Of no reference data: a report from there is rejected. Its cases are told by how their ids begin.
+UNKNOWN_GRID: Final = "440704001099003"
+REJECTED_CASE: Final = "cx"
 
 
 class Ledger:
@@ -51,8 +54,8 @@ class Load:
     """Threads that send events at `url` until `stop`; every request is repeated until it is answered 2xx.
 
     name : part of the ids, different for each load of a run. pace : requests/s of all threads together;
-    size : events per request; copies : share of answered requests that are sent once more; patience : for how
-    long a request is repeated, seconds.
+    size : events per request; copies : share of answered requests that are sent once more; rejected : share
+    of cases whose report is rejected; patience : for how long a request is repeated, seconds.
     """
 
     url: str
@@ -64,6 +67,7 @@ class Load:
     size: int = 10
     threads: int = 2
     copies: float = 0.1
+    rejected: float = 0.05
     patience: float = 60.0
     source: str = SOURCE
     statuses: dict[int | str, int] = field(default_factory=dict)
@@ -147,6 +151,8 @@ class Load:
                 else:
                     self._number += 1
                     case, grid, step = f"{self.seed}{self.name}-{self._number}", self._random.choice(GRIDS), 0
+                    if self._random.random() < self.rejected:
+                        case, grid = f"x{case}", UNKNOWN_GRID
                     at = datetime.now(UTC) - timedelta(minutes=10)
                 found.append(_event(case, grid, step, at, self.source))
                 if step + 1 < len(STEPS):

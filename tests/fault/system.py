@@ -21,6 +21,7 @@ import httpx
 from clickhouse_connect.driver.client import Client
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from infra.kafka.cluster import _end_with_parent
 from pipeline.contract.privacy import Privacy
@@ -208,12 +209,16 @@ class System:
         self.processes.append(process)
         return process
 
-    def start_worker(self, point: str = "none", hit: int = 1, *, bootstrap: str | None = None) -> Process:
-        """point, hit : where it kills itself (`worker_process`)."""
+    def start_worker(
+        self, point: str = "none", hit: int = 1, *, bootstrap: str | None = None, admin: int | None = None
+    ) -> Process:
+        """point, hit : where it kills itself (`worker_process`). admin : port on which it shows metrics."""
         url = self.store.url(self.store_proxy.port)
         arguments = ["-m", "tests.fault.worker_process", point, str(hit), "worker"]
         arguments += ["--kafka", bootstrap or self.bootstrap, "--clickhouse", url]
         arguments += ["--data-dir", str(self.directory)]
+        if admin is not None:
+            arguments += ["--admin-http", f"127.0.0.1:{admin}"]
         process = self._start("worker", arguments)
         self.workers.append(process)
         return process
@@ -290,6 +295,21 @@ class System:
                 return time.monotonic() - started
             assert time.monotonic() - started < seconds, f"not drained: {verdict}" + self.tails()
             time.sleep(0.5)
+
+    def caught_up(self, seconds: float = 120.0) -> float:
+        """Stop the load, wait until all that the log holds by then is committed; on Kafka only, the embedded
+        broker tells its ends too low."""
+        if self.load is not None:
+            self.load.stop()
+        started = time.monotonic()
+        seconds *= share()
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        asked = {TopicPartition(self.topic, partition): latest for partition in range(PARTITIONS)}
+        ends = {at.partition: told.result(20).offset for at, told in self.admin.list_offsets(asked).items()}
+        while any(self.committed().get(partition, 0) < end for partition, end in ends.items()):
+            assert time.monotonic() - started < seconds, f"not at {ends}: {self.committed()}" + self.tails()
+            time.sleep(0.5)
+        return time.monotonic() - started
 
     def _settled(self) -> bool:
         """Whether no row of our source comes any more; the gateway's own canaries never end."""

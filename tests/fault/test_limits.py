@@ -20,6 +20,7 @@ import pytest
 from pipeline.settings import Settings
 from pipeline.store.client import connect
 from tests.e2e.service import Service
+from tests.fault.conftest import ROUNDS
 from tests.fault.load import Ledger, Load
 from tests.fault.system import Process, Store, System, share, system
 from tests.fault.verdict import in_database, judge
@@ -85,6 +86,59 @@ def test_20_disk_of_the_store_full(
             assert worker.said("does not take the block") > 0
     finally:
         store.stop()
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_20_torn_parts_are_taken_out_and_read_again(
+    tmp_path: Path, embedded: str, report: Report, seed: int
+) -> None:
+    """A limit on the size of files (a quota does the same) tears parts that the engine calls stored. What the
+    runbook says then (docs/torn-parts.md): take the torn parts out, read the log again; zeros."""
+    rng = random.Random(seed)
+    store = Store(tmp_path / "store")
+    try:
+        with system(tmp_path / "town", embedded, store, seed=seed) as town:
+            town.start_gateway()
+            worker = town.start_worker()
+            town.start_load(pace=20)
+            town.until_stored(20)
+            assert store.process is not None
+            for _ in range(ROUNDS):
+                with limited(store.process, resource.RLIMIT_FSIZE, rng.choice([1, 4, 16, 64]) * 1024):
+                    time.sleep(rng.uniform(0.3, 1))
+                time.sleep(1)
+                if not worker.running:
+                    break
+            assert town.load is not None
+            town.load.stop()
+            if worker.running:
+                worker.signal(signal.SIGTERM)
+                worker.wait(30 * share())
+            torn = _take_out_torn_parts(town)
+            town.environment["GRIDPIPE_CONSUMER_GROUP"] = town.group = f"{town.group}-again"
+            worker = town.start_worker()
+            town.drained()
+            verdict = town.verdict()
+            report |= {"torn": torn, "verdict": verdict}
+            assert sum(torn.values()) > 0, "no part was torn: does the engine still do it?"
+            assert verdict.zeros, verdict
+            assert worker.running
+    finally:
+        store.stop()
+
+
+def _take_out_torn_parts(town: System) -> dict[str, int]:
+    """table -> parts that cannot be read, detached."""
+    torn = {}
+    tables = "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'"
+    for (table,) in town.query(tables):
+        asked = f"CHECK TABLE {table} SETTINGS check_query_single_value_result = 0 FORMAT TSV"
+        checked = [line.split("\t") for line in bytes(town.client.raw_query(asked)).decode().splitlines()]
+        for part in [name for name, passed, _ in checked if passed == "0"]:
+            town.client.command(f"ALTER TABLE {table} DETACH PART '{part}'")
+            torn[table] = torn.get(table, 0) + 1
+    return torn
 
 
 @pytest.mark.fault

@@ -105,6 +105,7 @@ def test_8_store_down_then_drained(town: System, report: Report) -> None:
         town, report, down_seconds=down, events_waiting=waiting, input_per_second=round(rate),
         drained_in=round(seconds, 1), memory_mb=round(before / 1e6), memory_growth=f"{grown:+.1%}",
     )  # fmt: skip
+    report["memory_after_mb"] = round(psutil.Process(worker.pid).memory_info().rss / 1e6)
     assert worker.running
     assert grown < 0.10, f"memory grew by {grown:.0%} while the store was down"
     assert drain_rate >= 2 * rate

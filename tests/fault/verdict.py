@@ -8,7 +8,7 @@ from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
-from tests.fault.load import SOURCE, STEPS, Ledger
+from tests.fault.load import REJECTED_CASE, SOURCE, STEPS, Ledger
 
 OUTCOME_TABLES = ("events", "rejections", "duplicates", "quarantine")
 
@@ -92,7 +92,7 @@ def _states(stored: Iterable[tuple[str, str]], *, rejected: bool) -> dict[str, s
             if step not in have:
                 break
             reached = step
-        if rejected and reached:
+        if reached and (rejected or case.startswith(REJECTED_CASE)):
             reached = "REJECTED"
         found[case] = "ADMITTED" if reached == "REPORTED" else reached
     return found

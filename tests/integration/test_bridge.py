@@ -231,6 +231,22 @@ def test_a_bad_block_is_refused_and_leaves_nothing(client: Client, table: str) -
     assert client.command(f"SELECT count() FROM {table}") == 0
 
 
+def test_an_insert_that_the_engine_refuses_at_its_end_is_refused(client: Client, table: str) -> None:
+    """A full disk (243), too many parts (252), a constraint (469): told when a part is written."""
+    client.command(f"ALTER TABLE {table} ADD CONSTRAINT large CHECK id > 100")
+    with pytest.raises(DatabaseError) as caught:
+        client.insert_arrow(table, rows(0, 50).to_arrow())
+    assert caught.value.code == 469
+    with pytest.raises(DatabaseError) as caught:
+        client.insert_arrow(
+            table, rows(200, 250).to_arrow(), settings={"min_free_disk_bytes_to_perform_insert": 2**62}
+        )
+    assert caught.value.code == 243
+    assert client.command(f"SELECT count() FROM {table}") == 0
+    client.insert_arrow(table, rows(200, 250).to_arrow())
+    assert client.command(f"SELECT count() FROM {table}") == 50
+
+
 def test_settings_of_one_call_do_not_reach_the_next(client: Client) -> None:
     read = "SELECT getSetting('max_block_size')"
     usual = client.command(read)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from clickhouse_connect.driver.client import Client
 
-from pipeline.process.buffer import PartitionBuffer
+from pipeline.process.buffer import Budget, PartitionBuffer
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.flow import Block, PartitionState
 from pipeline.process.rounds import AbandonedError, Finished, Work, run_round
@@ -25,7 +25,7 @@ def works() -> list[Work]:
     """One block of two partitions each."""
     found = []
     for partition in (0, 1):
-        buffer = PartitionBuffer(partition, max_rows=100, max_bytes=1_000_000)
+        buffer = PartitionBuffer(partition, max_rows=100, budget=Budget(1_000_000))
         buffer.state = PartitionState.empty(Settings())
         found.append(Work(buffer, Block(partition, [record(0, event(f"{partition}"))]), None))
     return found

@@ -22,7 +22,7 @@ import polars as pl
 import pytest
 
 from pipeline.process import rounds
-from pipeline.process.buffer import PartitionBuffer
+from pipeline.process.buffer import Budget, PartitionBuffer
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.decode import decode
 from pipeline.process.deduplicate import Int64s, SeenIds, UInt64s, deduplicate, milliseconds, positions
@@ -186,7 +186,7 @@ class World:
     def recover(self, partition: int) -> PartitionBuffer:
         """As `pipeline.process.partition.recover` reads it from ClickHouse."""
         committed = self.committed[partition]
-        buffer = PartitionBuffer(partition, max_rows=self.chance.randint(1, 16), max_bytes=10**9)
+        buffer = PartitionBuffer(partition, max_rows=self.chance.randint(1, 16), budget=Budget(10**9))
         seen = (Forgetful if self.mutant == "dedup ignores offsets" else SeenIds)(WINDOW)
         kept = self.stored(Extent(partition, 0, 10**9))
         offsets = [row[1] for table, row in kept if table in {"events", "rejections"}]

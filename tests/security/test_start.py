@@ -231,3 +231,11 @@ def test_what_travels_in_plain_text_is_said(tmp_path: Path) -> None:
     )
     assert [line.split(" ")[0] for line in found] == ["HTTP", "Kafka", "ClickHouse"]
     assert GOOD not in "".join(found)
+
+
+def test_a_limit_on_the_size_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded engine calls a part stored that was cut off there; a server is on its own machine."""
+    monkeypatch.setattr(guard.resource, "getrlimit", lambda _: (1 << 30, 1 << 30))
+    assert ["ulimit -f" in problem for problem in problems(Settings(data_dir=tmp_path))] == [True]
+    server = Settings(data_dir=tmp_path, clickhouse=f"http://user:{GOOD}@127.0.0.1:8123")
+    assert not any("ulimit" in problem for problem in problems(server))

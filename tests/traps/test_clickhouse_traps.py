@@ -22,6 +22,7 @@ from pipeline.frames import STORED
 from pipeline.process.flow import Block, PartitionState, process_block
 from pipeline.settings import Settings
 from pipeline.sink.tables import INSERT_SETTINGS, Sink, _checked
+from pipeline.store.engine import MIN_FREE_BYTES
 from tests.integration.worker_world import count, event, load_reference, record, rules_of
 
 ROWS = pa.table({"id": pa.array(range(1000), pa.uint64()), "part": pa.array([0] * 1000, pa.uint8())})
@@ -190,3 +191,47 @@ def test_d2_a_second_process_on_the_path_gets_a_clear_message(tmp_path: Path) ->
     finally:
         first.communicate("\n", timeout=30)
     assert first.returncode == 0
+
+
+_TORN = """
+import resource, sys
+from pathlib import Path
+from pipeline.store.engine import EmbeddedEngine
+engine = EmbeddedEngine(Path(sys.argv[1]) / "clickhouse", Path(sys.argv[1]) / "tmp")
+client = engine.new_client()
+asked = "SELECT getSetting('min_free_disk_bytes_to_perform_insert')"
+print(client.query(asked).result_rows[0][0], engine.new_handle().query(asked).bytes().decode().strip())
+client.command("CREATE TABLE t (a UInt64, s String) ENGINE = MergeTree ORDER BY a")
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY))
+client.command("INSERT INTO t SELECT number, randomPrintableASCII(100) FROM numbers(300)")
+print("stored, it says")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+try:
+    client.query("SELECT sum(length(s)) FROM t")
+except Exception as error:
+    print(str(error)[:200])
+"""
+
+
+def test_a_part_that_was_cut_off_counts_as_stored(tmp_path: Path) -> None:
+    """Ours: `guard.check_start` refuses such a limit, `EmbeddedEngine` inserts on disks with room only."""
+    done = subprocess.run(
+        [sys.executable, "-c", _TORN, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    said = done.stdout.splitlines()
+    assert said[0].split() == [str(MIN_FREE_BYTES)] * 2, "every client and handle of ours"
+    assert said[1] == "stored, it says"
+    assert "Cannot read all data" in said[2]
+
+
+def test_a_streamed_insert_that_is_refused_counts_as_done(clickhouse: Client, engine_path: Path) -> None:
+    """Ours: the bridge hands the data over as a file in memory (`tests/integration/test_bridge.py`)."""
+    import chdb
+
+    clickhouse.command("CREATE TABLE strict (a UInt64, CONSTRAINT large CHECK a > 100) ENGINE = Memory")
+    handle = chdb.connect(str(engine_path))
+    with handle.send_insert(f"INSERT INTO {clickhouse.database}.strict", "TSV") as inserter:
+        inserter.append(b"1\n")
+        assert inserter.finish().rows_written == 1
+    handle.close()
+    assert count(clickhouse, "strict") == [0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from pipeline.process.buffer import PartitionBuffer, Taken
+from pipeline.process.buffer import Budget, PartitionBuffer, Taken
 from pipeline.process.partition import Span
 from pipeline.process.records import Record
 from pipeline.process.topic import TopicFacts
@@ -15,7 +15,7 @@ def record(offset: int, size: int = 0) -> Record:
 
 
 def buffer(max_bytes: int = 10_000, **given: object) -> PartitionBuffer:
-    return PartitionBuffer(0, max_rows=100, max_bytes=max_bytes, recovered=True, **given)  # type: ignore[arg-type]
+    return PartitionBuffer(0, max_rows=100, budget=Budget(max_bytes), recovered=True, **given)  # type: ignore[arg-type]
 
 
 def offsets(buffered: PartitionBuffer) -> list[int]:
@@ -86,3 +86,26 @@ def test_a_replaced_or_cut_log_is_told_from_one_that_grew() -> None:
         TopicFacts("id", "cluster", {}, 12).differs(TopicFacts("id", "cluster", {}, 24), {})
     )
     assert "[1]" in str(opened.differs(TopicFacts("id", "cluster", {0: 9, 1: 6}), {0: 9, 1: 7}))
+
+
+def test_all_partitions_share_one_budget() -> None:
+    budget = Budget(3_000)
+    first, second = (
+        PartitionBuffer(part, max_rows=100, budget=budget, recovered=True, next_offset=0) for part in (0, 1)
+    )
+    for offset in range(3):
+        first.take(record(offset, 1_000), 0.0)
+    assert second.full, "what one holds, no other may"
+    assert not second.hungry
+    first.cut()
+    assert second.hungry
+    second.take(record(0, 1_000), 0.0)
+    second.drop()
+    assert budget.used == 0
+
+
+def test_a_partition_that_stands_still_holds_nothing_and_asks_for_nothing() -> None:
+    held = buffer()
+    held.take(record(0, 1_000), 0.0)
+    held.stand_still()
+    assert (held.budget.used, held.hungry, held.ready) == (0, False, False)
