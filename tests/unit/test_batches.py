@@ -68,6 +68,21 @@ def test_snappy_without_javas_blocks_is_read_too() -> None:
         (raw.batch(b"none", 3, codec=6), 0),
         (raw.batch(b"none", 2_000_000, last_delta=2), 0),
     ],
+    ids=[  # a batch holds its time: the same name in every process
+        "no records",
+        "fewer than told",
+        "length beyond the end",
+        "header no text",
+        "offset outside",
+        "one too many",
+        "no gzip",
+        "no snappy",
+        "snappy of gigabytes",
+        "no lz4",
+        "no zstd",
+        "unknown codec",
+        "millions told",
+    ],
 )
 def test_an_unreadable_batch_gives_one_record_and_the_next_batch_follows(made: bytes, before: int) -> None:
     seen = list(reader(sound(0, 5, b"good") + placed(made, 6) + sound(0, 9, b"next"), 5))
