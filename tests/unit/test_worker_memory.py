@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.contract.privacy import Privacy
+from pipeline.process import worker as worker_module
 from pipeline.process.buffer import PartitionBuffer
 from pipeline.process.records import Record
 from pipeline.process.worker import Worker
@@ -31,7 +32,8 @@ class Member:
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Worker:
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    monkeypatch.setattr(worker_module, "_QUIET_LINGER_SECONDS", 0.0)  # a block is due at once
     settings = Settings(data_dir=tmp_path, worker_buffer_bytes=10 * MEGABYTE)
     made = Worker(settings, lambda: pytest.fail("no store"), "127.0.0.1:1", Privacy(b"k" * 32))
     made._member = Member()  # type: ignore[assignment]
