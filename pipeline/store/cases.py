@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -32,10 +33,9 @@ FOLD_SETTINGS: Final = {
     "compile_sort_description": 0,
 }
 
-#: A refresh repeats safely, so it needs no token; it must be seen by the next read, so it is not queued.
+#: A refresh must be seen by the next read, so it is not queued.
 _INSERT_SETTINGS: Final = {
     "async_insert": 0,
-    "insert_deduplicate": 0,
     "optimize_on_insert": 0,
     "max_threads": 1,
 }
@@ -126,6 +126,7 @@ def store_cases(client: Client, sets: pl.DataFrame) -> None:
     if sets.is_empty():
         return
     states = fold(sets)
-    client.insert_arrow(
-        _TABLE, states.to_arrow(compat_level=pl.CompatLevel.oldest()), settings=_INSERT_SETTINGS
-    )
+    # A refresh repeats safely, and must not be swallowed for being like an earlier one: that may be what it
+    # mends. A token of its own says so to every engine; newer ones do not heed `insert_deduplicate = 0` here.
+    settings = {**_INSERT_SETTINGS, "insert_deduplication_token": f"refresh-{uuid.uuid4()}"}
+    client.insert_arrow(_TABLE, states.to_arrow(compat_level=pl.CompatLevel.oldest()), settings=settings)

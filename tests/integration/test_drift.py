@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from clickhouse_connect.driver.client import Client
 
+from pipeline import metrics
+from pipeline.process import drift
 from pipeline.process.drift import drifted
 from pipeline.process.flow import Block, PartitionState, process_block
 from pipeline.settings import Settings
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 from tests.integration.worker_world import event, load_reference, record, rules_of
+
+T = TypeVar("T")
 
 ALL = Extent(0, 0, 9)
 
@@ -55,3 +62,31 @@ def test_a_state_that_is_not_the_fold_is_found(client: Client) -> None:
 def test_a_case_without_a_state_is_found(client: Client) -> None:
     client.command("TRUNCATE TABLE cases")
     assert drifted(client, 5, [Extent(0, 3, 3)]) == {"c5"}
+
+
+async def test_cases_that_drifted_are_told_and_folded_again(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(drift, "_AGAIN_SECONDS", 0.01)
+    client.command(
+        "ALTER TABLE cases UPDATE state = 'CLOSED' WHERE case_id = 'c1' SETTINGS mutations_sync = 2"
+    )
+    told = metrics.verifier_drift._value.get()
+    folded = asyncio.Event()
+
+    async def in_thread(call: Callable[[Client], T]) -> T:
+        await asyncio.sleep(0)
+        return call(client)
+
+    def fold_again(its: Client, extents: Sequence[Extent]) -> None:
+        refresh_cases(its, 5, extents)
+        folded.set()
+
+    watch = asyncio.create_task(drift.watch_drift(in_thread, 5, lambda: [ALL], fold_again))
+    await asyncio.wait_for(folded.wait(), 20)
+    await asyncio.sleep(0.05)
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+    assert metrics.verifier_drift._value.get() == told + 1, "once: the next looks found nothing"
+    assert drifted(client, 5, [ALL]) == set()

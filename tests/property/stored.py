@@ -20,7 +20,7 @@ from tests.property.strategies import Row
 
 TABLES: Final = ("events", "rejections", "duplicates", "case_events", "cases")
 #: No deduplication of inserts: a batch that is sent again must be absorbed by the tables themselves.
-_SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0}
+_SETTINGS: Final = {"async_insert": 0, "deduplicate_insert": "disable"}
 MOST_EXACT_RANGES: Final = 200
 _OUTCOMES: Final = {0: "recorded", 1: "admitted", 2: "rejected"}
 

@@ -78,7 +78,7 @@ def arrive(client: Client, stored: pl.DataFrame) -> None:
         client.insert_arrow(
             "case_events",
             packed.to_arrow(compat_level=pl.CompatLevel.oldest()),
-            settings={"async_insert": 0, "insert_deduplicate": 0},
+            settings={"async_insert": 0, "deduplicate_insert": "disable"},
         )
 
 
