@@ -89,6 +89,8 @@ class CheckedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             raw = data[at:end]
             at = end
             if raw[_MAGIC_AT] < 2:
+                if base < self.next_fetch_offset:
+                    continue
                 yield self._unreadable(base, base, "a message of a format before Kafka 0.11")
                 continue
             batch = DefaultRecordBatch(raw)

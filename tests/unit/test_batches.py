@@ -44,6 +44,14 @@ def test_sound_batches_are_read_as_the_library_reads_them(codec: int) -> None:
     assert (first.headers, first.timestamp) == ((("content-type", b"text"),), 1_000)
 
 
+@pytest.mark.parametrize("magic", [0, 1, 2])
+def test_what_stands_before_the_fetch_is_passed_over(magic: int) -> None:
+    """Whatever its format, and also at an offset that no log has: found by atheris."""
+    made = bytearray(sound(0, -(1 << 48) & (1 << 64) - 1, b"early"))
+    made[16] = magic
+    assert read(bytes(made) + sound(0, 3, b"a"), 3) == [(3, b"a")]
+
+
 def test_snappy_without_javas_blocks_is_read_too() -> None:
     records = raw.record(b"a" * 5_000)
     assert read(raw.batch(bytes(cramjam.snappy.compress_raw(records)), 1, codec=raw.SNAPPY)) == [
