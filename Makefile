@@ -13,7 +13,7 @@ export TMPDIR := $(CURDIR)/var/tmp
 export PIP_CACHE_DIR := $(CURDIR)/var/cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test test-slow test-fuzz test-fault kafka check format bench bench-long bench-gate bench-smoke load clean lock audit prometheus browser dashboards
+.PHONY: help setup run demo test test-slow test-fuzz test-fault kafka check format bench bench-long bench-gate bench-smoke load clean lock audit sbom prometheus browser dashboards
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,11 +40,12 @@ test: setup ## every test that needs no other machine, on WORKERS=2 processes (a
 test-slow: setup ## the tests that `make test` names as slow (some minutes; CI runs them too)
 	@SLOW=1 $(BIN)/pytest -m slow
 
-test-fuzz: setup ## FUZZ=20 times as many hostile bytes and requests as in `make test`
-	@FUZZ=$(FUZZ) $(BIN)/pytest tests/hostile/test_decode_fuzz.py tests/hostile/test_openapi_fuzz.py -s
+test-fuzz: setup ## FUZZ=20 times as many hostile bytes and requests as in `make test`, and atheris on the decoders
+	@$(BIN)/pip install -q --only-binary :all: --require-hashes -r requirements/fuzz.txt || echo "no atheris for this machine: its runs are skipped by name"
+	@FUZZ=$(FUZZ) $(BIN)/pytest tests/hostile/test_decode_fuzz.py tests/hostile/test_openapi_fuzz.py tests/hostile/test_atheris.py -s
 
 test-fault: setup ## kills, outages and pauses against the embedded broker and three Kafka brokers (ROUNDS=20)
-	@FAULT=1 $(BIN)/pytest tests/fault tests/traps tests/integration/test_worker_stream.py
+	@FAULT=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations 15 --durations-min 60 tests/fault tests/traps tests/integration/test_worker_stream.py tests/property/test_protocol_model.py
 
 kafka: setup ## a Kafka of our own on loopback until Ctrl-C (NODES=3 for three nodes)
 	@exec $(BIN)/python -m infra.kafka --nodes $(NODES)
@@ -90,9 +91,13 @@ load: setup ## locust load test: make load SCENARIO=spike LOAD="--rate 5000 --se
 audit: setup ## known vulnerabilities of the pinned packages; says so where advisories cannot be reached (exit 3)
 	@$(BIN)/python -m infra.security.audit
 
+sbom: setup ## what the service is made of, as CycloneDX, in var/sbom
+	@$(BIN)/python -m infra.security.sbom
+
 lock: ## rewrite the pinned requirements from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-annotate --no-header -p 3.11 --universal -q -o requirements/runtime.txt
 	uv pip compile pyproject.toml --group dev --generate-hashes --no-emit-index-url --no-annotate --no-header -p 3.11 --universal -q -o requirements/dev.txt
+	uv pip compile requirements/fuzz.in --generate-hashes --no-emit-index-url --no-annotate --no-header -p 3.11 --universal -q -o requirements/fuzz.txt
 
 clean: ## remove .venv and var/
 	rm -rf $(VENV) var
