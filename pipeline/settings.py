@@ -137,6 +137,12 @@ class Settings(BaseSettings):
         "as it does after 1,000 in a row; 1: it never stops, all go into quarantine.",
     )
     insert_timeout_seconds: float = Field(30.0, gt=0, description="Longest wait for one insert.")
+    stall_seconds: float = Field(
+        120.0,
+        ge=0,
+        description="A process ends, to be started again, when its event loop stood still for so long, or a "
+        "partition with records that wait, the longest insert left out; 0: it never does.",
+    )
     dedup_window_days: float = Field(
         7.0, gt=0, le=90, description="Redelivery (L1) window, by ingested_at, days."
     )

@@ -153,7 +153,7 @@ def worker(
     from pipeline import logs
     from pipeline.runtime.guard import check_start
     from pipeline.runtime.process import harden
-    from pipeline.runtime.store import run_store
+    from pipeline.runtime.store import run_alone
     from pipeline.runtime.supervisor import bind
 
     harden()
@@ -162,7 +162,7 @@ def worker(
     assert settings.kafka is not None
     logs.configure(level=settings.log_level, role="worker", log_dir=settings.log_dir, console=True)
     listener = bind(settings.admin_http, "--admin-http") if settings.admin_http else None
-    run_store(settings, bootstrap=settings.kafka, listener=listener, token=None)
+    run_alone(settings, bootstrap=settings.kafka, listener=listener)
 
 
 def migrate(

@@ -35,12 +35,13 @@ from pipeline.process.partition import Recovered, recover
 from pipeline.process.records import Record
 from pipeline.process.rounds import AbandonedError, Stored, Work, run_round
 from pipeline.process.rules_in_force import RulesInForce
+from pipeline.process.stall import Look, StallWatch
 from pipeline.process.threads import Threads
 from pipeline.process.topic import TopicFacts, describe_topic
 from pipeline.reference.snapshot import Reference
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import Settings
-from pipeline.sink.retry import Stopping, persist
+from pipeline.sink.retry import Stopping, persist, refused_since
 from pipeline.sink.tables import Extent
 from pipeline.store.cases import refresh_cases
 from pipeline.store.incarnations import resolve
@@ -120,6 +121,12 @@ class Worker:
         self._awaits = awaits
         self._tell_braked = braked
         self._braked: dict[int, str] = {}
+        # an insert that is not answered holds its partition up for as long as it may take
+        self._stall = StallWatch(
+            settings.stall_seconds and settings.stall_seconds + settings.insert_timeout_seconds
+        )
+        self._looked_at = time.monotonic()
+        self._suspected: list[int] = []
         self._account = Account(known_sources)
         self._buffers: dict[int, PartitionBuffer] = {}
         self._budget = Budget(settings.worker_buffer_bytes)
@@ -138,6 +145,7 @@ class Worker:
         self._inc = 0
         self._direct_at: float | None = None
         self._topic: TopicFacts | None = None
+        self._ends: Mapping[int, int] = {}
         self._cases = CaseMemory()
         self._rules: RulesInForce | None = None
 
@@ -297,7 +305,7 @@ class Worker:
                 del self._buffers[buffer.partition]
             self._account.forget(buffer.partition)
             if self._braked.pop(buffer.partition, None) is not None:
-                self._tell_braked(dict(self._braked))
+                self._tell_standing()
         self._feed()
 
     async def _until(self, settled: Callable[[], bool], seconds: float | None = None) -> None:
@@ -549,7 +557,7 @@ class Worker:
         self._braked[partition] = reason
         self._account.braked(partition)
         log.error("partition_braked", reason=reason, partition=partition, **where)
-        self._tell_braked(dict(self._braked))
+        self._tell_standing()
 
     # --- watching
 
@@ -571,10 +579,45 @@ class Worker:
                 missing = buffer.missing(time.monotonic())
                 if missing is not None:
                     self._start(self._rewind(buffer.partition, missing))
+            self._look_for_stalls()
             states = [buffer.state for buffer in self._buffers.values() if buffer.state is not None]
             self._account.dedup(
                 sum(len(state.seen) for state in states), sum(len(state.anchors) for state in states)
             )
+
+    def _look_for_stalls(self) -> None:
+        """Say that we are not ready once a partition stands still, and end when it goes on doing so."""
+        now = time.monotonic()
+        excused = self._draining or not self._member.heard() or refused_since(self._looked_at)
+        self._looked_at = now
+        still = self._stall.still(
+            [
+                (buffer.partition, Look.at(buffer, self._end(buffer)))
+                for buffer in self._buffers.values()
+                if buffer.recovered and not buffer.closed and not buffer.revoked
+            ],
+            now,
+            excused=excused,
+        )
+        suspected = self._stall.suspected(still)
+        if suspected != self._suspected:
+            self._suspected = suspected
+            log.error("partitions_stand_still", partitions=suspected)
+            self._tell_standing()
+        if stalled := self._stall.stalled(still):
+            raise WorkerFailedError(f"partitions {stalled} do not move though nothing holds them up")
+
+    def _end(self, buffer: PartitionBuffer) -> int:
+        """The log's end, from the last look at the topic too: a fetch that hangs tells none."""
+        if buffer.paused:
+            return buffer.next_offset or 0
+        looked = self._ends.get(buffer.partition, 0)
+        return max(looked, self._member.end_offset(buffer.partition) or 0, buffer.next_offset or 0)
+
+    def _tell_standing(self) -> None:
+        """Which partitions stand still, for readiness."""
+        standing = dict.fromkeys(self._suspected, "records wait and nothing is committed")
+        self._tell_braked(standing | self._braked)
 
     async def _watch_drift(self) -> None:
         def newest() -> list[Extent]:
@@ -611,3 +654,4 @@ class Worker:
             problem = self._topic.differs(found, read)
             if problem:
                 raise WorkerFailedError(problem)
+            self._ends = found.end_offsets

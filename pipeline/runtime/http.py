@@ -59,6 +59,7 @@ from pipeline.runtime.process import Order, receive_order, report_problem
 from pipeline.runtime.protocol import bounded_to
 from pipeline.runtime.roll import LogState
 from pipeline.runtime.valve import obey
+from pipeline.runtime.watchdog import watch_loop
 from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.store.client import BridgeAddress, connect_bridge, connect_server
 from pipeline.tls import admin_is_secure, server_options
@@ -199,6 +200,8 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
     @contextlib.asynccontextmanager
     async def run(_: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            watching = asyncio.create_task(watch_loop(parts.settings.stall_seconds), name="watchdog")
+            stack.callback(watching.cancel)
             if parts.control is not None:
                 stack.push_async_callback(parts.control.close)
             if parts.reader is not None:

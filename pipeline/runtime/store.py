@@ -7,10 +7,11 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Collection
 from importlib import import_module
-from typing import Final
+from typing import Final, NoReturn
 
 from clickhouse_connect.driver.client import Client
 from starlette.applications import Starlette
@@ -26,6 +27,7 @@ from pipeline.runtime.broker import wait_for_topic
 from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.process import EXIT_FAILED, Order, receive_order, report_problem
 from pipeline.runtime.valve import obey
+from pipeline.runtime.watchdog import watch_loop
 from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.store.bridge import Bridge
 from pipeline.store.client import connect_server
@@ -151,9 +153,11 @@ async def _work(
             awaits=awaits,
         )
 
+    watching = asyncio.create_task(watch_loop(settings.stall_seconds))
     switch = WorkerSwitch(make)
     obeying = None if valve_fd is None else asyncio.create_task(obey(valve_fd, switch.orders))
     await switch.run(stop)
+    watching.cancel()
     if obeying is not None:
         obeying.cancel()
 
@@ -176,9 +180,28 @@ def main() -> None:
     )
     code = _run(order)
     if code != 0:
-        # Threads of the engine may be in any state now: end without waiting for them.
-        logging.shutdown()
-        os._exit(code)
+        _end(code)
+
+
+def run_alone(settings: Settings, *, bootstrap: str, listener: socket.socket | None) -> NoReturn:
+    """A worker without supervisor, as `run_store`; ends the process: 0 when it was asked to stop, 1 when it
+    cannot go on. Raises ConfigurationError and UnavailableError before the first event is taken."""
+    try:
+        run_store(settings, bootstrap=bootstrap, listener=listener, token=None)
+    except GridpipeError:
+        raise
+    except Exception:
+        log.exception("worker_failed")
+        _end(EXIT_FAILED)
+    _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    """Without waiting for threads: those of the engine may be in any state, one of ours may hang."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run(order: Order) -> int:

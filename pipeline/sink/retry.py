@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from enum import Enum
 from typing import Final, TypeVar
@@ -90,6 +91,10 @@ FIRST_WAIT_SECONDS: Final = 0.2
 LONGEST_WAIT_SECONDS: Final = 30.0
 
 
+#: When a call last failed in a way that passes (monotonic seconds); written by threads.
+_refused_at = float("-inf")
+
+
 class Stopping(Exception):  # noqa: N818  # a request to end, not a failure
     """The process is asked to end; the block was not stored and will be sent again after the next start."""
 
@@ -113,12 +118,18 @@ def classify(error: BaseException) -> Failure:
     return Failure.UNKNOWN
 
 
+def refused_since(moment: float) -> bool:
+    """Whether the store refused anything, or did not answer, since `moment` (monotonic seconds)."""
+    return _refused_at >= moment
+
+
 def persist(call: Callable[[], T], *, stopping: threading.Event, what: str) -> T:
     """Call until it succeeds; only passing failures are repeated, everything else is raised.
 
     Blocks the calling thread, never the event loop.
     Raises Stopping once `stopping` is set and the call fails.
     """
+    global _refused_at  # noqa: PLW0603  one store for all threads
     wait = FIRST_WAIT_SECONDS
     while True:
         try:
@@ -127,6 +138,7 @@ def persist(call: Callable[[], T], *, stopping: threading.Event, what: str) -> T
             if classify(error) is not Failure.TRANSIENT:
                 raise
             metrics.insert_retries.inc()
+            _refused_at = time.monotonic()
             delay = random.uniform(FIRST_WAIT_SECONDS / 2, wait)  # noqa: S311  # jitter, no secret
             code = getattr(error, "code", None)
             log.warning(

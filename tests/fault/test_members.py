@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import time
 
+import httpx
 import psutil
 import pytest
 
@@ -252,6 +254,55 @@ def test_37_event_loop_stalled(town: System, report: Report) -> None:
     town.drained()
     verdict = town.verdict()
     report |= {"verdict": verdict}
+    assert verdict.zeros, verdict
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_37_event_loop_that_never_goes_on(town: System, report: Report) -> None:
+    """Past GRIDPIPE_STALL_SECONDS the process ends by itself, and says where it stood."""
+    town.environment["GRIDPIPE_STALL_SECONDS"] = "10"
+    town.start_gateway()
+    worker = town.start_worker("stall:3600", 3)
+    town.start_load(pace=10)
+    code = worker.wait(60 * share())
+    assert code == 1, f"{code}" + worker.tail()
+    assert worker.said("Timeout (") == 1, worker.tail()
+    town.start_worker()
+    town.until_stored(20)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"exit_code": code, "verdict": verdict}
+    assert verdict.zeros, verdict
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("point", ["insert:events", "judge", "commit"])
+def test_stalled_partition_ends_its_worker(town: System, report: Report, point: str) -> None:
+    """A call that never returns, in a process that looks alive: not ready first, then it ends, and the next
+    one completes what was begun."""
+    town.environment |= {"GRIDPIPE_STALL_SECONDS": "8", "GRIDPIPE_INSERT_TIMEOUT_SECONDS": "2"}
+    town.start_gateway()
+    port = broker.free_port()
+    worker = town.start_worker(f"hang:before:{point}", 3, admin=port)
+    town.start_load(pace=10)
+    said: set[str] = set()
+    deadline = time.monotonic() + 90 * share()
+    while worker.running and time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"http://127.0.0.1:{port}/health/ready", trust_env=False)
+            if answer.status_code == 503:
+                said.add(answer.json()["checks"]["worker"]["detail"])
+        time.sleep(0.2)
+    assert worker.wait(0) == 1, worker.tail()
+    assert any("records wait and nothing is committed" in detail for detail in said), said
+    town.environment["GRIDPIPE_STALL_SECONDS"] = "120"
+    town.start_worker()
+    town.until_stored(20)
+    town.drained()
+    verdict = town.verdict()
+    report |= {"told": sorted(said)[-1], "verdict": verdict}
     assert verdict.zeros, verdict
 
 

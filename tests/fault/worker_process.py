@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -41,7 +42,7 @@ def _die() -> None:
 class _Fuse:
     """Blows at the given hit of a point."""
 
-    def __init__(self, point: str, hit: int, blow: Callable[[], None]) -> None:
+    def __init__(self, point: str, hit: int, blow: Callable[[], object]) -> None:
         self._when, _, self.name = point.partition(":")
         self._left = hit
         self._blow = blow
@@ -71,7 +72,7 @@ class _Fuse:
         return wrapped
 
 
-def install(point: str, hit: int, blow: Callable[[], None] = _die) -> None:
+def install(point: str, hit: int, blow: Callable[[], object] = _die) -> None:
     """Wrap the call that `point` names. Raises KeyError for an unknown one."""
     from pipeline.process import rounds, worker
     from pipeline.process.membership import Membership
@@ -139,6 +140,8 @@ def main() -> None:
     point, hit, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     if point.startswith("freeze:"):  # stands still until somebody sends SIGCONT
         install(point.removeprefix("freeze:"), hit, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    elif point.startswith("hang:"):  # the thread that comes there never returns
+        install(point.removeprefix("hang:"), hit, threading.Event().wait)
     elif point.startswith("stall:"):  # the event loop itself stands still for so many seconds, at the hit
         seconds = float(point.removeprefix("stall:"))
 
