@@ -1,4 +1,5 @@
-"""The delivery protocol against random crashes: nothing lost, nothing twice, whatever dies when.
+"""The delivery protocol against crashes: nothing lost, nothing twice, whatever dies when. By random histories
+(HISTORIES of them), and by a hypothesis state machine, which looks for the shortest history that breaks it.
 
 A log of several partitions whose blocks are stored in rounds, in random company. The real buffer,
 deduplication, runner and block arithmetic run on a store in memory that behaves like ClickHouse: an insert
@@ -8,6 +9,8 @@ any two steps. Two mutants show that the model can fail.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import threading
 from collections import deque
@@ -20,6 +23,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from pipeline.process import rounds
 from pipeline.process.buffer import Budget, PartitionBuffer
@@ -35,8 +48,12 @@ from tests.integration.worker_world import PRIVACY, event, record
 
 WINDOW = timedelta(days=7)
 PARTITIONS = 3
-HISTORIES = 60
+#: Of each test. `make test-fault` plays more; a night's run plays 50,000.
+HISTORIES = int(os.environ.get("HISTORIES") or (600 if os.environ.get("FAULT") == "1" else 60))
+#: Of the state machine.
+EXAMPLES = HISTORIES // 2
 MOST_CRASHES = 25
+MUTANTS = ("arbitrary boundaries", "dedup ignores offsets")
 TABLES = ("events", "rejections", "duplicates", "quarantine")
 FRAMES = {
     "events": "events",
@@ -81,6 +98,8 @@ class World:
         self.counted: dict[str, int] = dict.fromkeys(TABLES, 0)
         self.budget = self.chance.randint(3, 25)
         self.crashes = 0
+        #: how far each partition's log is written by now
+        self.ends = [self.log.filter(pl.col("_part") == part).height for part in range(PARTITIONS)]
 
     def _make_log(self) -> pl.DataFrame:
         """Rows of every partition; an id comes in one partition only."""
@@ -201,7 +220,7 @@ class World:
         buffer.state = SimpleNamespace(seen=seen)  # type: ignore[assignment]
         buffer.recovered = True
         buffer.start_at(committed, 0.0)
-        for offset in range(committed, self.log_of(Extent(partition, 0, 10**9)).height):
+        for offset in range(committed, self.ends[partition]):
             buffer.take(Record(offset, 0, None, b""), now=0.0)
         return buffer
 
@@ -215,9 +234,9 @@ class World:
             kept["content_hash"].to_numpy(),
         )
 
-    def process(self) -> None:
+    def process(self, owned: Iterable[int] = range(PARTITIONS)) -> None:
         """From assignment to the end of the log; partitions meet in rounds as chance will."""
-        buffers = [self.recover(partition) for partition in range(PARTITIONS)]
+        buffers = [self.recover(partition) for partition in owned]
         while waiting := [buffer for buffer in buffers if len(buffer)]:
             works = []
             for buffer in self.chance.sample(waiting, self.chance.randint(1, len(waiting))):
@@ -271,9 +290,18 @@ class World:
             else:
                 return
 
-    # --- what must hold at the end
+    # --- what must hold
+
+    def check_so_far(self) -> None:
+        """At any moment: no position and no id is there twice."""
+        rows = [(table, row) for table in TABLES for row in self.rows[table]]
+        at = [row[:2] for _, row in rows]
+        assert len(at) == len(set(at)), "a position twice"
+        ids = [row[2] for table, row in rows if table in {"events", "rejections"}]
+        assert len(ids) == len(set(ids)), "an id twice"
 
     def check(self) -> None:
+        """At the end."""
         rows = [(table, row) for table in TABLES for row in self.rows[table]]
         log = sorted(self.log.select("_part", "_off").iter_rows())
         assert sorted(row[:2] for _, row in rows) == log, "every position exactly once"
@@ -284,13 +312,18 @@ class World:
         assert self.cases == {row[:3] for row in kept}, "the cases know exactly what is stored"
 
 
-def play(monkeypatch: pytest.MonkeyPatch, seed: int, mutant: str | None = None) -> World:
-    world = World(seed, mutant=mutant)
+def stand_in(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    """The world in place of the runner's edges."""
     monkeypatch.setattr(rounds, "process_blocks", world.judge)
     monkeypatch.setattr(rounds, "stored_positions", world.positions)
     monkeypatch.setattr(rounds, "stored_case_events", world.case_events)
     monkeypatch.setattr(rounds, "refresh_cases", lambda *_: world.step())
     monkeypatch.setattr(rounds, "Sink", lambda *_: world)
+
+
+def play(monkeypatch: pytest.MonkeyPatch, seed: int, mutant: str | None = None) -> World:
+    world = World(seed, mutant=mutant)
+    stand_in(monkeypatch, world)
     world.run()
     world.check()
     return world
@@ -298,11 +331,13 @@ def play(monkeypatch: pytest.MonkeyPatch, seed: int, mutant: str | None = None) 
 
 def test_nothing_is_lost_or_doubled_whatever_dies_when(monkeypatch: pytest.MonkeyPatch) -> None:
     worlds = [play(monkeypatch, seed) for seed in range(HISTORIES)]
-    assert sum(world.crashes for world in worlds) > HISTORIES
+    crashes = sum(world.crashes for world in worlds)
+    print(f"model: {HISTORIES} histories, {crashes} crashes")
+    assert crashes > HISTORIES
     assert sum(world.rules_change for world in worlds) > 0
 
 
-@pytest.mark.parametrize("mutant", ["arbitrary boundaries", "dedup ignores offsets"])
+@pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_model_catches_a_broken_protocol(monkeypatch: pytest.MonkeyPatch, mutant: str) -> None:
     caught = 0
     for seed in range(HISTORIES):
@@ -313,3 +348,74 @@ def test_the_model_catches_a_broken_protocol(monkeypatch: pytest.MonkeyPatch, mu
             if caught >= 5:
                 return
     pytest.fail(f"{mutant}: caught in {caught} of {HISTORIES} histories")
+
+
+class Protocol(RuleBasedStateMachine):
+    """Processes that come, own some partitions, and die after some steps, while the log grows."""
+
+    mutant: str | None = None
+
+    @initialize(seed=st.integers(0, 10_000))
+    def begin(self, seed: int) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.world = World(seed, mutant=self.mutant)
+        self.whole = list(self.world.ends)
+        self.world.ends = [0] * PARTITIONS
+        stand_in(self.patch, self.world)
+
+    @rule(partition=st.integers(0, PARTITIONS - 1), records=st.integers(1, 20))
+    def grow(self, partition: int, records: int) -> None:
+        ends = self.world.ends
+        ends[partition] = min(ends[partition] + records, self.whole[partition])
+
+    @rule(steps=st.integers(1, 40), owned=st.sets(st.integers(0, PARTITIONS - 1), min_size=1))
+    def work(self, steps: int, owned: set[int]) -> None:
+        """A process with these partitions; it ends, or dies after so many steps."""
+        self.world.budget = steps
+        with contextlib.suppress(Crash):
+            self.world.process(sorted(owned))
+
+    @precondition(lambda self: self.world.rules_change)
+    @rule()
+    def change_the_rules(self) -> None:
+        self.world.rule_version += 1
+
+    @invariant()
+    def nothing_twice(self) -> None:
+        self.world.check_so_far()
+
+    def teardown(self) -> None:
+        """Whoever comes last finishes everything."""
+        if hasattr(self, "world"):
+            self.world.ends, self.world.budget = self.whole, 10**9
+            try:
+                self.world.process()
+                self.world.check()
+            finally:
+                self.patch.undo()
+
+
+def explore(machine: type[Protocol]) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=20,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            report_multiple_bugs=False,
+            phases=(Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_no_history_that_hypothesis_finds_breaks_it() -> None:
+    explore(Protocol)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_hypothesis_finds_a_history_that_breaks_a_mutant(mutant: str) -> None:
+    with pytest.raises(AssertionError):
+        explore(type("Mutant", (Protocol,), {"mutant": mutant}))
