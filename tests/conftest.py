@@ -16,6 +16,7 @@ from pipeline.store.migrate import migrate
 from tests.kafka import kafka_node
 
 __all__ = ["kafka_node"]
+pytest_plugins = ["tests.fault.summary"]
 
 os.environ["TZ"] = "UTC"
 

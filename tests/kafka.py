@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.kafka.cluster import Cluster
+from infra.kafka.cluster import Cluster, _end_with_parent
 from infra.kafka.jars import fetch
 from pipeline.errors import UnavailableError
 from pipeline.runtime import broker
@@ -46,7 +46,12 @@ def embedded_broker(port: int | None = None, advertised: int | None = None) -> I
     command = broker.command(port)
     if advertised is not None:
         command[command.index("--advertised-listener-url") + 1] = f"tcp://127.0.0.1:{advertised}"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509  a killed test leaves nothing running
+    )
     try:
         address = f"127.0.0.1:{port}"
         broker.wait_until_up(address, seconds=20)

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from infra.kafka.cluster import Cluster
+from tests.fault import summary
 from tests.fault.system import Store, System, system
 from tests.kafka import JARS, embedded_broker, need_kafka
 
 #: Rounds of each loop test.
 ROUNDS = int(os.environ.get("ROUNDS", "20"))
-_REPORTS: list[str] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several test processes (`--dist loadgroup`) each broker stays with one of them."""
     if os.environ.get("FAULT") == "1":
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_broker(item)))
         return
     for item in items:
-        needs = item.fixturenames if isinstance(item, pytest.Function) else []
-        if "kafka_three" in needs or "[kafka" in item.name:
+        if item.path.is_relative_to(Path(__file__).parent) and _broker(item) == "kafka":
             item.add_marker(pytest.mark.skip(reason="on three Kafka nodes: make test-fault runs it"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _REPORTS:
-        terminalreporter.section("fault tests")
-        for line in _REPORTS:
-            terminalreporter.write_line(line)
+def _broker(item: pytest.Item) -> str:
+    needs = item.fixturenames if isinstance(item, pytest.Function) else []
+    real = {"kafka_three", "kafka_town", "kafka_node"} & set(needs)
+    return "kafka" if real or "[kafka" in item.name else "embedded"
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +83,18 @@ def town(
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest, seed: int) -> Iterator[dict[str, object]]:
-    """Figures of the run, for the summary."""
+    """Figures of the run, for the summary: rounds, kills and verdict, and whatever else tells of it."""
     figures: dict[str, object] = {}
+    started = time.monotonic()
     yield figures
-    told = " ".join(f"{name}={value}" for name, value in figures.items())
-    _REPORTS.append(f"{request.node.name}: seed={seed} {told}")
+    item = request.node
+    summary.write(
+        summary.row_of(
+            item.name,
+            _broker(item),
+            summary.outcome(item),
+            figures,
+            seconds=time.monotonic() - started,
+            seed=seed,
+        )
+    )

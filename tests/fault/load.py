@@ -73,6 +73,8 @@ class Load:
     statuses: dict[int | str, int] = field(default_factory=dict)
     slowest: dict[int | str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    #: seconds of each request that was answered 202
+    taken: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -102,7 +104,7 @@ class Load:
         with httpx.Client(timeout=30, trust_env=False) as client:
             while not self._stop.is_set():
                 started = time.monotonic()
-                batch = self._batch()
+                batch = self.batch()
                 self.ledger.sending(batch)
                 if self._until_answered(client, batch) and self._random.random() < self.copies:
                     self.post(client, batch)
@@ -138,10 +140,13 @@ class Load:
                 self.problems.append(f"{status} {answer.text[:200]}")
         with self._lock:
             self.statuses[status] = self.statuses.get(status, 0) + 1
-            self.slowest[status] = max(self.slowest.get(status, 0.0), time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self.slowest[status] = max(self.slowest.get(status, 0.0), seconds)
+            if status == 202:
+                self.taken.append(seconds)
         return status == 202
 
-    def _batch(self) -> list[dict[str, Any]]:
+    def batch(self) -> list[dict[str, Any]]:
         """New cases and next steps of open ones, in random order."""
         with self._lock:
             found = []

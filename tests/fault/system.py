@@ -178,6 +178,7 @@ class System:
         self.gateway: Process | None = None
         self.load: Load | None = None
         self.http_port = broker.free_port()
+        self.sources: tuple[str, ...] = (SOURCE,)
         self.kills = 0
         self.loads = 0
 
@@ -290,7 +291,7 @@ class System:
         started = time.monotonic()
         seconds *= share()
         while True:
-            verdict = judge(self.ledger, self.query, fold=False)
+            verdict = judge(self.ledger, self.query, sources=self.sources, fold=False)
             if verdict.lost == 0 and verdict.agg == 0 and self._settled():
                 return time.monotonic() - started
             assert time.monotonic() - started < seconds, f"not drained: {verdict}" + self.tails()
@@ -312,9 +313,9 @@ class System:
         return time.monotonic() - started
 
     def _settled(self) -> bool:
-        """Whether no row of our source comes any more; the gateway's own canaries never end."""
+        """Whether no row of our sources comes any more; the gateway's own canaries never end."""
         each = " UNION ALL ".join(
-            f"SELECT count() AS n FROM {table} WHERE source = '{SOURCE}'"
+            f"SELECT count() AS n FROM {table} WHERE source IN ({', '.join(map(repr, self.sources))})"
             for table in ("events", "rejections", "duplicates")
         )
         before = self.query(f"SELECT sum(n) FROM ({each})")
@@ -322,7 +323,7 @@ class System:
         return bool(before == self.query(f"SELECT sum(n) FROM ({each})"))
 
     def verdict(self) -> Verdict:
-        return judge(self.ledger, self.query)
+        return judge(self.ledger, self.query, sources=self.sources)
 
     def tails(self) -> str:
         return "".join(process.tail() for process in self.processes[-3:])

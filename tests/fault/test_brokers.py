@@ -289,10 +289,10 @@ def test_13_embedded_service_under_kills(tmp_path: Path, report: Report, seed: i
             return client.query(sql).result_rows
 
         deadline = time.monotonic() + 60
-        verdict = judge(ledger, rows, source="local", unknown_grids=True)
+        verdict = judge(ledger, rows, sources=("local",), unknown_grids=True)
         while not verdict.zeros and time.monotonic() < deadline:
             time.sleep(1)
-            verdict = judge(ledger, rows, source="local", unknown_grids=True)
+            verdict = judge(ledger, rows, sources=("local",), unknown_grids=True)
         client.close()
         report |= {"kills": kills, "answers": load.statuses, "verdict": verdict}
         assert verdict.zeros, verdict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import resource
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import httpx
 import psutil
 import pytest
 
+from pipeline.ingest.keys import KeyStore
 from pipeline.settings import Settings
 from pipeline.store.client import connect
 from tests.e2e.service import Service
@@ -167,7 +170,7 @@ def test_21_temporary_directory_gone(tmp_path: Path, report: Report, seed: int) 
         load.stop()
         same = service.children()["store"].pid == store
         client = connect(Settings(data_dir=tmp_path))
-        verdict = judge(ledger, in_database(client), source="local", unknown_grids=True)
+        verdict = judge(ledger, in_database(client), sources=("local",), unknown_grids=True)
         client.close()
         refused = log.read_text().count("does not take the block")
         report |= {"refused": refused, "acked_meanwhile": meanwhile, "same_process": same, "verdict": verdict}
@@ -253,6 +256,87 @@ def test_23_burst_against_a_memory_ceiling(town: System, report: Report) -> None
     assert gateway.running
     # an empty list when it is read to its end, 503 where there is no room for it
     assert {code for code in answers if isinstance(code, int)} <= {400, 429, 503}
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("limit", "refusal"), [("quota", 429), ("bytes", 503)])
+def test_overload_leaves_the_admitted_as_quick_as_before(
+    town: System, report: Report, limit: str, refusal: int
+) -> None:
+    """Three sources flood the gateway as fast as it answers: what is too much is told to come again, and the
+    slowest hundredth of what is taken in from a quiet source waits no longer than it did."""
+    town.environment["GRIDPIPE_QUOTA_ADDRESS_REQUESTS_PER_SECOND"] = "0"
+    if limit == "quota":
+        town.environment |= {
+            "GRIDPIPE_QUOTA_LOOPBACK": "true", "GRIDPIPE_QUOTA_SOURCE_EVENTS_PER_SECOND": "300",
+        }  # fmt: skip
+    else:
+        town.environment["GRIDPIPE_IN_FLIGHT_LIMIT_BYTES"] = "1000000"
+    town.start_gateway()
+    town.start_worker()
+    load = town.start_load(pace=20, copies=0.0)
+    town.until_stored(200)
+    load.taken.clear()
+    time.sleep(15)
+    calm = _p99(load.taken)
+    floods = [_Flood(town, f"flood-{name}", 200 if limit == "quota" else 1_200) for name in "abc"]
+    town.sources += tuple(flood.source for flood in floods)
+    time.sleep(2)
+    load.taken.clear()
+    time.sleep(20)
+    busy = _p99(load.taken)
+    answers: Counter[int] = sum((flood.stop() for flood in floods), Counter())
+    town.drained()
+    verdict = town.verdict()
+    report |= {
+        "calm_p99": round(calm, 3), "busy_p99": round(busy, 3), "flood": dict(answers),
+        "quiet": load.statuses, "verdict": verdict,
+    }  # fmt: skip
+    assert verdict.zeros, verdict
+    assert answers[refusal] > 0
+    assert set(answers) <= {202, 429, 503}
+    assert busy < max(2 * calm, 1.0) * share()
+
+
+class _Flood:
+    """A source that sends one and the same request from two threads as fast as it is answered."""
+
+    def __init__(self, town: System, source: str, size: int) -> None:
+        self.source = source
+        self._town = town
+        self._key = KeyStore(town.settings.keys_path).create(source)
+        self._events = Load(
+            town.url, self._key, town.ledger, town.seed, name=source, size=size, source=source
+        ).batch()
+        town.ledger.sending(self._events)
+        self._body = json.dumps(self._events).encode()
+        self._answers: list[int] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(2)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            while not self._stop.is_set():
+                answer = client.post(f"{self._town.url}/v1/events", content=self._body, headers=headers)
+                self._answers.append(answer.status_code)
+                if answer.status_code == 202:
+                    self._town.ledger.answered(self._events)
+
+    def stop(self) -> Counter[int]:
+        """How often each status was answered."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(90)
+        return Counter(self._answers)
+
+
+def _p99(seconds: list[float]) -> float:
+    assert len(seconds) >= 20, "too few requests were taken"
+    return sorted(seconds)[int(0.99 * len(seconds))]
 
 
 @pytest.mark.fault

@@ -36,6 +36,12 @@ class Verdict:
     def zeros(self) -> bool:
         return not (self.lost or self.dup or self.twice or self.phantom or self.agg or self.quarantined)
 
+    @property
+    def told(self) -> str:
+        """What should be 0 and is not."""
+        counted = list(asdict(self).items())[3:]
+        return " ".join(f"{name}={value}" for name, value in counted if value)
+
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items())
 
@@ -44,17 +50,17 @@ def judge(
     ledger: Ledger,
     query: Callable[[str], Any],
     *,
-    source: str = SOURCE,
+    sources: tuple[str, ...] = (SOURCE,),
     unknown_grids: bool = False,
     fold: bool = True,
 ) -> Verdict:
     """Compare. query : runs SQL in the database of the test, gives rows.
 
-    The identities of a source other than `source` are not looked at.
+    The identities of sources other than `sources` are not looked at.
     unknown_grids : no reference data are loaded, so that every report is rejected. fold : also fold every
     case on demand, which is dear; without it agg looks at the stored states only.
     """
-    of = f"WHERE source = '{source}'"
+    of = f"WHERE source IN ({', '.join(map(repr, sources))})"
     kept = " UNION ALL ".join(
         f"SELECT event_id, case_id, event_type FROM {t} {of}" for t in ("events", "rejections")
     )
