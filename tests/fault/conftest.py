@@ -19,6 +19,7 @@ from tests.kafka import JARS, embedded_broker, need_kafka
 ROUNDS = int(os.environ.get("ROUNDS", "20"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several test processes (`--dist loadgroup`) each broker stays with one of them."""
     if os.environ.get("FAULT") == "1":
