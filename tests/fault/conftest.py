@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from infra.kafka.cluster import Cluster
 from tests.fault import summary
@@ -19,22 +20,23 @@ from tests.kafka import JARS, embedded_broker, need_kafka
 ROUNDS = int(os.environ.get("ROUNDS", "20"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class _ByBroker(LoadScopeScheduling):  # type: ignore[misc]
+    """With two test processes each broker stays with one of them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return summary.broker_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _ByBroker | None:
+    return _ByBroker(config, log) if os.environ.get("FAULT") == "1" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several test processes (`--dist loadgroup`) each broker stays with one of them."""
     if os.environ.get("FAULT") == "1":
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(_broker(item)))
         return
     for item in items:
-        if item.path.is_relative_to(Path(__file__).parent) and _broker(item) == "kafka":
+        if item.path.is_relative_to(Path(__file__).parent) and summary.broker_of(item.nodeid) == "kafka":
             item.add_marker(pytest.mark.skip(reason="on three Kafka nodes: make test-fault runs it"))
-
-
-def _broker(item: pytest.Item) -> str:
-    needs = item.fixturenames if isinstance(item, pytest.Function) else []
-    real = {"kafka_three", "kafka_town", "kafka_node"} & set(needs)
-    return "kafka" if real or "[kafka" in item.name else "embedded"
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +94,7 @@ def report(request: pytest.FixtureRequest, seed: int) -> Iterator[dict[str, obje
     summary.write(
         summary.row_of(
             item.name,
-            _broker(item),
+            summary.broker_of(item.nodeid),
             summary.outcome(item),
             figures,
             seconds=time.monotonic() - started,

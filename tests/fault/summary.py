@@ -50,6 +50,11 @@ class Row:
         return ", ".join(found[1].strip("_").split("_")) if found else "–"
 
 
+def broker_of(nodeid: str) -> str:
+    """Tests that need a real Kafka say so in their names, or in those of their parameters."""
+    return "kafka" if "kafka" in nodeid.rpartition("::")[2] else "embedded"
+
+
 def row_of(
     test: str, broker: str, outcome: str, figures: dict[str, Any], *, seconds: float, seed: int
 ) -> Row:

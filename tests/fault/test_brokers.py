@@ -125,7 +125,7 @@ def test_15_kafka_frozen(kafka_town: System, kafka_three: Cluster, report: Repor
 @pytest.mark.fault
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("hit", [1, 10])
-def test_29_retention_passed_the_committed_offset(kafka_town: System, report: Report, hit: int) -> None:
+def test_29_kafka_retention_passed_the_commit(kafka_town: System, report: Report, hit: int) -> None:
     """Records that were never read are deleted: the worker says so and goes on with what is left; also where
     rows were stored and nothing was committed yet (hit 1)."""
     kafka_town.start_gateway()
