@@ -71,6 +71,9 @@ def describe_topic(
         }
     except (KafkaException, TimeoutError) as error:
         raise UnavailableError(f"Kafka at {bootstrap} does not answer: {error}") from error
+    # librdkafka's answer, without an error, for a partition whose leader is away: nothing is known of its end
+    if missing := sorted(part for part, end in ends.items() if end < 0):
+        raise UnavailableError(f"Kafka at {bootstrap} does not tell where partitions {missing} end")
     cluster_id = str(cluster.cluster_id or "")
     ends = {} if cluster_id == _ENDS_UNKNOWN else ends
     return TopicFacts(topic_id, cluster_id, ends, len(found.partitions))
