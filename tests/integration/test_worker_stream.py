@@ -241,6 +241,31 @@ async def test_a_crash_between_insert_and_commit_loses_and_doubles_nothing(
     assert town.rows() == town.sent
 
 
+async def test_what_failed_is_never_committed(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten messages, a store that fails on the first two blocks: Faust's own agents lose them all
+    (`tests/traps/test_faust_traps.py`), ours none."""
+    send, calls = Sink._send, []
+
+    def fail_twice(self: Sink, table: str, rows: Any, token: str) -> None:
+        calls.append(token)
+        if len(calls) <= 2:
+            raise RuntimeError("the store is down")
+        send(self, table, rows, token)
+
+    monkeypatch.setattr(Sink, "_send", fail_twice)
+    town.send(*[record(0, event(number)) for number in range(10)], partition=0)
+    for failed in (1, 2):
+        async with town.worker() as task:
+            await asyncio.wait([task], timeout=PATIENCE_SECONDS)
+            assert isinstance(task.exception(), WorkerFailedError)
+        assert len(calls) == failed
+        assert town.committed()[0] <= 0, "committed what is not stored"
+    async with town.worker():
+        await town.until(lambda: town.committed()[0] == 10)
+    assert column(town.client, "SELECT uniqExact(event_id) FROM events") == [10]
+    town.assert_every_position_once()
+
+
 @pytest.mark.parametrize("at", [1, 2])
 async def test_a_crash_in_the_middle_of_the_inserts_is_completed(
     town: Town, monkeypatch: pytest.MonkeyPatch, at: int
