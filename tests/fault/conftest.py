@@ -13,7 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from infra.kafka.cluster import Cluster
 from tests.fault import summary
-from tests.fault.system import Store, System, system
+from tests.fault.system import Server, Store, System, system
 from tests.kafka import JARS, embedded_broker, need_kafka
 
 #: Rounds of each loop test.
@@ -35,7 +35,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("FAULT") == "1":
         return
     for item in items:
-        if item.path.is_relative_to(Path(__file__).parent) and summary.broker_of(item.nodeid) == "kafka":
+        three = summary.broker_of(item.nodeid) == "kafka" and "kafka_node" not in getattr(
+            item, "fixturenames", ()
+        )
+        if three and item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.skip(reason="on three Kafka nodes: make test-fault runs it"))
 
 
@@ -49,7 +52,8 @@ def kafka_three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def store_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    running = Store(tmp_path_factory.mktemp("store"))
+    url = os.environ.get("GRIDPIPE_TEST_CLICKHOUSE")
+    running = Server(url) if url else Store(tmp_path_factory.mktemp("store"))
     yield running
     running.stop()
 

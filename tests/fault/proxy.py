@@ -15,7 +15,7 @@ _CHUNK = 65_536
 
 
 class Proxy:
-    """Forwards 127.0.0.1:`port` to 127.0.0.1:`target` in a thread of its own.
+    """Forwards 127.0.0.1:`port` to `host`:`target` in a thread of its own.
 
     The attributes may be changed at any time:
 
@@ -25,8 +25,9 @@ class Proxy:
     bytes_per_second : of each direction and connection; None: no limit.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, host: str = "127.0.0.1") -> None:
         self.target = target
+        self.host = host
         self.hold = False
         self.delay_reply = 0.0
         self.bytes_per_second: float | None = None
@@ -95,7 +96,7 @@ class Proxy:
             _reset(writer)
             return
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            far_reader, far_writer = await asyncio.open_connection(self.host, self.target)
         except OSError:
             _reset(writer)
             return

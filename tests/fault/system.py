@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import clickhouse_connect
 import httpx
@@ -101,7 +102,7 @@ class Store:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self.port = broker.free_port()
+        self.host, self.port = "127.0.0.1", broker.free_port()
         self.token = secrets.token_urlsafe(32)
         self.process: Process | None = None
         self.start()
@@ -127,10 +128,30 @@ class Store:
                 self.process.kill()
 
     def url(self, port: int | None = None) -> str:
+        """port : of a proxy before it."""
         return f"http://default:{self.token}@127.0.0.1:{port or self.port}"
 
     def client(self, database: str | None = None) -> Client:
         return clickhouse_connect.get_client(dsn=self.url(), database=database, autogenerate_session_id=False)
+
+
+class Server(Store):
+    """A ClickHouse server of somebody else, which no test may kill: what GRIDPIPE_TEST_CLICKHOUSE names.
+
+    url : http://user:password@host:port.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = urlsplit(url)
+        assert self._url.scheme == "http" and self._url.hostname, (
+            "the proxies of the fault tests speak HTTP alone"
+        )
+        self.host, self.port = self._url.hostname, self._url.port or 8123
+        self.process = None
+
+    def url(self, port: int | None = None) -> str:
+        login = self._url.netloc.rpartition("@")[0]
+        return f"http://{login or 'default:'}@{'127.0.0.1' if port else self.host}:{port or self.port}"
 
 
 class System:
@@ -171,7 +192,7 @@ class System:
         privacy = Privacy.load(self.settings.pseudonym_key_path, create=True)
         load_directory(self.client, self._reference(), privacy)
         self.key = KeyStore(self.settings.keys_path).create(SOURCE)
-        self.store_proxy = Proxy(store.port)
+        self.store_proxy = Proxy(store.port, store.host)
         self.ledger = Ledger(directory / "ledger")
         self.workers: list[Process] = []
         self.processes: list[Process] = []
