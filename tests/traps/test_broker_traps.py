@@ -110,6 +110,13 @@ def test_t7_deleting_the_topic_frees_and_delete_records_does_not_work(tansu: Tan
         answer.result(5)
 
 
+def test_t8_the_embedded_broker_listens_everywhere_unless_told() -> None:
+    """Asked for its help only: nothing here listens on anything but loopback."""
+    asked = [str(broker.binary()), "broker", "--help"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
+    assert "[default: tcp://0.0.0.0:9092]" in told
+
+
 def test_t8_our_broker_listens_on_loopback_only(tansu: Tansu) -> None:
     import psutil
 

@@ -1,0 +1,40 @@
+"""README.md lists every trap test, and both sides of each trap are tests that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SAME = "the same test"
+
+
+def names_in(folder: Path) -> set[str]:
+    found: set[str] = set()
+    for path in folder.rglob("test_*.py"):
+        found |= set(re.findall(r"^(?:async )?def (test_\w+)\(", path.read_text(), re.MULTILINE))
+    return found
+
+
+def rows() -> list[list[str]]:
+    lines = (HERE / "README.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][
+        1:
+    ]
+
+
+def test_each_trap_has_two_sides_that_are_tests() -> None:
+    known = names_in(HERE.parent)
+    assert len(rows()) >= 20
+    for trap, bare, ours in rows():
+        assert set(re.findall(r"`(test_\w+)`", bare + ours)) <= known, trap
+        assert "`test_" in bare or "by chance" in bare, trap
+        assert "`test_" in ours or ours == SAME, trap
+
+
+def test_every_trap_test_is_listed() -> None:
+    listed = set(re.findall(r"`(test_\w+)`", (HERE / "README.md").read_text()))
+    assert names_in(HERE) - listed == {
+        "test_each_trap_has_two_sides_that_are_tests",
+        "test_every_trap_test_is_listed",
+    }
