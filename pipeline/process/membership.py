@@ -62,12 +62,25 @@ class _ConsumerThread(AIOKafkaConsumerThread):
         return consumer
 
 
+class _NothingRead(dict[TP, int | None]):
+    """In place of Faust's memory of what it handed on last: it would drop what is read again when a rewind
+    meets a batch that is still being handed on. The partition's buffer knows what it has."""
+
+    def __missing__(self, _: TP) -> None:
+        return None
+
+    def __setitem__(self, tp: TP, offset: int | None) -> None: ...
+
+    def update(self, *_: Any, **__: Any) -> None: ...
+
+
 class _Consumer(FaustConsumer):
     """Faust's consumer, which sleeps a second, come what may, where every partition is paused."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._fed = asyncio.Event()
+        self._read_offset = _NothingRead()
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -282,7 +295,6 @@ class Membership:
         records out of the same dictionary: under load that ends the worker with a KeyError.
         """
         await self._call("seek", TopicPartition(self._topic, partition), offset)
-        self._app.consumer._read_offset[TP(self._topic, partition)] = offset or None  # type: ignore[attr-defined]
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         """Call the Kafka consumer in the thread whose event loop it belongs to."""
