@@ -7,6 +7,7 @@ cases. Runs before the first block of a new incarnation; repeating it changes no
 
 from __future__ import annotations
 
+import uuid
 from typing import Final
 
 import structlog
@@ -46,7 +47,7 @@ def complete_earlier_log(client: Client, topic: str, inc: int) -> int:
     for extent in extents:
         events = stored_case_events(client, earlier, extent)
         token = sink.token(inc=earlier, blocks=[extent])
-        sink.write_case_events(events, earlier, f"{token}:again-{events.height}")
+        sink.write_case_events(events, earlier, f"{token}:again-{uuid.uuid4()}")
     refresh_cases(client, earlier, extents)
     log.info("earlier_log_completed", inc=earlier, blocks=len(blocks))
     return len(blocks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -198,10 +199,15 @@ class _Runner:
             if left.received:
                 digest = hashlib.sha256(repr(_positions(left)).encode()).hexdigest()[:16]
                 self._write(left, [extent], suffix=f":rest-{digest}")
+                # refused as well where an earlier rebuild stored them so, and they were taken out since
+                left = self._without_stored(left, extent)
+                if left.received:
+                    self._write(left, [extent], suffix=f":rest-{uuid.uuid4()}")
         cases = persist(
             lambda: stored_case_events(self.client, self.inc, extent), stopping=self.stopping, what=name
         )
-        self.sink.write_case_events(cases, self.inc, f"{name}:again-{cases.height}")
+        # a set takes its entries twice; under a token that comes again they might be refused and missing
+        self.sink.write_case_events(cases, self.inc, f"{name}:again-{uuid.uuid4()}")
         return Stored([work], result, added, cases["case_id"].unique())
 
     def _write(self, result: BlockResult, blocks: Sequence[Extent], suffix: str = "") -> BlockResult:

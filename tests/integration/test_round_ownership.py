@@ -12,6 +12,7 @@ from clickhouse_connect.driver.client import Client
 from pipeline.process.buffer import Budget, PartitionBuffer
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.flow import Block, PartitionState
+from pipeline.process.partition import Span
 from pipeline.process.rounds import AbandonedError, Finished, Work, run_round
 from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping
@@ -109,3 +110,25 @@ def test_a_partition_that_stays_keeps_the_round_going(
 
     store(heard)
     assert count(clickhouse, *TABLES) == [2, 0, 0, 0, 2]
+
+
+def test_a_block_is_rebuilt_again_and_again(
+    clickhouse: Client, store: Callable[..., Finished], works: list[Work]
+) -> None:
+    """Rows that were stored, rebuilt and taken out once more, as torn parts are: the engine remembers the
+    token of each of these inserts, and would refuse one that comes again."""
+    block = Block(0, [record(0, event("a"), event("b")), record(1, event("c"))])
+
+    def rebuild() -> list[int]:
+        buffer = PartitionBuffer(0, max_rows=100, budget=Budget(1_000_000))
+        buffer.state = PartitionState.empty(Settings())
+        works[:] = [Work(buffer, block, Span(0, 1, "r"))]
+        store(lambda: True)
+        cases = clickhouse.query("SELECT uniqExact(case_id) FROM case_events").result_rows[0][0]
+        return [*count(clickhouse, "events"), cases, *count(clickhouse, "cases FINAL")]
+
+    assert rebuild() == [3, 3, 3]
+    for _ in range(3):
+        for table in ("events", "case_events"):
+            clickhouse.command(f"ALTER TABLE {table} DELETE WHERE 1 SETTINGS mutations_sync = 2")
+        assert rebuild() == [3, 3, 3]
