@@ -326,6 +326,14 @@ def _worker_check(control: ControlClient) -> Check:
 
 def serve(parts: Parts, listener: socket.socket, admin_listener: socket.socket | None) -> None:
     """Answer until SIGTERM or SIGINT, then finish running requests."""
+
+    async def going_on() -> str:
+        """The admin listener outlives the other one by its last answers: not ready meanwhile."""
+        if server.should_exit:
+            raise UnavailableError("the process is stopping")
+        return "answers"
+
+    parts.checks["process"] = going_on
     public, admin = build_app(parts)
     common: dict[str, Any] = {
         "http": bounded_to(parts.settings.max_connections),

@@ -136,18 +136,25 @@ async def _work(
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        """Not ready from now on: what is on the way is finished, nothing new is taken up."""
+        board.worker_is("stopping")
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
 
     def make() -> Worker:
-        board.worker_is("starting")
+        if not stop.is_set():
+            board.worker_is("starting")
         board.braked_are({})
         return Worker(
             settings,
             client_factory,
             bootstrap,
             privacy,
-            ready=lambda: board.worker_is("assigned"),
+            ready=lambda: None if stop.is_set() else board.worker_is("assigned"),
             known_sources=_Sources(KeyStore(settings.keys_path)),
             braked=board.braked_are,
             awaits=awaits,
