@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 
 import psutil
@@ -182,7 +183,7 @@ def test_19_slow_link_to_the_store(town: System, report: Report) -> None:
 
 @pytest.mark.fault
 @pytest.mark.timeout(900)
-def test_3_store_killed_while_it_inserts(town: System, report: Report) -> None:
+def test_3_store_killed_while_it_inserts(town: System, report: Report, seed: int) -> None:
     """SIGKILL of ClickHouse itself: what it had is there after its restart, the rest is sent again."""
     if town.store.process is None:
         pytest.skip("kills the store: not done to a server of somebody else")
@@ -190,14 +191,14 @@ def test_3_store_killed_while_it_inserts(town: System, report: Report) -> None:
     worker = town.start_worker()
     town.start_load()
     town.until_stored()
-    rounds = max(ROUNDS // 4, 3)
-    for _ in range(rounds):
+    rng = random.Random(seed)
+    for _ in range(ROUNDS):
         assert town.store.process is not None
-        time.sleep(1.5)
+        time.sleep(rng.uniform(0.2, 2.0))
         town.store.process.kill()
         town.kills += 1
         town.store.start()
         town.client = town.store.client(town.database)
         town.until_stored(10)
-    finish(town, report, rounds=rounds, kills=town.kills)
+    finish(town, report, rounds=ROUNDS, kills=town.kills)
     assert worker.running
