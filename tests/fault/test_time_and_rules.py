@@ -132,12 +132,12 @@ def test_40_soak(town: System, report: Report, seed: int) -> None:
             worker = town.start_worker()
     town.until_stored(20)
     town.drained()
-    verdict = town.verdict()
+    verdict, twice = town.audited()
     slope = _grown_per_hour(memory) if len(memory) > 2 else 0.0
     report |= {
         "minutes": minutes, "kills": town.kills, "freezes": freezes, "outages": outages,
         "answers": load.statuses, "most_parts": most_parts, "gateway_growth_per_hour": f"{slope:+.1%}",
-        "verdict": verdict,
+        "twice_before_merges": twice, "verdict": verdict,
     }  # fmt: skip
     assert verdict.zeros, verdict
     assert most_parts < 300
