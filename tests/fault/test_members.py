@@ -76,7 +76,7 @@ def test_16_worker_frozen_right_before_an_insert(town: System, report: Report, t
         assert time.monotonic() < deadline, first.tail()
         time.sleep(0.1)
     town.start_worker()
-    town.until_stored(50)
+    _until_all_move(town)
     first.signal(signal.SIGCONT)
     deadline = time.monotonic() + 30 * share()
     while not first.said("round_abandoned") and first.running and time.monotonic() < deadline:
