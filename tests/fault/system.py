@@ -138,7 +138,7 @@ class Store:
 class Server(Store):
     """A ClickHouse server of somebody else, which no test may kill: what GRIDPIPE_TEST_CLICKHOUSE names.
 
-    url : http://user:password@host:port.
+    url : of its HTTP interface, user and password included.
     """
 
     def __init__(self, url: str) -> None:
