@@ -19,6 +19,9 @@ __all__ = ["kafka_node"]
 pytest_plugins = ["tests.fault.summary"]
 
 os.environ["TZ"] = "UTC"
+#: Under another name for our processes: the services that tests start refuse a setting that they do not know.
+if _server := os.environ.pop("GRIDPIPE_TEST_CLICKHOUSE", None):
+    os.environ["TEST_CLICKHOUSE"] = _server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,7 +42,7 @@ def engine_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def open_client(engine_path: Path) -> Iterator[Client]:
     """The session's client, no database chosen."""
-    url = os.environ.get("GRIDPIPE_TEST_CLICKHOUSE")
+    url = os.environ.get("TEST_CLICKHOUSE")
     client = (
         clickhouse_connect.get_client(dsn=url)
         if url

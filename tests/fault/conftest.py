@@ -52,7 +52,7 @@ def kafka_three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def store_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    url = os.environ.get("GRIDPIPE_TEST_CLICKHOUSE")
+    url = os.environ.get("TEST_CLICKHOUSE")
     running = Server(url) if url else Store(tmp_path_factory.mktemp("store"))
     yield running
     running.stop()

@@ -90,10 +90,10 @@ def table(rows: Iterable[Row]) -> list[str]:
             f"| {zeros} | {row.seconds:.0f} | {more} |"
         )
     sent = sum(row.events[0] for row in rows if row.events)
-    failed = sum(row.outcome != "passed" for row in rows)
+    failed, skipped = (sum(row.outcome == word for row in rows) for word in ("failed", "skipped"))
     told = (
-        f"{len(rows)} fault tests, {failed} failed; {sum(row.rounds for row in rows):,} rounds, "
-        f"{sum(row.kills for row in rows):,} kills, {sent:,} events sent"
+        f"{len(rows)} fault tests, {failed} failed, {skipped} skipped; "
+        f"{sum(row.rounds for row in rows):,} rounds, {sum(row.kills for row in rows):,} kills, {sent:,} events sent"
     )
     lines += ["", told]
     return lines

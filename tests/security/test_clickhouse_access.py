@@ -114,11 +114,11 @@ def test_server_files_are_well_formed() -> None:
 
 
 @pytest.mark.skipif(
-    "GRIDPIPE_TEST_CLICKHOUSE" not in os.environ,
+    "TEST_CLICKHOUSE" not in os.environ,
     reason="needs a ClickHouse server with access management: GRIDPIPE_TEST_CLICKHOUSE=URL",
 )
 def test_a_server_holds_users_to_their_grants(clickhouse: Client) -> None:
-    url = os.environ["GRIDPIPE_TEST_CLICKHOUSE"]
+    url = os.environ["TEST_CLICKHOUSE"]
     database = str(clickhouse.database)
     for statement in statements(database):
         clickhouse.command(statement.replace("'10.0.0.0/8'", "'::/0'"))
