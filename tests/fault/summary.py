@@ -93,7 +93,8 @@ def table(rows: Iterable[Row]) -> list[str]:
     failed, skipped = (sum(row.outcome == word for row in rows) for word in ("failed", "skipped"))
     told = (
         f"{len(rows)} fault tests, {failed} failed, {skipped} skipped; "
-        f"{sum(row.rounds for row in rows):,} rounds, {sum(row.kills for row in rows):,} kills, {sent:,} events sent"
+        f"{sum(row.rounds for row in rows):,} rounds, {sum(row.kills for row in rows):,} kills, "
+        f"{sent:,} events sent"
     )
     lines += ["", told]
     return lines
