@@ -13,6 +13,8 @@ WHAT = {
     "stages": "each stage of the worker alone, over batch sizes",
     "gateway": "HTTP in → broker's ack: single events, batches, NDJSON, compressed",
     "latency": "HTTP accepted → visible in a query, at shares of the capacity",
+    "together": "gateway, broker, worker and ClickHouse at once, for minutes (bench-long: ten)",
+    "profile": "where the worker's and the gateway's time goes, as flame graphs",
     "reads": "KPI calls and the exporter's scrape",
     "growth": "cost over millions of events, memory over time (bench-long)",
     "report": "Markdown, plots and HTML of the series run last",

@@ -11,7 +11,19 @@ import argparse
 import shutil
 import time
 
-from benchmarks import cache, gateway, latency, peers_inputs, processor, reads, report, side_by_side, stages
+from benchmarks import (
+    cache,
+    gateway,
+    latency,
+    peers_inputs,
+    processor,
+    profile,
+    reads,
+    report,
+    side_by_side,
+    stages,
+    together,
+)
 from benchmarks.harness import PLACE, out
 
 _MINUTES = 20
@@ -40,6 +52,8 @@ def main(arguments: list[str]) -> int:
         "stages": (stages, []),
         "gateway": (gateway, [] if options.quick else ["--seconds", "1.5", "--rounds", "5"]),
         "latency": (latency, [] if options.quick else ["--seconds", "15"]),
+        "together": (together, [] if options.quick else ["--minutes", "1", "--embedded"]),
+        "profile": (profile, []),
         "reads": (reads, [] if options.quick else ["--rounds", "5"]),
     }
     begin = time.perf_counter()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import cache
@@ -32,9 +33,15 @@ class OursError(Exception):
 
 
 def run_ours(
-    source: cache.Events, records: cache.Records, persons: int, partitions: int, *more: str
+    source: cache.Events,
+    records: cache.Records,
+    persons: int,
+    partitions: int,
+    *more: str,
+    under: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """One run against a fresh broker and a fresh copy of the store. more : arguments of `worker_run`."""
+    """One run against a fresh broker and a fresh copy of the store. more : arguments of `worker_run`;
+    under : a command that runs it, a profiler for example."""
     place = PLACE / "ours"
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +52,7 @@ def run_ours(
             fill(to.bootstrap, records)
             used = to.cpu_seconds()
             result = run_program(
-                python("-m", "benchmarks.worker_run", str(place), to.bootstrap, str(count), *more)
+                [*under, *python("-m", "benchmarks.worker_run", str(place), to.bootstrap, str(count), *more)]
             )
             result["broker_cpu_seconds"] = to.cpu_seconds() - used
     finally:

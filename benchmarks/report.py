@@ -12,25 +12,31 @@ import html
 import statistics
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
+from benchmarks.goals import median, table
 from benchmarks.harness import PLACE, out
 from benchmarks.plots import Saved, draw
-from benchmarks.side_by_side import EVENTS_PER_SECOND_GOAL
+from benchmarks.profile import svg
 
 TITLES: Final = {
+    "goals": "Goals",
     "peers": "Side by side with other programs",
     "processor": "Our worker: forms of records, size of the register",
     "stages": "Each stage alone",
     "gateway": "Gateway",
     "latency": "From accepted to visible",
+    "together": "Everything together",
     "reads": "Reads",
     "growth": "Growth",
+    "profile": "Profiles",
 }
 
 Rows = list[list[str]]
+#: kind, note, tables
+Section = tuple[str, str, list[Rows]]
 
 
 def main(arguments: list[str]) -> int:
@@ -44,7 +50,8 @@ def main(arguments: list[str]) -> int:
         out.print("nothing to report: run a benchmark first")
         return 1
     plots = draw(saved, PLACE)
-    sections = [(TITLES[kind], _note(kind, saved[kind]), *_tables(kind, saved[kind])) for kind in saved]
+    sections: list[Section] = [(kind, _note(one), _tables(kind, one)) for kind, one in saved.items()]
+    sections.insert(0, ("goals", "Figures of the series below; what was not run has none.", [table(saved)]))
     (PLACE / "report.md").write_text(_markdown(saved, sections, plots))
     (PLACE / "report.html").write_text(_html(saved, sections, plots))
     out.print(f"report: {PLACE / 'report.md'} and {PLACE / 'report.html'}")
@@ -61,7 +68,7 @@ def _machine(saved: dict[str, Saved]) -> str:
     )
 
 
-def _note(kind: str, saved: Saved) -> str:
+def _note(saved: Saved) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in saved["settings"].items())
     at = datetime.fromisoformat(saved["at"]).strftime("%Y-%m-%d %H:%M UTC")
     loaded = saved["machine"]["load_before"]
@@ -74,40 +81,30 @@ def _note(kind: str, saved: Saved) -> str:
 def _tables(kind: str, saved: Saved) -> list[Rows]:
     if kind in ("peers", "processor", "gateway"):
         tables = [_rate_table(saved)]
-        if goals := saved["facts"].get("goals"):
-            tables.append(_goal_table(saved, goals))
         if stages := _stage_table(saved):
             tables.append(stages)
+        if threads := _thread_table(saved):
+            tables.append(threads)
         return tables
-    return [{"stages": _stages, "latency": _latency, "reads": _reads, "growth": _growth}[kind](saved)]
+    if kind == "profile":
+        return _profiles(saved)
+    return [_SHAPES[kind](saved)]
 
 
 def _rate_table(saved: Saved) -> Rows:
     rows = [["program, records", "events/s", "range", "CPU µs per event", "peak MB", "runs"]]
-    for case, runs in sorted(saved["runs"].items(), key=lambda item: -_median(item[1], "events_per_second")):
+    for case, runs in sorted(saved["runs"].items(), key=lambda item: -median(item[1], "events_per_second")):
         values = [run["events_per_second"] for run in runs]
         rows.append(
             [
                 case,
-                f"{_median(runs, 'events_per_second'):,.0f}",
+                f"{median(runs, 'events_per_second'):,.0f}",
                 f"{min(values):,.0f} – {max(values):,.0f}",
                 f"{statistics.median(run['cpu_seconds'] / run['events'] for run in runs) * 1e6:.2f}",
                 f"{max(run.get('peak_mb', 0) for run in runs):,.0f}",
                 str(len(runs)),
             ]
         )
-    return rows
-
-
-def _goal_table(saved: Saved, goals: list[dict[str, Any]]) -> Rows:
-    rows = [["goal", "measured", "at least", "against", ""]]
-    for goal in goals:
-        verdict = "reached" if goal["ratio"] >= goal["at_least"] else "not reached"
-        rows.append([goal["what"], f"{goal['ratio']:.2f}", f"{goal['at_least']:g}", goal["against"], verdict])
-    if "gridpipe arrow" in saved["runs"]:
-        rate = _median(saved["runs"]["gridpipe arrow"], "events_per_second")
-        verdict = "reached" if rate >= EVENTS_PER_SECOND_GOAL else "not reached"
-        rows.append(["Arrow blocks, events/s", f"{rate:,.0f}", f"{EVENTS_PER_SECOND_GOAL:,}", "", verdict])
     return rows
 
 
@@ -124,6 +121,50 @@ def _stage_table(saved: Saved) -> Rows | None:
             for runs in cases.values()
         ]
         rows.append([stage, *cells])
+    return rows
+
+
+def _thread_table(saved: Saved) -> Rows | None:
+    """Processor time by kind of thread, µs per event, median of the runs."""
+    cases = {case: runs for case, runs in saved["runs"].items() if runs[-1].get("thread_cpu_seconds")}
+    if not cases:
+        return None
+    kinds = sorted({kind for runs in cases.values() for run in runs for kind in run["thread_cpu_seconds"]})
+    rows = [["processor time by kind of thread, µs per event", *cases]]
+    for kind in kinds:
+        cells = [
+            statistics.median(run["thread_cpu_seconds"].get(kind, 0.0) / run["events"] for run in runs)
+            for runs in cases.values()
+        ]
+        rows.append([kind, *(f"{cell * 1e6:.2f}" for cell in cells)])
+    return rows
+
+
+def _profiles(saved: Saved) -> list[Rows]:
+    """The dearest functions of each process; the whole is in its flame graph."""
+    tables = []
+    for which, (run, *_) in saved["runs"].items():
+        rows = [[f"{which}: our function, with the libraries it calls", "of all", "of it in libraries"]]
+        rows += [
+            [one["function"], f"{one['share']:.1%}", f"{one['in_libraries']:.0%}"] for one in run["functions"]
+        ]
+        tables.append(rows)
+    return tables
+
+
+def _together(saved: Saved) -> Rows:
+    rows = [["run", "asked", "carried", "sustained", "waiting: second third, last third", "memory"]]
+    for case, (run, *_) in saved["runs"].items():
+        rows.append(
+            [
+                case,
+                f"{run['asked_per_second']:,.0f}",
+                f"{run['events_per_second']:,.0f}",
+                "yes" if run["sustained"] else "no",
+                f"{run['waiting_second_third']:,.0f}, {run['waiting_last_third']:,.0f}",
+                ", ".join(f"{role} {share:+.1%}" for role, share in run["memory_growth"].items()),
+            ]
+        )
     return rows
 
 
@@ -175,7 +216,7 @@ def _growth(saved: Saved) -> Rows:
                 rows.append([f"{case}: {name}", f"{first:,.2f}", f"{last:,.2f}", f"{last / first - 1:+.0%}"])
     for case, runs in saved["runs"].items():
         if "partitions" in case or "workers" in case:
-            rows.append([case, f"{_median(runs, 'events_per_second'):,.0f} events/s", "", ""])
+            rows.append([case, f"{median(runs, 'events_per_second'):,.0f} events/s", "", ""])
         elif "window" in case:
             rows.append(
                 [case, f"{runs[0]['find_5000_ms']:.2f} ms per 5,000", f"{runs[0]['window_mb']:,.0f} MB", ""]
@@ -183,19 +224,26 @@ def _growth(saved: Saved) -> Rows:
     return rows
 
 
-def _median(runs: list[dict[str, Any]], name: str) -> float:
-    return statistics.median(run[name] for run in runs)
+_SHAPES: Final = {
+    "stages": _stages,
+    "latency": _latency,
+    "together": _together,
+    "reads": _reads,
+    "growth": _growth,
+}
 
 
-def _markdown(saved: dict[str, Saved], sections: list[Any], plots: dict[str, list[Path]]) -> str:
+def _markdown(saved: dict[str, Saved], sections: list[Section], plots: dict[str, list[Path]]) -> str:
     parts = ["# Benchmarks", "", _machine(saved), ""]
-    for kind, (title, note, *tables) in zip(saved, sections, strict=True):
+    for kind, note, tables in sections:
+        title = TITLES[kind]
         parts += [f"## {title}", "", note, ""]
         for head, *rows in tables:
             parts += ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
             parts += ["| " + " | ".join(row) + " |" for row in rows]
             parts.append("")
         parts += [f"![{title}]({path.name})\n" for path in plots.get(kind, ())]
+        parts += [f"Flame graph: [{path.name}]({path.name})\n" for path in _graphs(kind, saved)]
     return "\n".join(parts)
 
 
@@ -206,19 +254,26 @@ _STYLE: Final = (
 )
 
 
-def _html(saved: dict[str, Saved], sections: list[Any], plots: dict[str, list[Path]]) -> str:
+def _html(saved: dict[str, Saved], sections: list[Section], plots: dict[str, list[Path]]) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Benchmarks</title>",
         f"<style>{_STYLE}</style><h1>Benchmarks</h1><p>{html.escape(_machine(saved))}</p>",
     ]
-    for kind, (title, note, *tables) in zip(saved, sections, strict=True):
+    for kind, note, tables in sections:
+        title = TITLES[kind]
         parts.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(note)}</p>")
         for head, *rows in tables:
             parts.append("<table>" + _row(head, "th") + "".join(_row(row, "td") for row in rows) + "</table>")
         for path in plots.get(kind, ()):
             data = base64.b64encode(path.read_bytes()).decode()
             parts.append(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">')
+        for path in _graphs(kind, saved):
+            parts.append(f'<p><a href="{path.name}">{html.escape(path.stem)}: flame graph</a></p>')
     return "\n".join(parts) + "</html>\n"
+
+
+def _graphs(kind: str, saved: dict[str, Saved]) -> list[Path]:
+    return [svg(which) for which in saved[kind]["runs"] if svg(which).exists()] if kind == "profile" else []
 
 
 def _row(cells: list[str], tag: str) -> str:

@@ -10,6 +10,7 @@ by SQL, seconds per stage, rows and parts per insert, memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import sys
@@ -97,6 +98,31 @@ def stored(client: Client) -> dict[str, int]:
     }
 
 
+#: Kinds of threads by the beginning of their names.
+_THREADS = {
+    "polars": ("polars-",),
+    "engine: merges": ("MergeMutate",),
+    "engine: reading and queries": ("Query", "ThreadPool", "Parquet"),
+    "engine: upkeep": ("Bg", "PoolDelay", "jemalloc", "MemoryWorker", "Database", "Async", "HTTP"),
+}
+
+
+def thread_seconds() -> dict[str, float]:
+    """Processor time of this process by kind of thread, from /proc; of threads that still live."""
+    found: dict[str, float] = {}
+    ticks = os.sysconf("SC_CLK_TCK")
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            name = (task / "comm").read_text().strip()
+            times = (task / "stat").read_text().rpartition(")")[2].split()
+            kind = next((kind for kind, begins in _THREADS.items() if name.startswith(begins)), None)
+            if kind is None:
+                main_thread = task.name == str(os.getpid())
+                kind = "event loop" if main_thread else "rounds: Python, numpy, inserts"
+            found[kind] = found.get(kind, 0.0) + (int(times[11]) + int(times[12])) / ticks
+    return found
+
+
 class Calls:
     """Counts calls of Python functions in every thread that starts later, and in this one, once `on`."""
 
@@ -141,7 +167,7 @@ async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | 
     if calls is not None:
         calls.on = True
     pause = 0.005 if calls is None else 0.25
-    begin, begin_cpu = time.perf_counter(), time.process_time()
+    begin, begin_cpu, threads = time.perf_counter(), time.process_time(), thread_seconds()
     ready_mb = peak_mb()
     first = 0.0
     while (done := sum(outcomes().values())) < expected:
@@ -151,6 +177,7 @@ async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | 
             first = time.perf_counter() - begin
         await asyncio.sleep(pause)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
+    spent = {kind: used - threads.get(kind, 0.0) for kind, used in thread_seconds().items()}
     called = calls.take() if calls is not None else None
     after = engine_events(client)
     stop.set()
@@ -164,6 +191,7 @@ async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | 
         "counts": counts,
         "outcomes": outcomes(),
         "stages": stage_seconds(),
+        "thread_cpu_seconds": spent,
         "blocks": blocks(),
         "engine": {name: after[name] - before[name] for name in after},
         "calls": called,

@@ -62,6 +62,8 @@ class Brake:
 
     def _bad_records(self, block: Block, result: BlockResult) -> _Numbers:
         """Running numbers of this block's bad records, ascending."""
+        if result.quarantined.is_empty():
+            return np.zeros(0, np.int64)
         ours = pl.col("_part") == block.partition
         refused = (
             result.quarantined.filter(ours & pl.col("reason").is_in(_BAD_REASONS))

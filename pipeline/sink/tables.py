@@ -23,6 +23,7 @@ from pipeline.errors import ContractError
 from pipeline.frames import DUPLICATE, POSITION, QUARANTINED, STORED, Schema, expect
 from pipeline.process.deduplicate import refused_rows
 from pipeline.process.flow import UNSTORABLE, BlockResult, case_events_of, most_unstorable
+from pipeline.sink.arrow import to_arrow, words_of
 from pipeline.sink.retry import Failure, classify, persist
 from pipeline.store.cases import pack_case_events
 from pipeline.store.ddl import STORED_TYPES
@@ -44,6 +45,10 @@ INSERT_SETTINGS: Final = {
 
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+
+#: Columns that go out as dictionaries. The small tables have few rows and few such columns.
+_STORED_WORDS: Final = words_of(STORED_TYPES) | {"_rules"}
+_WORDS: Final = {"events": _STORED_WORDS, "rejections": _STORED_WORDS}
 
 _NULLABLE_STORED: Final = frozenset(name for name, kind in STORED_TYPES.items() if "Nullable(" in kind)
 _NULLABLE_DUPLICATE: Final = frozenset({"matter_code", "category", "lead_department"})
@@ -179,7 +184,7 @@ class Sink:
         return pl.concat([stored for stored, _ in done]), pl.concat([refused for _, refused in done])
 
     def _send(self, table: str, rows: pl.DataFrame, token: str) -> None:
-        data = rows.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+        data = to_arrow(rows, _WORDS.get(table, ()))
         settings = {**INSERT_SETTINGS, "insert_deduplication_token": f"{token}:{table}"}
 
         def insert() -> None:

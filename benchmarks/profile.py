@@ -1,0 +1,125 @@
+"""Where the worker's and the gateway's time goes: flame graphs and our dearest functions, by py-spy.
+
+    python -m benchmarks profile [--quick] [--only worker|gateway]
+
+py-spy samples the running process from outside, a hundred times a second, threads that wait left out. What
+the engine and polars do in threads of their own is not in it: see the processor time by kind of thread in
+the processor's series. Writes var/bench/profile-worker.svg and profile-gateway.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import cache
+from benchmarks.gateway import run_load, server
+from benchmarks.harness import PLACE, Series, broker, out
+from benchmarks.processor import run_ours
+
+WHAT: Final = ("worker", "gateway")
+_TOP: Final = 25
+_IMPORT: Final = "importlib._bootstrap"
+_WAITS: Final = ("_worker (concurrent/futures", "EpollSelector.select", "Runner.run", "wait (threading")
+#: py-spy lies beside the interpreter of the environment.
+_SPY: Final = (str(Path(sys.executable).with_name("py-spy")), "record", "--rate", "100", "--threads")
+
+
+def svg(which: str) -> Path:
+    return PLACE / f"profile-{which}.svg"
+
+
+def _works(frames: list[str]) -> bool:
+    """Whether a stack is work of the running process: not its start, not a wait that looks like work."""
+    return (
+        bool(frames) and not frames[-1].startswith(_WAITS) and not any(_IMPORT in frame for frame in frames)
+    )
+
+
+def dearest(folded: str) -> list[dict[str, Any]]:
+    """Our functions with most samples, those of the libraries that they call included: `polars` and the like
+    are where the time goes, but who calls them is what can be changed.
+
+    folded : lines of `frame;frame;… samples`. Returns function, share of all samples, of these in libraries.
+    """
+    ours: Counter[str] = Counter()
+    libraries: Counter[str] = Counter()
+    total = 0
+    for line in folded.splitlines():
+        stack, _, count = line.rpartition(" ")
+        frames = [frame for frame in stack.split(";") if not frame.startswith("thread (")]
+        if not _works(frames):
+            continue
+        total += int(count)
+        name = next((frame for frame in reversed(frames) if "(pipeline/" in frame), "libraries alone")
+        ours[name] += int(count)
+        if frames[-1] != name:
+            libraries[name] += int(count)
+    return [
+        {"function": name, "share": count / total, "in_libraries": libraries[name] / count}
+        for name, count in ours.most_common(_TOP)
+    ]
+
+
+def _worker(events: int, persons: int) -> list[dict[str, Any]]:
+    source = cache.events(events, persons)
+    records = cache.records(source, "arrow")
+    folded = PLACE / "profile-worker.txt"
+    for kind, file in (("flamegraph", svg("worker")), ("raw", folded)):
+        spy = [*_SPY, "--function", "--format", kind, "--output", str(file), "--"]
+        run_ours(source, records, persons, cache.PARTITIONS, under=spy)
+    found = dearest(folded.read_text())
+    folded.unlink()
+    return found
+
+
+def _gateway(seconds: float, persons: int) -> list[dict[str, Any]]:
+    place = PLACE / "profile"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    folded = place / "gateway.txt"
+    try:
+        with broker() as to, server("gridpipe", to, place, cache.PARTITIONS) as (address, key, process):
+            for kind, file in (("flamegraph", svg("gateway")), ("raw", folded)):
+                spy = [*_SPY, "--function", "--format", kind, "--output", str(file)]
+                spy += ["--duration", f"{seconds:.0f}", "--pid", str(process.pid)]
+                watch = threading.Thread(target=subprocess.run, args=(spy,), kwargs={"capture_output": True})
+                watch.start()
+                run_load(place, address, key, "ndjson500", persons=persons, seconds=seconds + 2)
+                watch.join()
+        return dearest(folded.read_text())
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="100,000 events, 3 s")
+    parser.add_argument("--only", action="append", choices=WHAT)
+    parser.add_argument("--events", type=int)
+    parser.add_argument("--persons", type=int, default=500_000)
+    options = parser.parse_args(arguments)
+    events = options.events or (100_000 if options.quick else 500_000)
+    series = Series("profile", {"events": events, "persons": options.persons}, quick=True)
+    for which in options.only or WHAT:
+        found = (
+            _worker(events, options.persons)
+            if which == "worker"
+            else _gateway(3.0 if options.quick else 8.0, options.persons)
+        )
+        series.add(which, 0, {"functions": found})
+        out.print(f"{which}: {svg(which)}")
+        for one in found[:8]:
+            out.print(
+                f"  {one['share']:5.1%}, of it in libraries {one['in_libraries']:4.0%}  {one['function']}"
+            )
+    series.save()
+    return 0

@@ -1,0 +1,192 @@
+"""Gateway, broker, worker and ClickHouse together on one machine: what they carry for as long as asked.
+
+    python -m benchmarks together [--quick] [--minutes M] [--rate EVENTS_PER_SECOND] [--embedded]
+
+One Kafka node of `infra/kafka` whose topics keep 10 minutes; with `--embedded` the embedded broker, for a
+burst that its memory holds. Without `--rate` the rate is nine tenths of what was stored per second when
+batches were sent as fast as they were answered. The load keeps its pace whatever the answers do (open loop).
+Every two seconds: events stored, events that wait, memory of each process. The figure is sustained when what
+waits has not grown from the second third to the last, memory is flat within 5 %, and everything is accounted
+for at the end. Kafka needs Java and Maven's jars: says so where they cannot be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from benchmarks import cache
+from benchmarks.gateway import CLIENT_LIMIT, run_load
+from benchmarks.harness import PLACE, TOPIC, Series, broker, out
+from benchmarks.latency import drain, stored
+from benchmarks.memory import MEMORY_TOLERANCE, Memory
+from benchmarks.workload import SOURCE
+from infra.kafka.cluster import Cluster
+from pipeline.errors import UnavailableError
+from pipeline.ingest.keys import KeyStore
+from pipeline.runtime.supervisor import Supervisor
+from pipeline.settings import load_settings
+
+GOAL: Final = 150_000
+_SHARE_OF_CAPACITY: Final = 0.9
+_RETENTION_MS: Final = 600_000
+_SAMPLE_SECONDS: Final = 2.0
+#: Of a second's events: below it what waits is a block on its way, not a queue.
+_A_QUEUE: Final = 1.0
+
+
+class Waiting(threading.Thread):
+    """Samples what is stored; `rate` tells what was sent until then."""
+
+    def __init__(self, url: str, before: int, rate: float) -> None:
+        super().__init__(daemon=True)
+        self.url, self.before, self.rate = url, before, rate
+        self.samples: list[tuple[float, float]] = []
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        begin = time.monotonic()
+        while not self.stop.wait(_SAMPLE_SECONDS):
+            with contextlib.suppress(OSError):
+                done = stored(self.url) - self.before
+                at = time.monotonic() - begin
+                self.samples.append((at, max(0.0, self.rate * at - done)))
+
+    def thirds(self) -> tuple[float, float]:
+        """Events that wait, median of the second and of the last third."""
+        waits = [wait for _, wait in self.samples]
+        third = len(waits) // 3
+        if not third:
+            return 0.0, waits[-1] if waits else 0.0
+        return statistics.median(waits[third : 2 * third]), statistics.median(waits[-third:])
+
+
+@contextlib.contextmanager
+def _kafka(place: Path) -> Iterator[str]:
+    with Cluster(place / "kafka", nodes=1, retention_ms=_RETENTION_MS, heap_mb=512) as cluster:
+        topic = NewTopic(TOPIC, cache.PARTITIONS, 1)
+        AdminClient({"bootstrap.servers": cluster.bootstrap}).create_topics([topic])[TOPIC].result(30)
+        yield cluster.bootstrap
+
+
+@contextlib.contextmanager
+def _embedded() -> Iterator[str]:
+    with broker() as to:
+        yield to.bootstrap
+
+
+def measure(*, embedded: bool, seconds: float, rate: float | None, persons: int) -> dict[str, Any]:
+    """One run. Raises UnavailableError without Kafka, RunFailedError when events are missing."""
+    place = PLACE / "together"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    cache.copy_store(persons, place / "data")
+    try:
+        with _embedded() if embedded else _kafka(place) as bootstrap:
+            settings = load_settings(
+                data_dir=place / "data",
+                http="127.0.0.1:0",
+                kafka=bootstrap,
+                log_level="warning",
+                quota_source_events_per_second=0,
+                quota_source_requests_per_second=0,
+                canary_interval_seconds=0,
+            )
+            key = KeyStore(settings.keys_path).create([SOURCE])
+            with Supervisor(settings, simulate=False, quiet=True) as service:
+                service.wait_ready(300)
+                return _run(place, service, key, persons, seconds, rate)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _run(  # noqa: PLR0917
+    place: Path, service: Supervisor, key: str, persons: int, seconds: float, rate: float | None
+) -> dict[str, Any]:
+    address = service.url.removeprefix("http://")
+
+    def load(first_pass: int, length: float, pace: float) -> dict[str, Any]:
+        return run_load(
+            place, address, key, "ndjson500",
+            persons=persons, rate=pace, seconds=length, first_pass=first_pass,
+        )  # fmt: skip
+
+    begin = time.perf_counter()
+    warm = load(0, min(15.0, max(4.0, seconds / 10)), 0.0)
+    total = warm["accepted"]
+    capacity = total / (drain(service.url, total) - begin)
+    rate = rate or capacity * _SHARE_OF_CAPACITY
+    out.print(f"as fast as answered: {capacity:,.0f} events/s to the store; now {rate:,.0f} events/s")
+    waiting = Waiting(service.url, total, rate)
+    with Memory(service) as memory:
+        waiting.start()
+        sent = load(10_000, seconds, rate)
+        waiting.stop.set()
+        waiting.join()
+    total += sent["accepted"]
+    left = drain(service.url, total) - begin
+    earlier, later = waiting.thirds()
+    grown = {role: memory.growth(role) for role in service.pids}
+    carried = sent["accepted"] / sent["seconds"]
+    flat = later <= earlier + _A_QUEUE * rate and max(grown.values(), default=0.0) <= MEMORY_TOLERANCE
+    return {
+        "events": sent["accepted"],
+        "seconds": sent["seconds"],
+        "capacity_per_second": capacity,
+        "asked_per_second": rate,
+        "events_per_second": carried,
+        "waiting_second_third": earlier,
+        "waiting_last_third": later,
+        "memory_growth": grown,
+        "peak_mb": max((sum(found.values()) for _, found in memory.samples), default=0.0),
+        "drained_after_seconds": left,
+        "statuses": sent["statuses"],
+        "answers_ms": sent["latency_ms"],
+        "client_cpu_share": sent["client_cpu_share"],
+        "sustained": flat and carried >= 0.97 * rate,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks together", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="20 s on the embedded broker")
+    parser.add_argument("--minutes", type=float, default=10.0, help="length (default %(default)s)")
+    parser.add_argument("--rate", type=float, help="events/s")
+    parser.add_argument("--embedded", action="store_true", help="the embedded broker; for minutes, not hours")
+    parser.add_argument("--persons", type=int, default=20_000)
+    options = parser.parse_args(arguments)
+    seconds = 20.0 if options.quick else options.minutes * 60
+    embedded = options.embedded or options.quick
+    series = Series(
+        "together",
+        {"seconds": seconds, "broker": "embedded" if embedded else "kafka", "persons": options.persons},
+        quick=options.quick,
+    )
+    try:
+        result = measure(embedded=embedded, seconds=seconds, rate=options.rate, persons=options.persons)
+    except UnavailableError as error:
+        out.print(f"together: left out, {error}")
+        return 0
+    name = f"{'embedded broker' if embedded else 'one Kafka node'}, {seconds:,.0f} s"
+    series.add(name, 0, result)
+    out.print(
+        f"{name}: {result['events_per_second']:,.0f} events/s "
+        f"({'sustained' if result['sustained'] else 'NOT sustained'}; goal {GOAL:,}); waiting "
+        f"{result['waiting_second_third']:,.0f} → {result['waiting_last_third']:,.0f} events; memory "
+        + ", ".join(f"{role} {share:+.1%}" for role, share in result["memory_growth"].items())
+    )
+    if result["client_cpu_share"] > CLIENT_LIMIT:
+        out.print("  the client may be what limits this figure")
+    series.save()
+    return 0
