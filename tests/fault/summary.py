@@ -73,8 +73,9 @@ def row_of(
 
 
 def table(rows: Iterable[Row]) -> list[str]:
-    """Lines of Markdown, in the order of the faults; the last one sums up."""
+    """Lines of Markdown, by fault; the last one sums up. Rows of several commits name theirs."""
     rows = sorted(rows, key=lambda row: (_number(row.fault), row.test, row.broker))
+    several = len({row.commit for row in rows}) > 1
     lines = [
         "| fault | test | broker | rounds | kills | events sent, answered, stored | zeros | seconds | more |",
         "|---|---|---|--:|--:|---|---|--:|---|",
@@ -85,6 +86,8 @@ def table(rows: Iterable[Row]) -> list[str]:
             told = f"{row.events[0]:,} all"
         zeros = row.zeros if row.outcome == "passed" else f"{row.outcome.upper()} {row.zeros}"
         more = ", ".join(f"{name} {value}" for name, value in row.more.items())
+        if several:
+            more = f"`{row.commit}` {more}"
         lines.append(
             f"| {row.fault} | {_short(row.test)} | {row.broker} | {row.rounds} | {row.kills} | {told} "
             f"| {zeros} | {row.seconds:.0f} | {more} |"
