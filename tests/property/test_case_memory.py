@@ -319,5 +319,5 @@ def test_a_case_of_many_thousand_events_is_folded_without_a_step_of_numpy_for_ea
     assert state["event_count"] == events
     assert state["state"] == "HANDLING"
     assert state["illegal_count"] == 0
-    # 0.1 s; walked step by step it took 1.7
-    assert spent < 0.8
+    # 0.03 s; walked step by step 0.7 and more
+    assert spent < 0.3
