@@ -77,6 +77,7 @@ bench: setup ## every benchmark but growth, peers included; report in var/bench 
 
 bench-long: setup ## cost and memory over 50 million events and 30 minutes, partitions, workers, windows (hours)
 	@$(BIN)/python -m benchmarks growth $(if $(QUICK),--quick)
+	@$(BIN)/python -m benchmarks together $(if $(QUICK),--quick)
 	@$(BIN)/python -m benchmarks report
 
 bench-gate: setup ## fail when a speed ratio fell by more than 15 % (a minute)

@@ -4,7 +4,8 @@
 
 Ratios compare two programs in turn on the same machine at the same moment, by processor time, median of the
 rounds: the worker to `polars.read_ndjson` on the same events, the gateway to the bare server, a KPI call to a
-full scan. One that lies more than 15 % below the baseline is measured once more and the better result counts.
+full scan. One that lies more than 15 % below the baseline is measured again, twice at most, and the best
+result counts: a neighbour on the machine disturbs one measurement, a slower program all of them.
 Counts hold on any machine: Python calls per event on the hot path, rows per insert, parts written per million
 events. Exit 1 with one line per failure; the baseline is benchmarks/baseline.json.
 """
@@ -38,6 +39,7 @@ PERSONS: Final = 20_000
 PROFILED_EVENTS: Final = 30_000
 KPI_CASES: Final = 10_000
 _ROUNDS: Final = 3
+_AGAIN: Final = 2
 _GATEWAY_SECONDS: Final = 1.2
 
 #: For these more is worse.
@@ -122,11 +124,13 @@ def better(first: dict[str, float], second: dict[str, float]) -> dict[str, float
 
 
 def check(name: str, baseline: dict[str, float]) -> tuple[dict[str, float], list[str]]:
-    """Measure; where a figure fails, once more."""
+    """Measure; while a figure fails, again."""
     found = MEASURES[name]()
     problems = failures(found, baseline)
-    if problems:
-        out.print(f"{name}: once more, for {'; '.join(problems)}")
+    for _ in range(_AGAIN):
+        if not problems:
+            break
+        out.print(f"{name}: again, for {'; '.join(problems)}")
         found = better(found, MEASURES[name]())
         problems = failures(found, baseline)
     return found, problems

@@ -43,7 +43,7 @@ from pipeline.process.records import Record
 from pipeline.process.resend import Anchors, ResendWindows, anchors_of, drop_resends
 from pipeline.reference.enrich import enrich
 from pipeline.reference.snapshot import Reference
-from pipeline.rules.admit import admit
+from pipeline.rules.admit import admit, matter_facts
 from pipeline.rules.catalogue import Catalogues
 from pipeline.settings import Settings
 
@@ -281,19 +281,7 @@ def _with_matter(copies: pl.DataFrame, rules: Rules) -> pl.DataFrame:
     """Fill category and lead department of redeliveries: they count where their originals do."""
     if copies.is_empty():
         return copies
-    rows = copies.select(
-        [
-            pl.col(name) if name in DUPLICATE else pl.lit(_FILLER.get(name), dtype).alias(name)
-            for name, dtype in {**DECODED, **FEATURES}.items()
-        ]
-    )
-    judged = admit(
-        rows, rules.catalogues, rules.reference.modes, districts=rules.settings.districts_taking_part
-    )
-    return copies.with_columns(judged["category"], judged["lead_department"])
-
-
-_FILLER: Final[dict[str, object]] = {"backfill": False, "persons": [], "photos": [], "id_hi": 0, "id_lo": 0}
+    return copies.with_columns(matter_facts(copies, rules.catalogues).get_columns())
 
 
 def case_events_of(stored: pl.DataFrame, resent: pl.DataFrame) -> pl.DataFrame:

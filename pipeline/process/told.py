@@ -17,8 +17,9 @@ _MOST_LINES: Final = 50
 
 def tell(result: BlockResult) -> None:
     """A line per rejected report that may concern life and limb, and per event in quarantine."""
-    alarms = result.rejections.filter("life_safety")
-    _lines("life_safety_rejected", alarms, "source", "event_id", "case_id", "request_id", "reasons")
+    if result.rejections["life_safety"].any():  # a filter copies every column
+        alarms = result.rejections.filter("life_safety")
+        _lines("life_safety_rejected", alarms, "source", "event_id", "case_id", "request_id", "reasons")
     _lines("event_quarantined", result.quarantined, "source", "event_id", "reason", "_part", "_off", "_idx")
 
 

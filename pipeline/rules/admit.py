@@ -59,6 +59,18 @@ def admit(
     return pl.concat([events, expect(decision, DECISION, "decision")], how="horizontal")
 
 
+def matter_facts(events: pl.DataFrame, catalogues: Catalogues) -> pl.DataFrame:
+    """{category, lead_department} of each event's matter at its time, null where the matter is unknown.
+
+    events : (n, k) with matter_code, occurred_at and ingested_at; nothing is decided about them.
+    """
+    terms = _judge(catalogues).terms
+    known = add_terms(events.select("matter_code", "occurred_at", "ingested_at"), terms)
+    return matter_terms(known, terms, ("matter_category", "matter_lead_department")).rename(
+        {"matter_category": "category", "matter_lead_department": "lead_department"}
+    )
+
+
 def explain_rules(row: Mapping[str, Any], catalogues: Catalogues) -> list[dict[str, Any]]:
     """Every rule with its result, from a stored row's `rule_results` and `reasons`.
 

@@ -18,9 +18,10 @@ from clickhouse_connect.driver.client import Client
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline.frames import CASE_EVENT, CASE_SET, TIMESTAMP
+from pipeline.frames import CASE_EVENT, CASE_SET, RANK, TIMESTAMP
 from pipeline.process.case_memory import CaseMemory, ExistingCases
 from pipeline.process.hashes import case_hash
+from pipeline.store import fold_frames
 from pipeline.store.cases import FOLD_SETTINGS, case_sets, known_cases, pack_case_events, store_cases
 from pipeline.store.fold import ALL
 from pipeline.store.fold import fold as fold_in_sql
@@ -32,6 +33,12 @@ from tests.property.strategies import Row, event_set
 T = TypeVar("T")
 
 DATABASE: Final = "test_case_memory"
+_GIVEN: Final = frozenset(
+    {
+        "case_id", "occurred_at", "rank", "event_id", "source", "_part", "_off", "_idx", "ingested_at",
+        "outcome", "self_handled", "_inc",
+    }
+)  # fmt: skip
 _SETS: Final = "SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events GROUP BY case_id"
 _FOLDED: Final = f"SELECT {', '.join(ALL)} FROM ({fold_in_sql(_SETS)}) ORDER BY case_id"
 _STORED: Final = f"SELECT {', '.join(ALL)} FROM cases FINAL ORDER BY case_id"
@@ -266,3 +273,51 @@ def test_few_new_cases_are_looked_for_in_vain() -> None:
     rng = np.random.default_rng(1)
     existing.add(rng.integers(0, 2**64, 2_000_000, np.uint64))
     assert existing.may_hold(rng.integers(0, 2**64, 100_000, np.uint64)).mean() < 0.001
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_both_walks_decide_alike(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Step by step over all cases, and event by event of one case, from any step on."""
+    rng = random.Random(seed)
+    rows = [row for row in event_set(rng, 60) if row.is_case_event]
+    sets = entries(rows)
+    monkeypatch.setattr(fold_frames, "_FEW_CASES", 0)
+    wanted = fold(sets).sort("case_id")
+    longest = int(wanted["event_times"].list.len().max())  # type: ignore[arg-type]
+    assert longest > 8, "cases of some length"
+    for few in (1, 3, 17, 10**9):
+        monkeypatch.setattr(fold_frames, "_FEW_CASES", few)
+        assert fold(sets).sort("case_id").equals(wanted, null_equal=True), f"few = {few}"
+
+
+def test_a_case_of_many_thousand_events_is_folded_without_a_step_of_numpy_for_each() -> None:
+    events = 20_000
+    start = 1_700_000_000_000
+    types = ["REPORTED", "ACCEPTED", *["HANDLING"] * (events - 2)]
+    frame = pl.DataFrame(
+        {
+            "case_id": "long",
+            "occurred_at": pl.Series(range(start, start + events)).cast(TIMESTAMP),
+            "rank": pl.Series([RANK[name] for name in types], dtype=pl.UInt8),
+            "event_id": [f"e-{number}" for number in range(events)],
+            "source": "grid",
+            "_part": 0,
+            "_off": range(events),
+            "_idx": 0,
+            "ingested_at": pl.Series([start] * events).cast(TIMESTAMP),
+            "outcome": [1, *[0] * (events - 1)],
+            "self_handled": True,
+            "_inc": 1,
+        }
+    ).select(
+        pl.col(name).cast(dtype) if name in _GIVEN else pl.lit(None, dtype).alias(name)
+        for name, dtype in CASE_SET.items()
+    ).with_columns(pl.col("evidence_pending", "backfill").fill_null(False))  # fmt: skip
+    begin = time.process_time()
+    state = fold(frame).row(0, named=True)
+    spent = time.process_time() - begin
+    assert state["event_count"] == events
+    assert state["state"] == "HANDLING"
+    assert state["illegal_count"] == 0
+    # 0.03 s; walked step by step 0.7 and more
+    assert spent < 0.3

@@ -1,0 +1,107 @@
+"""What the report says of goals and profiles, from series as the harness saves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from benchmarks import goals, report
+from benchmarks.profile import dearest
+
+MACHINE = {
+    "cpu": "a machine", "cores": 2, "memory_gb": 8.0, "python": "3.11", "load_before": 0.1, "packages": {},
+}  # fmt: skip
+
+
+def saved(kind: str, runs: dict[str, list[dict[str, Any]]], **facts: Any) -> dict[str, Any]:
+    return {
+        "kind": kind, "commit": "abc", "machine": MACHINE, "settings": {}, "at": "2026-11-28T00:00:00+00:00",
+        "runs": runs, "facts": facts,
+    }  # fmt: skip
+
+
+def verdict(what: str, series: dict[str, Any]) -> list[str]:
+    return next(row[2:] for row in goals.table(series) if row[0] == what)
+
+
+def test_a_goal_without_its_series_is_not_run() -> None:
+    head, *rows = goals.table({})
+    assert len(head) == 5
+    assert len(rows) == len(goals.GOALS)
+    assert {tuple(row[2:]) for row in rows} == {("not run", "", "")}
+
+
+@pytest.mark.parametrize(("p95", "reached"), [(149.0, True), (151.0, False)])
+def test_a_goal_is_judged_by_its_slowest_call_and_says_what_limits_it(p95: float, reached: bool) -> None:
+    calls = {
+        "city cohort": {"p50_ms": 5.0, "p95_ms": 9.0},
+        "grid cohort": {"p50_ms": 90.0, "p95_ms": p95},
+        "grid cohort, past": {"p50_ms": 900.0, "p95_ms": 1_400.0},
+    }
+    series = {"reads": saved("reads", {"1000000 cases": [{"calls": calls}]})}
+    figure, word, limit = verdict("KPI calls for now, 1 million cases, p95", series)
+    assert figure == f"{p95:.0f} ms (grid cohort)"
+    assert word == ("reached" if reached else "not reached")
+    assert bool(limit) is not reached
+    past = verdict("KPI calls with a past as_of, 1 million cases, p95", series)
+    assert past == ["1,400 ms (grid cohort, past)", "reached", ""]
+
+
+@pytest.mark.parametrize(
+    ("sustained", "seconds", "word"),
+    [(True, 600.0, "reached"), (True, 20.0, "not reached"), (False, 600.0, "not reached")],
+)
+def test_what_is_carried_together_counts_when_it_lasted(sustained: bool, seconds: float, word: str) -> None:
+    run = {"events_per_second": 160_000.0, "sustained": sustained, "seconds": seconds}
+    series = {"together": saved("together", {"one Kafka node": [run]})}
+    assert verdict("everything together, one Kafka node, ten minutes", series)[1] == word
+
+
+def test_growth_is_judged_in_both_directions() -> None:
+    runs = [{"cpu_seconds_per_million": value} for value in (30.0, 20.0, 21.0, 17.0)]
+    series = {"growth": saved("growth", {"cost": runs})}
+    figure, word, _ = verdict("processor time per million events, second to last", series)
+    assert figure.startswith("-15.0%")
+    assert word == "not reached"
+
+
+def test_samples_count_for_the_function_of_ours_that_is_nearest() -> None:
+    folded = "\n".join(
+        [
+            "thread (0x1);run (pipeline/rounds.py:1);fold (pipeline/fold.py:1);collect (polars/x.py:1) 30",
+            "thread (0x1);run (pipeline/rounds.py:1);fold (pipeline/fold.py:1) 10",
+            "thread (0x2);run (pipeline/rounds.py:1) 10",
+            "thread (0x2);_run_once (asyncio/base_events.py:1) 50",
+            "thread (0x2);run (pipeline/x.py:1);EpollSelector.select (selectors.py:1) 500",
+            "thread (0x2);_load (<frozen importlib._bootstrap>:1);<module> (pipeline/x.py:1) 500",
+        ]
+    )
+    found = {one["function"].split(" ")[0]: (one["share"], one["in_libraries"]) for one in dearest(folded)}
+    assert found == {"fold": (0.4, 0.75), "run": (0.1, 0.0), "libraries": (0.5, 1.0)}
+
+
+def test_the_report_is_written_in_both_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PLACE", tmp_path)
+    run = {
+        "events": 1_000, "events_per_second": 71_000.0, "cpu_seconds": 0.02, "peak_mb": 900.0,
+        "stages": {"decode": 0.002}, "thread_cpu_seconds": {"polars": 0.004},
+    }  # fmt: skip
+    functions = [{"function": "fold (pipeline/store/fold.py:1)", "share": 0.4, "in_libraries": 0.75}]
+    series = {
+        "processor": saved("processor", {"gridpipe arrow": [run, run]}),
+        "profile": saved("profile", {"worker": [{"functions": functions}]}),
+    }
+    (tmp_path / "series").mkdir()
+    for kind, one in series.items():
+        (tmp_path / "series" / f"{kind}.json").write_bytes(orjson.dumps(one))
+    assert report.main([]) == 0
+    markdown, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    for text in (markdown, page):
+        assert "71,000" in text
+        assert "not run" in text
+        assert "fold (pipeline/store/fold.py:1)" in text
+        assert "processor time by kind of thread" in text
+    assert "![Our worker" in markdown
