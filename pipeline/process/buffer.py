@@ -61,6 +61,8 @@ class PartitionBuffer:
     budget: Budget
     next_offset: int | None = None
     spans: deque[Span] = field(default_factory=deque)
+    #: blocks that were begun and whose records the log no longer holds: their cases must be told first
+    gone: list[Span] = field(default_factory=list)
     state: PartitionState | None = None
     brake: Brake = field(default_factory=lambda: Brake(1.0))
     braked: bool = False  # too much cannot be read: nothing more is taken up before the next assignment
@@ -191,6 +193,8 @@ class PartitionBuffer:
             return False
         first = self._records[0][0].offset
         self._forget_spans_before(first)
+        if self.gone:
+            return False
         if self.spans and first >= self.spans[0].lo:
             return self._last >= self.spans[0].hi
         return True
@@ -221,7 +225,7 @@ class PartitionBuffer:
 
     def _forget_spans_before(self, offset: int) -> None:
         while self.spans and self.spans[0].hi < offset:
-            self.spans.popleft()  # its records are gone from the log; its rows stand as they are
+            self.gone.append(self.spans.popleft())
 
     def _pop(self) -> None:
         record, rows, _ = self._records.popleft()

@@ -8,6 +8,7 @@ cases. Runs before the first block of a new incarnation; repeating it changes no
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -42,15 +43,19 @@ def complete_earlier_log(client: Client, topic: str, inc: int) -> int:
         + ") GROUP BY _part ORDER BY _part",
         parameters={"inc": earlier},
     ).result_rows
-    sink = Sink(client, topic)
-    extents = [Extent(*block) for block in blocks]
-    for extent in extents:
-        events = stored_case_events(client, earlier, extent)
-        token = sink.token(inc=earlier, blocks=[extent])
-        sink.write_case_events(events, earlier, f"{token}:again-{uuid.uuid4()}")
-    refresh_cases(client, earlier, extents)
+    tell_cases(client, topic, earlier, [Extent(*block) for block in blocks])
     log.info("earlier_log_completed", inc=earlier, blocks=len(blocks))
     return len(blocks)
+
+
+def tell_cases(client: Client, topic: str, inc: int, extents: Sequence[Extent]) -> None:
+    """Hand the stored rows of blocks to their cases, for blocks whose records the log no longer holds."""
+    sink = Sink(client, topic)
+    for extent in extents:
+        events = stored_case_events(client, inc, extent)
+        token = sink.token(inc=inc, blocks=[extent])
+        sink.write_case_events(events, inc, f"{token}:again-{uuid.uuid4()}")
+    refresh_cases(client, inc, extents)
 
 
 def _latest(client: Client, where: str, inc: int) -> int:

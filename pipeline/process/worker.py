@@ -28,7 +28,7 @@ from pipeline.process.brake import Brake
 from pipeline.process.buffer import Budget, PartitionBuffer, Taken
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.drift import LAST_RECORDS, watch_drift
-from pipeline.process.earlier import complete_earlier_log
+from pipeline.process.earlier import complete_earlier_log, tell_cases
 from pipeline.process.flow import Block, Rules, remember
 from pipeline.process.membership import Membership
 from pipeline.process.partition import Recovered, recover
@@ -127,6 +127,7 @@ class Worker:
         )
         self._looked_at = time.monotonic()
         self._suspected: list[int] = []
+        self._completing: set[int] = set()
         self._account = Account(known_sources)
         self._buffers: dict[int, PartitionBuffer] = {}
         self._budget = Budget(settings.worker_buffer_bytes)
@@ -412,6 +413,32 @@ class Worker:
         )
         self._wake.set()
 
+    async def _complete(self, buffer: PartitionBuffer) -> None:
+        """Blocks that an earlier process began and whose records retention has deleted: their rows stand as
+        they are, and their cases must know them before anything behind is committed."""
+        extents = [Extent(buffer.partition, span.lo, span.hi) for span in buffer.gone]
+
+        def tell(client: Client) -> None:
+            self._cases.forget()
+            persist(
+                lambda: tell_cases(client, self._settings.topic, self._inc, extents),
+                stopping=self._stopping,
+                what=f"the cases of {extents}",
+            )
+
+        try:
+            await self._in_thread(tell)
+        except Stopping:
+            return
+        except Exception as error:
+            self._fail(error)
+            return
+        finally:
+            self._completing.discard(buffer.partition)
+        buffer.gone.clear()
+        log.info("blocks_without_records_completed", blocks=[str(extent) for extent in extents])
+        self._wake.set()
+
     # --- rounds
 
     async def _dispatch(self) -> None:
@@ -576,6 +603,9 @@ class Worker:
                 oldest = buffer.oldest_timestamp_ms
                 late = max(now - oldest / 1000, 0.0) if oldest is not None and records else 0.0
                 self._account.lag(buffer.partition, records, late)
+                if buffer.gone and buffer.partition not in self._completing:
+                    self._completing.add(buffer.partition)
+                    self._start(self._complete(buffer))
                 missing = buffer.missing(time.monotonic())
                 if missing is not None:
                     self._start(self._rewind(buffer.partition, missing))

@@ -109,3 +109,16 @@ def test_a_partition_that_stands_still_holds_nothing_and_asks_for_nothing() -> N
     held.take(record(0, 1_000), 0.0)
     held.stand_still()
     assert (held.budget.used, held.hungry, held.ready) == (0, False, False)
+
+
+def test_a_begun_block_whose_records_are_gone_is_told_of_before_anything_else() -> None:
+    held = buffer(max_bytes=1_000)
+    held.spans = deque([Span(0, 5, "r"), Span(8, 9, "r")])
+    for offset in range(8, 12):
+        held.take(record(offset, 10), 0.0)
+    assert not held.ready
+    assert held.gone == [Span(0, 5, "r")]
+    held.gone.clear()
+    assert held.ready
+    records, span, _ = held.cut()
+    assert ([one.offset for one in records], span) == ([8, 9], Span(8, 9, "r"))
