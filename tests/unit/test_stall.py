@@ -38,12 +38,18 @@ def test_records_that_wait_and_no_commit() -> None:
     [
         [IDLE] * 9,
         [*[HELD] * 8, HELD._replace(committed=12)],  # a commit
-        [*[HELD] * 8, HELD._replace(received=15, end=15)],  # a record came
+        [IDLE, *[IDLE._replace(received=11, end=11)] * 8],  # a record came, and was no event of ours
+        [*[HELD] * 8, IDLE],  # a commit of all that there was, unseen
         [IDLE, *[IDLE._replace(end=11)] * 8],  # the mark of a transaction
     ],
 )
 def test_what_moves_or_has_nothing_to_do(looks: list[Look]) -> None:
     assert stands(*looks) == 0
+
+
+def test_records_that_go_on_coming_are_no_excuse() -> None:
+    """One round hangs and holds its partition; the load goes on."""
+    assert stands(*[HELD._replace(received=14 + n, end=14 + n) for n in range(9)]) == 8
 
 
 def test_a_fetch_that_brings_nothing_of_a_log_that_grows() -> None:
