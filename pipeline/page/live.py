@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -35,6 +36,15 @@ log = structlog.get_logger(__name__)
 Expositions = Callable[[], Awaitable[tuple[bytes, bytes | None]]]
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """A topic's newest message. number : grows with every message; data : JSON; sent : as it is sent."""
+
+    number: int
+    data: bytes
+    sent: bytes
+
+
 class Live:
     """One per process. `run` computes; `stream` hands out."""
 
@@ -45,7 +55,7 @@ class Live:
         self._expects_worker = False  # once seen; where workers run elsewhere they never are
         self._figures = Figures()
         self._history = History()
-        self._frames: dict[str, tuple[int, bytes]] = {}
+        self._frames: dict[str, _Frame] = {}
         self._sequence = 0
         self._news = asyncio.Event()
         self._wanted = asyncio.Event()
@@ -84,8 +94,15 @@ class Live:
         self._closed = True
         self._news.set()
 
+    def known(self, topics: Sequence[str]) -> dict[str, bytes]:
+        """The newest message of those topics that have one, as JSON."""
+        return {topic: self._frames[topic].data for topic in topics if topic in self._frames}
+
     async def stream(self) -> AsyncIterator[bytes]:
         """Server-sent events: what is known at once, then whatever changes."""
+        if not self.viewers:
+            # of the last minute: the page would take its instant for the present one
+            self._frames.pop("figures", None)
         self.viewers += 1
         wanted, self._wanted = self._wanted, asyncio.Event()
         wanted.set()
@@ -94,10 +111,13 @@ class Live:
             yield b"retry: 2000\n\n"
             while not self._closed:
                 news = self._news
-                fresh = sorted(frame for frame in self._frames.values() if frame[0] > seen)
+                fresh = sorted(
+                    (frame for frame in self._frames.values() if frame.number > seen),
+                    key=lambda frame: frame.number,
+                )
                 if fresh:
-                    seen = fresh[-1][0]
-                    yield b"".join(frame for _, frame in fresh)
+                    seen = fresh[-1].number
+                    yield b"".join(frame.sent for frame in fresh)
                     continue
                 try:
                     await asyncio.wait_for(news.wait(), _HEARTBEAT_SECONDS)
@@ -183,10 +203,11 @@ class Live:
 
     def _publish(self, topic: str, message: Any) -> None:
         data = orjson.dumps(message, option=orjson.OPT_UTC_Z)
-        frame = b"event: %b\ndata: %b\n\n" % (topic.encode(), data)
-        if topic in self._frames and self._frames[topic][1] == frame:
+        if topic in self._frames and self._frames[topic].data == data:
             return  # nothing to tell anybody
         self._sequence += 1
-        self._frames[topic] = (self._sequence, frame)
+        self._frames[topic] = _Frame(
+            self._sequence, data, b"event: %b\ndata: %b\n\n" % (topic.encode(), data)
+        )
         news, self._news = self._news, asyncio.Event()
         news.set()

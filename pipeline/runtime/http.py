@@ -133,7 +133,8 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
         for path, item in READ_PATHS.items():
             paths[path] = paths.get(path, {}) | item
     if parts.live is not None:
-        routes += [*page_files(Assets.load()), *live_routes(parts.live, parts.keys)]
+        free = parts.live if is_loopback(split_address(settings.http)[0]) else None
+        routes += [*page_files(Assets.load(), free), *live_routes(parts.live, parts.keys)]
         paths |= PAGE_PATHS
     else:
         routes.append(to_docs())

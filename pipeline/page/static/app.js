@@ -37,6 +37,11 @@ function recall(storage, name) {
   }
 }
 
+// What the page itself brought: topic → message, as of the stream.
+function firstData() {
+  return JSON.parse(document.getElementById("first-data").textContent);
+}
+
 const component = () => ({
   lang: document.documentElement.lang === "en" ? "en" : "zh",
   theme: document.documentElement.dataset.theme,
@@ -58,7 +63,7 @@ const component = () => ({
   tiles: TILES.map((id) => ({ id })),
   metrics: area.METRICS,
   columns: area.COLUMNS,
-  cells: area.CELLS,
+  cells: [], // all of them once the first figures are painted
   metric: "closure_rate",
   mapFocus: area.CELLS[0].code,
   path: [], // codes of the areas gone into: district, town, village
@@ -86,14 +91,15 @@ const component = () => ({
   test: { source: "", matter: "UE-08", grid: "", point: "", title: "", description: "", result: "", stored: null },
 
   init() {
+    for (const [topic, value] of Object.entries(firstData())) this.take(topic, value);
     this.connect();
+    requestAnimationFrame(() => setTimeout(() => this.showRest()));
     this.loadCatalogue();
     if (this.key) this.checkKey().catch(() => this.forgetKey());
     setInterval(() => this.tick(), 1000);
     new ResizeObserver(() => this.drawTimes()).observe(this.$refs.times);
     this.$watch("metric", () => this.refresh());
     document.addEventListener("visibilitychange", () => this.refresh());
-    window.addEventListener("load", () => this.drawTimes());
   },
 
   // ---- words
@@ -188,12 +194,14 @@ const component = () => ({
       onState: (state) => this.connected(state),
     });
   },
-  figuresShown() {
-    performance.mark("gridpipe-figures"); // the first useful paint
-    requestAnimationFrame(() => loadCharts().then(() => {
+  // What the first figures need not wait for: the map's many tiles, and the library of the charts.
+  showRest() {
+    document.querySelectorAll(".first").forEach((tile) => tile.remove()); // ours stand behind them
+    this.cells = area.CELLS;
+    loadCharts().then(() => {
       this.drawTimes();
       if (this.view === "trend") this.drawTrend();
-    }));
+    });
   },
   connected(state) {
     this.connection = state;
@@ -206,7 +214,7 @@ const component = () => ({
       this.skew = Date.parse(value.at) - this.now;
     } else if (topic === "city") {
       this.city = value;
-      if (!this.ready) this.$nextTick(() => this.figuresShown());
+      if (!this.ready) this.$nextTick(() => performance.mark("gridpipe-figures"));
       this.ready = true;
     } else if (topic === "district") {
       this.districts = value;
