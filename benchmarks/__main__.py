@@ -14,6 +14,7 @@ WHAT = {
     "gateway": "HTTP in → broker's ack: single events, batches, NDJSON, compressed",
     "latency": "HTTP accepted → visible in a query, at shares of the capacity",
     "reads": "KPI calls and the exporter's scrape",
+    "page": "the live page: the api's share of a core and how far it is behind while browsers watch",
     "growth": "cost over millions of events, memory over time (bench-long)",
     "report": "Markdown, plots and HTML of the series run last",
     "all": "everything but growth, then the report",

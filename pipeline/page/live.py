@@ -61,7 +61,6 @@ class Live:
         self._wanted = asyncio.Event()
         self._closed = False
         self._shown: dict[str, Table] = {}
-        self._current_at: str | None = None  # the shown tables hold what was stored until then
         self._point_due = 0.0
         self._store_fails = False
         self._past: asyncio.Task[None] | None = None
@@ -101,8 +100,9 @@ class Live:
     async def stream(self) -> AsyncIterator[bytes]:
         """Server-sent events: what is known at once, then whatever changes."""
         if not self.viewers:
-            # of the last minute: the page would take its instant for the present one
-            self._frames.pop("figures", None)
+            # of the last minute: the page would take its instants for the present one
+            for topic in ("figures", "current"):
+                self._frames.pop(topic, None)
         self.viewers += 1
         wanted, self._wanted = self._wanted, asyncio.Event()
         wanted.set()
@@ -148,20 +148,20 @@ class Live:
         self._expects_worker |= worker is not None
         figures = self._figures.describe() | {
             "at": self._now(),
-            "current_at": self._current_at,
             "viewers": self.viewers,
             "expects_worker": self._expects_worker,
         }
         self._publish("figures", figures)
 
     async def _read_tables(self) -> None:
+        """`current` tells until when the shown tables hold what was stored."""
         asked_at, mark = self._now(), await self.board.mark()
         self._show_city(await self.board.city_and_districts(mark=mark))
         table = await self.board.rejected(mark=mark)
         if self._shown.get("rejected") is not table:
             self._shown["rejected"] = table
             self._publish("rejected", table.answer)
-        self._current_at = asked_at
+        self._publish("current", {"at": asked_at})
         if self._past is None:
             self._past = asyncio.create_task(self._read_past(), name="live-page-past")
 

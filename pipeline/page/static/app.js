@@ -52,6 +52,7 @@ const component = () => ({
   ready: false,
 
   figures: null,
+  currentAt: null, // the tables hold what was stored until then
   city: null,
   districts: { as_of: null, rows: [] },
   rejected: { reasons: [], newest: [] },
@@ -165,8 +166,8 @@ const component = () => ({
   nowClock() { return format.clock(this.serverNow(), this.lang); },
   nowDate() { return format.date(this.serverNow(), this.lang); },
   behindSeconds() {
-    if (!this.figures || !this.figures.current_at) return null;
-    return Math.max(0, (this.now + this.skew - Date.parse(this.figures.current_at)) / 1000);
+    if (!this.figures || !this.currentAt) return null;
+    return Math.max(0, (this.now + this.skew - Date.parse(this.currentAt)) / 1000);
   },
   behindText() {
     const seconds = this.behindSeconds();
@@ -221,6 +222,7 @@ const component = () => ({
       this.version += 1;
       this.refresh();
     } else if (topic === "rejected") this.rejected = value;
+    else if (topic === "current") this.currentAt = value.at;
     else if (topic === "trend") {
       this.points = value.points;
       if (this.view === "trend") this.drawTrend();
