@@ -24,6 +24,8 @@ from pipeline.read.times import instant
 
 TICK_SECONDS: Final = 1.0
 _LONGEST_REST_SECONDS: Final = 1.0
+#: Tables are read so often that what they hold is never older, where a reading takes under half of it.
+_BEHIND_SECONDS: Final = 1.75
 _POINT_SECONDS: Final = 60.0
 #: A comment on an idle stream, so that proxies keep it open.
 _HEARTBEAT_SECONDS: Final = 15.0
@@ -71,16 +73,13 @@ class Live:
             tasks.create_task(self._for_ever(self._read_metrics), name="live-page-figures")
             tasks.create_task(self._for_ever(self._read_store), name="live-page-tables")
 
-    async def _for_ever(self, step: Callable[[float], Awaitable[None]]) -> None:
-        """A step each tick while somebody watches, else one a minute. After a slow step comes a rest half as
-        long (at most a second), so that a slow store is not asked for nothing but the page."""
+    async def _for_ever(self, step: Callable[[float], Awaitable[float]]) -> None:
+        """A step, then as long a rest as it says while somebody watches, else one step a minute."""
         while True:
             started = time.monotonic()
-            await step(started)
+            rest = await step(started)
             if self.viewers:
-                ended = time.monotonic()
-                rest = min((ended - started) / 2, _LONGEST_REST_SECONDS)
-                await asyncio.sleep(max(rest, started + TICK_SECONDS - ended))
+                await asyncio.sleep(rest)
             else:
                 wanted = self._wanted
                 with contextlib.suppress(TimeoutError):
@@ -126,10 +125,12 @@ class Live:
         finally:
             self.viewers -= 1
 
-    async def _read_store(self, now: float) -> None:
+    async def _read_store(self, now: float) -> float:
+        """Returns how long to rest before the next reading."""
+        rest = TICK_SECONDS
         try:
             if self.viewers:
-                await self._read_tables()
+                rest = await self._read_tables()
             if now >= self._point_due:
                 await self._keep_point()
                 self._point_due = now + _POINT_SECONDS - TICK_SECONDS
@@ -140,8 +141,9 @@ class Live:
             if not self._store_fails:
                 log.exception("live_page_not_refreshed")
             self._store_works(False)
+        return rest
 
-    async def _read_metrics(self, now: float) -> None:
+    async def _read_metrics(self, now: float) -> float:
         here, worker = await self._expositions()
         families = read_families(here, worker or b"")
         self._figures.add(Sample(now, families, worker is not None))
@@ -152,9 +154,11 @@ class Live:
             "expects_worker": self._expects_worker,
         }
         self._publish("figures", figures)
+        return max(0.0, now + TICK_SECONDS - time.monotonic())
 
-    async def _read_tables(self) -> None:
-        """`current` tells until when the shown tables hold what was stored."""
+    async def _read_tables(self) -> float:
+        """`current` tells until when the shown tables hold what was stored. Returns how long to rest."""
+        started, before = time.monotonic(), self._shown.get("kpi")
         asked_at, mark = self._now(), await self.board.mark()
         self._show_city(await self.board.city_and_districts(mark=mark))
         table = await self.board.rejected(mark=mark)
@@ -164,6 +168,9 @@ class Live:
         self._publish("current", {"at": asked_at})
         if self._past is None:
             self._past = asyncio.create_task(self._read_past(), name="live-page-past")
+        if self._shown.get("kpi") is before:
+            return TICK_SECONDS  # nothing was stored: what comes next is looked for soon
+        return rest_after(time.monotonic() - started)
 
     def _show_city(self, table: Table) -> None:
         if self._shown.get("kpi") is not table:
@@ -211,3 +218,9 @@ class Live:
         )
         news, self._news = self._news, asyncio.Event()
         news.set()
+
+
+def rest_after(seconds: float) -> float:
+    """How long to rest after a reading that took so long. What was stored just after it was asked is seen at
+    the end of the next one, so a quick store is asked seldom. A slow one rests half as long as it took."""
+    return max(_BEHIND_SECONDS - 2 * seconds, min(seconds / 2, _LONGEST_REST_SECONDS))

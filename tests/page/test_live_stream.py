@@ -15,7 +15,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pipeline.page.board import Board
 from pipeline.page.history import HOUR, History
-from pipeline.page.live import Live
+from pipeline.page.live import Live, rest_after
 from pipeline.page.search import search
 from pipeline.read.kpi import kpi, kpi_of_city_and_districts
 from pipeline.read.reader import Reader
@@ -121,6 +121,14 @@ async def test_a_table_is_shared_until_something_is_stored(
     clickhouse.command("OPTIMIZE TABLE quarantine FINAL")
     assert await board.mark() == mark  # parts that merge hold nothing new
     assert await board.kpi("town") is not second
+
+
+def test_a_quick_store_is_asked_seldom_and_a_slow_one_has_a_rest() -> None:
+    for took in (0.01, 0.2, 0.4, 0.69):
+        # what is stored right after the question is on the page after the rest and the next reading
+        assert took + rest_after(took) + took == pytest.approx(1.75)
+    assert rest_after(0.8) == pytest.approx(0.4)
+    assert rest_after(30) == 1.0
 
 
 def test_city_and_districts_together_are_the_two_answers_apart(clickhouse: Client) -> None:
