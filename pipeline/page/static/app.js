@@ -19,6 +19,7 @@ const RETRY_MS = 3000;
 const PATIENCE_MS = 60000; // for a test event to become queryable
 const SHOWN_IN_CHART = 14;
 const BEHIND_WARN_SECONDS = 5;
+const LEAST_RATE_SPAN = 0.01; // of a tile's little curve
 
 function remember(storage, name, value) {
   try {
@@ -332,7 +333,9 @@ const component = () => ({
     const values = points.map((point) => point.value);
     let [low, high] = [Math.min(...values), Math.max(...values)];
     if (!id.endsWith("_rate")) low = Math.min(0, low);
-    if (high - low < 1e-9) [low, high] = [low - 1, high + 1];
+    // a hundredth of a point is no cliff
+    const least = id.endsWith("_rate") ? LEAST_RATE_SPAN : 1e-9;
+    if (high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
     const start = Date.parse(points[0].at);
     const length = Date.parse(points[points.length - 1].at) - start || 1;
     return points.map((point) => [
@@ -357,7 +360,7 @@ const component = () => ({
     const all = Object.values(out).reduce((sum, value) => sum + value, 0);
     const per = (value) => (value === null ? "—" : `${format.rate(value, this.lang)}${this.t("perSecond")}`);
     const fact = (name, value, bad = false) => ({ name: this.t(name), value, bad });
-    const ms = (seconds) => (seconds === null ? "—" : (seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0));
+    const ms = (seconds) => (seconds === null ? "—" : `${(seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0)} ms`);
     const stage = (name) => fact("perBlock", ms(flow.stages[name]));
     const down = this.storeWorks === false;
     const silent = !here && this.figures.expects_worker; // the worker ran here and answers no more
@@ -514,6 +517,10 @@ const component = () => ({
       format: (value) => format.duration(value, this.lang),
     });
   },
+  timesNote() {
+    if (this.tables[`${this.dimension}:`] && !this.timesRows().length) return this.t("noTimes");
+    return "";
+  },
   timesSummary() {
     return [this.t(this.span), ...this.timesRows().map((row) =>
       `${row.name}: p50 ${format.duration(row.values.p50, this.lang)}, p90 ${format.duration(row.values.p90, this.lang)}, ${this.t("limit")} ${row.limits ? row.limits.map((v) => format.duration(v, this.lang)).join("–") : "—"}`)].join("; ");
@@ -521,6 +528,8 @@ const component = () => ({
 
   // ---- rejections
   reasonWidth(row) { return `${Math.max(2, row.reports / Math.max(...this.rejected.reasons.map((item) => item.reports)) * 100)}%`; },
+
+  lifeSafetyText(row) { return `${this.t("lifeSafety")} ${row.life_safety}`; },
 
   // ---- dialog
   show(view, item = null) {
