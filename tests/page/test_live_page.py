@@ -579,6 +579,7 @@ def test_the_page_is_red_where_it_is_stuck_while_the_store_is_silent_and_recover
     page = new_page(expect_noise="503|Failed to load")
     expect(id_of(page, "banner")).to_be_hidden()
     expect(page.locator(".stages li.stuck")).to_have_count(0)
+    expect(page.locator(".stages li.unknown")).to_have_count(0)
     store = service.children()["store"]
     store.send_signal(signal.SIGSTOP)
     try:
@@ -586,6 +587,14 @@ def test_the_page_is_red_where_it_is_stuck_while_the_store_is_silent_and_recover
         expect(id_of(page, "flow-decode")).to_contain_text("无应答")
         shaft = id_of(page, "flow-store").locator(".shaft")
         expect(shaft).to_have_css("background-color", "rgb(194, 48, 58)")
+        # of what the worker alone knows nothing is said, least of all that it is well
+        expect(id_of(page, "flow-admit")).to_have_class("unknown")
+        expect(id_of(page, "flow-admit").locator(".shaft")).to_have_css(
+            "background-color", "rgb(217, 223, 231)"
+        )
+        expect(id_of(page, "flow-decode").locator(".facts")).to_contain_text("队列 —")
+        expect(id_of(page, "tile-events_per_second").locator(".foot")).to_be_empty()
+        expect(id_of(page, "behind")).to_have_css("color", "rgb(194, 48, 58)")
         # what is sent now waits in the gateway, which is red once nothing was answered for ten seconds
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(service.send, citizen_report("stuck"), seconds=300)

@@ -174,6 +174,7 @@ const component = () => ({
     const seconds = this.behindSeconds();
     return seconds === null ? "" : `${this.t("behind")} ${seconds.toFixed(1)} ${this.t("seconds")}`;
   },
+  behindClass() { return this.behindSeconds() > BEHIND_WARN_SECONDS ? "bad" : "quiet"; },
   connectionText() {
     if (this.connection === "live") return this.t("live");
     if (this.connection === "connecting") return this.t("connecting");
@@ -297,7 +298,7 @@ const component = () => ({
   },
   tileFoot(id) {
     if (id === "events_per_second") {
-      const flow = this.figures && this.figures.flow;
+      const flow = this.figures && this.figures.worker && this.figures.flow;
       return flow ? `${this.t("lag")} ${format.count(flow.topic.lag_records, this.lang)}` : "";
     }
     if (id === "delay_seconds") {
@@ -354,7 +355,7 @@ const component = () => ({
   // ---- flow
   flowArrows() {
     const flow = this.figures && this.figures.flow;
-    if (!flow) return ["gateway", "topic", "decode", "deduplicate", "admit", "enrich", "store"].map((to) => ({ to, rate: "—", facts: [], stuck: false, alarm: "" }));
+    if (!flow) return ["gateway", "topic", "decode", "deduplicate", "admit", "enrich", "store"].map((to) => ({ to, rate: "—", facts: [], look: "unknown", alarm: "" }));
     const here = this.figures.worker;
     const out = flow.outcomes_per_second;
     const all = Object.values(out).reduce((sum, value) => sum + value, 0);
@@ -365,9 +366,13 @@ const component = () => ({
     const down = this.storeWorks === false;
     const silent = !here && this.figures.expects_worker; // the worker ran here and answers no more
     const alarm = (stuck, gone) => (stuck ? this.t("stuck") : gone ? this.t("silent") : "");
-    const arrow = (to, rate, facts, stuck = false, gone = false) => ({
-      to, rate: here || to === "gateway" || to === "topic" ? per(rate) : "—", facts, stuck: stuck || gone, alarm: alarm(stuck, gone),
-    });
+    const arrow = (to, rate, facts, stuck = false, gone = false) => {
+      const known = here || to === "gateway" || to === "topic"; // the others are the worker's
+      return {
+        to, rate: known ? per(rate) : "—", facts: known ? facts : facts.map(({ name }) => ({ name, value: "—", bad: false })),
+        look: stuck || gone ? "stuck" : known ? "" : "unknown", alarm: alarm(stuck, gone),
+      };
+    };
     return [
       arrow("gateway", flow.gateway.accepted_per_second + flow.gateway.refused_per_second + flow.gateway.not_written_per_second, [
         fact("queue", format.bytes(flow.gateway.in_flight_bytes)), fact("refused", per(flow.gateway.refused_per_second), flow.gateway.refused_per_second > 0),

@@ -1,7 +1,7 @@
 // The two ECharts pictures: percentiles with their limits, and the trend of one tile.
 // Tooltips are drawn on the canvas (richText): a name out of the data is never read as HTML.
 
-const MARKS = [60, 600, 3600, 21600, 86400, 604800, 2592000]; // of the time axis, seconds
+const MARKS = [60, 300, 600, 1800, 3600, 21600, 86400, 604800, 2592000]; // of the time axis, seconds
 const FEWER_MARKS = [60, 3600, 86400, 2592000];
 const FONT = getComputedStyle(document.body).fontFamily;
 
