@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import statistics
@@ -15,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.service import Service
 from tests.page.browser import percent, slowness, until_same
-from tests.page.conftest import PICTURES, NewPage
+from tests.page.conftest import PICTURES, NewPage, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -489,6 +490,11 @@ def test_an_operator_sends_a_test_event_with_a_key_of_their_own(new_page: NewPag
     id_of(page, "key-input").fill("gp_000000000000_" + "a" * 43)
     page.keyboard.press("Enter")
     expect(id_of(page, "problem")).to_have_text("密钥无效或已撤销")
+    reads = json.loads(run("keys", "add", "--role", "read", "--data-dir", str(service.data_dir), "--json"))
+    id_of(page, "key-input").fill(reads["key"])
+    page.keyboard.press("Enter")
+    expect(id_of(page, "key-form")).to_contain_text("只读：不能发送事件")
+    expect(id_of(page, "test-event")).to_be_hidden()
     id_of(page, "key-input").fill(service.key)
     page.keyboard.press("Enter")
     expect(id_of(page, "key-form")).to_contain_text("local")
