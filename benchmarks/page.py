@@ -9,7 +9,8 @@ looks at a service that runs, without and then with viewers; where events come i
 is in the figure.
 
 Prints one JSON object. CPU is per cent of a core; `behind` are seconds between the clock and what the tables
-of a viewer hold, sampled at any instant, not when an answer comes; `stored_per_second` is the worker's rate.
+of a viewer hold, sampled at any instant, not when an answer comes; `stored_per_second` is the worker's rate,
+`store_microseconds_per_event` what viewers make dearer, on a busy machine too.
 """
 
 from __future__ import annotations
@@ -82,9 +83,11 @@ async def measure(url: str, found: Processes, seconds: float) -> dict[str, Any]:
         await asyncio.sleep(seconds)
         after, length = {role: cpu_seconds(p) for role, p in found.items()}, clock() - begin
         events = await stored(client) - events
+    used = {role: after[role] - before[role] for role in found}
     return {
-        "cpu_percent": {role: round((after[role] - before[role]) / length * 100, 2) for role in found},
+        "cpu_percent": {role: round(seconds / length * 100, 2) for role, seconds in used.items()},
         "stored_per_second": round(events / length),
+        "store_microseconds_per_event": round(used["store"] / events * 1e6, 1) if events else None,
     }
 
 
