@@ -465,6 +465,12 @@ def test_the_keyboard_reaches_everything(new_page: NewPage) -> None:
     page.keyboard.press("Escape")
     expect(id_of(page, "dialog")).to_be_hidden()
     expect(tile).to_be_focused()
+    # what a screen reader tells: every panel a region by its title, the table with its heads, the state
+    for name in ("关键指标", "数据流", "区县与镇街", "区县", "时长分位", "不予受理"):
+        expect(page.get_by_role("region", name=name, exact=True)).to_be_visible()
+    expect(page.get_by_role("columnheader", name="办结率", exact=True)).to_be_visible()
+    expect(page.get_by_role("rowheader").first).to_be_visible()
+    expect(page.get_by_role("status").first).to_contain_text("实时")
     # the map is one stop; arrows move in it
     stop = page.locator(".raster .cell[tabindex='0']")
     expect(stop).to_have_count(1)
