@@ -592,6 +592,7 @@ def test_the_page_is_red_where_it_is_stuck_while_the_store_is_silent_and_recover
     expect(id_of(page, "banner")).to_be_hidden()
     expect(page.locator(".stages li.stuck")).to_have_count(0)
     expect(page.locator(".stages li.unknown")).to_have_count(0)
+    expect(id_of(page, "tile-closure_rate").locator(".value")).to_have_text(re.compile(r"[\d.]+%"))
     store = service.children()["store"]
     store.send_signal(signal.SIGSTOP)
     try:
@@ -607,6 +608,10 @@ def test_the_page_is_red_where_it_is_stuck_while_the_store_is_silent_and_recover
         expect(id_of(page, "flow-decode").locator(".facts")).to_contain_text("队列 —")
         expect(id_of(page, "tile-events_per_second").locator(".foot")).to_be_empty()
         expect(id_of(page, "behind")).to_have_css("color", "rgb(194, 48, 58)")
+        # who comes now sees the last figures, and how old they are
+        late = new_page()
+        expect(id_of(late, "tile-closure_rate").locator(".value")).to_have_text(re.compile(r"[\d.]+%"))
+        expect(id_of(late, "behind")).to_have_text(re.compile(r"滞后 [\d.]+ 秒"))
         # what is sent now waits in the gateway, which is red once nothing was answered for ten seconds
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(service.send, citizen_report("stuck"), seconds=300)

@@ -167,8 +167,10 @@ const component = () => ({
   nowClock() { return format.clock(this.serverNow(), this.lang); },
   nowDate() { return format.date(this.serverNow(), this.lang); },
   behindSeconds() {
-    if (!this.figures || !this.currentAt) return null;
-    return Math.max(0, (this.now + this.skew - Date.parse(this.currentAt)) / 1000);
+    // before the store was asked for us: of when the figures are that the page brought along
+    const at = this.currentAt || (this.city && this.city.as_of);
+    if (!this.figures || !at) return null;
+    return Math.max(0, (this.now + this.skew - Date.parse(at)) / 1000);
   },
   behindText() {
     const seconds = this.behindSeconds();
