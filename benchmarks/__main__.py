@@ -16,6 +16,7 @@ WHAT = {
     "together": "gateway, broker, worker and ClickHouse at once, for minutes (bench-long: ten)",
     "profile": "where the worker's and the gateway's time goes, as flame graphs",
     "reads": "KPI calls and the exporter's scrape",
+    "page": "the live page: the api's share of a core and how far it is behind while browsers watch",
     "growth": "cost over millions of events, memory over time (bench-long)",
     "report": "Markdown, plots and HTML of the series run last",
     "all": "everything but growth, then the report",

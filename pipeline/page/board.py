@@ -92,6 +92,11 @@ class Board:
 
         return await self._shared("kpi:city_and_district", ask, mark=mark, every=every)
 
+    async def districts(self, *, every: float) -> dict[str, Any]:
+        """The districts' rows of that answer, for others than the page."""
+        answer: dict[str, Any] = (await self.city_and_districts(every=every)).answer["district"]
+        return answer
+
     async def rejected(self, *, mark: str | None = None, every: float = 0.0) -> Table:
         """Rejected reports of the default window by primary reason, and the newest of them."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -23,6 +24,8 @@ from pipeline.read.times import instant
 
 TICK_SECONDS: Final = 1.0
 _LONGEST_REST_SECONDS: Final = 1.0
+#: Tables are read so often that what they hold is never older, where a reading takes under half of it.
+_BEHIND_SECONDS: Final = 1.75
 _POINT_SECONDS: Final = 60.0
 #: A comment on an idle stream, so that proxies keep it open.
 _HEARTBEAT_SECONDS: Final = 15.0
@@ -35,6 +38,15 @@ log = structlog.get_logger(__name__)
 Expositions = Callable[[], Awaitable[tuple[bytes, bytes | None]]]
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """A topic's newest message. number : grows with every message; data : JSON; sent : as it is sent."""
+
+    number: int
+    data: bytes
+    sent: bytes
+
+
 class Live:
     """One per process. `run` computes; `stream` hands out."""
 
@@ -45,13 +57,12 @@ class Live:
         self._expects_worker = False  # once seen; where workers run elsewhere they never are
         self._figures = Figures()
         self._history = History()
-        self._frames: dict[str, tuple[int, bytes]] = {}
+        self._frames: dict[str, _Frame] = {}
         self._sequence = 0
         self._news = asyncio.Event()
         self._wanted = asyncio.Event()
         self._closed = False
         self._shown: dict[str, Table] = {}
-        self._current_at: str | None = None  # the shown tables hold what was stored until then
         self._point_due = 0.0
         self._store_fails = False
         self._past: asyncio.Task[None] | None = None
@@ -62,16 +73,13 @@ class Live:
             tasks.create_task(self._for_ever(self._read_metrics), name="live-page-figures")
             tasks.create_task(self._for_ever(self._read_store), name="live-page-tables")
 
-    async def _for_ever(self, step: Callable[[float], Awaitable[None]]) -> None:
-        """A step each tick while somebody watches, else one a minute. After a slow step comes a rest half as
-        long (at most a second), so that a slow store is not asked for nothing but the page."""
+    async def _for_ever(self, step: Callable[[float], Awaitable[float]]) -> None:
+        """A step, then as long a rest as it says while somebody watches, else one step a minute."""
         while True:
             started = time.monotonic()
-            await step(started)
+            rest = await step(started)
             if self.viewers:
-                ended = time.monotonic()
-                rest = min((ended - started) / 2, _LONGEST_REST_SECONDS)
-                await asyncio.sleep(max(rest, started + TICK_SECONDS - ended))
+                await asyncio.sleep(rest)
             else:
                 wanted = self._wanted
                 with contextlib.suppress(TimeoutError):
@@ -84,8 +92,16 @@ class Live:
         self._closed = True
         self._news.set()
 
+    def known(self, topics: Sequence[str]) -> dict[str, bytes]:
+        """The newest message of those topics that have one, as JSON."""
+        return {topic: self._frames[topic].data for topic in topics if topic in self._frames}
+
     async def stream(self) -> AsyncIterator[bytes]:
         """Server-sent events: what is known at once, then whatever changes."""
+        if not self.viewers:
+            # of the last minute: the page would take its instants for the present one
+            for topic in ("figures", "current"):
+                self._frames.pop(topic, None)
         self.viewers += 1
         wanted, self._wanted = self._wanted, asyncio.Event()
         wanted.set()
@@ -94,10 +110,13 @@ class Live:
             yield b"retry: 2000\n\n"
             while not self._closed:
                 news = self._news
-                fresh = sorted(frame for frame in self._frames.values() if frame[0] > seen)
+                fresh = sorted(
+                    (frame for frame in self._frames.values() if frame.number > seen),
+                    key=lambda frame: frame.number,
+                )
                 if fresh:
-                    seen = fresh[-1][0]
-                    yield b"".join(frame for _, frame in fresh)
+                    seen = fresh[-1].number
+                    yield b"".join(frame.sent for frame in fresh)
                     continue
                 try:
                     await asyncio.wait_for(news.wait(), _HEARTBEAT_SECONDS)
@@ -106,10 +125,12 @@ class Live:
         finally:
             self.viewers -= 1
 
-    async def _read_store(self, now: float) -> None:
+    async def _read_store(self, now: float) -> float:
+        """Returns how long to rest before the next reading."""
+        rest = TICK_SECONDS
         try:
             if self.viewers:
-                await self._read_tables()
+                rest = await self._read_tables()
             if now >= self._point_due:
                 await self._keep_point()
                 self._point_due = now + _POINT_SECONDS - TICK_SECONDS
@@ -120,30 +141,36 @@ class Live:
             if not self._store_fails:
                 log.exception("live_page_not_refreshed")
             self._store_works(False)
+        return rest
 
-    async def _read_metrics(self, now: float) -> None:
+    async def _read_metrics(self, now: float) -> float:
         here, worker = await self._expositions()
         families = read_families(here, worker or b"")
         self._figures.add(Sample(now, families, worker is not None))
         self._expects_worker |= worker is not None
         figures = self._figures.describe() | {
             "at": self._now(),
-            "current_at": self._current_at,
             "viewers": self.viewers,
             "expects_worker": self._expects_worker,
         }
         self._publish("figures", figures)
+        return max(0.0, now + TICK_SECONDS - time.monotonic())
 
-    async def _read_tables(self) -> None:
+    async def _read_tables(self) -> float:
+        """`current` tells until when the shown tables hold what was stored. Returns how long to rest."""
+        started, before = time.monotonic(), self._shown.get("kpi")
         asked_at, mark = self._now(), await self.board.mark()
         self._show_city(await self.board.city_and_districts(mark=mark))
         table = await self.board.rejected(mark=mark)
         if self._shown.get("rejected") is not table:
             self._shown["rejected"] = table
             self._publish("rejected", table.answer)
-        self._current_at = asked_at
+        self._publish("current", {"at": asked_at})
         if self._past is None:
             self._past = asyncio.create_task(self._read_past(), name="live-page-past")
+        if self._shown.get("kpi") is before:
+            return TICK_SECONDS  # nothing was stored: what comes next is looked for soon
+        return rest_after(time.monotonic() - started)
 
     def _show_city(self, table: Table) -> None:
         if self._shown.get("kpi") is not table:
@@ -183,10 +210,17 @@ class Live:
 
     def _publish(self, topic: str, message: Any) -> None:
         data = orjson.dumps(message, option=orjson.OPT_UTC_Z)
-        frame = b"event: %b\ndata: %b\n\n" % (topic.encode(), data)
-        if topic in self._frames and self._frames[topic][1] == frame:
+        if topic in self._frames and self._frames[topic].data == data:
             return  # nothing to tell anybody
         self._sequence += 1
-        self._frames[topic] = (self._sequence, frame)
+        self._frames[topic] = _Frame(
+            self._sequence, data, b"event: %b\ndata: %b\n\n" % (topic.encode(), data)
+        )
         news, self._news = self._news, asyncio.Event()
         news.set()
+
+
+def rest_after(seconds: float) -> float:
+    """How long to rest after a reading that took so long. What was stored just after it was asked is seen at
+    the end of the next one, so a quick store is asked seldom. A slow one rests half as long as it took."""
+    return max(_BEHIND_SECONDS - 2 * seconds, min(seconds / 2, _LONGEST_REST_SECONDS))

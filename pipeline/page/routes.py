@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route
 from pipeline.ingest.keys import READ_SOURCE, KeyStore
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.page.assets import Asset, Assets
+from pipeline.page.first import FirstPage
 from pipeline.page.live import MOST_VIEWERS, Live
 from pipeline.page.search import search
 from pipeline.read.matters import matters_in_force
@@ -43,11 +44,13 @@ PAGE_PATHS: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 
-def page_files(assets: Assets) -> list[BaseRoute]:
-    """`/` and the files below `/page/`."""
+def page_files(assets: Assets, live: Live | None) -> list[BaseRoute]:
+    """`/` and the files below `/page/`. live : whose figures stand in the page at once; None where reading
+    needs a key, which a browser cannot send with `/`."""
+    first = FirstPage(assets.index, live)
 
     async def index(request: Request) -> Response:
-        response = _file(request, assets.index, "no-cache")
+        response = _file(request, first.now(), "no-cache")
         response.headers["Content-Security-Policy"] = _POLICY
         return response
 

@@ -44,6 +44,7 @@ from pipeline.page.assets import Assets
 from pipeline.page.board import Board
 from pipeline.page.live import Live
 from pipeline.page.routes import PAGE_PATHS, live_routes, page_files
+from pipeline.read.gauges import REFRESH_SECONDS as GAUGES_SECONDS
 from pipeline.read.gauges import refresh_for_ever
 from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
 from pipeline.read.routes import Reader, read_routes
@@ -134,7 +135,8 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
         for path, item in READ_PATHS.items():
             paths[path] = paths.get(path, {}) | item
     if parts.live is not None:
-        routes += [*page_files(Assets.load()), *live_routes(parts.live, parts.keys)]
+        free = parts.live if is_loopback(split_address(settings.http)[0]) else None
+        routes += [*page_files(Assets.load(), free), *live_routes(parts.live, parts.keys)]
         paths |= PAGE_PATHS
     else:
         routes.append(to_docs())
@@ -206,7 +208,12 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
                 stack.push_async_callback(parts.control.close)
             if parts.reader is not None:
                 stack.callback(parts.reader.close)
-                gauges = asyncio.create_task(refresh_for_ever(parts.reader), name="business-gauges")
+                shared = (
+                    None if parts.live is None else partial(parts.live.board.districts, every=GAUGES_SECONDS)
+                )
+                gauges = asyncio.create_task(
+                    refresh_for_ever(parts.reader, districts=shared), name="business-gauges"
+                )
                 stack.callback(gauges.cancel)
             if parts.live is not None:
                 live = asyncio.create_task(parts.live.run(), name="live-page")

@@ -68,6 +68,18 @@ def _key(by: str | None) -> str:
     return f"multiIf({choices}, '')"
 
 
+def _groups(by: str | None) -> tuple[str, str, str]:
+    """SQL of a row's group, of the key that it is told under, and of the grouping, for `by` as of `_key`.
+
+    City and districts: rows are grouped by district and the groups joined for the city. To repeat each row
+    for both keys, as `_key` says, costs a third more.
+    """
+    if by == CITY_AND_DISTRICT:
+        told = f"if(grouping(area) = 1, '{CITY}', area)"
+        return _key("district"), told, "GROUP BY area WITH ROLLUP"
+    return _key(by), "area", "WHERE area != '' GROUP BY area"
+
+
 def _in_window(time: str) -> str:
     return f"({time} >= {_FROM} AND {time} < {_TO})"
 
@@ -106,11 +118,8 @@ _ENDS: Final = {
 def reports_query(by: str | None) -> str:
     """SQL query: what was reported, one row per key; `by` as of `_key`."""
     where = f"event_type = 'REPORTED' AND {_in_window('occurred_at')} AND occurred_at <= {_AS_OF}"
-    key = _key(by).replace("department", "lead_department")
-    # copies are counted before a report is repeated for its keys
-    key_of_copy, key_of_report = (
-        (_BOTH, "arrayJoin(any(key))") if by == CITY_AND_DISTRICT else (key, "any(key)")
-    )
+    area, told, grouping = _groups(by)
+    area = area.replace("department", "lead_department")
     # position and kind as one number (42 bits of milliseconds, then 16, 46, 22 and 2 bits): its minimum tells
     # the kind of the first copy, at half the cost of argMin
     first = (
@@ -118,26 +127,24 @@ def reports_query(by: str | None) -> str:
         "bitOr(bitShiftLeft(toUInt128(_off), 24), toUInt128(bitOr(bitShiftLeft(_idx, 2), {kind})))))"
     )
     stored = " UNION ALL ".join(
-        f"SELECT id_hi, id_lo, {first.format(kind=kind)} AS first, {key_of_copy} AS key "
-        f"FROM {table} WHERE {where}"
+        f"SELECT id_hi, id_lo, {first.format(kind=kind)} AS first, {area} AS area FROM {table} WHERE {where}"
         for kind, table in ((1, "events"), (2, "rejections"))
     )
     return f"""
-        SELECT key,
+        SELECT {told} AS key,
             countIf(kind = 1) AS admitted_reports, countIf(kind = 2) AS rejected_reports,
             countIf(kind = 3) AS duplicates_l1, countIf(kind = 4) AS duplicates_l2,
             count() AS reports,
             admitted_reports / nullIf(admitted_reports + rejected_reports, 0) AS admission_rate,
             1 AS has_reports
         FROM (
-            SELECT {key_of_report} AS key, bitAnd(toUInt8(min(first)), 3) AS kind
+            SELECT any(area) AS area, bitAnd(toUInt8(min(first)), 3) AS kind
             FROM ({stored})
             GROUP BY id_hi, id_lo
             UNION ALL
-            SELECT {key} AS key, if(level = 'L1', 3, 4) AS kind FROM duplicates FINAL WHERE {where}
+            SELECT {area} AS area, if(level = 'L1', 3, 4) AS kind FROM duplicates FINAL WHERE {where}
         )
-        WHERE key != ''
-        GROUP BY key"""
+        {grouping}"""
 
 
 # --- orphans: events of cases that, as of T, have neither a report nor a resend of one
@@ -239,6 +246,7 @@ def _cohort_cases(by: str | None, past: bool) -> str:
         f"is_admitted AND {_in_window('reported_at')} AND reported_at <= {_AS_OF}",
         past=past,
     )
+    area, told, grouping = _groups(by)
     # milliseconds here, so that a negative fraction of a second is still seen as negative
     ms = {f"{name}_ms": _ms(*ends) for name, ends in _ENDS.items()}
     ms["resolution_seconds_ms"] = f"if(is_closed, {ms['resolution_seconds_ms']}, NULL)"
@@ -253,16 +261,15 @@ def _cohort_cases(by: str | None, past: bool) -> str:
     return f"""
         SELECT * EXCEPT ({", ".join(DURATIONS)}), {_columns(rates)}, {_columns(percentiles)}, 1 AS has_cases
         FROM (
-            SELECT key, {_columns(_ADMITTED_COUNTS)}, countIf(is_counted) AS cases, {_columns(counts)},
-                {_columns(sums)}, {_columns(values)}
+            SELECT {told} AS key, {_columns(_ADMITTED_COUNTS)}, countIf(is_counted) AS cases,
+                {_columns(counts)}, {_columns(sums)}, {_columns(values)}
             FROM (
-                SELECT *, {_key(by)} AS key, ifNull(due_at <= {_AS_OF}, 0) AS due,
+                SELECT *, {area} AS area, ifNull(due_at <= {_AS_OF}, 0) AS due,
                     isNotNull(first_response_at) AS has_response,
                     has({{citizen_channels:Array(String)}}, channel) AS citizen, {_columns(ms)}
                 FROM ({cases})
             )
-            WHERE key != ''
-            GROUP BY key
+            {grouping}
         )"""
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def client() -> httpx.AsyncClient:
-    app = Starlette(routes=page_files(Assets.load()))
+    app = Starlette(routes=page_files(Assets.load(), None))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
@@ -49,7 +49,9 @@ def test_our_files_name_no_other_host_and_never_make_markup(path: Path) -> None:
         r"innerHTML|outerHTML|insertAdjacent|x-html|document\.write|\beval\(|new Function", text
     )
     if path.suffix == ".html":
-        assert not re.search(r"<script(?![^>]*\ssrc=)|\sstyle=|<style|\son\w+=", text)
+        # an element with data is never run, whatever stands in it
+        code = text.replace('<script type="application/json" id="first-data">', "")
+        assert not re.search(r"<script(?![^>]*\ssrc=)|\sstyle=|<style|\son\w+=", code)
 
 
 async def test_the_page_allows_nothing_inline_and_nothing_from_elsewhere() -> None:
@@ -58,7 +60,7 @@ async def test_the_page_allows_nothing_inline_and_nothing_from_elsewhere() -> No
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'self'; ")
     assert "unsafe" not in policy
-    assert "@assets@" not in answer.text
+    assert not re.search(r"@[a-z_]+@", answer.text)
     assert answer.headers["cache-control"] == "no-cache"
 
 

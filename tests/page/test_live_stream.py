@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 
+from pipeline import metrics
 from pipeline.page.board import Board
 from pipeline.page.history import HOUR, History
-from pipeline.page.live import Live
+from pipeline.page.live import Live, rest_after
 from pipeline.page.search import search
+from pipeline.read.gauges import refresh
 from pipeline.read.kpi import kpi, kpi_of_city_and_districts
 from pipeline.read.reader import Reader
 from tests.integration.case_world import Event, KpiNames, World, at
@@ -121,6 +124,30 @@ async def test_a_table_is_shared_until_something_is_stored(
     clickhouse.command("OPTIMIZE TABLE quarantine FINAL")
     assert await board.mark() == mark  # parts that merge hold nothing new
     assert await board.kpi("town") is not second
+
+
+async def test_the_gauges_take_what_the_page_has_just_read(reader: Reader) -> None:
+    def closure() -> float | None:
+        return metrics.REGISTRY.get_sample_value("gridpipe_closure_ratio", {"district": "440704"})
+
+    await refresh(reader)
+    told, at = closure(), metrics.REGISTRY.get_sample_value("gridpipe_business_as_of_timestamp_seconds")
+    metrics.closure_ratio.clear()
+    board = Board(reader)
+    await board.city_and_districts()
+    counted = Counted(reader)
+    await refresh(reader, partial(board.districts, every=60))
+    assert counted.asked == 1  # the disks
+    assert closure() == told is not None
+    assert metrics.REGISTRY.get_sample_value("gridpipe_business_as_of_timestamp_seconds") == at
+
+
+def test_a_quick_store_is_asked_seldom_and_a_slow_one_has_a_rest() -> None:
+    for took in (0.01, 0.2, 0.4, 0.69):
+        # what is stored right after the question is on the page after the rest and the next reading
+        assert took + rest_after(took) + took == pytest.approx(1.75)
+    assert rest_after(0.8) == pytest.approx(0.4)
+    assert rest_after(30) == 1.0
 
 
 def test_city_and_districts_together_are_the_two_answers_apart(clickhouse: Client) -> None:

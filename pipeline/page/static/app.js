@@ -19,6 +19,7 @@ const RETRY_MS = 3000;
 const PATIENCE_MS = 60000; // for a test event to become queryable
 const SHOWN_IN_CHART = 14;
 const BEHIND_WARN_SECONDS = 5;
+const LEAST_RATE_SPAN = 0.01; // of a tile's little curve
 
 function remember(storage, name, value) {
   try {
@@ -37,6 +38,11 @@ function recall(storage, name) {
   }
 }
 
+// What the page itself brought: topic → message, as of the stream.
+function firstData() {
+  return JSON.parse(document.getElementById("first-data").textContent);
+}
+
 const component = () => ({
   lang: document.documentElement.lang === "en" ? "en" : "zh",
   theme: document.documentElement.dataset.theme,
@@ -47,6 +53,7 @@ const component = () => ({
   ready: false,
 
   figures: null,
+  currentAt: null, // the tables hold what was stored until then
   city: null,
   districts: { as_of: null, rows: [] },
   rejected: { reasons: [], newest: [] },
@@ -58,7 +65,7 @@ const component = () => ({
   tiles: TILES.map((id) => ({ id })),
   metrics: area.METRICS,
   columns: area.COLUMNS,
-  cells: area.CELLS,
+  cells: [], // all of them once the first figures are painted
   metric: "closure_rate",
   mapFocus: area.CELLS[0].code,
   path: [], // codes of the areas gone into: district, town, village
@@ -86,14 +93,15 @@ const component = () => ({
   test: { source: "", matter: "UE-08", grid: "", point: "", title: "", description: "", result: "", stored: null },
 
   init() {
+    for (const [topic, value] of Object.entries(firstData())) this.take(topic, value);
     this.connect();
+    requestAnimationFrame(() => setTimeout(() => this.showRest()));
     this.loadCatalogue();
     if (this.key) this.checkKey().catch(() => this.forgetKey());
     setInterval(() => this.tick(), 1000);
     new ResizeObserver(() => this.drawTimes()).observe(this.$refs.times);
     this.$watch("metric", () => this.refresh());
     document.addEventListener("visibilitychange", () => this.refresh());
-    window.addEventListener("load", () => this.drawTimes());
   },
 
   // ---- words
@@ -159,13 +167,16 @@ const component = () => ({
   nowClock() { return format.clock(this.serverNow(), this.lang); },
   nowDate() { return format.date(this.serverNow(), this.lang); },
   behindSeconds() {
-    if (!this.figures || !this.figures.current_at) return null;
-    return Math.max(0, (this.now + this.skew - Date.parse(this.figures.current_at)) / 1000);
+    // before the store was asked for us: of when the figures are that the page brought along
+    const at = this.currentAt || (this.city && this.city.as_of);
+    if (!this.figures || !at) return null;
+    return Math.max(0, (this.now + this.skew - Date.parse(at)) / 1000);
   },
   behindText() {
     const seconds = this.behindSeconds();
     return seconds === null ? "" : `${this.t("behind")} ${seconds.toFixed(1)} ${this.t("seconds")}`;
   },
+  behindClass() { return this.behindSeconds() > BEHIND_WARN_SECONDS ? "bad" : "quiet"; },
   connectionText() {
     if (this.connection === "live") return this.t("live");
     if (this.connection === "connecting") return this.t("connecting");
@@ -188,12 +199,14 @@ const component = () => ({
       onState: (state) => this.connected(state),
     });
   },
-  figuresShown() {
-    performance.mark("gridpipe-figures"); // the first useful paint
-    requestAnimationFrame(() => loadCharts().then(() => {
+  // What the first figures need not wait for: the map's many tiles, and the library of the charts.
+  showRest() {
+    document.querySelectorAll(".first").forEach((tile) => tile.remove()); // ours stand behind them
+    this.cells = area.CELLS;
+    loadCharts().then(() => {
       this.drawTimes();
       if (this.view === "trend") this.drawTrend();
-    }));
+    });
   },
   connected(state) {
     this.connection = state;
@@ -206,13 +219,14 @@ const component = () => ({
       this.skew = Date.parse(value.at) - this.now;
     } else if (topic === "city") {
       this.city = value;
-      if (!this.ready) this.$nextTick(() => this.figuresShown());
+      if (!this.ready) this.$nextTick(() => performance.mark("gridpipe-figures"));
       this.ready = true;
     } else if (topic === "district") {
       this.districts = value;
       this.version += 1;
       this.refresh();
     } else if (topic === "rejected") this.rejected = value;
+    else if (topic === "current") this.currentAt = value.at;
     else if (topic === "trend") {
       this.points = value.points;
       if (this.view === "trend") this.drawTrend();
@@ -286,7 +300,7 @@ const component = () => ({
   },
   tileFoot(id) {
     if (id === "events_per_second") {
-      const flow = this.figures && this.figures.flow;
+      const flow = this.figures && this.figures.worker && this.figures.flow;
       return flow ? `${this.t("lag")} ${format.count(flow.topic.lag_records, this.lang)}` : "";
     }
     if (id === "delay_seconds") {
@@ -322,7 +336,9 @@ const component = () => ({
     const values = points.map((point) => point.value);
     let [low, high] = [Math.min(...values), Math.max(...values)];
     if (!id.endsWith("_rate")) low = Math.min(0, low);
-    if (high - low < 1e-9) [low, high] = [low - 1, high + 1];
+    // a hundredth of a point is no cliff
+    const least = id.endsWith("_rate") ? LEAST_RATE_SPAN : 1e-9;
+    if (high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
     const start = Date.parse(points[0].at);
     const length = Date.parse(points[points.length - 1].at) - start || 1;
     return points.map((point) => [
@@ -341,20 +357,24 @@ const component = () => ({
   // ---- flow
   flowArrows() {
     const flow = this.figures && this.figures.flow;
-    if (!flow) return ["gateway", "topic", "decode", "deduplicate", "admit", "enrich", "store"].map((to) => ({ to, rate: "—", facts: [], stuck: false, alarm: "" }));
+    if (!flow) return ["gateway", "topic", "decode", "deduplicate", "admit", "enrich", "store"].map((to) => ({ to, rate: "—", facts: [], look: "unknown", alarm: "" }));
     const here = this.figures.worker;
     const out = flow.outcomes_per_second;
     const all = Object.values(out).reduce((sum, value) => sum + value, 0);
     const per = (value) => (value === null ? "—" : `${format.rate(value, this.lang)}${this.t("perSecond")}`);
     const fact = (name, value, bad = false) => ({ name: this.t(name), value, bad });
-    const ms = (seconds) => (seconds === null ? "—" : (seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0));
+    const ms = (seconds) => (seconds === null ? "—" : `${(seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0)} ms`);
     const stage = (name) => fact("perBlock", ms(flow.stages[name]));
     const down = this.storeWorks === false;
     const silent = !here && this.figures.expects_worker; // the worker ran here and answers no more
     const alarm = (stuck, gone) => (stuck ? this.t("stuck") : gone ? this.t("silent") : "");
-    const arrow = (to, rate, facts, stuck = false, gone = false) => ({
-      to, rate: here || to === "gateway" || to === "topic" ? per(rate) : "—", facts, stuck: stuck || gone, alarm: alarm(stuck, gone),
-    });
+    const arrow = (to, rate, facts, stuck = false, gone = false) => {
+      const known = here || to === "gateway" || to === "topic"; // the others are the worker's
+      return {
+        to, rate: known ? per(rate) : "—", facts: known ? facts : facts.map(({ name }) => ({ name, value: "—", bad: false })),
+        look: stuck || gone ? "stuck" : known ? "" : "unknown", alarm: alarm(stuck, gone),
+      };
+    };
     return [
       arrow("gateway", flow.gateway.accepted_per_second + flow.gateway.refused_per_second + flow.gateway.not_written_per_second, [
         fact("queue", format.bytes(flow.gateway.in_flight_bytes)), fact("refused", per(flow.gateway.refused_per_second), flow.gateway.refused_per_second > 0),
@@ -504,6 +524,10 @@ const component = () => ({
       format: (value) => format.duration(value, this.lang),
     });
   },
+  timesNote() {
+    if (this.tables[`${this.dimension}:`] && !this.timesRows().length) return this.t("noTimes");
+    return "";
+  },
   timesSummary() {
     return [this.t(this.span), ...this.timesRows().map((row) =>
       `${row.name}: p50 ${format.duration(row.values.p50, this.lang)}, p90 ${format.duration(row.values.p90, this.lang)}, ${this.t("limit")} ${row.limits ? row.limits.map((v) => format.duration(v, this.lang)).join("–") : "—"}`)].join("; ");
@@ -511,6 +535,8 @@ const component = () => ({
 
   // ---- rejections
   reasonWidth(row) { return `${Math.max(2, row.reports / Math.max(...this.rejected.reasons.map((item) => item.reports)) * 100)}%`; },
+
+  lifeSafetyText(row) { return `${this.t("lifeSafety")} ${row.life_safety}`; },
 
   // ---- dialog
   show(view, item = null) {

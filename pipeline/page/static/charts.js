@@ -1,7 +1,7 @@
 // The two ECharts pictures: percentiles with their limits, and the trend of one tile.
 // Tooltips are drawn on the canvas (richText): a name out of the data is never read as HTML.
 
-const MARKS = [60, 600, 3600, 21600, 86400, 604800, 2592000]; // of the time axis, seconds
+const MARKS = [60, 300, 600, 1800, 3600, 21600, 86400, 604800, 2592000]; // of the time axis, seconds
 const FEWER_MARKS = [60, 3600, 86400, 2592000];
 const FONT = getComputedStyle(document.body).fontFamily;
 
@@ -17,13 +17,15 @@ function base() {
     textStyle: { fontFamily: FONT, color: ink("--text") },
     tooltip: {
       renderMode: "richText", confine: true, backgroundColor: ink("--raised"), borderColor: ink("--line"),
-      textStyle: { fontFamily: FONT, color: ink("--text"), fontSize: 12 },
+      textStyle: { fontFamily: FONT, color: ink("--text"), fontSize: sized(12) },
     },
   };
 }
 
 const axisLine = () => ({ lineStyle: { color: ink("--line") } });
-const quiet = () => ({ color: ink("--quiet"), fontFamily: FONT, fontSize: 11 });
+// Pictures grow with the letters of the page.
+const sized = (pixels) => pixels * parseFloat(getComputedStyle(document.documentElement).fontSize) / 14;
+const quiet = () => ({ color: ink("--quiet"), fontFamily: FONT, fontSize: sized(11.5) });
 
 // The library is most of what the page loads: it comes after the first figures, which do not need it.
 let loading = null;
@@ -41,6 +43,10 @@ export function loadCharts() {
 // rows: [{name, values: {p50, p90, p99} in seconds, limits: [from, to] in seconds or null}], first on top.
 export function drawTimes(element, rows, { names, format }) {
   const picture = chart(element);
+  if (!rows.length) {
+    picture.clear();
+    return;
+  }
   const times = rows.flatMap((row) => [row.values.p50, ...(row.limits || [])]).filter((value) => value !== null);
   const low = Math.max(...MARKS.filter((mark) => mark <= Math.min(...times)), MARKS[0]);
   const x = (value) => Math.max(value, low);
@@ -52,10 +58,10 @@ export function drawTimes(element, rows, { names, format }) {
     ["p90", "diamond", 11, ink("--accent")],
     ["p99", "triangle", 9, ink("--quiet")],
   ].map(([percentile, symbol, size, color], index) => ({
-    name: percentile, type: "scatter", symbol, symbolSize: size, itemStyle: { color }, z: 4,
+    name: percentile, type: "scatter", symbol, symbolSize: sized(size), itemStyle: { color }, z: 4,
     data: rows.map((row, y) => (row.values[percentile] === null ? null : [x(row.values[percentile]), y])).filter(Boolean),
     markLine: index ? undefined : {
-      silent: true, symbol: "none", label: { show: false }, lineStyle: { color: ink("--accent"), opacity: 0.3, width: 4, type: "solid" },
+      silent: true, symbol: "none", label: { show: false }, lineStyle: { color: ink("--accent"), opacity: 0.3, width: sized(4), type: "solid" },
       data: rows.filter((row) => row.values.p50 !== null).map((row) => {
         const y = rows.indexOf(row);
         return [{ coord: [x(row.values.p50), y] }, { coord: [x(row.values.p99), y] }];
@@ -70,7 +76,7 @@ export function drawTimes(element, rows, { names, format }) {
     },
   });
   series.push({
-    name: names.limit, type: "scatter", symbol: "rect", symbolSize: [3, 16], itemStyle: { color: ink("--bad") }, z: 5,
+    name: names.limit, type: "scatter", symbol: "rect", symbolSize: [sized(3), sized(15)], itemStyle: { color: ink("--bad") }, z: 5,
     data: rows.flatMap((row, y) => (row.limits ? [...new Set(row.limits)].map((limit) => [x(limit), y]) : [])),
     markLine: {
       silent: true, symbol: "none", label: { show: false }, lineStyle: { color: ink("--bad"), opacity: 0.3, width: 2, type: "dotted" },
@@ -80,15 +86,15 @@ export function drawTimes(element, rows, { names, format }) {
   });
   const option = base();
   Object.assign(option, {
-    legend: { top: 0, right: 4, itemWidth: 12, itemHeight: 10, textStyle: quiet(), data: ["p50", "p90", "p99", names.limit] },
-    grid: { left: 4, right: 18, top: 26, bottom: 2, containLabel: true },
+    legend: { top: 0, right: 4, itemWidth: sized(12), itemHeight: sized(10), textStyle: quiet(), data: ["p50", "p90", "p99", names.limit] },
+    grid: { left: 4, right: 18, top: sized(26), bottom: 2, containLabel: true },
     xAxis: {
       type: "log", logBase: 10, min: low, max: top, axisLabel: { ...quiet(), formatter: format, customValues: marks },
       axisTick: { customValues: marks }, splitLine: { show: false }, axisLine: axisLine(),
     },
     yAxis: {
       type: "category", inverse: true, data: rows.map((row) => row.name), axisTick: { show: false }, axisLine: axisLine(),
-      axisLabel: { ...quiet(), color: ink("--text"), width: narrow ? 92 : 150, overflow: "truncate", interval: 0 },
+      axisLabel: { ...quiet(), color: ink("--text"), width: narrow ? 92 : sized(150), overflow: "truncate", interval: 0 },
     },
     series,
   });
@@ -111,7 +117,7 @@ export function drawTrend(element, points, { name, format, time, zero }) {
     xAxis: { type: "time", axisLabel: { ...quiet(), formatter: (at) => time(at).slice(0, 5), hideOverlap: true }, axisLine: axisLine(), splitLine: { show: false } },
     yAxis: { type: "value", scale: !zero, min: zero ? 0 : null, axisLabel: { ...quiet(), formatter: format }, splitLine: { lineStyle: { color: ink("--line"), opacity: 0.6 } } },
     series: [{
-      name, type: "line", showSymbol: points.length < 20, symbolSize: 5, connectNulls: true, lineStyle: { width: 2, color: ink("--accent") },
+      name, type: "line", showSymbol: points.length < 20, symbolSize: sized(5), connectNulls: true, lineStyle: { width: 2, color: ink("--accent") },
       itemStyle: { color: ink("--accent") }, areaStyle: { color: ink("--accent"), opacity: 0.08 },
       data: points.map((point) => [Date.parse(point.at), point.value]),
     }],

@@ -1,6 +1,6 @@
 // An explanation or a case as lines of words: nothing here is markup, all of it becomes text.
 
-import { instant } from "./format.js";
+import { distance, duration, instant } from "./format.js";
 import { CODED, FIELDS, RULE_INPUTS, STATES, VALUES } from "./texts.js";
 
 const at = (object, path) => path.split(".").reduce((found, name) => (found === null || found === undefined ? found : found[name]), object);
@@ -12,6 +12,8 @@ export const fieldName = (name, lang) => word(FIELDS[name], lang) || name;
 function plain(value, name, { lang, names }) {
   if (value === null || value === undefined || value === "") return null;
   if (name.endsWith("_at")) return instant(value, lang);
+  if (name.endsWith("_limit_seconds")) return duration(value, lang);
+  if (name.endsWith("_distance_m")) return distance(value, lang);
   if (name === "event_type") return stateName(value, lang);
   if (value === true) return lang === "zh" ? "是" : "yes";
   if (value === false) return lang === "zh" ? "否" : "no";

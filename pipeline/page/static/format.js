@@ -40,6 +40,11 @@ export function duration(value, lang) {
   return zh ? `${Math.floor(hours / 24)}天${hours % 24}时` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
+export function distance(metres, lang) {
+  if (metres < 1000) return `${Math.round(metres)} ${lang === "zh" ? "米" : "m"}`;
+  return `${(metres / 1000).toFixed(1)} ${lang === "zh" ? "公里" : "km"}`;
+}
+
 export function bytes(value) {
   if (value < 1024) return `${value} B`;
   return value < 1048576 ? `${(value / 1024).toFixed(0)} kB` : `${(value / 1048576).toFixed(1)} MB`;
@@ -61,7 +66,8 @@ export function instant(iso, lang) {
 }
 
 export function date(iso, lang) {
-  return new Intl.DateTimeFormat(locale(lang), {
+  const text = new Intl.DateTimeFormat(locale(lang), {
     timeZone: ZONE, year: "numeric", month: "long", day: "numeric", weekday: lang === "zh" ? "long" : "short",
   }).format(new Date(iso));
+  return text.replace("日星期", "日 星期");
 }
