@@ -435,7 +435,7 @@ class Worker:
             return
         finally:
             self._completing.discard(buffer.partition)
-        buffer.gone.clear()
+        del buffer.gone[: len(extents)]
         log.info("blocks_without_records_completed", blocks=[str(extent) for extent in extents])
         self._wake.set()
 

@@ -47,31 +47,3 @@ def test_an_empty_frame_inserts_without_a_type_error(clickhouse: Client, table: 
     )  # fmt: skip
     clickhouse.insert_arrow(table, frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
     assert clickhouse.command(f"SELECT count() FROM {table}") == 0
-
-
-def test_a_column_that_a_part_lacks_reads_as_its_default(clickhouse: Client) -> None:
-    """Parts without a column and parts with it are read together, merged and found again (migration 0007)."""
-
-    def insert(name: str, title: str | None, rating: int | None, offset: int) -> None:
-        clickhouse.command(
-            "INSERT INTO events (_inc, _part, _off, _idx, event_id, title, rating, ingested_at) "
-            "SELECT 1, 0, {off:UInt64}, 0, {name:String}, {title:Nullable(String)}, "
-            "{rating:Nullable(Int8)}, now64(3)",
-            parameters={"off": offset, "name": name, "title": title, "rating": rating},
-        )
-
-    clickhouse.command("SYSTEM STOP MERGES events")
-    insert("without", None, None, 1)
-    insert("with", "窗框松动", 5, 2)
-    lacking = clickhouse.query(
-        "SELECT count() FROM system.parts WHERE table = 'events' AND active AND database = currentDatabase() "
-        "AND name NOT IN (SELECT name FROM system.parts_columns WHERE table = 'events' AND column = 'title' "
-        "AND database = currentDatabase())"
-    ).result_rows[0][0]
-    assert lacking == 1, "the part of the first insert holds no title"
-    wanted = [("with", "窗框松动", 5, 0), ("without", None, None, 0)]
-    read = "SELECT event_id, title, rating, time_adjusted FROM events FINAL ORDER BY event_id"
-    assert clickhouse.query(read).result_rows == wanted
-    clickhouse.command("SYSTEM START MERGES events")
-    clickhouse.command("OPTIMIZE TABLE events FINAL")
-    assert clickhouse.query(read).result_rows == wanted
