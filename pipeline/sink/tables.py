@@ -43,8 +43,9 @@ INSERT_SETTINGS: Final = {
     "max_threads": 1,
 }
 
-_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+#: Of every time column, all of which are of this unit.
+_EARLIEST_MS: Final = int(datetime(1970, 1, 1, tzinfo=UTC).timestamp() * 1000)
+_LATEST_MS: Final = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp() * 1000)
 
 #: Columns that go out as dictionaries. The small tables have few rows and few such columns.
 _STORED_WORDS: Final = words_of(STORED_TYPES) | {"_rules"}
@@ -203,22 +204,28 @@ def _checked(table: str, rows: pl.DataFrame) -> pl.DataFrame:
     """
     schema, nullable = _SCHEMAS[table]
     rows = expect(rows, schema, table)
-    lists = [name for name, dtype in schema.items() if isinstance(dtype, pl.List)]
-    rows = rows.with_columns(pl.col(name).fill_null([]) for name in lists)
-    times = [name for name, dtype in schema.items() if isinstance(dtype, pl.Datetime)]
-    wrong = rows.select(
-        *[pl.col(name).is_null().any() for name in schema if name not in nullable and name not in times],
-        *[
-            (~pl.col(name).is_between(_EARLIEST, _LATEST)).any()
-            if name in nullable
-            else (~pl.col(name).is_between(_EARLIEST, _LATEST).fill_null(False)).any()
-            for name in times
-        ],
-    ).row(0, named=True)
-    bad = [name for name, found in wrong.items() if found]
+    # nulls are counted once by the frame itself: eighty conditions cost a small round some milliseconds
+    absent = [
+        name for name, dtype in schema.items() if isinstance(dtype, pl.List) and rows[name].null_count()
+    ]
+    if absent:
+        rows = rows.with_columns(pl.col(name).fill_null([]) for name in absent)
+    bad = [
+        name
+        for name, dtype in schema.items()
+        if (name not in nullable and rows[name].null_count())
+        or (isinstance(dtype, pl.Datetime) and not _in_range(rows[name]))
+    ]
     if bad:
         raise ContractError(f"{table}: null or out of range in {', '.join(bad)}")
     return rows
+
+
+def _in_range(times: pl.Series) -> bool:
+    """Whether every time that is there can be stored. In milliseconds: not every one is a `datetime`."""
+    instants = times.to_physical()
+    first, last = instants.min(), instants.max()
+    return first is None or bool(first >= _EARLIEST_MS and last <= _LATEST_MS)  # type: ignore[operator]
 
 
 def _name(rows: pl.DataFrame) -> str:
