@@ -7,6 +7,7 @@ cases. Runs before the first block of a new incarnation; repeating it changes no
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Sequence
 from typing import Final
@@ -24,11 +25,12 @@ log = structlog.get_logger(__name__)
 _TABLES: Final = ("events", "rejections", "duplicates")
 
 
-def complete_earlier_log(client: Client, topic: str, inc: int) -> int:
+def complete_earlier_log(client: Client, topic: str, inc: int, stopping: threading.Event) -> int:
     """Hand the last stored block of each partition of the log before `inc` to its cases; returns how many.
 
     A partition has one block on the way at a time, so that only its last one can be incomplete. Rows of `inc`
     itself prove that this was done before.
+    Raises Stopping as `tell_cases`.
     """
     if _latest(client, "_inc = {inc:UInt64}", inc):
         return 0
@@ -43,14 +45,19 @@ def complete_earlier_log(client: Client, topic: str, inc: int) -> int:
         + ") GROUP BY _part ORDER BY _part",
         parameters={"inc": earlier},
     ).result_rows
-    tell_cases(client, topic, earlier, [Extent(*block) for block in blocks])
+    tell_cases(client, topic, earlier, [Extent(*block) for block in blocks], stopping)
     log.info("earlier_log_completed", inc=earlier, blocks=len(blocks))
     return len(blocks)
 
 
-def tell_cases(client: Client, topic: str, inc: int, extents: Sequence[Extent]) -> None:
-    """Hand the stored rows of blocks to their cases, for blocks whose records the log no longer holds."""
-    sink = Sink(client, topic)
+def tell_cases(
+    client: Client, topic: str, inc: int, extents: Sequence[Extent], stopping: threading.Event
+) -> None:
+    """Hand the stored rows of blocks to their cases, for blocks whose records the log no longer holds.
+
+    Raises Stopping when asked to end before the store took them.
+    """
+    sink = Sink(client, topic, stopping)
     for extent in extents:
         events = stored_case_events(client, inc, extent)
         token = sink.token(inc=inc, blocks=[extent])

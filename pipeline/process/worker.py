@@ -189,7 +189,7 @@ class Worker:
         self._access = librdkafka_options(self._settings)
         self._topic = topic = describe_topic(self._bootstrap, self._settings.topic, access=self._access)
         self._inc = resolve(client, self._settings.topic, topic.topic_id, topic.cluster_id, topic.end_offsets)
-        complete_earlier_log(client, self._settings.topic, self._inc)
+        complete_earlier_log(client, self._settings.topic, self._inc, self._stopping)
         reference = Reference.load(client, tolerance_m=self._settings.grid_tolerance_m)
         self._account.reference(reference.counts)
         log.info("worker_opened", inc=self._inc, rules=catalogues.digest, reference=reference.version)
@@ -421,7 +421,7 @@ class Worker:
         def tell(client: Client) -> None:
             self._cases.forget()
             persist(
-                lambda: tell_cases(client, self._settings.topic, self._inc, extents),
+                lambda: tell_cases(client, self._settings.topic, self._inc, extents, self._stopping),
                 stopping=self._stopping,
                 what=f"the cases of {extents}",
             )

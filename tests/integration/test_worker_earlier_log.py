@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 from clickhouse_connect.driver.client import Client
 
-from pipeline.process.earlier import complete_earlier_log
+from pipeline.errors import TransientError
+from pipeline.process.earlier import complete_earlier_log, tell_cases
 from pipeline.process.flow import Block, BlockResult, PartitionState, process_block
 from pipeline.process.records import Record
 from pipeline.settings import Settings
+from pipeline.sink.retry import Stopping
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 from tests.integration.worker_world import event, load_reference, record, rules_of
@@ -44,9 +47,11 @@ def test_stored_rows_of_a_lost_log_reach_their_cases(
             patch.setattr(Sink, "write_case_events", lambda *_: None)
         Sink(clickhouse, TOPIC).write(result, inc=EARLIER, blocks=[extent(block)], rules="r")
     assert known_cases(clickhouse) == []
-    assert complete_earlier_log(clickhouse, TOPIC, LATER) == 1
+    assert complete_earlier_log(clickhouse, TOPIC, LATER, threading.Event()) == 1
     assert known_cases(clickhouse) == ["c1", "c2", "c3"]
-    assert complete_earlier_log(clickhouse, TOPIC, LATER) == 1, "a step that may run again after a crash"
+    assert complete_earlier_log(clickhouse, TOPIC, LATER, threading.Event()) == 1, (
+        "a step that may run again after a crash"
+    )
     assert clickhouse.query("SELECT sum(report_count) FROM case_current").result_rows == [(3,)]
 
 
@@ -56,9 +61,28 @@ def test_a_log_that_has_rows_already_leaves_the_earlier_one_alone(clickhouse: Cl
     Sink(clickhouse, TOPIC).write(result, inc=EARLIER, blocks=[extent(block)], rules="r")
     block, result = judged(clickhouse, 2)
     Sink(clickhouse, TOPIC).write(result, inc=LATER, blocks=[extent(block)], rules="r")
-    assert complete_earlier_log(clickhouse, TOPIC, LATER) == 0
+    assert complete_earlier_log(clickhouse, TOPIC, LATER, threading.Event()) == 0
 
 
 def test_the_first_log_has_nothing_before_it(clickhouse: Client) -> None:
-    assert complete_earlier_log(clickhouse, TOPIC, LATER) == 0
+    assert complete_earlier_log(clickhouse, TOPIC, LATER, threading.Event()) == 0
     refresh_cases(clickhouse, LATER, [])
+
+
+@pytest.mark.timeout(30)
+def test_a_stop_ends_the_telling_of_cases_that_the_store_does_not_take(
+    clickhouse: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would try for ever otherwise, and hold the process up long after it was asked to end."""
+    load_reference(clickhouse, tmp_path / "reference")
+    block, result = judged(clickhouse, 1)
+    Sink(clickhouse, TOPIC).write(result, inc=EARLIER, blocks=[extent(block)], rules="r")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise TransientError("the store is away")
+
+    monkeypatch.setattr(clickhouse, "insert_arrow", refuse)
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(Stopping):
+        tell_cases(clickhouse, TOPIC, EARLIER, [extent(block)], stopping)
