@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.clock import utc_now
 from pipeline.frames import DECODED, DUPLICATE, QUARANTINED, expect
 from pipeline.process.records import MAX_EVENTS_PER_RECORD
-from pipeline.reference.hash_index import HashIndex
+from pipeline.reference.hash_index import SPREAD, HashIndex
 
 Int64s = NDArray[np.int64]
 UInt64s = NDArray[np.uint64]
@@ -29,8 +29,6 @@ ID_CONFLICT: Final = "ID_CONFLICT"
 _MILLISECOND: Final = timedelta(milliseconds=1)
 #: Entries of the past are kept this much longer than the window: receipts of several gateways interleave.
 _EVICTION_SLACK: Final = 3_600_000
-#: Mixes the two halves of a key into one number.
-_SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
 #: What the quarantine table can hold as a receipt.
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
@@ -212,7 +210,7 @@ def deduplicate(events: pl.DataFrame, seen: Mapping[int, SeenIds], window: timed
 def _repeated(part: NDArray[np.uint16], hi: UInt64s, lo: UInt64s) -> NDArray[np.intp]:
     """Rows whose id may occur twice in one partition of this block, ascending: all that do, and once in a
     long while a pair whose mixed bits happen to agree."""
-    mixed = lo ^ (hi * _SPREAD) ^ (part.astype(np.uint64) << np.uint64(48))
+    mixed = lo ^ (hi * SPREAD) ^ (part.astype(np.uint64) << np.uint64(48))
     order = np.argsort(mixed)
     alike = np.flatnonzero(mixed[order[1:]] == mixed[order[:-1]])
     return np.unique(np.concatenate([order[alike], order[alike + 1]]))

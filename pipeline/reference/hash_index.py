@@ -16,7 +16,7 @@ UInt64s = NDArray[np.uint64]
 Int64s = NDArray[np.int64]
 
 #: Fibonacci hashing: spreads keys whose low bits are not random (keys made by a test, for example).
-_MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
+SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
 _EMPTY: Final = np.int32(-1)
 _MIN_BITS: Final = 10
 #: Above this share of used slots a miss takes more than three probes on average.
@@ -126,7 +126,7 @@ class HashIndex:
 
     def _home(self, hi: UInt64s, lo: UInt64s) -> Int64s:
         # unsigned arrays wrap around, which is what a hash wants
-        return (((lo ^ (hi >> np.uint64(32))) * _MULTIPLIER) >> self._shift).astype(np.int64)
+        return (((lo ^ (hi >> np.uint64(32))) * SPREAD) >> self._shift).astype(np.int64)
 
     def _place(self, start: int, stop: int) -> None:
         """Give entries start … stop-1 a slot each."""

@@ -61,7 +61,7 @@ LEGAL_IN: Final[dict[str, tuple[str, ...]]] = {
 LEGAL_WHEN_SELF_HANDLED: Final = {"HANDLING": ("ACCEPTED",), "RESOLVED": ("ACCEPTED",)}
 MOST_EXTENSIONS: Final = 2
 #: Stands for "no limit known" while walking, ms since 1970: no extension is later than it.
-_NEVER: Final = 2**62
+NEVER: Final = 2**62
 HORIZON_DAYS: Final = 7
 
 #: Values of CASE_EVENT.outcome.
@@ -141,7 +141,7 @@ def _walk() -> str:
             multiIf(NOT {legal}, a.3,
                 rank IN ({r["REPORTED"]}, {r["REOPENED"]})
                     OR (rank = {r["ACCEPTED"]} AND a.1 = {r["ADMITTED"]}),
-                    least(toUnixTimestamp64Milli(at) + limit_ms, {_NEVER}),
+                    least(toUnixTimestamp64Milli(at) + limit_ms, {NEVER}),
                 rank = {r["EXTENDED"]}, ifNull({named}, a.3),
                 a.3),
             toUInt8(a.4 + (rank = {r["EXTENDED"]} AND {legal})),
@@ -151,7 +151,7 @@ def _walk() -> str:
             arrayPushBack(a.7, a.3)
         ),
         times, ranks, outcomes, self_handled, dues,
-        (toUInt8(0), toUInt8(0), toInt64({_NEVER}), toUInt8(0), emptyArrayUInt8(), emptyArrayUInt8(),
+        (toUInt8(0), toUInt8(0), toInt64({NEVER}), toUInt8(0), emptyArrayUInt8(), emptyArrayUInt8(),
             emptyArrayInt64())
     )"""
 
@@ -195,7 +195,7 @@ def sorted_sets(tuples: str) -> str:
     return f"""
         SELECT case_id, version, {arrays},
             arrayFirstIndex(e -> e.rank = {RANK["REPORTED"]} AND e.outcome != {RESENT}, known) AS opening,
-            ifNull(toInt64(known[opening].resolution_limit_seconds) * 1000, toInt64({_NEVER})) AS limit_ms
+            ifNull(toInt64(known[opening].resolution_limit_seconds) * 1000, toInt64({NEVER})) AS limit_ms
         FROM (
             SELECT case_id, version, arraySort(e -> (e.occurred_at, e.rank, e.event_id, e.source),
                 arrayFilter((e, n) -> n = 1, arrived, arrayEnumerateUniq(arrived.source, arrived.event_id))
@@ -410,7 +410,7 @@ _HELPERS: Final = {
     "resent": f"has(event_verdicts, {OF_ANOTHER_CASE})",
     "admitted": f"has(legal_states, {STATES['ADMITTED']})",
     "state_number": "legal_states[-1]",
-    "due_known": f"has(legal_ranks, {RANK['REPORTED']}) AND legal_due_ms[-1] < {_NEVER}",
+    "due_known": f"has(legal_ranks, {RANK['REPORTED']}) AND legal_due_ms[-1] < {NEVER}",
     "last_department": "arrayLast(x -> x != '', legal_departments)",
 }
 

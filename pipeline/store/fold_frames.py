@@ -4,8 +4,7 @@ A case's state is a function of its *set* of events, never of their order of arr
 
 1. keeps one event per (source, event_id), the one with the smallest position;
 2. sorts a case's events by (occurred_at, rank, event_id, source);
-3. walks them: step k decides on the k-th event of every case together, whether its transition is legal, and
-   notes state and limit after it; the last few cases that go on are walked one by one;
+3. walks them (`fold_walk`): whether each transition is legal, state and limit after it;
 4. reads every timestamp, count and name off the legal events.
 
 The rules are those of `pipeline.store.fold`, which says the same in SQL: the store reads past instants with
@@ -16,7 +15,7 @@ folded".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -24,56 +23,35 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.frames import CASE_SET, EVENT_TYPES, RANK, TIMESTAMP, expect
+from pipeline.reference.hash_index import SPREAD
 from pipeline.reference.keys import owners
 from pipeline.store.fold import (
-    ADMITTED,
     ALL,
     CLOSED_STATES,
     HORIZON_DAYS,
     ILLEGAL,
     LEGAL,
-    LEGAL_IN,
-    LEGAL_WHEN_SELF_HANDLED,
-    MOST_EXTENSIONS,
+    NEVER,
     OF_ANOTHER_CASE,
     REPEATED_REPORT,
     RESENT,
     RESPONSES,
     STATES,
 )
+from pipeline.store.fold_walk import Bytes, Int64s, Walk, walk_cases
 
 Mask = NDArray[np.bool_]
-Int64s = NDArray[np.int64]
-Bytes = NDArray[np.uint8]
 
-#: Stands for "no limit known", ms since 1970: no extension is later than it.
-NEVER: Final = 2**62
 _HORIZON_MS: Final = HORIZON_DAYS * 24 * 3_600_000
 #: What makes two entries of a set the same entry. The rest of an entry follows from its position, but for a
 #: block that was judged again under other rules.
 _POSITION: Final = ("_inc", "_part", "_off", "_idx")
-_SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
-#: Of so few cases the rest is walked event by event: a step of numpy costs some 80 µs however few go on.
-_FEW_CASES: Final = 32
 #: More than there are ranks.
 _RANKS: Final = 32
 _ORDER: Final = ("case_id", "occurred_at", "rank", "event_id", "source")
 _STATE_NAMES: Final = pl.Series([name for name, _ in sorted(STATES.items(), key=lambda item: item[1])])
 _STATE_NUMBERS: Final = np.full(max(STATES.values()) + 1, 0, np.uint32)
 _STATE_NUMBERS[sorted(STATES.values())] = np.arange(len(STATES))
-
-
-def _legal_in() -> NDArray[np.uint32]:
-    """(2, ranks + 1): the states, as bits, in which an event is legal; the second row if self-handled."""
-    masks = np.zeros((2, len(EVENT_TYPES) + 1), np.uint32)
-    for name in EVENT_TYPES:
-        also = LEGAL_WHEN_SELF_HANDLED.get(name, ())
-        masks[0, RANK[name]] = sum(1 << STATES[state] for state in LEGAL_IN[name])
-        masks[1, RANK[name]] = sum(1 << STATES[state] for state in {*LEGAL_IN[name], *also})
-    return masks
-
-
-_LEGAL_IN: Final = _legal_in()
 
 
 def fold(sets: pl.DataFrame) -> pl.DataFrame:
@@ -111,7 +89,7 @@ def _plain_order(entries: pl.DataFrame) -> tuple[Int64s, Int64s]:
     case = entries["case_id"].to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode().indices
     number = np.asarray(case.to_numpy()).astype(np.int64)
     hashed = pl.col("event_id").hash(1) ^ pl.col("source").hash(2)
-    ids = entries.select(hashed).to_series().to_numpy() ^ (number.astype(np.uint64) * _SPREAD)
+    ids = entries.select(hashed).to_series().to_numpy() ^ (number.astype(np.uint64) * SPREAD)
     instant = _ms(entries["occurred_at"]) * _RANKS + entries["rank"].to_numpy()
     order = np.argsort(instant, kind="stable")
     # of 16 bits numpy sorts by radix
@@ -138,147 +116,6 @@ def _lengths(case_ids: pl.Series) -> Int64s:
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """What the walk decided on each event: verdict, state after it, limit after it (ms since 1970)."""
-
-    verdicts: Bytes
-    states: Bytes
-    due_ms: Int64s
-
-
-def _walk(events: pl.DataFrame, starts: Int64s, lengths: Int64s, limit_ms: Int64s) -> _Walk:
-    """Decide on the k-th event of every case that has one, for k = 0, 1, …
-
-    limit_ms : (cases,) the opening report's limit; NEVER without one.
-    """
-    rank, outcome = events["rank"].to_numpy(), events["outcome"].to_numpy()
-    at = events["occurred_at"].to_physical().to_numpy()
-    named = events["due_at"].to_physical().fill_null(-1).to_numpy()  # by EXTENDED; -1, null, is never later
-    has_due = events["due_at"].is_not_null().to_numpy()
-    own = _LEGAL_IN[events["self_handled"].fill_null(False).to_numpy().astype(np.intp), rank]
-    own[outcome == RESENT] = 0  # L2 duplicates of other reports are no REPORTED of this case
-    verdicts, states = np.empty(len(rank), np.uint8), np.empty(len(rank), np.uint8)
-    due_ms = np.empty(len(rank), np.int64)
-    # the longest cases first, so that those that go on are a prefix
-    order = np.argsort(-lengths, kind="stable")
-    starts, lengths, limit_ms = starts[order], lengths[order], limit_ms[order]
-    state, before = np.zeros(len(order), np.uint8), np.zeros(len(order), np.uint8)
-    due, extensions = np.full(len(order), NEVER, np.int64), np.zeros(len(order), np.uint8)
-    for step in range(int(lengths[0])):
-        going = int(np.searchsorted(-lengths, -step, side="left"))
-        if going <= _FEW_CASES:
-            columns = [
-                values.tolist() for values in (state[:going], before[:going], due[:going], extensions[:going])
-            ]
-            for one, (first, end) in enumerate(
-                zip(starts[:going] + step, (starts + lengths)[:going], strict=True)
-            ):
-                rows = slice(int(first), int(end))
-                taken = _Steps(
-                    *(values[rows].tolist() for values in (rank, outcome, own, at, named, has_due))
-                )
-                so_far = _SoFar(*(values[one] for values in columns))
-                verdicts[rows], states[rows], due_ms[rows] = _walk_on(taken, so_far, int(limit_ms[one]))
-            break
-        here = starts[:going] + step
-        its_rank, was, limit = rank[here], state[:going], due[:going]
-        extended = its_rank == RANK["EXTENDED"]
-        legal = (own[here] >> was) & 1 == 1
-        if extended.any():
-            late = ~has_due[here] | (named[here] <= limit) | (extensions[:going] >= MOST_EXTENSIONS)
-            legal &= ~(extended & late)
-        reported = its_rank == RANK["REPORTED"]
-        admitted = reported & (outcome[here] == ADMITTED)
-        verdicts[here] = np.where(
-            legal,
-            LEGAL,
-            np.where(outcome[here] == RESENT, OF_ANOTHER_CASE, np.where(reported, REPEATED_REPORT, ILLEGAL)),
-        )
-        restarts = legal & (
-            reported
-            | (its_rank == RANK["REOPENED"])
-            | ((its_rank == RANK["ACCEPTED"]) & (was == STATES["ADMITTED"]))
-        )
-        new_due = np.where(restarts, np.minimum(at[here] + limit_ms[:going], NEVER), limit)
-        new_due = np.where(legal & extended, named[here], new_due)
-        # a merge notes the state it ends; an illegal one may note one too, which the next legal one replaces
-        merged = (its_rank == RANK["MERGED"]) & (was != STATES["MERGED"])
-        became = np.where(
-            admitted, STATES["ADMITTED"], np.where(reported, STATES["REJECTED"], its_rank)
-        ).astype(np.uint8)
-        became = np.where(its_rank == RANK["UNMERGED"], before[:going], became)
-        new_state = np.where(legal & ~extended, became, was)
-        before[:going] = np.where(merged, was, before[:going])
-        extensions[:going] += legal & extended
-        state[:going], due[:going] = new_state, new_due
-        states[here], due_ms[here] = new_state, new_due
-    return _Walk(verdicts, states, due_ms)
-
-
-class _Steps(NamedTuple):
-    """The remaining events of one case: a value each per event."""
-
-    rank: list[int]
-    outcome: list[int]
-    legal_in: list[int]
-    at: list[int]
-    named: list[int]
-    has_due: list[bool]
-
-
-class _SoFar(NamedTuple):
-    """Where a case stands: state, state before a merge, limit, extensions."""
-
-    state: int
-    before: int
-    due: int
-    extensions: int
-
-
-def _walk_on(steps: _Steps, so_far: _SoFar, limit_ms: int) -> tuple[list[int], list[int], list[int]]:
-    """(verdicts, states, limits): the rules of `_walk` for the rest of one case, event by event.
-
-    A case of 20,000 events would cost `_walk` as many steps of numpy for one case each, 1.7 s in all.
-    """
-    state, before, due, extensions = so_far
-    verdicts: list[int] = []
-    states: list[int] = []
-    dues: list[int] = []
-    for rank, outcome, legal_in, at, named, has_due in zip(*steps, strict=True):
-        legal = legal_in >> state & 1 == 1
-        reported, extended = rank == RANK["REPORTED"], rank == RANK["EXTENDED"]
-        if extended and (not has_due or named <= due or extensions >= MOST_EXTENSIONS):
-            legal = False
-        if legal:
-            verdicts.append(LEGAL)
-        elif outcome == RESENT:
-            verdicts.append(OF_ANOTHER_CASE)
-        else:
-            verdicts.append(REPEATED_REPORT if reported else ILLEGAL)
-        was = state
-        if legal and extended:
-            due, extensions = named, extensions + 1
-        elif legal:
-            if (
-                reported
-                or rank == RANK["REOPENED"]
-                or (rank == RANK["ACCEPTED"] and was == STATES["ADMITTED"])
-            ):
-                due = min(at + limit_ms, NEVER)
-            if rank == RANK["UNMERGED"]:
-                state = before
-            elif reported:
-                state = STATES["ADMITTED"] if outcome == ADMITTED else STATES["REJECTED"]
-            else:
-                state = rank
-        if rank == RANK["MERGED"] and was != STATES["MERGED"]:
-            before = was
-        states.append(state)
-        dues.append(due)
-    return verdicts, states, dues
-
-
-@dataclass(frozen=True)
 class _Cases:
     """Cases and their events, walked.
 
@@ -288,7 +125,7 @@ class _Cases:
     """
 
     events: pl.DataFrame
-    walk: _Walk
+    walk: Walk
     case: Int64s
     starts: Int64s
     lengths: Int64s
@@ -312,9 +149,9 @@ class _Cases:
         limit_ms = (seconds * 1000).fill_null(NEVER).to_numpy()
         if events.is_empty():
             nothing = np.empty(0, np.uint8)
-            walk = _Walk(nothing, nothing, np.empty(0, np.int64))
+            walk = Walk(nothing, nothing, np.empty(0, np.int64))
         else:
-            walk = _walk(events, starts, lengths, limit_ms)
+            walk = walk_cases(events, starts, lengths, limit_ms)
         return cls(events, walk, case, starts, lengths, versions, opening)
 
     def frame(self) -> pl.DataFrame:

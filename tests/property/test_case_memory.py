@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pipeline.frames import CASE_EVENT, CASE_SET, RANK, TIMESTAMP
 from pipeline.process.case_memory import CaseMemory, ExistingCases
 from pipeline.process.hashes import case_hash
-from pipeline.store import fold_frames
+from pipeline.store import fold_walk
 from pipeline.store.cases import FOLD_SETTINGS, case_sets, known_cases, pack_case_events, store_cases
 from pipeline.store.fold import ALL
 from pipeline.store.fold import fold as fold_in_sql
@@ -281,12 +281,12 @@ def test_both_walks_decide_alike(monkeypatch: pytest.MonkeyPatch, seed: int) -> 
     rng = random.Random(seed)
     rows = [row for row in event_set(rng, 60) if row.is_case_event]
     sets = entries(rows)
-    monkeypatch.setattr(fold_frames, "_FEW_CASES", 0)
+    monkeypatch.setattr(fold_walk, "_FEW_CASES", 0)
     wanted = fold(sets).sort("case_id")
     longest = int(wanted["event_times"].list.len().max())  # type: ignore[arg-type]
     assert longest > 8, "cases of some length"
     for few in (1, 3, 17, 10**9):
-        monkeypatch.setattr(fold_frames, "_FEW_CASES", few)
+        monkeypatch.setattr(fold_walk, "_FEW_CASES", few)
         assert fold(sets).sort("case_id").equals(wanted, null_equal=True), f"few = {few}"
 
 
