@@ -13,33 +13,20 @@ import time
 from typing import Any
 
 import orjson
-from confluent_kafka import Producer
 
 from benchmarks import cache
-from benchmarks.harness import TOPIC
+from benchmarks.harness import Sender
 
 #: Records are sent in bursts of so long. Seconds.
 _TICK_SECONDS = 0.02
 
 
 def feed(bootstrap: str, records: cache.Records, rate: float) -> dict[str, Any]:
-    """Send all records at `rate` events per second; returns once the broker has each."""
-    producer = Producer(
-        {
-            "bootstrap.servers": bootstrap,
-            "acks": "all",
-            "linger.ms": 5,
-            "queue.buffering.max.messages": 2_000_000,
-            "queue.buffering.max.kbytes": 1_000_000,
-        }
-    )
-    failed: list[str] = []
+    """Send all records at `rate` events per second; returns once the broker has each.
 
-    def delivered(error: Any, _: Any) -> None:
-        if error is not None:
-            failed.append(str(error))
-
-    headers = {"content-type": records.content_type, "schema-version": "1"}
+    Raises RunFailedError.
+    """
+    sender = Sender(bootstrap, records.content_type)
     print("sending", flush=True)
     begin, sent, late = time.perf_counter(), 0, 0.0
     for chunk in records.chunks():
@@ -48,18 +35,10 @@ def feed(bootstrap: str, records: cache.Records, rate: float) -> dict[str, Any]:
             late = max(late, -ahead)
             if ahead > _TICK_SECONDS:
                 time.sleep(ahead)
-            while True:
-                try:
-                    producer.produce(
-                        TOPIC, value=value, partition=partition, headers=headers, on_delivery=delivered
-                    )
-                    break
-                except BufferError:
-                    producer.poll(0.1)
-            producer.poll(0)
+            sender.send(partition, value)
+            sender.poll()
             sent += events
-    if producer.flush(120) or failed:
-        raise SystemExit(f"the broker did not take all records: {failed[:1]}")
+    sender.finish()
     return {"events": sent, "seconds": time.perf_counter() - begin, "late_seconds": late}
 
 

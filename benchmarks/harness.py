@@ -85,40 +85,62 @@ def broker(partitions: int = PARTITIONS) -> Iterator[Broker]:
         child.wait()
 
 
+class Sender:
+    """Puts prepared records on a topic."""
+
+    def __init__(self, bootstrap: str, content_type: str, topic: str = TOPIC) -> None:
+        self._producer = Producer(
+            {
+                "bootstrap.servers": bootstrap,
+                "acks": "all",
+                "linger.ms": 5,
+                "queue.buffering.max.messages": 2_000_000,
+                "queue.buffering.max.kbytes": 1_000_000,
+            }
+        )
+        self._topic = topic
+        self._headers = {"content-type": content_type, "schema-version": "1"}
+        self._failed: list[str] = []
+
+    def send(self, partition: int, value: bytes) -> None:
+        """Hand a record over; waits while too many are on their way."""
+        while True:
+            try:
+                self._producer.produce(
+                    self._topic,
+                    value=value,
+                    partition=partition,
+                    headers=self._headers,
+                    on_delivery=self._delivered,
+                )
+                return
+            except BufferError:
+                self.poll(0.1)
+
+    def poll(self, seconds: float = 0.0) -> None:
+        """Take in what the broker confirmed."""
+        self._producer.poll(seconds)
+
+    def finish(self) -> None:
+        """Return once the broker has every record. Raises RunFailedError."""
+        if self._producer.flush(120) or self._failed:
+            raise RunFailedError(f"the broker did not take all records: {self._failed[:1]}")
+
+    def _delivered(self, error: Any, _: Any) -> None:
+        if error is not None:
+            self._failed.append(str(error))
+
+
 def fill(bootstrap: str, records: Records, topic: str = TOPIC) -> int:
     """Send all records; returns their number once the broker has each."""
-    producer = Producer(
-        {
-            "bootstrap.servers": bootstrap,
-            "acks": "all",
-            "linger.ms": 5,
-            "queue.buffering.max.messages": 2_000_000,
-            "queue.buffering.max.kbytes": 1_000_000,
-        }
-    )
-    failed: list[str] = []
-    sent = 0
-
-    def delivered(error: Any, _: Any) -> None:
-        if error is not None:
-            failed.append(str(error))
-
-    headers = {"content-type": records.content_type, "schema-version": "1"}
+    sender, sent = Sender(bootstrap, records.content_type, topic), 0
     for chunk in records.chunks():
         for partition, value in zip(chunk["partition"].to_list(), chunk["value"], strict=True):
-            while True:
-                try:
-                    producer.produce(
-                        topic, value=value, partition=partition, headers=headers, on_delivery=delivered
-                    )
-                    break
-                except BufferError:
-                    producer.poll(0.1)
+            sender.send(partition, value)
             sent += 1
             if sent % 1_000 == 0:
-                producer.poll(0)
-    if producer.flush(120) or failed:
-        raise RunFailedError(f"the broker did not take all records: {failed[:1]}")
+                sender.poll()
+    sender.finish()
     return sent
 
 

@@ -24,10 +24,8 @@ import numpy as np
 from benchmarks import cache, load_check
 from benchmarks.gateway import run_load
 from benchmarks.harness import PLACE, RunFailedError, Series, broker, out
+from benchmarks.service import service
 from benchmarks.workload import SOURCE
-from pipeline.ingest.keys import KeyStore
-from pipeline.runtime.supervisor import Supervisor
-from pipeline.settings import load_settings
 
 SHARES = (0.1, 0.5, 0.8)
 _PROBE_SECONDS = 0.25
@@ -105,35 +103,26 @@ def main(arguments: list[str]) -> int:
     lines = next(cache.events(50_000, options.persons).chunks())["json"]
     # not a report: a thousand equal ones would be resends of each other
     template = next(text for text in lines if '"ACCEPTED"' in text).encode()
-    with broker() as to:
-        settings = load_settings(
-            data_dir=place / "data",
-            http="127.0.0.1:0",
-            kafka=to.bootstrap,
-            log_level="warning",
-            quota_source_events_per_second=0,
-            quota_source_requests_per_second=0,
-            canary_interval_seconds=0,
-        )
-        key = KeyStore(settings.keys_path).create([SOURCE])
-        with Supervisor(settings, simulate=False, quiet=True) as service:
-            service.wait_ready(300)
-            total, capacity = 0, 0.0
-            if not options.rate:
-                total, capacity = _capacity(place, service.url, key, options.persons, seconds / 2)
-                out.print(f"capacity: {capacity:,.0f} events/s from HTTP to the store")
-            rates = options.rate or [capacity * share for share in SHARES]
-            for number, rate in enumerate(rates):
-                result, total = _measure(
-                    place, service.url, key, options.persons, rate, seconds, template, total, number
-                )
-                name = f"{rate:,.0f} events/s" + ("" if options.rate else f" ({SHARES[number]:.0%})")
-                series.add(name, 0, result)
-                out.print(
-                    f"{name}: accepted → visible p50 {result['p50_ms']:.0f} ms, "
-                    f"p99 {result['p99_ms']:.0f} ms ({result['probes']} probes); "
-                    f"carried {result['events_per_second']:,.0f} events/s"
-                )
+    with (
+        broker() as to,
+        service(place / "data", to.bootstrap, canary_interval_seconds=0) as (running, key),
+    ):
+        total, capacity = 0, 0.0
+        if not options.rate:
+            total, capacity = _capacity(place, running.url, key, options.persons, seconds / 2)
+            out.print(f"capacity: {capacity:,.0f} events/s from HTTP to the store")
+        rates = options.rate or [capacity * share for share in SHARES]
+        for number, rate in enumerate(rates):
+            result, total = _measure(
+                place, running.url, key, options.persons, rate, seconds, template, total, number
+            )
+            name = f"{rate:,.0f} events/s" + ("" if options.rate else f" ({SHARES[number]:.0%})")
+            series.add(name, 0, result)
+            out.print(
+                f"{name}: accepted → visible p50 {result['p50_ms']:.0f} ms, "
+                f"p99 {result['p99_ms']:.0f} ms ({result['probes']} probes); "
+                f"carried {result['events_per_second']:,.0f} events/s"
+            )
     shutil.rmtree(place, ignore_errors=True)
     series.save({"capacity": capacity})
     return 0

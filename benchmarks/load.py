@@ -21,10 +21,7 @@ from benchmarks.load_bodies import MARK
 from benchmarks.load_shapes import LENGTHS, SHAPES
 from benchmarks.memory import MEMORY_TOLERANCE, Memory
 from benchmarks.peers_inputs import ndjson
-from benchmarks.workload import SOURCE
-from pipeline.ingest.keys import KeyStore
-from pipeline.runtime.supervisor import Supervisor
-from pipeline.settings import load_settings
+from benchmarks.service import service
 
 PERSONS = 20_000
 _SOAK_SECONDS = 600
@@ -64,21 +61,11 @@ def main() -> int:
     code = 1
     with contextlib.ExitStack() as stack:
         direct = stack.enter_context(broker()).bootstrap if options.kafka_share else None
-        settings = load_settings(
-            data_dir=data,
-            http="127.0.0.1:0",
-            kafka=direct,
-            log_level="warning",
-            quota_source_events_per_second=0,
-            quota_source_requests_per_second=0,
-        )
-        key = KeyStore(settings.keys_path).create([SOURCE])
-        service = stack.enter_context(Supervisor(settings, simulate=False, quiet=True))
-        service.wait_ready(300)
-        with Memory(service) as memory:
-            code = locust(options, seconds, report, feed, service.url, key, direct)
+        running, key = stack.enter_context(service(data, direct))
+        with Memory(running) as memory:
+            code = locust(options, seconds, report, feed, running.url, key, direct)
         memory.write(report / "memory.csv")
-        for role in sorted(service.pids):
+        for role in sorted(running.pids):
             grown = memory.growth(role)
             flat = grown <= MEMORY_TOLERANCE
             print(f"memory of {role}: {grown:+.1%} from the second to the last third")

@@ -31,14 +31,12 @@ import psutil
 from benchmarks import cache, load_check
 from benchmarks.harness import PLACE, RunFailedError, broker, commit, out, python
 from benchmarks.page_watch import watching
-from pipeline.runtime.supervisor import Supervisor
-from pipeline.settings import load_settings
+from benchmarks.service import service
 
 #: The past hour of the trend is read once, by the first viewer.
 _PAST_SECONDS = 15.0
 #: Of a flow, before anything is measured.
 _WARM_SECONDS = 4.0
-_READY_SECONDS = 300.0
 _ROLES = ("http", "store")
 
 Processes = dict[str, psutil.Process]
@@ -119,18 +117,14 @@ async def look(url: str, viewers: int, seconds: float) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def service(persons: int, bootstrap: str) -> Iterator[tuple[str, Processes]]:
+def watched_service(persons: int, bootstrap: str) -> Iterator[tuple[str, Processes]]:
     """HTTP and store process over a fresh copy of the store, reading the broker at `bootstrap`."""
     place = PLACE / "page"
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     cache.copy_store(persons, place)
-    settings = load_settings(
-        data_dir=place, http="127.0.0.1:0", kafka=bootstrap, log_level="warning", canary_interval_seconds=0
-    )
     try:
-        with Supervisor(settings, simulate=False, quiet=True) as running:
-            running.wait_ready(_READY_SECONDS)
+        with service(place, bootstrap, canary_interval_seconds=0) as (running, _):
             yield running.url, {role: psutil.Process(running.pids[role]) for role in _ROLES}
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -140,7 +134,7 @@ async def flow(rate: float, viewers: int, seconds: float, persons: int) -> dict[
     """The whole row by itself: a service of its own, events at `rate`, viewers, then none."""
     events = round(rate * (_WARM_SECONDS + 2 * seconds))
     cache.records(cache.events(events, persons), "arrow")  # before anything runs
-    with broker() as to, service(persons, to.bootstrap) as (url, found):
+    with broker() as to, watched_service(persons, to.bootstrap) as (url, found):
         arguments = (to.bootstrap, str(rate), str(events), str(persons))
         async with _feeding(arguments) as begin:
             watched = await with_viewers(url, found, viewers, seconds, begin)

@@ -29,12 +29,10 @@ from benchmarks.gateway import CLIENT_LIMIT, run_load
 from benchmarks.harness import PLACE, TOPIC, Series, broker, out
 from benchmarks.latency import drain, stored
 from benchmarks.memory import MEMORY_TOLERANCE, Memory
-from benchmarks.workload import SOURCE
+from benchmarks.service import service
 from infra.kafka.cluster import Cluster
 from pipeline.errors import UnavailableError
-from pipeline.ingest.keys import KeyStore
 from pipeline.runtime.supervisor import Supervisor
-from pipeline.settings import load_settings
 
 GOAL: Final = 150_000
 _SHARE_OF_CAPACITY: Final = 0.9
@@ -91,28 +89,19 @@ def measure(*, embedded: bool, seconds: float, rate: float | None, persons: int)
     place.mkdir(parents=True)
     cache.copy_store(persons, place / "data")
     try:
-        with _embedded() if embedded else _kafka(place) as bootstrap:
-            settings = load_settings(
-                data_dir=place / "data",
-                http="127.0.0.1:0",
-                kafka=bootstrap,
-                log_level="warning",
-                quota_source_events_per_second=0,
-                quota_source_requests_per_second=0,
-                canary_interval_seconds=0,
-            )
-            key = KeyStore(settings.keys_path).create([SOURCE])
-            with Supervisor(settings, simulate=False, quiet=True) as service:
-                service.wait_ready(300)
-                return _run(place, service, key, persons, seconds, rate)
+        with (
+            _embedded() if embedded else _kafka(place) as bootstrap,
+            service(place / "data", bootstrap, canary_interval_seconds=0) as (running, key),
+        ):
+            return _run(place, running, key, persons, seconds, rate)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _run(  # noqa: PLR0917
-    place: Path, service: Supervisor, key: str, persons: int, seconds: float, rate: float | None
+    place: Path, running: Supervisor, key: str, persons: int, seconds: float, rate: float | None
 ) -> dict[str, Any]:
-    address = service.url.removeprefix("http://")
+    address = running.url.removeprefix("http://")
 
     def load(first_pass: int, length: float, pace: float) -> dict[str, Any]:
         return run_load(
@@ -123,19 +112,19 @@ def _run(  # noqa: PLR0917
     begin = time.perf_counter()
     warm = load(0, min(15.0, max(4.0, seconds / 10)), 0.0)
     total = warm["accepted"]
-    capacity = total / (drain(service.url, total) - begin)
+    capacity = total / (drain(running.url, total) - begin)
     rate = rate or capacity * _SHARE_OF_CAPACITY
     out.print(f"as fast as answered: {capacity:,.0f} events/s to the store; now {rate:,.0f} events/s")
-    waiting = Waiting(service.url, total, rate)
-    with Memory(service) as memory:
+    waiting = Waiting(running.url, total, rate)
+    with Memory(running) as memory:
         waiting.start()
         sent = load(10_000, seconds, rate)
         waiting.stop.set()
         waiting.join()
     total += sent["accepted"]
-    left = drain(service.url, total) - begin
+    left = drain(running.url, total) - begin
     earlier, later = waiting.thirds()
-    grown = {role: memory.growth(role) for role in service.pids}
+    grown = {role: memory.growth(role) for role in running.pids}
     carried = sent["accepted"] / sent["seconds"]
     flat = later <= earlier + _A_QUEUE * rate and max(grown.values(), default=0.0) <= MEMORY_TOLERANCE
     return {

@@ -246,7 +246,7 @@ def expect(frame: pl.DataFrame, schema: Schema, name: str) -> pl.DataFrame:
     Raises ContractError naming every column that is missing or has another dtype.
     """
     found = frame.schema
-    # dtypes compare slowly and a selection is a query: most frames come as they must be
+    # a selection is a query to polars, and most frames come as they must be
     if list(found.items()) == list(schema.items()):
         return frame
     wrong = [

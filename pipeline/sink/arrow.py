@@ -19,8 +19,8 @@ def words_of(types: Mapping[str, str]) -> frozenset[str]:
 def to_arrow(frame: pl.DataFrame, words: Collection[str]) -> pa.Table:
     """The frame as one record batch, `words` (String or List(String) columns) as dictionaries.
 
-    A LowCardinality column is a dictionary in the engine: handing it over as one takes a third of the bytes
-    and saves the engine more than the encoding costs (0.4 of 4 µs an event).
+    A LowCardinality column is a dictionary in the engine: handed over as one, an event takes 730 bytes
+    instead of 1,030, and its insert 2.9 µs instead of 4.0, the encoding (0.4) included.
     """
     table = frame.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     for at, name in enumerate(table.column_names):

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from benchmarks import feed
+from benchmarks import feed, harness
 from benchmarks.page_watch import Watching
 
 
@@ -55,7 +55,7 @@ def test_records_go_out_when_their_instant_has_come(monkeypatch: pytest.MonkeyPa
         def chunks(self) -> Iterator[pl.DataFrame]:
             yield pl.DataFrame({"partition": [0, 1, 2], "value": [b"a", b"b", b"c"], "events": [50, 50, 50]})
 
-    monkeypatch.setattr(feed, "Producer", Producer)
+    monkeypatch.setattr(harness, "Producer", Producer)
     told = feed.feed("nowhere", Records(), 500)  # type: ignore[arg-type]
     assert sent == [b"a", b"b", b"c"]
     assert told["events"] == 150

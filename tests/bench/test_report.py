@@ -60,12 +60,21 @@ def test_what_is_carried_together_counts_when_it_lasted(sustained: bool, seconds
     assert verdict("everything together, one Kafka node, ten minutes", series)[1] == word
 
 
-def test_growth_is_judged_in_both_directions() -> None:
-    runs = [{"cpu_seconds_per_million": value} for value in (30.0, 20.0, 21.0, 17.0)]
+@pytest.mark.parametrize(
+    ("middle", "last", "change", "word"),
+    [
+        (47, 17.0, "-15.0% over 50 runs", "not reached"),
+        (47, 21.0, "+5.0% over 50 runs", "reached"),
+        (1, 21.0, "+5.0% over 4 runs", "not reached"),
+    ],
+)
+def test_growth_is_judged_in_both_directions_and_over_its_whole_length(
+    middle: int, last: float, change: str, word: str
+) -> None:
+    runs = [{"cpu_seconds_per_million": value} for value in (30.0, 20.0, *[21.0] * middle, last)]
     series = {"growth": saved("growth", {"cost": runs})}
-    figure, word, _ = verdict("processor time per million events, second to last", series)
-    assert figure.startswith("-15.0%")
-    assert word == "not reached"
+    found = verdict("processor time per million events, second to fiftieth", series)
+    assert found[:2] == [change, word]
 
 
 def test_samples_count_for_the_function_of_ours_that_is_nearest() -> None:
