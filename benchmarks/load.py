@@ -67,6 +67,9 @@ def main() -> int:
         memory.write(report / "memory.csv")
         for role in sorted(running.pids):
             grown = memory.growth(role)
+            if grown is None:
+                print(f"memory of {role}: too short a run to tell")
+                continue
             flat = grown <= MEMORY_TOLERANCE
             print(f"memory of {role}: {grown:+.1%} from the second to the last third")
             if options.scenario == "soak" and seconds >= _SOAK_SECONDS and not flat:

@@ -51,10 +51,10 @@ class Memory:
         ]
         path.write_text("\n".join(lines) + "\n")
 
-    def growth(self, role: str) -> float:
-        """Last third over second third, as a share; 0 with too few samples."""
+    def growth(self, role: str) -> float | None:
+        """Last third over second third, as a share; None with too few samples to tell."""
         values = [found[role] for _, found in self.samples if role in found]
         third = len(values) // 3
         if third < 3:
-            return 0.0
+            return None
         return sum(values[-third:]) / sum(values[-2 * third : -third]) - 1

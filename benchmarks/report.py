@@ -20,6 +20,7 @@ from benchmarks.goals import median, table
 from benchmarks.harness import PLACE, out
 from benchmarks.plots import Saved, draw
 from benchmarks.profile import svg
+from benchmarks.together import growth_text
 
 TITLES: Final = {
     "goals": "Goals",
@@ -162,7 +163,7 @@ def _together(saved: Saved) -> Rows:
                 f"{run['events_per_second']:,.0f}",
                 "yes" if run["sustained"] else "no",
                 f"{run['waiting_second_third']:,.0f}, {run['waiting_last_third']:,.0f}",
-                ", ".join(f"{role} {share:+.1%}" for role, share in run["memory_growth"].items()),
+                growth_text(run["memory_growth"]),
             ]
         )
     return rows

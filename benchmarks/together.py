@@ -126,7 +126,9 @@ def _run(  # noqa: PLR0917
     earlier, later = waiting.thirds()
     grown = {role: memory.growth(role) for role in running.pids}
     carried = sent["accepted"] / sent["seconds"]
-    flat = later <= earlier + _A_QUEUE * rate and max(grown.values(), default=0.0) <= MEMORY_TOLERANCE
+    known = [share for share in grown.values() if share is not None]
+    flat = len(known) == len(grown) and max(known, default=0.0) <= MEMORY_TOLERANCE
+    queues = later > earlier + _A_QUEUE * rate
     return {
         "events": sent["accepted"],
         "seconds": sent["seconds"],
@@ -141,8 +143,15 @@ def _run(  # noqa: PLR0917
         "statuses": sent["statuses"],
         "answers_ms": sent["latency_ms"],
         "client_cpu_share": sent["client_cpu_share"],
-        "sustained": flat and carried >= 0.97 * rate,
+        "sustained": flat and not queues and carried >= 0.97 * rate,
     }
+
+
+def growth_text(growth: dict[str, float | None]) -> str:
+    """Growth by process, in words."""
+    return ", ".join(
+        f"{role} " + ("unknown" if share is None else f"{share:+.1%}") for role, share in growth.items()
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -173,7 +182,7 @@ def main(arguments: list[str]) -> int:
         f"{name}: {result['events_per_second']:,.0f} events/s "
         f"({'sustained' if result['sustained'] else 'NOT sustained'}; goal {GOAL:,}); waiting "
         f"{result['waiting_second_third']:,.0f} → {result['waiting_last_third']:,.0f} events; memory "
-        + ", ".join(f"{role} {share:+.1%}" for role, share in result["memory_growth"].items())
+        + growth_text(result["memory_growth"])
     )
     if result["client_cpu_share"] > CLIENT_LIMIT:
         out.print("  the client may be what limits this figure")
