@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -24,6 +24,7 @@ from pipeline.process.hashes import hash128, persons_text
 from pipeline.reference.hash_index import HashIndex
 
 Int64s = NDArray[np.int64]
+UInt64s = NDArray[np.uint64]
 #: Source, event id and case id of the report that a resend repeats.
 _Original = tuple[str, str, str]
 
@@ -69,6 +70,26 @@ class Resends:
     duplicates: pl.DataFrame
 
 
+class Keys(NamedTuple):
+    """128-bit keys of rows, each (n,). given : where there is one; elsewhere both halves are 0."""
+
+    given: NDArray[np.bool_]
+    hi: UInt64s
+    lo: UInt64s
+
+    @classmethod
+    def of(cls, hi: pl.Series, lo: pl.Series) -> Keys:
+        """hi, lo : UInt64, null where a row has no key."""
+        # pyarrow: each of polars' calls here is a query of its own, and there are some per partition
+        high, low = hi.to_arrow(), lo.to_arrow()
+        given = np.asarray(high.is_valid().to_numpy(zero_copy_only=False))
+        return cls(given, high.fill_null(0).to_numpy(), low.fill_null(0).to_numpy())
+
+    def within(self, rows: slice) -> Keys:
+        """Those of some rows."""
+        return Keys(self.given[rows], self.hi[rows], self.lo[rows])
+
+
 class Anchors:
     """The admitted reports of one partition that a resend can repeat, oldest position first per key.
 
@@ -94,11 +115,9 @@ class Anchors:
         found = set(self._by_content.of(content)) | set(self._by_submission.of(submission))
         return sorted(found)
 
-    def known(
-        self, l2_hi: pl.Series, l2_lo: pl.Series, sub_hi: pl.Series, sub_lo: pl.Series
-    ) -> NDArray[np.bool_]:
+    def known(self, content: Keys, submission: Keys) -> NDArray[np.bool_]:
         """Whether any anchor shares the row's content or submission, (n,)."""
-        return self._by_content.known(l2_hi, l2_lo) | self._by_submission.known(sub_hi, sub_lo)
+        return self._by_content.known(content) | self._by_submission.known(submission)
 
     def row(self, number: int) -> dict[str, Any]:
         """One anchor as a mapping of `ANCHOR`."""
@@ -108,13 +127,17 @@ class Anchors:
         """Add anchors (`ANCHOR`). Call after the commit only; positions already known are left out."""
         if anchors.is_empty():
             return
-        self._append(anchors.select(list(ANCHOR)).sort("position", maintain_order=True))
+        anchors = anchors[list(ANCHOR)]
+        position = anchors["position"].to_numpy()
+        if (position[1:] < position[:-1]).any():
+            anchors = anchors[np.argsort(position, kind="stable")]
+        self._append(anchors)
         if self._count >= self._next_eviction:
             self._evict()
 
     def _append(self, anchors: pl.DataFrame) -> None:
-        self._by_content.add(anchors["l2_hi"], anchors["l2_lo"])
-        self._by_submission.add(anchors["sub_hi"], anchors["sub_lo"])
+        self._by_content.add(Keys.of(anchors["l2_hi"], anchors["l2_lo"]))
+        self._by_submission.add(Keys.of(anchors["sub_hi"], anchors["sub_lo"]))
         self._rows.append(anchors)
         self._count += anchors.height
 
@@ -164,13 +187,11 @@ class _Chains:
         self._slots = 0
         self._rows = 0
 
-    def known(self, hi: pl.Series, lo: pl.Series) -> NDArray[np.bool_]:
-        given = hi.is_not_null().to_numpy()
-        found = np.zeros(len(hi), bool)
-        if len(self._index) and given.any():
-            at = np.flatnonzero(given)
-            keys = hi.fill_null(0).to_numpy()[at], lo.fill_null(0).to_numpy()[at]
-            found[at] = self._index.find(*keys) >= 0
+    def known(self, keys: Keys) -> NDArray[np.bool_]:
+        found = np.zeros(len(keys.given), bool)
+        if len(self._index) and keys.given.any():
+            at = np.flatnonzero(keys.given)
+            found[at] = self._index.find(keys.hi[at], keys.lo[at]) >= 0
         return found
 
     def of(self, key: tuple[int, int] | None) -> list[int]:
@@ -184,14 +205,13 @@ class _Chains:
             row = int(self._before[row])
         return rows
 
-    def add(self, hi: pl.Series, lo: pl.Series) -> None:
-        """The next rows' keys, null where a row has none."""
-        first, self._rows = self._rows, self._rows + len(hi)
+    def add(self, keys: Keys) -> None:
+        """The next rows' keys."""
+        first, self._rows = self._rows, self._rows + len(keys.given)
         self._before = _grown(self._before, self._rows)
         self._before[first : self._rows] = -1
-        given = hi.is_not_null().to_numpy()
-        at = np.flatnonzero(given)
-        high, low = hi.fill_null(0).to_numpy()[at], lo.fill_null(0).to_numpy()[at]
+        at = np.flatnonzero(keys.given)
+        high, low = keys.hi[at], keys.lo[at]
         order = np.lexsort((at, high, low))
         at, high, low = at[order], high[order], low[order]
         same = (low[1:] == low[:-1]) & (high[1:] == high[:-1])  # as the row before: linked to it
@@ -264,9 +284,9 @@ def drop_resends(judged: pl.DataFrame, anchors: Mapping[int, Anchors]) -> Resend
     """
     rows = with_content_keys(judged)
     suspect = np.zeros(rows.height, bool)
+    content, submission = Keys.of(rows["l2_hi"], rows["l2_lo"]), Keys.of(rows["sub_hi"], rows["sub_lo"])
     for partition, part in by_partition(rows):
-        keys = rows.select(_KEY_COLUMNS)[part]
-        suspect[part] = anchors[partition].known(*keys.get_columns())
+        suspect[part] = anchors[partition].known(content.within(part), submission.within(part))
     for hi, lo in (("l2_hi", "l2_lo"), ("sub_hi", "sub_lo")):
         # only reports have keys: few rows are compared
         keyed = rows.select(pl.col(hi).is_not_null().arg_true()).to_series()

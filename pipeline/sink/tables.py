@@ -223,7 +223,7 @@ def _checked(table: str, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _in_range(times: pl.Series) -> bool:
     """Whether every time that is there can be stored. In milliseconds: not every one is a `datetime`."""
-    instants = times.to_physical()
+    instants = times.cast(pl.Int64)
     first, last = instants.min(), instants.max()
     return first is None or bool(first >= _EARLIEST_MS and last <= _LATEST_MS)  # type: ignore[operator]
 

@@ -377,7 +377,9 @@ def _at(values: pl.Series, rows: Int64s) -> pl.Series:
     """Values at `rows`, null where the row is -1."""
     if not len(values):
         return values
-    return values.gather(pl.Series(np.maximum(rows, 0).astype(np.uint32))).set(pl.Series(rows < 0), None)
+    # by a null place: `gather` and `set` are queries to polars, and there are forty of these
+    places = pa.array(np.maximum(rows, 0).astype(np.uint32), mask=rows < 0)
+    return values[pl.Series(places)]
 
 
 def _blank_to_null(texts: pl.Series) -> pl.Series:
