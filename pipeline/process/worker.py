@@ -87,7 +87,8 @@ async def run_worker(
     client_factory : gives clients on the migrated database; each thread uses its own.
     bootstrap : Kafka bootstrap servers. privacy : pseudonyms for direct records.
     ready : called when the first assignment is recovered. known_sources : label values of received events;
-    everything else is counted as "other". braked : told at each change which partitions stand still, and why.
+    everything else is counted as "other". braked : told at each change which partitions stand still, and why:
+    braked, stalled, or not yet recovered after a rebalance.
 
     Raises ConfigurationError and UnavailableError before the first event is taken, WorkerFailedError later:
     the caller must then end the process with a non-zero status, so that it starts again from the last commit.
@@ -121,6 +122,8 @@ class Worker:
         self._awaits = awaits
         self._tell_braked = braked
         self._braked: dict[int, str] = {}
+        self._standing: dict[int, str] = {}
+        self._was_ready = False
         # an insert that is not answered holds its partition up for as long as it may take
         self._stall = StallWatch(
             settings.stall_seconds and settings.stall_seconds + settings.insert_timeout_seconds
@@ -289,6 +292,7 @@ class Worker:
             self._buffers[buffer.partition] = buffer
             self._member.resume(buffer.partition)
         self._cases.begin(on=self._topic is not None and len(self._buffers) == self._topic.partitions)
+        self._tell_standing()
         self._start(self._recover_all(fresh))
 
     async def revoked(self, partitions: set[int]) -> None:
@@ -305,8 +309,8 @@ class Worker:
             if self._buffers.get(buffer.partition) is buffer:
                 del self._buffers[buffer.partition]
             self._account.forget(buffer.partition)
-            if self._braked.pop(buffer.partition, None) is not None:
-                self._tell_standing()
+            self._braked.pop(buffer.partition, None)
+        self._tell_standing()
         self._feed()
 
     async def _until(self, settled: Callable[[], bool], seconds: float | None = None) -> None:
@@ -365,6 +369,7 @@ class Worker:
         known = self._rules is not None and self._rules.knows(self._awaits)
         if self._ready is not None and recovered and known:
             ready, self._ready = self._ready, None
+            self._was_ready = True
             ready()
 
     async def _recover(self, buffer: PartitionBuffer) -> None:
@@ -403,6 +408,7 @@ class Worker:
         if partition in self._braked:
             self._account.braked(partition)
         buffer.recovered = True
+        self._tell_standing()
         log.info(
             "partition_recovered",
             partition=partition,
@@ -645,9 +651,15 @@ class Worker:
         return max(looked, self._member.end_offset(buffer.partition) or 0, buffer.next_offset or 0)
 
     def _tell_standing(self) -> None:
-        """Which partitions stand still, for readiness."""
+        """Which partitions stand still, for readiness. Before it was ready once the worker is "starting"."""
         standing = dict.fromkeys(self._suspected, "records wait and nothing is committed")
-        self._tell_braked(standing | self._braked)
+        if self._was_ready:
+            recovering = [buffer.partition for buffer in self._buffers.values() if not buffer.recovered]
+            standing |= dict.fromkeys(recovering, "it came by a rebalance and is still being recovered")
+        standing |= self._braked
+        if standing != self._standing:
+            self._standing = standing
+            self._tell_braked(standing)
 
     async def _watch_drift(self) -> None:
         def newest() -> list[Extent]:

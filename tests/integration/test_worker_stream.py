@@ -373,7 +373,10 @@ async def test_new_reference_data_are_used_without_a_restart(town: Town, tmp_pat
 
 
 async def test_a_second_worker_takes_over_partitions_and_gives_them_back(town: Town) -> None:
-    async with town.worker():
+    """The first one says that it is not ready while it recovers what came back to it."""
+    told: list[Mapping[int, str]] = []
+    async with town.worker(braked=told.append):
+        assert told == []  # before it was ready once it is "starting"
         town.send(*[record(0, event(f"a{number}")) for number in range(30)])
         async with town.worker():
             town.send(*[record(0, event(f"b{number}")) for number in range(30)])
@@ -381,6 +384,8 @@ async def test_a_second_worker_takes_over_partitions_and_gives_them_back(town: T
         town.send(*[record(0, event(f"c{number}")) for number in range(30)])
         await town.until(lambda: town.rows() == 90)
         await town.until(lambda: sum(town.committed()) == town.sent)
+        assert any("still being recovered" in why for standing in told for why in standing.values()), told
+        assert told[-1] == {}
     town.assert_every_position_once()
     assert column(town.client, "SELECT uniqExact(event_id) FROM events") == [90]
 
