@@ -38,7 +38,8 @@ READY_SECONDS: Final = 120.0
 _CITY_AWAITED: Final = ("grids", "units", "staff", "organisations")
 #: Stop: HTTP first (running requests get their answer), then the worker's drain, then the broker: 25 s.
 _STOP_SECONDS: Final = {"city": 1.0, "http": 4.5, "store": 19.0}
-_BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+#: Not longer: a start costs some three seconds of a core, a closed gateway costs the city its reports.
+_BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 #: A child that lived this long starts again with the shortest backoff.
 _STEADY_SECONDS: Final = 60.0
 _TICK_SECONDS: Final = 0.1
