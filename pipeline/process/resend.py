@@ -124,7 +124,7 @@ class Anchors:
         return self._rows.row(number)
 
     def remember(self, anchors: pl.DataFrame) -> None:
-        """Add anchors (`ANCHOR`). Call after the commit only; positions already known are left out."""
+        """Add anchors (`ANCHOR`), each once. Call after the commit only."""
         if anchors.is_empty():
             return
         anchors = anchors[list(ANCHOR)]
