@@ -83,9 +83,8 @@ class Live:
             else:
                 wanted = self._wanted
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(
-                        wanted.wait(), max(0.05, started + _POINT_SECONDS - time.monotonic())
-                    )
+                    async with asyncio.timeout(max(0.05, started + _POINT_SECONDS - time.monotonic())):
+                        await wanted.wait()
 
     def close(self) -> None:
         """End every stream: the process stops."""
@@ -119,7 +118,8 @@ class Live:
                     yield b"".join(frame.sent for frame in fresh)
                     continue
                 try:
-                    await asyncio.wait_for(news.wait(), _HEARTBEAT_SECONDS)
+                    async with asyncio.timeout(_HEARTBEAT_SECONDS):
+                        await news.wait()
                 except TimeoutError:
                     yield b": still here\n\n"
         finally:

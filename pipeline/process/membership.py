@@ -9,7 +9,6 @@ stored blocks are committed explicitly.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -151,8 +150,12 @@ class Membership:
 
     async def stop(self, seconds: float) -> None:
         """Leave the group within `seconds`; a broker that does not answer is not waited for."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._app.stop(), seconds)
+        leaving = asyncio.create_task(self._app.stop())
+        await asyncio.wait([leaving], timeout=seconds)
+        if leaving.done():
+            leaving.result()
+        else:
+            leaving.cancel()  # nor is the end of its cancellation
 
     async def failed(self) -> BaseException:
         """Waits until the member cannot go on; returns why."""

@@ -322,7 +322,8 @@ class Worker:
                 return
             self._settled.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._settled.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._settled.wait()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)
@@ -459,10 +460,9 @@ class Worker:
                     task.add_done_callback(self._round_ended)
                     continue
                 wait = self._next_due()
-            try:
-                await asyncio.wait_for(self._wake.wait(), wait)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
 
     def _round_ended(self, task: asyncio.Task[None]) -> None:
         self._rounds.discard(task)

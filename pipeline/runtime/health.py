@@ -51,7 +51,8 @@ class Health:
     @staticmethod
     async def _ask(check: Check) -> Outcome:
         try:
-            return Outcome(ok=True, detail=await asyncio.wait_for(check(), _CHECK_SECONDS))
+            async with asyncio.timeout(_CHECK_SECONDS):
+                return Outcome(ok=True, detail=await check())
         except GridpipeError as error:
             return Outcome(ok=False, detail=str(error))
         except TimeoutError:

@@ -190,7 +190,8 @@ class Bridge:
 
     async def _lease(self) -> Session:
         try:
-            return await asyncio.wait_for(self._sessions.get(), HANDLE_WAIT_SECONDS)
+            async with asyncio.timeout(HANDLE_WAIT_SECONDS):
+                return await self._sessions.get()
         except TimeoutError:
             raise EngineError(
                 202,

@@ -385,7 +385,8 @@ async def test_a_second_worker_takes_over_partitions_and_gives_them_back(town: T
         await town.until(lambda: town.rows() == 90)
         await town.until(lambda: sum(town.committed()) == town.sent)
         assert any("still being recovered" in why for standing in told for why in standing.values()), told
-        assert told[-1] == {}
+        # what it kept itself may be stored before it has what the other one gives back
+        await town.until(lambda: told[-1] == {})
     town.assert_every_position_once()
     assert column(town.client, "SELECT uniqExact(event_id) FROM events") == [90]
 
