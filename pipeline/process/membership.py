@@ -76,8 +76,9 @@ class _NothingRead(dict[TP, int | None]):
 
 
 class _Consumer(FaustConsumer):
-    """Faust's consumer, which waits for each record that it hands on, and sleeps a second, come what may, where
-    every partition is paused."""
+    """Faust's consumer. Its own waits for each record that it hands on, and sleeps a second, come what may,
+    where every partition is paused.
+    """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
