@@ -19,9 +19,9 @@ PERSON: Final = pl.Struct({"key": pl.String(), "role": pl.String()})
 PHOTO: Final = pl.Struct({"sha256": pl.String(), "taken_at": TIMESTAMP})
 
 #: The columns of an Arrow block on the topic: one accepted event per row, personal data already replaced.
-#: `actor_key` is the plain worker key of staff, else the source's own key, else the pseudonym of the
-#: actor's id number, else of the phone. `attributes` is canonical JSON of the whole attributes object;
-#: the attributes that the fold needs have columns of their own.
+#: `actor_key` is the plain worker key of staff, else the pseudonym of the actor's id number, else of the
+#: phone, else the source's own key. `attributes` is canonical JSON of the whole attributes object; the
+#: attributes that the fold needs have columns of their own.
 EVENT: Final[Schema] = {
     "event_id": pl.String(),
     "source": pl.String(),

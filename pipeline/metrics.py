@@ -99,6 +99,11 @@ worker_memory_bytes = Gauge(
     "Resident memory of the worker's process, the embedded ClickHouse included.",
     registry=REGISTRY,
 )
+worker_buffer_bytes = Gauge(
+    "gridpipe_worker_buffer_bytes",
+    "Records that wait in the worker for their block. Over its limit nothing more is fetched.",
+    registry=REGISTRY,
+)
 worker_machine_memory_free_ratio = Gauge(
     "gridpipe_worker_machine_memory_free_ratio",
     "Share of the memory of the worker's machine that is available.",

@@ -41,7 +41,7 @@ def find(
     """Count the rows that hold a pseudonym of a person, in every table and under every key version."""
     from pipeline.store.erase import scan
 
-    settings, keys = _person(numbers, data_dir, clickhouse)
+    settings, keys, _ = _person(numbers, data_dir, clickhouse)
     client = _open(settings)
     found = {table: rows for table, rows in scan(client, settings.database, list(keys)).items() if rows}
     client.close()
@@ -74,7 +74,7 @@ def erase(
     from pipeline.store.client import BridgeAddress
     from pipeline.store.erase import erase as run
 
-    settings, keys = _person(numbers, data_dir, clickhouse)
+    settings, keys, masks = _person(numbers, data_dir, clickhouse)
     if not yes:
         typer.confirm("Erase this person for good?", abort=True)
     name = request or f"E{utc_now():%Y%m%d}-{secrets.token_hex(4)}"
@@ -87,7 +87,9 @@ def erase(
             err.print("waiting until every worker knows …", highlight=False)
             time.sleep(2 * settings.reference_refresh_seconds)
 
-    evidence = run(client, settings.database, keys, request_id=name, at=utc_now(), settle=settle)
+    evidence = run(
+        client, settings.database, keys, request_id=name, at=utc_now(), masks=masks, settle=settle
+    )
     client.close()
     settings.evidence_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = settings.evidence_dir / f"{name}.json"
@@ -100,6 +102,12 @@ def erase(
         _print_rows({t: rows for t, rows in evidence.found.items() if rows}, "nothing was stored")
         left = sum(evidence.left.values())
         out.print(f"{name}: {left} rows left in {len(evidence.tables_scanned)} tables; evidence: {path}")
+        if evidence.doubtful:
+            err.print(
+                f"{sum(evidence.doubtful.values())} rows show the same masked phone and were reported under "
+                "another key: erase by the identity number too, or they are somebody else's",
+                highlight=False,
+            )
     if not evidence.complete:
         raise typer.Exit(EXIT_SOME_REFUSED)
 
@@ -197,9 +205,9 @@ def _residents(client: Client, version: int) -> int:
 
 def _person(
     numbers: Path | None, data_dir: Path | None, clickhouse: str | None
-) -> tuple[Settings, dict[str, int]]:
-    """The settings, and every pseudonym of the numbers given. Raises ConfigurationError."""
-    from pipeline.contract.privacy import Privacy, is_mobile, normalise_phone
+) -> tuple[Settings, dict[str, int], list[str]]:
+    """The settings, every pseudonym of the numbers given, the masks of phones. Raises ConfigurationError."""
+    from pipeline.contract.privacy import Privacy, is_mobile, mask_phone, normalise_phone
     from pipeline.errors import ConfigurationError
     from pipeline.settings import load_settings
 
@@ -219,7 +227,8 @@ def _person(
     phones = [number for number in given if is_mobile(normalise_phone(number))]
     ids = [number for number in given if number not in phones]
     privacy = Privacy.load(settings.pseudonym_key_path, create=False)
-    return settings, privacy.keys_of(id_numbers=ids, phones=phones)
+    masks = sorted({mask_phone(phone) for phone in phones})
+    return settings, privacy.keys_of(id_numbers=ids, phones=phones), masks
 
 
 def _open(settings: Settings) -> Client:

@@ -28,12 +28,12 @@ from pipeline.contract.privacy import MOBILE_IN_ID, holds_personal_number, may_h
 
 #: Control characters but \n, \r, \t; and halves of surrogate pairs, which no store can encode.
 _BAD_TEXT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-#: A quick look for ids that may hold a personal number, over many ids joined by line breaks. Dots and hyphens
-#: between digits hide no identity number.
+#: A quick look for ids that may hold a personal number, over many ids joined by line breaks. Dots, hyphens,
+#: underscores and slashes between digits hide no number.
 _DOUBTFUL_ID: Final = re.compile(
-    r"(?<![0-9])[1-9](?:[.-]{0,2}[0-9]){16}[.-]{0,2}[0-9Xx](?![0-9])|" + MOBILE_IN_ID.pattern
+    r"(?<![0-9])[1-9](?:[._/:-]{0,4}[0-9]){16}[._/:-]{0,4}(?:[Xx]|[0-9](?![0-9]))|" + MOBILE_IN_ID.pattern
 )
-#: Eleven digits in a row, once dots and hyphens are left out: no id without them is doubtful.
+#: Eleven digits in a row, once the signs between them are left out: no id without them is doubtful.
 _MANY_DIGITS: Final = b"0" * 11
 _AS_DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
 #: Escapes of JSON that can stand for a control character or half a surrogate pair.
@@ -199,7 +199,7 @@ def _doubtful(text: str | None) -> bool:
 
     text : ASCII, or several of it joined by line breaks.
     """
-    if not text or _MANY_DIGITS not in text.encode().translate(_AS_DIGITS, b".-"):
+    if not text or _MANY_DIGITS not in text.encode().translate(_AS_DIGITS, b"._/:-"):
         return False
     return _DOUBTFUL_ID.search(text) is not None
 

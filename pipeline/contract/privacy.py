@@ -40,32 +40,58 @@ _FOLD: Final = str.maketrans(
         **{chr(0xFF41 + letter): chr(0x41 + letter) for letter in range(26)},
         **{chr(0x61 + letter): chr(0x41 + letter) for letter in range(26)},
         "\u3000": " ",
-        **dict.fromkeys("\uff0d\u2013\u2014\u2212", "-"),
-        **dict.fromkeys("\u00b7\uff0e", "."),
-        "\uff0b": "+",
+        **dict.fromkeys("\uff0d\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+        **dict.fromkeys("\u00b7\uff0e\u30fb\uff65\u2022", "."),
+        **dict(zip("\uff0b\uff08\uff09\uff0c\uff1a\uff0f\uff3f", "+(),:/_", strict=True)),
     }
 )
-#: What people put between digits, zero-width characters included; at most two in a row.
-_GAP: Final = "[\\s.\u200b-\u200d\u2060\ufeff-]{0,2}"
-_ID: Final = re.compile(rf"(?<![0-9])[1-9](?:{_GAP}[0-9]){{16}}{_GAP}[0-9X](?![0-9])")
-_CARD: Final = re.compile(rf"(?<![0-9])[1-9](?:{_GAP}[0-9]){{15,18}}(?![0-9])")
-_MOBILE: Final = re.compile(rf"(?<![0-9])(?:(?:\+|00)?86{_GAP})?1{_GAP}[3-9](?:{_GAP}[0-9]){{9}}(?![0-9])")
-#: In ids: no separators within the number, no hexadecimal digit around it.
-MOBILE_IN_ID: Final = re.compile(r"(?<![0-9A-Fa-f])(?:(?:00)?86)?1[3-9][0-9]{9}(?![0-9A-Fa-f])")
+#: What people put between digits, characters without width and undecodable ones included; at most four.
+_GAP_SIGNS: Final = r"\s.\u00ad\u200b-\u200f\u2060\ufeff\ufffd\-"
+_GAP: Final = f"[{_GAP_SIGNS}]{{0,4}}"
+#: Signs that also stand between amounts, times and dates: only where checksum or grouping tells a number.
+_WIDE_SIGNS: Final = rf"_/(),:{_GAP_SIGNS}"
+_ANY: Final = f"[{_WIDE_SIGNS}]{{0,4}}"
+#: In texts anywhere, even within longer runs of digits: date and checksum tell it.
+_ID: Final = re.compile(rf"[1-9](?:{_ANY}[0-9]){{16}}{_ANY}[0-9X]")
+#: In ids not within longer numbers: serial numbers would be refused by chance.
+_ID_IN_ID: Final = re.compile(rf"(?<![0-9])[1-9](?:{_ANY}[0-9]){{16}}{_ANY}(?:X|[0-9](?![0-9]))")
+#: Longest first: a short number may follow the card's.
+_CARDS: Final = tuple(
+    re.compile(rf"(?<![0-9])[1-9](?:{_GAP}[0-9]){{{length - 1}}}(?![0-9])") for length in (19, 18, 17, 16)
+)
+_PREFIX: Final = rf"(?:(?:\+|00?)?86{_ANY})?0?"
+_GROUPED: Final = f"1[3-9][0-9][{_WIDE_SIGNS}]{{1,4}}[0-9]{{4}}[{_WIDE_SIGNS}]{{1,4}}[0-9]{{4}}"
+#: Of one's own, in groups of 3, 4 and 4 with any signs between them, or several without anything between.
+_MOBILE: Final = re.compile(
+    rf"(?<![0-9]){_PREFIX}(?:1{_GAP}[3-9](?:{_GAP}[0-9]){{9}}|{_GROUPED}|(?:1[3-9][0-9]{{9}}){{2,3}})(?![0-9])"
+)
+#: In ids: in one piece, or in groups of 3, 4 and 4.
+MOBILE_IN_ID: Final = re.compile(
+    r"(?<![0-9])(?:(?:00?)?86[._/-]?)?0?1[3-9][0-9](?:[0-9]{8}|[._/-][0-9]{4}[._/-]?[0-9]{4})(?![0-9])"
+)
+_HEX_LETTERS: Final = frozenset("ABCDEF")
+_HEX_TOKEN: Final = re.compile("[0-9A-F-]+")
 _PROVINCES: Final = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼"
 _SERIAL: Final = "[A-HJ-NP-Z0-9]"
+#: With letters right after it (a type of car) only where a digit ends it.
 _PLATE: Final = re.compile(
-    rf"[{_PROVINCES}]{_GAP}[A-Z]{_GAP}(?:(?:{_SERIAL}{_GAP}){{5}}{_SERIAL}|(?:{_SERIAL}{_GAP}){{4}}[A-HJ-NP-Z0-9挂学警港澳领使])"
-    r"(?![A-Z0-9])"
+    rf"[{_PROVINCES}]{_ANY}[A-Z]{_ANY}(?:"
+    rf"(?:(?:{_SERIAL}{_ANY}){{5}}{_SERIAL}|(?:{_SERIAL}{_ANY}){{4}}[A-HJ-NP-Z0-9挂学警港澳领使])(?![A-Z0-9])"
+    rf"|(?:{_SERIAL}{_ANY}){{4}}(?:应急|[0-9](?![0-9]))|[DF](?:{_ANY}[0-9]){{5}}(?![0-9]))"
+    rf"|WJ{_ANY}[{_PROVINCES}]{_ANY}(?:[0-9]{_ANY}){{4}}[0-9A-Z](?![0-9])"
 )
 #: A quick, generous look for texts that may hold any of the above: eleven digits close together, or what a
 #: plate begins with. One after the other they take less time than as one expression.
 _DIGIT: Final = "[0-9\uff10-\uff19]"
-_WIDE_GAP: Final = "[\\s.\u00b7\u200b-\u200d\u2060\ufeff\u2013\u2014\u2212\uff0d\uff0e-]{0,2}"
-_DIGITS_CANDIDATE: Final = rf"{_DIGIT}(?:{_WIDE_GAP}{_DIGIT}){{10}}"
-_PLATE_CANDIDATE: Final = (
-    rf"[{_PROVINCES}][\s.\u00b7\u200b-\u200d\u2060\ufeff\u3000-]{{0,2}}[A-Za-z\uff21-\uff3a\uff41-\uff5a]"
+_RAW_GAP_SIGNS: Final = rf"{_GAP_SIGNS}\u00b7\u2010-\u2015\u2022\u2212\u3000\u30fb\uff0d\uff0e\uff65"
+_RAW_SIGNS: Final = rf"_/(),:{_RAW_GAP_SIGNS}\uff08\uff09\uff0c\uff0f\uff1a\uff3f"
+_RAW_GAP: Final = f"[{_RAW_SIGNS}]{{0,4}}"
+#: With the wider signs only what begins with six digits, or is grouped 3-4-4: dates end here.
+_DIGITS_CANDIDATE: Final = (
+    rf"{_DIGIT}(?:(?:[{_RAW_GAP_SIGNS}]{{0,4}}{_DIGIT}){{10}}|{_DIGIT}{{5}}(?:{_RAW_GAP}{_DIGIT}){{11}}"
+    rf"|{_DIGIT}{{2}}{_RAW_GAP}{_DIGIT}{{4}}{_RAW_GAP}{_DIGIT}{{4}})"
 )
+_PLATE_CANDIDATE: Final = rf"[{_PROVINCES}]{_RAW_GAP}[0-9A-Za-z\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]"
 _CANDIDATES: Final = (re.compile(_DIGITS_CANDIDATE), re.compile(_PLATE_CANDIDATE))
 #: Joins texts for one look at all of them; no candidate reaches across it.
 _BETWEEN: Final = "\x00"
@@ -81,8 +107,13 @@ _COMPOUND_SURNAMES: Final = frozenset(
 )  # fmt: skip
 #: A numbered building, and the characters that unit, floor and room after it are written with. The rest is
 #: one character class, so that no address can make the match slow.
-_BUILDING: Final = re.compile(r"(?:[0-9A-Za-z]|[一二三四五六七八九十])(?:栋|幢|座|号楼)")
-_WITHIN: Final = re.compile(r"[0-9A-Za-z一二三四五六七八九十百\s,，单元梯层楼室房户号-]*")
+_BUILDING: Final = re.compile(r"(?:[0-9A-Za-z０-９]|[一二三四五六七八九十]) ?(?:栋|幢|座|号楼)")
+_WITHIN: Final = re.compile(r"[0-9A-Za-z０-９一二三四五六七八九十百\s,，、()（）单元梯层楼室房户号-]*")
+#: A room after the building, whatever follows it.
+_ROOM: Final = re.compile(
+    r"[\s,，、(（-]{0,4}(?:[0-9A-Za-z０-９一二三四五六七八九十百-]{1,6} ?(?:单元|[梯层楼室房户])"
+    r"|[0-9０-９]{3,4}(?![0-9０-９米]))"
+)
 
 
 # --- identity and phone numbers
@@ -155,18 +186,30 @@ def may_hold_number(keys: str) -> bool:
 def holds_personal_number(text: str) -> bool:
     """Whether an id, key or code holds an identity number anywhere, or a mobile number of its own in it.
 
-    Digits beside a mobile number make it another number (counters, times), and so do hexadecimal letters:
-    ids that machines make would be refused by chance.
+    Digits beside a mobile number make it another number (counters, times), and so does a long hexadecimal
+    token around it: ids that machines make would be refused by chance.
     """
     if not may_hold_number(text):
         return False
-    if MOBILE_IN_ID.search(text):
-        return True
     folded, position = text.translate(_FOLD), 0
-    while found := _ID.search(folded, position):
+    if any(not _made_by_machine(folded, found) for found in MOBILE_IN_ID.finditer(folded)):
+        return True
+    while found := _ID_IN_ID.search(folded, position):
         if is_id_number(_bare(found[0])):
             return True
         position = found.start() + 1
+    return False
+
+
+def _made_by_machine(folded: str, mobile: re.Match[str]) -> bool:
+    """Whether what looks like a mobile number in an id is part of a UUID or a long hexadecimal token."""
+    start, end = mobile.span()
+    plain = mobile[0].isdigit() and mobile[0][0] == ("8" if len(mobile[0]) == 13 else "1")
+    if plain and not (folded[start - 1 : start] in _HEX_LETTERS or folded[end : end + 1] in _HEX_LETTERS):
+        return False
+    for token in _HEX_TOKEN.finditer(folded):
+        if token.start() <= start and end <= token.end():
+            return len(_bare(token[0])) >= 16 and not _bare(token[0]).isdigit()
     return False
 
 
@@ -195,18 +238,21 @@ def _spans(folded: str) -> list[tuple[int, int, str]]:
     found: list[tuple[int, int, str]] = []
 
     def take(pattern: re.Pattern[str], mark: str, holds: Callable[[str], bool] | None = None) -> None:
+        nonlocal folded
         position = 0
         while match := pattern.search(folded, position):
             start, end = match.span()
-            free = all(end <= first or start >= last for first, last, _ in found)
-            if free and (holds is None or holds(_bare(match[0]))):
+            if holds is None or holds(_bare(match[0])):
                 found.append((start, end, mark))
+                # what was found is no neighbour of a number run together with it
+                folded = folded[:start] + _BETWEEN * (end - start) + folded[end:]
                 position = end
             else:
                 position = start + 1
 
     take(_ID, ID_MARK, is_id_number)
-    take(_CARD, CARD_MARK, _luhn)
+    for card in _CARDS:
+        take(card, CARD_MARK, _luhn)
     take(_MOBILE, PHONE_MARK)
     take(_PLATE, PLATE_MARK)
     return sorted(found)
@@ -277,7 +323,9 @@ def cut_address(address: str) -> str:
     ('礼乐街道文昌花园3栋', '江南街道东海路46号')
     """
     match = _BUILDING.search(address)
-    return address[: match.end()] if match and _WITHIN.fullmatch(address, match.end()) else address
+    if match and (_WITHIN.fullmatch(address, match.end()) or _ROOM.match(address, match.end())):
+        return address[: match.end()]
+    return address
 
 
 # --- pseudonyms

@@ -23,6 +23,13 @@ EVENT_ARROW: Final[pa.Schema] = (
     pl.DataFrame(schema=EVENT).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
 )
 
+#: Types of actors that rule 7 looks up by their key, the worker key: the kinds of staff.
+_STAFF: Final = frozenset(
+    {
+        "full_time", "part_time", "professional", "unit_head", "leader", "police_deputy", "clerk",
+        "volunteer",
+    }
+)  # fmt: skip
 _TEXT: Final = pa.large_string()
 _MILLISECONDS: Final = pa.timestamp("ms", "UTC")
 
@@ -95,7 +102,7 @@ def to_batch(
         "lon": pa.array(place["lon"], pa.float64()),
         "lat": pa.array(place["lat"], pa.float64()),
         "crs": _texts(place["crs"]),
-        "address": _free_texts(_mapped(_address, place["address"])),
+        "address": _free_texts(_mapped(shown_address, place["address"])),
         "photos": _photos(event["photos"]),
         "title": _free_texts(event["title"]),
         "description": _free_texts(event["description"]),
@@ -108,7 +115,7 @@ def to_batch(
         "department": _texts(special["department"]),
         "level": _texts(_mapped(lambda level: redact(str(level)), special["level"])),
         "self_handled": pa.array(special["self_handled"], pa.bool_()),
-        "attributes": _texts(_mapped(_canonical, event["attributes"])),
+        "attributes": _texts(_mapped(canonical_attributes, event["attributes"])),
         "backfill": each(backfill, pa.bool_()),
         "key_version": each(privacy.key_version, pa.uint16()),
         "request_id": each(request_id, _TEXT),
@@ -158,24 +165,25 @@ def _free_texts(values: Sequence[str | None]) -> pa.Array:
     return pa.array([None if given is None else text for given, text in pairs], _TEXT)
 
 
-def _address(address: str) -> str | None:
+def shown_address(address: str) -> str | None:
     return cut_address(address) if address else None
 
 
 def _actor_keys(actor: Columns, privacy: Privacy) -> Sequence[str | None]:
-    """The actor's own key, else the pseudonym of the identity number, else that of the phone."""
-    keys = privacy.clean_keys(actor["key"])
-    if all(keys):
+    """The pseudonym of the identity number, else that of the phone, for they find the person who asks to be
+    erased; else the actor's own key. Of staff the key comes first: admission must find them by it."""
+    keys, id_numbers, phones = privacy.clean_keys(actor["key"]), actor["id_number"], actor["phone"]
+    if _is_empty(id_numbers) and _is_empty(phones):
         return keys
     return [
         key
-        if key is not None
+        if key is not None and (kind in _STAFF or (id_number is None and phone is None))
         else (
             privacy.person_key(id_number)
             if id_number is not None
             else (None if phone is None else privacy.phone_key(phone))
         )
-        for key, id_number, phone in zip(keys, actor["id_number"], actor["phone"], strict=True)
+        for kind, key, id_number, phone in zip(actor["type"], keys, id_numbers, phones, strict=True)
     ]
 
 
@@ -186,7 +194,7 @@ def _attributes(attributes: dict[str, Any] | None) -> Attributes | None:
     return msgspec.convert(attributes, Attributes) if attributes else None
 
 
-def _canonical(attributes: dict[str, Any]) -> str | None:
+def canonical_attributes(attributes: dict[str, Any]) -> str | None:
     """Sorted JSON of the attributes without personal numbers; null where there is none."""
     if not attributes:
         return None

@@ -118,6 +118,9 @@ class Account:
         metrics.consumer_lag_records.labels(str(partition)).set(records)
         metrics.consumer_lag_seconds.labels(str(partition)).set(seconds)
 
+    def buffered(self, size: int) -> None:
+        metrics.worker_buffer_bytes.set(size)
+
     def forget(self, partition: int) -> None:
         """The partition belongs to somebody else now."""
         self._last_hi.pop(partition, None)

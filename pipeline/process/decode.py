@@ -16,9 +16,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from pipeline.contract.clean import cleaned
 from pipeline.contract.event import Event
 from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_record
-from pipeline.contract.privacy import Privacy, redact
+from pipeline.contract.privacy import Privacy, holds_personal_number, redact
 from pipeline.contract.rows import to_frame
 from pipeline.errors import ContractError
 from pipeline.frames import DECODED, EVENT, EVENT_TYPES, PIPELINE_EVENT_TYPES, POSITION, QUARANTINED, expect
@@ -34,7 +35,17 @@ PAYLOAD_CHARACTERS: Final = 16_384
 #: Redaction sees this much beyond the cut, so that a number across the cut is not left in half.
 _REDACTION_MARGIN: Final = 128
 #: Values of these JSON fields are personal whatever they look like.
-_PERSONAL_FIELDS: Final = re.compile(r'("(?:id_number|phone|name|key)"\s*:\s*")[^"]*')
+_PERSONAL_FIELDS: Final = re.compile(
+    r"""((["'])(?:id_number|phone|name|key|姓名|电话|手机|身份证号?)\2\s*:\s*(?:\[\s*)?)"""
+    r"""(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?)(?:\s*,\s*"(?:[^"\\]|\\.)*"(?=\s*[,\]]))*""",
+    re.DOTALL,
+)
+#: Of an address only what stands before building, unit or room is kept.
+_ROOMS: Final = re.compile(r"""(["'](?:address|地址|住址)["']\s*:\s*["'][^"']*?(?:栋|幢|座|号楼))[^"']*""")
+#: Between the characters of a number they hide it; no store shows them.
+_CONTROLS: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+#: Quotes and backslashes stay escaped, for the text would end there.
+_ESCAPE: Final = re.compile(r"\\+u(?!00(?:22|27|5[cC]))([0-9a-fA-F]{4})")
 #: Lines parsed at once; bounds the objects alive between parsing and the frame.
 _BULK_LINES: Final = 20_000
 
@@ -97,7 +108,7 @@ class _Collected:
                 "_idx": index,
                 "reason": reason,
                 "detail": redact(detail[:500]),
-                "event_id": event_id if event_id and re.fullmatch(_ID_PATTERN, event_id) else None,
+                "event_id": event_id if event_id and _may_be_shown(event_id) else None,
                 "content_type": redact((record.content_type or "")[:100]) or None,
                 "payload": redacted_payload(raw),
                 "payload_bytes": min(len(raw), 2**32 - 1),
@@ -144,9 +155,27 @@ def decode(
 
 def redacted_payload(raw: bytes) -> str:
     """Readable, redacted and cut form of refused bytes: a clerk may read it, nobody is named in it."""
-    text = raw[: 4 * (PAYLOAD_CHARACTERS + _REDACTION_MARGIN)].decode("utf-8", "replace")
-    text = text[: PAYLOAD_CHARACTERS + _REDACTION_MARGIN].replace("\x00", "\ufffd")
-    return redact(_PERSONAL_FIELDS.sub(r"\1***", text))[:PAYLOAD_CHARACTERS]
+    head = raw[: 4 * (PAYLOAD_CHARACTERS + _REDACTION_MARGIN)]
+    text = head.decode(_encoding(head), "replace")
+    # halves of surrogate pairs become one sign that cannot be stored otherwise
+    text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).encode("utf-8", "replace").decode()
+    text = _CONTROLS.sub("\ufffd", text[: PAYLOAD_CHARACTERS + _REDACTION_MARGIN])
+    text = _ROOMS.sub(r"\1", _PERSONAL_FIELDS.sub(r'\1"***"', text))
+    return redact(text)[:PAYLOAD_CHARACTERS]
+
+
+def _encoding(head: bytes) -> str:
+    """UTF-16 where a mark or a NUL in every other byte says so."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if max(even, odd) * 4 > len(head) and min(even, odd) * 8 < max(even, odd):
+        return "utf-16-le" if odd > even else "utf-16-be"
+    return "utf-8"
+
+
+def _may_be_shown(event_id: str) -> bool:
+    return re.fullmatch(_ID_PATTERN, event_id) is not None and not holds_personal_number(event_id)
 
 
 def _unreadable(record: Record) -> tuple[str, str] | None:
@@ -198,7 +227,8 @@ def _take_arrow(sources: Sequence[_Source], collected: _Collected) -> None:
         pl.Series("_off", np.repeat(np.array([at.record.offset for at, _ in sound], np.uint64), heights)),
         pl.Series("_idx", (np.arange(block.height) - starts).astype(np.uint32)),
     )
-    good = block.select(_well_formed()).to_series()
+    block, in_clear = cleaned(block, collected.privacy)
+    good = block.select(_well_formed()).to_series() & pl.Series(~in_clear)
     if not good.all():
         by_position = {(at.partition, at.record.offset): at for at, _ in sound}
         for row in block.filter(~good).iter_rows(named=True):

@@ -41,7 +41,7 @@ from pipeline.process.topic import TopicFacts, describe_topic
 from pipeline.reference.snapshot import Reference
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import Settings
-from pipeline.sink.retry import Stopping, persist, refused_since
+from pipeline.sink.retry import Stopping, persist, refused_for, refused_since
 from pipeline.sink.tables import Extent
 from pipeline.store.cases import refresh_cases
 from pipeline.store.incarnations import resolve
@@ -63,6 +63,8 @@ _TOPIC_SECONDS: Final = 10.0
 #: With no block on the way nothing is gained by waiting: what comes meanwhile makes the next block. Just long
 #: enough for the partitions of one request to arrive together.
 _QUIET_LINGER_SECONDS: Final = 0.01
+#: A store that has taken nothing for longer makes the partitions that wait for it "not ready".
+_REFUSED_SECONDS: Final = 10.0
 #: Of a look at the topic; a stop waits for the one on the way.
 _LOOK_SECONDS: Final = 3.0
 
@@ -130,6 +132,7 @@ class Worker:
         )
         self._looked_at = time.monotonic()
         self._suspected: list[int] = []
+        self._refused: list[int] = []
         self._completing: set[int] = set()
         self._account = Account(known_sources)
         self._buffers: dict[int, PartitionBuffer] = {}
@@ -603,9 +606,7 @@ class Worker:
             now = time.time()
             self._feed()  # a block that must be completed may have become the reason only since
             for buffer in list(self._buffers.values()):
-                # the embedded broker tells ends too low: what has arrived is a better bound
-                end = max(self._member.end_offset(buffer.partition) or 0, buffer.next_offset or 0)
-                records = max(end - (buffer.committed or 0), 0)
+                records = max(self._log_end(buffer) - (buffer.committed or 0), 0)
                 oldest = buffer.oldest_timestamp_ms
                 late = max(now - oldest / 1000, 0.0) if oldest is not None and records else 0.0
                 self._account.lag(buffer.partition, records, late)
@@ -616,6 +617,7 @@ class Worker:
                 if missing is not None:
                     self._start(self._rewind(buffer.partition, missing))
             self._look_for_stalls()
+            self._account.buffered(self._budget.used)
             states = [buffer.state for buffer in self._buffers.values() if buffer.state is not None]
             self._account.dedup(
                 sum(len(state.seen) for state in states), sum(len(state.anchors) for state in states)
@@ -639,20 +641,25 @@ class Worker:
         if suspected != self._suspected:
             self._suspected = suspected
             log.error("partitions_stand_still", partitions=suspected)
-            self._tell_standing()
+        self._refused = sorted(self._on_the_way) if refused_for() > _REFUSED_SECONDS else []
+        self._tell_standing()
         if stalled := self._stall.stalled(still):
             raise WorkerFailedError(f"partitions {stalled} do not move though nothing holds them up")
 
     def _end(self, buffer: PartitionBuffer) -> int:
-        """The log's end, from the last look at the topic too: a fetch that hangs tells none."""
-        if buffer.paused:
-            return buffer.next_offset or 0
+        """What a partition that stands still is held to: where it is paused, nothing more is asked for."""
+        return buffer.next_offset or 0 if buffer.paused else self._log_end(buffer)
+
+    def _log_end(self, buffer: PartitionBuffer) -> int:
+        """The log's end, from the last look at the topic too: a fetch that hangs or is paused tells none, and
+        the embedded broker tells ends too low, so that what has arrived is a better bound."""
         looked = self._ends.get(buffer.partition, 0)
         return max(looked, self._member.end_offset(buffer.partition) or 0, buffer.next_offset or 0)
 
     def _tell_standing(self) -> None:
         """Which partitions stand still, for readiness. Before it was ready once the worker is "starting"."""
         standing = dict.fromkeys(self._suspected, "records wait and nothing is committed")
+        standing |= dict.fromkeys(self._refused, "the store does not take its block")
         if self._was_ready:
             recovering = [buffer.partition for buffer in self._buffers.values() if not buffer.recovered]
             standing |= dict.fromkeys(recovering, "it came by a rebalance and is still being recovered")

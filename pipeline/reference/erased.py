@@ -14,8 +14,12 @@ from pipeline.reference.query import read_frame
 
 #: Announced in `ref_loads` under this name.
 ERASURES: Final = "erasures"
-#: Of an event whose reporter or person concerned was erased, besides the keys.
-PERSONAL_TEXTS: Final = ("title", "description", "address", "void_reason", "attributes", "unit_code")
+#: What an event loses whose reporter or person concerned was erased, besides keys, persons and photos: texts,
+#: the place, what links it to what else the person sent, and the fingerprint of reporter and texts.
+PERSONAL: Final = (
+    "title", "description", "address", "void_reason", "attributes", "unit_code", "organisation_name", "level",
+    "submission_id", "lon", "lat", "l2_hi", "l2_lo",
+)  # fmt: skip
 _QUERY: Final = "SELECT person_key AS key, max(erased_at) AS erased_at FROM ref_erasures GROUP BY person_key"
 
 
@@ -58,8 +62,8 @@ class Erased:
 
 
 def without_erased(events: pl.DataFrame, erased: Erased) -> pl.DataFrame:
-    """`events` (at least DECODED) without what belongs to erased persons; the rows and their facts stay, for
-    the figures count cases and not persons."""
+    """`events` (at least DECODED, l2_hi, l2_lo) without what belongs to erased persons, as a deletion leaves
+    them; the rows and their facts stay, for the figures count cases and not persons."""
     if not len(erased) or not events.height:
         return events
     persons = events.select(pl.int_range(pl.len()).alias("row"), "ingested_at", pl.col("persons")).explode(
@@ -89,8 +93,7 @@ def without_erased(events: pl.DataFrame, erased: Erased) -> pl.DataFrame:
     return events.with_columns(
         kept.alias("persons"),
         *(blank(name, who) for name in ("actor_key", "actor_name", "actor_phone")),
-        *(blank(name, at) for name in PERSONAL_TEXTS),
-        *(events[name].set(at, None) for name in ("lon", "lat")),
+        *(blank(name, at) for name in PERSONAL),
         pl.when(at)
         .then(pl.lit([], dtype=events.schema["photos"]))
         .otherwise(pl.col("photos"))

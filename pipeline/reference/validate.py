@@ -29,9 +29,9 @@ _PLACE: Final = "_place"
 _MASKED: Final = {"name": r"^[^*]{0,2}\*+$", "phone": r"^\d{0,4}\*+\d{0,4}$"}
 _MASKS: Final[dict[str, Callable[[str], str]]] = {"name": mask_name, "phone": mask_phone}
 
-#: A quick look for keys that may hold a mobile or identity number.
+#: A quick, generous look for keys that may hold a mobile or identity number.
 _DIGITS: Final = (
-    r"(?m)(?:^|[^0-9A-Fa-f])(?:(?:00)?86)?1[3-9][0-9]{9}(?:[^0-9A-Fa-f]|$)|[0-9](?:[.-]{0,2}[0-9]){16}"
+    r"1[3-9][0-9](?:[0-9]{8}|[._/-][0-9]{4}[._/-]?[0-9]{4})|[0-9](?:[._/:-]{0,4}[0-9]){16}"
 )
 
 #: A region that no grid of the country lies outside of; catches swapped coordinates.

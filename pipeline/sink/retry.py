@@ -93,6 +93,8 @@ LONGEST_WAIT_SECONDS: Final = 30.0
 
 #: When a call last failed in a way that passes (monotonic seconds); written by threads.
 _refused_at = float("-inf")
+#: Of each thread whose call is being repeated: when it failed first.
+_refused_first: dict[int, float] = {}
 
 
 class Stopping(Exception):  # noqa: N818  # a request to end, not a failure
@@ -123,12 +125,25 @@ def refused_since(moment: float) -> bool:
     return _refused_at >= moment
 
 
+def refused_for() -> float:
+    """Seconds for which the call has been refused that is repeated longest by now; 0 if none is."""
+    firsts = list(_refused_first.values())
+    return time.monotonic() - min(firsts) if firsts else 0.0
+
+
 def persist(call: Callable[[], T], *, stopping: threading.Event, what: str) -> T:
     """Call until it succeeds; only passing failures are repeated, everything else is raised.
 
     Blocks the calling thread, never the event loop.
     Raises Stopping once `stopping` is set and the call fails.
     """
+    try:
+        return _repeated(call, stopping, what)
+    finally:
+        _refused_first.pop(threading.get_ident(), None)
+
+
+def _repeated(call: Callable[[], T], stopping: threading.Event, what: str) -> T:
     global _refused_at  # noqa: PLW0603  one store for all threads
     wait = FIRST_WAIT_SECONDS
     while True:
@@ -139,6 +154,7 @@ def persist(call: Callable[[], T], *, stopping: threading.Event, what: str) -> T
                 raise
             metrics.insert_retries.inc()
             _refused_at = time.monotonic()
+            _refused_first.setdefault(threading.get_ident(), _refused_at)
             delay = random.uniform(FIRST_WAIT_SECONDS / 2, wait)  # noqa: S311  # jitter, no secret
             code = getattr(error, "code", None)
             log.warning(

@@ -17,7 +17,7 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.clock import utc_now
 from pipeline.errors import PermanentError, UnavailableError
-from pipeline.reference.erased import ERASURES, PERSONAL_TEXTS
+from pipeline.reference.erased import ERASURES, PERSONAL
 
 _EVENT_TABLES: Final = ("events", "rejections")
 _MINE: Final = "has({keys:Array(String)}, ifNull(%s, ''))"
@@ -31,7 +31,9 @@ class Evidence:
     """What was done for one request, without the person: for the file and for whoever asked.
 
     keys : number of pseudonyms looked for; found, left : rows that held one, by table, before and after;
-    mutations : by table, ids of `system.mutations`, all done.
+    mutations : by table, ids of `system.mutations`, all done. doubtful : rows, by table, that show the masked
+    phone and hold no key of `keys`: a report under an identity number or a worker's key holds no pseudonym of
+    the phone, and others share the mask, so that only the person's identity number can tell.
     """
 
     request_id: str
@@ -40,6 +42,7 @@ class Evidence:
     found: dict[str, int] = field(default_factory=dict)
     mutations: dict[str, list[str]] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
+    doubtful: dict[str, int] = field(default_factory=dict)
     tables_scanned: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -96,13 +99,15 @@ def erase(
     *,
     request_id: str,
     at: datetime,
+    masks: Sequence[str] = (),
     settle: Callable[[], None] = lambda: None,
     seconds: float = 3_600.0,
 ) -> Evidence:
     """Erase whoever `keys` (pseudonym -> key version) belong to. Repeating it is safe.
 
-    at : what was received until then goes. settle : called once the list is there and before anything is
-    deleted, to wait until workers hold it. seconds : patience for the mutations.
+    at : what was received until then goes. masks : of the person's phones, as `mask_phone` gives them; rows
+    that show one afterwards are counted, not erased. settle : called once the list is there and before
+    anything is deleted, to wait until workers hold it. seconds : patience for the mutations.
     Raises UnavailableError when they take longer (they go on by themselves), PermanentError when one fails.
     """
     started, names = time.monotonic(), sorted(keys)
@@ -115,6 +120,8 @@ def erase(
         client.command(statement, parameters={"keys": names}, settings={"mutations_sync": 0})
     evidence.mutations = _wait(client, database, list(mutations), at, started + seconds)
     evidence.left = scan(client, database, names)
+    if masks:
+        evidence.doubtful = {table: rows for table, rows in scan(client, database, masks).items() if rows}
     evidence.tables_scanned = sorted(evidence.left)
     evidence.seconds = round(time.monotonic() - started, 3)
     return evidence
@@ -129,7 +136,7 @@ def _mutations(client: Client, found: Mapping[str, int]) -> dict[str, str]:
         + ", ".join(
             [
                 *(f"{name} = if({reporter}, NULL, {name})" for name in ("actor_name", "actor_phone")),
-                *(f"{name} = NULL" for name in (*PERSONAL_TEXTS, "lon", "lat", "l2_hi", "l2_lo")),
+                *(f"{name} = NULL" for name in PERSONAL),
                 f"persons = arrayFilter(p -> NOT {_MINE % 'p.key'}, persons)",
                 f"person_facts = arrayFilter(p -> NOT {_MINE % 'p.key'}, person_facts)",
                 "photos = []",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from clickhouse_connect.driver.client import Client
 
-from pipeline.contract.privacy import Privacy, active_version, secret_versions
+from pipeline.contract.privacy import Privacy, active_version, mask_phone, secret_versions
 from pipeline.contract.rotation import activate, retire, rotate
 from pipeline.errors import ConfigurationError
 from pipeline.process.flow import Block, PartitionState, Rules, process_block
@@ -24,7 +24,7 @@ from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 from pipeline.store.erase import Evidence, erase, scan
 from pipeline.store.retention import DETAILS, LINKS, apply_retention
-from tests.integration.worker_world import GRID, NOON, catalogues, event, load_reference, record
+from tests.integration.worker_world import GRID, NOON, WORKER, catalogues, event, load_reference, record
 from tests.security.fakes import fake_id, fake_mobile
 
 INC = 1_777_600_000_000
@@ -32,6 +32,13 @@ MINE, OTHERS, PHONE = fake_id(1), fake_id(2), fake_mobile(1)
 PRIVACY = Privacy(bytes(range(1, 33)))
 ERASED_AT = NOON + timedelta(days=2)
 CITIZEN = {"type": "citizen", "name": "陈小明"}
+#: The source has a key of its own for the person.
+WITH_OWN_KEY: dict[str, Any] = {
+    "actor": {**CITIZEN, "key": "wx_openid_1", "id_number": MINE, "phone": PHONE},
+    "organisation": {"name": "陈小明小吃店"},
+    "submission_id": "wx-77",
+    "attributes": {"level": "报陈主任", "reason": "重复", "note": "x"},
+}
 
 
 def load_persons(client: Client, directory: Path, privacy: Privacy = PRIVACY) -> Any:
@@ -49,7 +56,8 @@ def rules_of(client: Client, privacy: Privacy = PRIVACY) -> Rules:
 
 
 def records() -> list[Record]:
-    """Reports by the person, about it, by phone, rejected, malformed; and of somebody else."""
+    """Reports by the person, about it, by phone, rejected, under a key of the source beside the numbers; of
+    somebody else; of staff."""
     hotline: dict[str, Any] = {"channel": "hotline_12345"}
     by_me = {"actor": {**CITIZEN, "id_number": MINE}, "description": "我家门口有积水"}
     about_me = {
@@ -66,6 +74,8 @@ def records() -> list[Record]:
         record(4, event(5, **hotline, actor={**CITIZEN, "id_number": OTHERS}, description="路灯坏了")),
         record(5, event(6)),
         record(6, event(7, event_type="ACCEPTED", case_id="c1", minutes=9)),
+        record(7, event(9, **hotline, **WITH_OWN_KEY)),
+        record(8, event(10, **hotline, actor={**CITIZEN, "key": "wx_openid_1", "phone": PHONE})),
     ]
 
 
@@ -112,7 +122,7 @@ def test_person_is_gone_everywhere_and_figures_stay(clickhouse: Client, tmp_path
     before, keys = official(clickhouse), list(PRIVACY.keys_of(id_numbers=[MINE], phones=[PHONE]))
     there = scan(clickhouse, str(clickhouse.database), keys)
     assert {table: count for table, count in there.items() if count} == {
-        "events": 3, "rejections": 1, "ref_persons": 1,
+        "events": 5, "rejections": 1, "ref_persons": 1,
     }  # fmt: skip
     evidence = erase_me(clickhouse)
     assert evidence.complete
@@ -122,7 +132,7 @@ def test_person_is_gone_everywhere_and_figures_stay(clickhouse: Client, tmp_path
     assert not any(evidence.left.values())
     assert not any(key in json.dumps(evidence.as_dict()) for key in [*keys, MINE, PHONE])
     assert official(clickhouse) == before
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 9, 10):
         (row,) = rows(
             clickhouse,
             "SELECT actor_name, actor_phone, title, description, address, photos, attributes, lon "
@@ -130,6 +140,11 @@ def test_person_is_gone_everywhere_and_figures_stay(clickhouse: Client, tmp_path
         )
         kept_name = number == 2  # the grid worker who reported is somebody else
         assert [value or None for value in row[2 if kept_name else 0 :]] == [None] * (6 if kept_name else 8)
+    left = [
+        str(row) for table in ("events", "rejections") for row in rows(clickhouse, f"SELECT * FROM {table}")
+    ]
+    for trace in ("wx_openid_1", "wx-77", "陈小明", "报陈", "199****", "积水"):
+        assert not any(trace in row for row in left), trace
     (persons,) = rows(clickhouse, "SELECT persons.key FROM events FINAL WHERE event_id = 'e2'")
     assert persons == [[PRIVACY.person_key(OTHERS)]]
     (other,) = rows(clickhouse, "SELECT actor_key, description FROM events FINAL WHERE event_id = 'e5'")
@@ -138,15 +153,57 @@ def test_person_is_gone_everywhere_and_figures_stay(clickhouse: Client, tmp_path
     assert worker == ["w-0001"]
 
 
+EVERYTHING = [
+    f"SELECT * EXCEPT(_inc, stored_at) FROM {table} FINAL ORDER BY _part, _off, _idx"
+    for table in ("events", "rejections", "duplicates")
+]
+
+
+def test_own_key_beside_a_number_hides_nobody(clickhouse: Client, tmp_path: Path) -> None:
+    """A person who is known by the number alone is found under the key that the source gave, too."""
+    load_persons(clickhouse, tmp_path)
+    store(clickhouse, rules_of(clickhouse), [record(0, event(9, channel="hotline_12345", **WITH_OWN_KEY))])
+    database, keys = str(clickhouse.database), PRIVACY.keys_of(id_numbers=[MINE])
+    evidence = erase(clickhouse, database, keys, request_id="R-4", at=ERASED_AT)
+    assert (evidence.found["events"], evidence.complete) == (1, True)
+    (row,) = rows(clickhouse, "SELECT actor_key, actor_name, actor_phone, description FROM events FINAL")
+    assert row == [None] * 4
+
+
+def test_phone_alone_tells_what_it_cannot_find(clickhouse: Client, tmp_path: Path) -> None:
+    """Rows under the identity number or a worker's key show the masked phone: they are told, not erased."""
+    load_persons(clickhouse, tmp_path)
+    staff = {"type": "full_time", "key": WORKER, "phone": PHONE}
+    given = [*records(), record(9, event(11, actor=staff))]
+    store(clickhouse, rules_of(clickhouse), given)
+    database, keys = str(clickhouse.database), PRIVACY.keys_of(phones=[PHONE])
+    masks = [mask_phone(PHONE)]
+    evidence = erase(clickhouse, database, keys, request_id="R-5", at=ERASED_AT, masks=masks)
+    assert (evidence.found["events"], evidence.complete) == (2, True)
+    assert evidence.as_dict()["doubtful"] == {"events": 2}
+    keys = PRIVACY.keys_of(id_numbers=[MINE], phones=[PHONE])
+    evidence = erase(clickhouse, database, keys, request_id="R-6", at=ERASED_AT, masks=masks)
+    assert evidence.doubtful == {"events": 1}
+    (worker,) = rows(clickhouse, "SELECT actor_key, outcome FROM events FINAL WHERE event_id = 'e11'")
+    assert worker == [WORKER, "admitted"]
+
+
 def test_replay_brings_nothing_back(clickhouse: Client, tmp_path: Path) -> None:
     """The log still holds the records: a worker that reads them again writes them without the person."""
     load_persons(clickhouse, tmp_path)
     store(clickhouse, rules_of(clickhouse), records())
     decided = rows(clickhouse, "SELECT event_id, outcome, reasons FROM events FINAL ORDER BY event_id")
+    figures = official(clickhouse)
+    fingerprints = "SELECT count() FROM events FINAL WHERE l2_hi IS NOT NULL"
+    reports = rows(clickhouse, fingerprints)[0][0]
     erase_me(clickhouse)
+    erased = [rows(clickhouse, query) for query in EVERYTHING]
     for table in ("events", "rejections", "duplicates", "case_events", "cases"):
         clickhouse.command(f"TRUNCATE TABLE {table}")
     store(clickhouse, rules_of(clickhouse), records(), inc=INC + 1)
+    assert [rows(clickhouse, query) for query in EVERYTHING] == erased
+    assert rows(clickhouse, fingerprints)[0][0] == reports - 5
+    assert official(clickhouse) == figures
     keys = list(PRIVACY.keys_of(id_numbers=[MINE], phones=[PHONE]))
     assert not any(scan(clickhouse, str(clickhouse.database), keys).values())
     assert (

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.frames import DECODED, EVENT, QUARANTINED
 from pipeline.ingest.blocks import ARROW, encode_frame
-from pipeline.process.decode import PAYLOAD_CHARACTERS, decode
+from pipeline.process.decode import PAYLOAD_CHARACTERS, decode, redacted_payload
 from pipeline.process.records import Record
 from tests.integration.worker_world import PRIVACY, arrow, body, event, ids, record
 
@@ -145,6 +145,40 @@ def test_a_quarantined_payload_names_nobody_and_is_cut() -> None:
     for secret in ("13800138000", "陈大文", "not a number"):
         assert secret not in payload
     assert refused["payload_bytes"].to_list() == [len(line.encode()) + 1 + 100_000]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"description": "电话13800138000"}'.encode("utf-16"),
+        '{"description": "车粤J12345，电话13800138000"}'.encode("utf-16-le"),
+        b"1\xff3\xff8\xff0\xff0\xff1\xff3\xff8\xff0\xff0\xff0",
+        b"1\x003\x018\x000\x000\x001\x003\x008\x000\x000\x000 and more text that is ASCII, no UTF-16",
+        rb'{"description": "\u7ca4J12345"}',
+        rb'{"description": "138\u200b0013\u200b8000"}',
+        rb'{"description": "\uff11\uff13\uff18\uff10\uff10\uff11\uff13\uff18\uff10\uff10\uff10"}',
+        '{"name": ["陈大文"]}'.encode(),
+        '{"name": ["李小明", "陈大文"]}'.encode(),
+        '{"姓名":"陈大文"}'.encode(),
+        r'{"name": "李\"陈大文"}'.encode(),
+        r'{"name": "李\u0022陈大文"}'.encode(),
+        rb'{"n\u0061me": "\u9648\u5927\u6587"}',
+        b"{'actor': {'name': '\xe9\x99\x88\xe5\xa4\xa7\xe6\x96\x87', 'phone': '13800138000'}}",
+        '{"address": "文昌花园3栋2单元501室"}'.encode(),
+    ],
+)
+def test_no_spelling_of_a_refused_payload_names_anybody(raw: bytes) -> None:
+    payload = redacted_payload(raw)
+    readable = "".join(sign for sign in payload if sign.isalnum())
+    for secret in ("13800138000", "1380013", "１３８", "u200b", "uff1", "陈大文", "u9648", "J12345", "501"):
+        assert secret not in readable, payload
+
+
+def test_what_is_not_personal_in_a_refused_payload_stays() -> None:
+    text = '{"event_id": "e-1", "description": "路灯不亮 12345", "address": "江华路12号", "lon": 113.078}'
+    for raw in (text.encode(), text.encode("utf-16-be"), json.dumps({"a": text}).encode()[7:-2]):
+        assert "路灯不亮 12345" in redacted_payload(raw)
+    assert redacted_payload(text.encode()) == text
 
 
 def test_headers_of_a_quarantined_record_name_nobody() -> None:

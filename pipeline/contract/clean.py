@@ -1,0 +1,121 @@
+"""Rows that claim to be the gateway's, cleaned as it cleans them: whoever may write to the topic can write an
+Arrow block, and its form says nothing of the personal data in it.
+
+Each look is generous and costs one expression of polars over a column; only what it finds is read one by one.
+What the gateway wrote stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.contract.privacy import Privacy, holds_personal_number, mask_name, mask_phone, redact
+from pipeline.contract.rows import canonical_attributes, shown_address
+
+#: Kept in clear, so that none may hold a personal number.
+_IDS: Final = (
+    "event_id", "source", "case_id", "submission_id", "matter_code", "channel", "organisation_code",
+    "primary_case_id", "department", "unit_code", "actor_type", "crs", "request_id",
+)  # fmt: skip
+_TEXTS: Final = ("title", "description", "organisation_name", "void_reason", "level")
+_DIGIT: Final = "[0-9\uff10-\uff19]"
+#: Eleven digits with anything but letters between them; a sign of a province right before letters or digits.
+_NUMBERS: Final = rf"{_DIGIT}(?:[^0-9\uff10-\uff19\p{{L}}]{{0,6}}{_DIGIT}){{10}}"
+_PLATES: Final = (
+    r"[京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼][^\p{Han}]{0,4}[0-9A-Za-z\uff10-\uff5a]"
+)
+_ROOMS: Final = "[栋幢座楼室房]|单元"
+_MASKED_NAME: Final = r"^.{0,2}\*\*$"
+_MASKED_PHONE: Final = r"^(?:[0-9]{3})?\*{4}[0-9]{0,4}$"
+_NOT_ASCII: Final = r"[^\x00-\x7f]"
+_PSEUDONYM: Final = "^[0-9a-f]{64}$"
+
+
+def cleaned(rows: pl.DataFrame, privacy: Privacy) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
+    """The rows with texts redacted, names, phones and addresses cut, and numbers as pseudonyms; and (n,) True
+    where an id or code of a row, which is kept in clear, holds an identity or mobile number.
+
+    rows : `frames.EVENT`, or wider.
+    """
+    doubts = _doubts(rows)
+    functions: dict[str, Callable[[Any], Any]] = {
+        **dict.fromkeys(_TEXTS, redact),
+        "attributes": _attributes,
+        "address": _address,
+        "actor_name": mask_name,
+        "actor_phone": mask_phone,
+        "actor_key": privacy.clean_key,
+    }
+    refused = np.zeros(rows.height, bool)
+    for name, places in doubts.items():
+        if name in functions:
+            rows = _mapped(rows, name, places, functions[name])
+        else:
+            values = rows[name][places].to_list()
+            known = {value: holds_personal_number(value) for value in set(values)}
+            refused[places] |= np.array([known[value] for value in values], bool)
+    return _clean_people(rows, privacy), refused
+
+
+def _doubts(rows: pl.DataFrame) -> dict[str, NDArray[np.uint32]]:
+    """Column → numbers of the rows that must be read one by one, where there are any. One query for all."""
+    in_text = f"{_NUMBERS}|{_PLATES}"
+    looks = {
+        **{name: pl.col(name).str.contains(f"{_NUMBERS}|{_NOT_ASCII}") for name in _IDS},
+        **{name: pl.col(name).str.contains(in_text) for name in (*_TEXTS, "attributes")},
+        "address": pl.col("address").str.contains(f"{in_text}|{_ROOMS}"),
+        "actor_name": ~pl.col("actor_name").str.contains(_MASKED_NAME),
+        "actor_phone": ~pl.col("actor_phone").str.contains(_MASKED_PHONE),
+        "actor_key": _own_number(pl.col("actor_key")),
+    }
+    held = {name: look for name, look in looks.items() if rows[name].null_count() < rows.height}
+    found = rows.select([look.fill_null(False).alias(name) for name, look in held.items()])
+    return {name: found[name].arg_true().to_numpy() for name in held if found[name].any()}
+
+
+def _clean_people(rows: pl.DataFrame, privacy: Privacy) -> pl.DataFrame:
+    keys = rows["persons"].explode(empty_as_null=False).struct.field("key")  # one look at all lists together
+    others = keys.filter(~keys.str.contains(_PSEUDONYM))
+    if not others.to_frame("key").select(_own_number(pl.col("key")).any()).item():
+        return rows
+
+    def cleaner(persons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [person | {"key": person["key"] and privacy.clean_key(person["key"])} for person in persons]
+
+    places = rows.select(pl.col("persons").list.len() > 0).to_series().arg_true().to_numpy()
+    return _mapped(rows, "persons", places, cleaner)
+
+
+def _own_number(key: pl.Expr) -> pl.Expr:
+    """Whether a key that is no pseudonym may be, or hold, a number."""
+    return key.str.contains(f"{_NUMBERS}|{_NOT_ASCII}") & ~key.str.contains(_PSEUDONYM)
+
+
+def _mapped(
+    rows: pl.DataFrame, name: str, places: NDArray[np.uint32], function: Callable[[Any], Any]
+) -> pl.DataFrame:
+    """`function` of the values of a column at these rows."""
+    values = rows[name].to_list()
+    for place in places.tolist():
+        values[place] = function(values[place])
+    return rows.with_columns(pl.Series(name, values, dtype=rows.schema[name]))
+
+
+def _address(address: str) -> str | None:
+    cut = shown_address(address)
+    return None if cut is None else redact(cut)
+
+
+def _attributes(text: str) -> str | None:
+    try:
+        given = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return redact(text)
+    known = canonical_attributes(given) if isinstance(given, dict) else text
+    return known and redact(known)  # the gateway lets no list or object in there, others may

@@ -1,0 +1,119 @@
+"""A block that somebody else than the gateway wrote: well formed, and full of what the gateway takes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipeline.contract.clean import cleaned
+from pipeline.contract.parse import parse_document
+from pipeline.contract.privacy import ID_MARK, PHONE_MARK
+from pipeline.contract.rows import to_frame
+from pipeline.frames import EVENT
+from pipeline.ingest.blocks import ARROW, encode_frame
+from pipeline.process.decode import Decoded, decode
+from pipeline.process.records import Record
+from tests.integration.worker_world import PRIVACY, body, event
+
+ID_NUMBER = "99999919900101018X"
+PHONE = "13800001234"
+
+
+def gateway_rows(*events: dict[str, Any]) -> pl.DataFrame:
+    parsed = [parse_document(body(one), max_events=1) for one in events]
+    assert [found.errors for found in parsed] == [[]] * len(events)
+    return to_frame(
+        [found.events[0] for found in parsed],
+        ingested_at=parsed[0].events[0].occurred_at,
+        request_id="r",
+        backfill=False,
+        privacy=PRIVACY,
+    )
+
+
+def through(rows: pl.DataFrame) -> Decoded:
+    return decode([(0, [Record(5, 0, ARROW, encode_frame(rows.select(list(EVENT))))])], privacy=PRIVACY)
+
+
+def spoilt(name: str, value: Any) -> pl.DataFrame:
+    """Two rows of the gateway, the first with another value."""
+    rows = gateway_rows(event(1), event(2))
+    values = rows[name].to_list()
+    values[0] = value
+    return rows.with_columns(pl.Series(name, values, dtype=EVENT[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("description", f"王先生 {ID_NUMBER} 电话 {PHONE}", f"王先生 {ID_MARK} 电话 {PHONE_MARK}"),
+        ("title", f"电话{PHONE}", f"电话{PHONE_MARK}"),
+        ("title", "粤J12345 停在路口", "[车牌号] 停在路口"),
+        ("organisation_name", f"陈记 {PHONE}", f"陈记 {PHONE_MARK}"),
+        ("void_reason", f"回访 {PHONE}", f"回访 {PHONE_MARK}"),
+        ("level", PHONE, PHONE_MARK),
+        ("address", "文昌花园3栋2单元501室", "文昌花园3栋"),
+        ("attributes", f'{{"note":"{PHONE}","n":1}}', f'{{"n":1,"note":"{PHONE_MARK}"}}'),
+        ("attributes", f"no JSON {PHONE}", f"no JSON {PHONE_MARK}"),
+        ("attributes", f'{{"a":["{PHONE}"]}}', f'{{"a":["{PHONE_MARK}"]}}'),
+        ("actor_name", "陈大文", "陈**"),
+        ("actor_phone", PHONE, "138****1234"),
+        ("actor_key", ID_NUMBER, PRIVACY.person_key(ID_NUMBER)),
+        ("actor_key", PHONE, PRIVACY.phone_key(PHONE)),
+        (
+            "persons",
+            [{"key": ID_NUMBER, "role": "subject"}, {"key": "own-7", "role": None}],
+            [
+                {"key": PRIVACY.person_key(ID_NUMBER), "role": "subject"},
+                {"key": "own-7", "role": None},
+            ],
+        ),
+    ],
+)
+def test_a_row_is_cleaned_as_the_gateway_would_have_done(name: str, value: Any, shown: Any) -> None:
+    rows = spoilt(name, value)
+    found = through(rows)
+    assert found.quarantined.is_empty()
+    assert found.events[name].to_list() == [shown, rows[name].to_list()[1]]
+    others = [column for column in EVENT if column != name]
+    assert found.events.select(others).equals(rows.select(others))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["event_id", "source", "case_id", "submission_id", "matter_code", "channel", "organisation_code",
+     "primary_case_id", "department", "unit_code", "actor_type", "crs", "request_id"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [f"x-{ID_NUMBER}", PHONE])
+def test_an_id_in_clear_that_holds_a_number_is_refused_alone(name: str, value: str) -> None:
+    found = through(spoilt(name, value))
+    assert found.events["event_id"].to_list() == ["e2"]
+    assert found.quarantined["_idx"].to_list() == [0]
+    told = repr(found.quarantined.rows())
+    assert ID_NUMBER not in told
+    assert PHONE not in told
+
+
+def test_what_the_gateway_wrote_stays_as_it_is() -> None:
+    people = {
+        "actor": {"type": "citizen", "id_number": ID_NUMBER, "name": "欧阳小明", "phone": f"+86 {PHONE}"},
+        "persons": [{"id_number": ID_NUMBER, "role": "subject"}, {"key": "own-7", "role": "subject"}],
+        "description": f"王先生 {ID_NUMBER}，电话 {PHONE}，车牌 粤J12345，云沁路32号，3栋，2026-05-01 08:00",
+        "location": {"lon": 113.1, "lat": 22.57, "crs": "wgs84", "address": "礼乐街道文昌花园3栋2单元501室"},
+        "attributes": {"note": PHONE, "count": 12, "grid": "440704001002003"},
+    }
+    rows = gateway_rows(
+        event(1, **people),
+        event(2, actor={"type": "citizen", "phone": "0750-3333333", "name": " "}),
+        event(3, organisation={"code": "91440700MA4W2B3C4D", "name": "江门市某某店"}),
+        event("20260501080000123456"),
+        event(5, event_id="0d5b6c8e-1234-5678-9012-345678901234", case_id="c.2026.05.01-000123"),
+    )
+    same, refused = cleaned(rows, PRIVACY)
+    assert same.equals(rows)
+    assert not refused.any()
+    found = through(rows)
+    assert found.quarantined.is_empty()
+    assert found.events.select(list(EVENT)).equals(rows)
