@@ -295,12 +295,15 @@ class Gateway:
         self.balance.answered(sound, received_at)
 
     def _charge(self, call: Call, outcome: Outcome, good: Parsed) -> None:
-        """Events to their sources; those that cannot be read or are foreign to the first of the key's own."""
+        """Events to their sources; those that cannot be read or are foreign to the first of the key's own.
+
+        Raises ProblemError 429 when one of several sources has nothing left."""
         sources = call.credential.sources
         if len(sources) == 1:
             counts: dict[str, int] = dict.fromkeys(sources, outcome.count)
         else:
             counts = Counter(event.source for event in good.events)
+            self.quotas.admit_events(call.address, counts)
             counts[min(sources)] += outcome.count - len(good.events)
         self.quotas.charge_events(call.address, counts)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
@@ -148,6 +148,18 @@ class Quotas:
             raise self._refusal(
                 events, "events", ("e", min(sources)), "too many events of this source; send slower"
             )
+
+    def admit_events(self, address: str, sources: Iterable[str]) -> None:
+        """Once the events are read: raises ProblemError 429 when one of their sources has nothing left. A key
+        for several sources came this far with what another one has left."""
+        events = self._source_events
+        if events is None or self._exempt(address):
+            return
+        for source in sorted(sources):
+            if not self._limiter.test(events, "e", source):
+                raise self._refusal(
+                    events, "events", ("e", source), f"too many events of the source {source}; send slower"
+                )
 
     def charge_events(self, address: str, counts: Mapping[str, int]) -> None:
         """Charge counted events to their sources. A source may overdraw its window by one request."""

@@ -19,7 +19,8 @@ from pipeline.clock import utc_now
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import READ_SOURCE, Credential, KeyStore
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
-from pipeline.ingest.routes import signed_parts
+from pipeline.ingest.quota import Quotas
+from pipeline.ingest.routes import address_of, signed_parts
 from pipeline.ingest.signing import Claim, Signatures, unauthorised
 from pipeline.read.small_cells import SMALL_CELLS
 from pipeline.settings import Settings, is_loopback, split_address
@@ -89,9 +90,12 @@ class RoleKeys:
         prefixes: tuple[str, ...],
         *,
         signatures: Signatures | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
+        """quotas : counts refused credentials, and locks out who shows too many."""
         self._app = app
         self._keys = keys
+        self._quotas = quotas
         self._role = role
         self._prefixes = prefixes
         self._signatures = signatures
@@ -110,9 +114,7 @@ class RoleKeys:
     def _refusal(self, scope: Scope) -> Response | None:
         request_id = request_id_of(Headers(scope=scope).get("x-request-id"))
         try:
-            credential = identify(scope, self._keys, self._signatures)
-            if credential is None:
-                raise unauthorised()
+            credential = self._identified(scope)
             if self._role not in credential.roles:
                 raise ProblemError(
                     403, f"not_a_{self._role}_key", f"this call needs a key with the role {self._role}"
@@ -122,12 +124,33 @@ class RoleKeys:
         scope[_CALLER], scope[_ROLES] = f"key {credential.id}", credential.roles
         return None
 
+    def _identified(self, scope: Scope) -> Credential:
+        try:
+            credential = identify(scope, self._keys, self._signatures)
+            if credential is None:
+                raise unauthorised()
+        except ProblemError as problem:
+            authorization = Headers(scope=scope).get("authorization", "")
+            if problem.status == 401 and authorization and self._quotas is not None:
+                claim = Claim.of(authorization)
+                shown = claim.key_id if claim is not None else authorization.partition(" ")[2].strip()[:15]
+                self._quotas.wrong_credential(address_of(scope), shown)
+            raise
+        return credential
+
 
 class ReadKeys(RoleKeys):
     """Reading under /v1/ needs a read key."""
 
-    def __init__(self, app: ASGIApp, keys: KeyStore, *, signatures: Signatures | None = None) -> None:
-        super().__init__(app, keys, "read", ("/v1/",), signatures=signatures)
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyStore,
+        *,
+        signatures: Signatures | None = None,
+        quotas: Quotas | None = None,
+    ) -> None:
+        super().__init__(app, keys, "read", ("/v1/",), signatures=signatures, quotas=quotas)
 
 
 def identify(scope: Scope, keys: KeyStore, signatures: Signatures | None) -> Credential | None:
@@ -163,7 +186,8 @@ class AuditReads:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(_PERSONAL):
+        read = scope["type"] == "http" and scope["method"] in {"GET", "HEAD"}
+        if not read or not scope["path"].startswith(_PERSONAL):
             await self._app(scope, receive, send)
             return
         failed = False
@@ -187,7 +211,7 @@ class AuditReads:
         query = scope.get("query_string", b"").decode("latin-1")
         self._audit.record(
             who=scope.get(_CALLER) or self._who(scope),
-            call=f"GET {call.rstrip('/')}",
+            call=f"{scope['method']} {call.rstrip('/')}",
             subject=scope["path"].removeprefix(call).lstrip("/") or None,
             query=unquote(query) or None,
             address=scope["client"][0] if scope.get("client") else None,

@@ -151,10 +151,11 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     app = AuditReads(app, AuditLog(settings.audit_dir, keep_days=settings.audit_keep_days), parts.keys)
     if not loopback or settings.small_cells_on_loopback:
         app = SmallCells(app)
+    quotas = parts.gateway.quotas if parts.gateway is not None else Quotas(settings)
     if not loopback:
         signatures = parts.gateway.signatures if parts.gateway is not None else None
-        app = ReadKeys(app, parts.keys, signatures=signatures or Signatures(parts.keys, settings.nonces_path))
-    quotas = parts.gateway.quotas if parts.gateway is not None else Quotas(settings)
+        signatures = signatures or Signatures(parts.keys, settings.nonces_path)
+        app = ReadKeys(app, parts.keys, signatures=signatures, quotas=quotas)
     if parts.gateway is not None:
         app = _Posts(app, gateway_calls(parts.gateway))
     public = SecurityHeaders(AddressQuota(app, quotas), loopback_only=loopback)
@@ -163,7 +164,7 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     admin_loopback = is_loopback(split_address(settings.admin_http)[0])
     admin_app: ASGIApp = Starlette(routes=admin, exception_handlers=EXCEPTION_HANDLERS)
     if not admin_loopback:
-        admin_app = RoleKeys(admin_app, parts.keys, "admin", ("/metrics",))
+        admin_app = RoleKeys(admin_app, parts.keys, "admin", ("/metrics",), quotas=quotas)
     return public, SecurityHeaders(admin_app, loopback_only=admin_loopback)
 
 

@@ -21,6 +21,7 @@ from pipeline import logs
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import GridpipeError
 from pipeline.ingest.keys import KeyStore
+from pipeline.ingest.quota import Quotas
 from pipeline.kafka_access import librdkafka_options
 from pipeline.runtime.access import RoleKeys
 from pipeline.runtime.broker import wait_for_topic
@@ -118,7 +119,10 @@ def _guarded(settings: Settings, routes: list[BaseRoute]) -> list[BaseRoute]:
     if is_loopback(split_address(settings.admin_http or settings.http)[0]):
         return routes
     keys = KeyStore(settings.keys_path)
-    return [Mount("/", RoleKeys(Starlette(routes=routes), keys, "admin", ("/metrics", "/status")))]
+    guarded = RoleKeys(
+        Starlette(routes=routes), keys, "admin", ("/metrics", "/status"), quotas=Quotas(settings)
+    )
+    return [Mount("/", guarded)]
 
 
 async def _work(

@@ -82,6 +82,23 @@ async def test_key_for_several_sources_is_refused_when_none_has_anything_left(tm
         assert (await client.post("/v1/events", content=body)).status_code == 429
 
 
+async def test_key_for_several_sources_gives_none_what_another_has_left(tmp_path: Path) -> None:
+    """All events under one source, with another one untouched: they were all taken."""
+    world = make_world(tmp_path, quota_source_events_per_second=1, quota_window_seconds=10)
+    key = world.keys.create(["12345", "other"])
+    assert (await post(world, 12, key=key)).status_code == 202
+    refused = await post(world, 12, key=key)
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
+    assert "12345" in refused.json()["message"]
+    assert int(refused.headers["Retry-After"]) >= 1
+    mixed = [event(1, source="other"), event(2)]
+    validated = [event(1, source="other")]
+    async with from_address(world.app, HERE, key) as client:
+        assert (await client.post("/v1/events", content=orjson.dumps(mixed))).status_code == 429
+        assert (await client.post("/v1/events", content=orjson.dumps(validated))).status_code == 202
+    assert world.stored().height == 13
+
+
 async def test_many_small_requests_of_one_source(tmp_path: Path) -> None:
     world = make_world(tmp_path, quota_source_requests_per_second=1, quota_window_seconds=5)
     answers = [(await post(world, 1)).status_code for _ in range(7)]

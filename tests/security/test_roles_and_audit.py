@@ -20,9 +20,10 @@ from pipeline.audit import AuditLog
 from pipeline.cli import keys as keys_commands
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import KeyStore
+from pipeline.ingest.quota import Quotas
 from pipeline.ingest.signing import Signatures, SigningAuth
 from pipeline.rules.catalogue import load_catalogues
-from pipeline.runtime.access import AuditReads, ReadKeys, check_listeners
+from pipeline.runtime.access import AuditReads, ReadKeys, RoleKeys, check_listeners
 from pipeline.runtime.http import Parts, build_app
 from pipeline.settings import Settings, load_settings
 from tests.security.fakes import fake_id
@@ -106,6 +107,31 @@ async def test_reading_takes_signed_requests_too(tmp_path: Path) -> None:
         assert (await http.get("/v1/kpi")).json()["code"] == "not_a_read_key"
 
 
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(("role", "path"), [("read", "/v1/kpi"), ("admin", "/metrics")])
+async def test_a_hundred_wrong_credentials_lock_their_sender_out(
+    tmp_path: Path, role: str, path: str, signed: bool
+) -> None:
+    keys = KeyStore(tmp_path / "keys.json")
+    key = keys.create(roles=[role], signed=signed)
+    signatures = Signatures(keys, tmp_path / "nonces.sqlite")
+    quotas = Quotas(Settings(data_dir=tmp_path))
+    wrapped = RoleKeys(app(), keys, role, (path,), signatures=signatures, quotas=quotas)
+
+    def shown(secret: str) -> dict[str, Any]:
+        return {"auth": SigningAuth(secret)} if signed else {"headers": {"Authorization": f"Bearer {secret}"}}
+
+    guessed = "_".join([*key.split("_")[:2], "B" * 43])
+    async with client(wrapped, **shown(guessed)) as http:
+        answers = [await http.get(path) for _ in range(105)]
+    assert [answer.status_code for answer in answers] == [401] * 100 + [429] * 5
+    assert int(answers[-1].headers["Retry-After"]) >= 1
+    async with client(wrapped, **shown(key)) as http:  # same address, same key id, the right secret
+        assert (await http.get(path)).status_code != 429
+    async with client(wrapped) as http:
+        assert (await http.get(path)).status_code == 401  # without a credential nothing is guessed
+
+
 def parts_of(settings: Settings) -> Parts:
     catalogues = load_catalogues(settings.catalogue_dir)
     return Parts(settings, catalogues, KeyStore(settings.keys_path), None, None, None, {})
@@ -175,6 +201,7 @@ async def test_every_read_of_one_person_s_data_leaves_a_line(tmp_path: Path) -> 
         await http.get("/v1/rejections?reason=TOO_OLD")
         await http.get("/v1/kpi")  # figures, no person
         await http.get("/v1/cases/c-1/nothing")
+        await http.head("/v1/cases/c-1")  # its length tells, too
     async with client(wrapped) as http:
         assert (await http.get("/v1/cases/c-1")).status_code == 401  # not read
     who = f"key {key.split('_')[1]}"
@@ -186,6 +213,7 @@ async def test_every_read_of_one_person_s_data_leaves_a_line(tmp_path: Path) -> 
         (who, "GET /v1/cases", "c-1", 200),
         (who, "GET /v1/rejections", None, 200),
         (who, "GET /v1/cases", "c-1/nothing", 404),
+        (who, "HEAD /v1/cases", "c-1", 200),
     ]
     first = lines(tmp_path / "audit")[0]
     assert (first["at"], first["address"]) == ("2026-03-01T08:00:00.000+00:00", "192.0.2.7")
