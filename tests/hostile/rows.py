@@ -112,7 +112,8 @@ class Wire:
         assert reply.seconds < patience(), f"{reply.seconds:.1f} s"
         if self.closes:
             assert reply.closed, reply.raw[:300]
-        if reply.statuses and reply.statuses[-1] >= 400 and PROBLEM.encode() in reply.raw:
+        if reply.statuses and reply.statuses[-1] >= 400:
+            assert PROBLEM.encode() in reply.raw, reply.raw[:300]
             world.is_problem(PROBLEM, reply.problem)
 
 

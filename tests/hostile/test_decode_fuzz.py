@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import orjson
+import psutil
 import pytest
 import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
@@ -34,6 +35,8 @@ pytestmark = pytest.mark.timeout(3_600 if "FUZZ" in os.environ else 180)
 
 FUZZ: Final = int(os.environ.get("FUZZ", "1"))
 LIMIT: Final = 1_000_000
+#: What a run may leave in memory: the caches of the libraries, no input.
+MOST_GROWTH_BYTES: Final = 100_000_000
 
 tried: Counter[str] = Counter()
 
@@ -49,9 +52,16 @@ def some(examples: int) -> Callable[[Any], Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def counts() -> Iterator[None]:
+def counts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What was tried, how many tests failed on it, and that memory does not grow with it."""
+    failed, process = request.session.testsfailed, psutil.Process()
+    before = process.memory_info().rss
     yield
-    print(f"\nfuzz: inputs tried {dict(tried)}, crashes 0")
+    grown = process.memory_info().rss - before
+    crashes = request.session.testsfailed - failed
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\nfuzz: inputs tried {dict(tried)}, crashes {crashes}, memory {grown / 1e6:+.0f} MB")
+    assert grown < MOST_GROWTH_BYTES
 
 
 def _block(count: int) -> bytes:

@@ -52,15 +52,19 @@ def _told(error: BaseException) -> str:
     return " | ".join(str(part) for part in parts)
 
 
-def test_every_answer_is_one_that_the_description_promises(world: World) -> None:
+def test_every_answer_is_one_that_the_description_promises(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     schema = schemathesis.openapi.from_url(f"{world.service.url}/openapi.json")
     tried: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
     problems: list[str] = []
     headers = {"Authorization": f"Bearer {world.key}"}
     for result in schema.get_all_operations():
         operation = result.ok()
         if operation.path in LEFT_OUT:
             continue
+        asked[operation.label] += 0
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             strategy = operation.as_strategy(generation_mode=mode)
 
@@ -77,6 +81,7 @@ def test_every_answer_is_one_that_the_description_promises(world: World) -> None
                 began = time.monotonic()
                 response = case.call(headers=headers)
                 tried[f"{response.status_code // 100}xx"] += 1
+                asked[operation.label] += 1  # noqa: B023  called before the next round
                 assert time.monotonic() - began < patience() + 1, "too slow"
                 case.validate_response(response, checks=list(CHECKS))
 
@@ -87,8 +92,13 @@ def test_every_answer_is_one_that_the_description_promises(world: World) -> None
                 if type(error).__name__ in {"Unsatisfiable", "SkipTest"}:
                     continue  # an operation without parameters has no wrong data
                 problems.append(f"{name}: {type(error).__name__}: {_told(error)[:1500]}")
-    print(f"schemathesis: {sum(tried.values())} requests, answers {dict(tried)}, problems {len(problems)}")
+    with capsys.disabled():
+        print(
+            f"\nschemathesis: {sum(tried.values())} requests to {len(asked)} operations, "
+            f"answers {dict(tried)}, problems {len(problems)}"
+        )
     assert not problems, "\n\n".join(problems)
-    assert sum(tried.values()) >= 50
+    assert len(asked) > 5
+    assert min(asked.values()) > 0, asked
     assert tried["5xx"] == 0
     world.still_well()

@@ -54,7 +54,8 @@ class Reply:
 
     @property
     def statuses(self) -> list[int]:
-        return [int(code) for code in re.findall(rb"^HTTP/1\.1 (\d{3}) ", self.raw, re.MULTILINE)]
+        # a second answer follows the first one's body, wherever that ends
+        return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.raw)]
 
     @property
     def problem(self) -> Document:

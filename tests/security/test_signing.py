@@ -91,6 +91,21 @@ async def test_anything_else_than_what_was_signed_is_refused(tmp_path: Path, spo
     assert world.stored().is_empty()
 
 
+async def test_an_empty_secret_and_a_header_left_out_are_refused(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    request = await signed_request(world.keys.create("12345", signed=True))
+    claim = Claim.of(request.headers["authorization"])
+    assert claim is not None
+    signed = Signed("POST", "/v1/events", "application/json", "", BODY)
+    forged = _edited(request, claim.signature, signature(b"", claim.time, claim.nonce, signed))
+    headers = {name: value for name, value in request.headers.items() if name != "content-type"}
+    bare = httpx.Request("POST", request.url, headers=headers, content=BODY)
+    async with client(world) as http:
+        assert (await http.send(forged)).status_code == 401
+        assert (await http.send(bare)).status_code in {401, 415}
+    assert world.stored().is_empty()
+
+
 def _with(request: httpx.Request, name: str, value: str) -> httpx.Request:
     headers = {**request.headers, name.lower(): value}
     return httpx.Request("POST", request.url, headers=headers, content=request.content)
