@@ -44,10 +44,10 @@ def ask(requirements: Path, service: str) -> dict[str, Any] | None:
         sys.executable, "-m", "pip_audit", "--requirement", str(requirements), "--disable-pip", "--no-deps",
         "--vulnerability-service", service, "--format", "json", "--progress-spinner", "off", "--timeout=15",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603
     try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603
         report: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
+    except (ValueError, subprocess.TimeoutExpired):
         return None
     return report
 

@@ -303,8 +303,9 @@ class Gateway:
             counts: dict[str, int] = dict.fromkeys(sources, outcome.count)
         else:
             counts = Counter(event.source for event in good.events)
+            if foreign := outcome.count - len(good.events):
+                counts[min(sources)] += foreign
             self.quotas.admit_events(call.address, counts)
-            counts[min(sources)] += outcome.count - len(good.events)
         self.quotas.charge_events(call.address, counts)
 
     def _refuse_if_none_good(self, outcome: Outcome, good: Parsed, request_id: str) -> None:

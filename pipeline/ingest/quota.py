@@ -2,7 +2,8 @@
 
 A request costs a few look-ups whatever the number of its events: the address is charged before anything else
 is done for it, the sources once their events are counted. The request that crosses the end of a window is
-still served, and what comes after it in the window is refused: nothing that was worked on is thrown away.
+still served, and what comes after it in the window is refused before it is worked on; but of a key for
+several sources the events must be read to tell whose they are.
 """
 
 from __future__ import annotations

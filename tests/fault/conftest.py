@@ -13,7 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from infra.kafka.cluster import Cluster
 from tests.fault import summary
-from tests.fault.system import Server, Store, System, system
+from tests.fault.system import Server, Store, System, share, system
 from tests.kafka import JARS, embedded_broker, need_kafka
 
 #: Rounds of each loop test.
@@ -76,8 +76,10 @@ def bootstrap(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def seed() -> int:
-    """SEED repeats a run."""
-    return int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
+    """SEED repeats a run. Printed here, so that every test tells it; the summary has it, too."""
+    chosen = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
+    print(f"seed {chosen}")
+    return chosen
 
 
 @pytest.fixture
@@ -85,7 +87,6 @@ def town(
     request: pytest.FixtureRequest, tmp_path: Path, bootstrap: str, store_process: Store, seed: int
 ) -> Iterator[System]:
     """A system with nothing running yet. What the test leaves in `notes` is printed in the summary."""
-    print(f"seed {seed}")
     with system(tmp_path, bootstrap, store_process, seed=seed) as made:
         yield made
 
@@ -105,5 +106,6 @@ def report(request: pytest.FixtureRequest, seed: int) -> Iterator[dict[str, obje
             figures,
             seconds=time.monotonic() - started,
             seed=seed,
+            busy=share(),
         )
     )

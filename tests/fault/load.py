@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,18 +30,18 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self.sent: dict[str, dict[str, Any]] = {}
         self.acked: set[str] = set()
         self.refused: set[str] = set()
 
     def sending(self, events: list[dict[str, Any]]) -> None:
-        with self._lock:
+        with self.lock:
             self.sent.update((event["event_id"], event) for event in events)
 
     def answered(self, events: list[dict[str, Any]]) -> None:
         ids = [event["event_id"] for event in events]
-        with self._lock:
+        with self.lock:
             self._file.write(json.dumps(ids).encode() + b"\n")
             os.fsync(self._file.fileno())
             self.acked.update(ids)
@@ -53,9 +54,13 @@ class Ledger:
 class Load:
     """Threads that send events at `url` until `stop`; every request is repeated until it is answered 2xx.
 
+    An answer that no fault excuses (anything but 202, 503 and 429), and whatever ends a thread, is kept in
+    `problems`; `check` raises it.
+
     name : part of the ids, different for each load of a run. pace : requests/s of all threads together;
     size : events per request; copies : share of answered requests that are sent once more; rejected : share
-    of cases whose report is rejected; patience : for how long a request is repeated, seconds.
+    of cases whose report is rejected; patience : for how long a request is repeated, seconds; timeout : of
+    one request, seconds; text : letters of noise in each report, so that compression leaves it its size.
     """
 
     url: str
@@ -70,6 +75,8 @@ class Load:
     rejected: float = 0.05
     patience: float = 60.0
     source: str = SOURCE
+    timeout: float = 30.0
+    text: int = 0
     statuses: dict[int | str, int] = field(default_factory=dict)
     slowest: dict[int | str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -100,8 +107,19 @@ class Load:
         for worker in self._workers:
             worker.join(30)
 
+    def check(self) -> None:
+        """Fail if an answer was wrong or a thread ended of itself; asked once the load is stopped."""
+        problems = self.problems + ["a thread still sends" for worker in self._workers if worker.is_alive()]
+        assert not problems, "\n".join(problems[:10])
+
     def _run(self) -> None:
-        with httpx.Client(timeout=30, trust_env=False) as client:
+        try:
+            self._send()
+        except Exception:  # a load that has quietly ended would make every later assertion easier
+            self.problems.append(traceback.format_exc())
+
+    def _send(self) -> None:
+        with httpx.Client(timeout=self.timeout, trust_env=False) as client:
             while not self._stop.is_set():
                 started = time.monotonic()
                 batch = self.batch()
@@ -159,7 +177,11 @@ class Load:
                     if self._random.random() < self.rejected:
                         case, grid = f"x{case}", UNKNOWN_GRID
                     at = datetime.now(UTC) - timedelta(minutes=10)
-                found.append(_event(case, grid, step, at, self.source))
+                event = _event(case, grid, step, at, self.source)
+                if step == 0 and self.text:
+                    noise = self._random.randbytes(self.text // 2).hex()
+                    event["description"] += f" {noise.translate(_LETTERS)}"
+                found.append(event)
                 if step + 1 < len(STEPS):
                     self._open.append((case, grid, step + 1, at))
             self._random.shuffle(found)

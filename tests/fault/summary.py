@@ -29,7 +29,8 @@ _OUTCOME: Final = pytest.StashKey[str]()
 
 @dataclass
 class Row:
-    """One test that ran. events : sent, answered 2xx, stored; zeros : of the oracle, or what was not zero."""
+    """One test that ran. events : sent, answered 2xx, stored; zeros : of the oracle, or what was not zero.
+    busy : `share()` at its end, by which the limits of its waits were multiplied; 0 where it is not known."""
 
     test: str
     broker: str
@@ -40,6 +41,7 @@ class Row:
     zeros: str = ""
     seconds: float = 0.0
     seed: int = 0
+    busy: float = 0.0
     commit: str = ""
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -56,13 +58,21 @@ def broker_of(nodeid: str) -> str:
 
 
 def row_of(
-    test: str, broker: str, outcome: str, figures: dict[str, Any], *, seconds: float, seed: int
+    test: str,
+    broker: str,
+    outcome: str,
+    figures: dict[str, Any],
+    *,
+    seconds: float,
+    seed: int,
+    busy: float = 0.0,
 ) -> Row:
     """What a test left in `report`: its verdict, rounds and kills have columns of their own."""
     figures = dict(figures)
     row = Row(
         test, broker, outcome, seconds=round(seconds, 1), seed=seed, commit=os.environ.get("FAULT_COMMIT", "")
     )
+    row.busy = round(busy, 1)
     row.rounds, row.kills = int(figures.pop("rounds", 1)), int(figures.pop("kills", 0))
     verdict = figures.pop("verdict", None)
     if isinstance(verdict, Verdict):
@@ -76,9 +86,10 @@ def table(rows: Iterable[Row]) -> list[str]:
     """Lines of Markdown, by fault; the last one sums up. Rows of several commits name theirs."""
     rows = sorted(rows, key=lambda row: (_number(row.fault), row.test, row.broker))
     several = len({row.commit for row in rows}) > 1
+    columns = "fault | test | broker | rounds | kills | events sent, answered, stored | zeros | seconds"
     lines = [
-        "| fault | test | broker | rounds | kills | events sent, answered, stored | zeros | seconds | more |",
-        "|---|---|---|--:|--:|---|---|--:|---|",
+        f"| {columns} | seed | busy | more |",
+        "|---|---|---|--:|--:|---|---|--:|--:|--:|---|",
     ]
     for row in rows:
         told = "" if row.events is None else ", ".join(f"{count:,}" for count in row.events)
@@ -90,7 +101,7 @@ def table(rows: Iterable[Row]) -> list[str]:
             more = f"`{row.commit}` {more}"
         lines.append(
             f"| {row.fault} | {_short(row.test)} | {row.broker} | {row.rounds} | {row.kills} | {told} "
-            f"| {zeros} | {row.seconds:.0f} | {more} |"
+            f"| {zeros} | {row.seconds:.0f} | {row.seed} | {row.busy:.1f} | {more} |"
         )
     sent = sum(row.events[0] for row in rows if row.events)
     failed, skipped = (sum(row.outcome == word for row in rows) for word in ("failed", "skipped"))

@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 
 import clickhouse_connect
 import httpx
+import psutil
 from clickhouse_connect.driver.client import Client
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -94,6 +96,42 @@ class Process:
 
     def tail(self) -> str:
         return f"\n--- {self.name} ({self.log})\n" + self.log.read_text(errors="replace")[-3000:]
+
+
+class Memory:
+    """The largest resident size of processes, sampled each second while the block runs; bytes by name."""
+
+    def __init__(self, *processes: Process) -> None:
+        self._processes = {process.name: psutil.Process(process.pid) for process in processes}
+        self.first = self._sizes()
+        self.most = dict(self.first)
+        self.samples = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        # a sampler that died of a process that died has seen nothing of the rest
+        assert all(process.is_running() for process in self._processes.values())
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: process.memory_info().rss for name, process in self._processes.items()}
+
+    def _run(self) -> None:
+        while not self._stop.wait(1):
+            for name, size in self._sizes().items():
+                self.most[name] = max(self.most[name], size)
+            self.samples += 1
+
+    @property
+    def grown(self) -> dict[str, float]:
+        """By which share of its first size each grew at most."""
+        return {name: round(self.most[name] / size - 1, 3) for name, size in self.first.items()}
 
 
 class Store:
@@ -198,6 +236,7 @@ class System:
         self.processes: list[Process] = []
         self.gateway: Process | None = None
         self.load: Load | None = None
+        self._all_loads: list[Load] = []
         self.http_port = broker.free_port()
         self.sources: tuple[str, ...] = (SOURCE,)
         self.kills = 0
@@ -273,12 +312,26 @@ class System:
         self.load = Load(
             self.url, self.key, self.ledger, self.seed + self.loads, name=f".{self.loads}", **options
         ).start()
+        self._all_loads.append(self.load)
         return self.load
 
     # --- what the system says
 
     def query(self, sql: str) -> Any:
         return in_database(self.client)(sql)
+
+    def stored_ids(self) -> set[str]:
+        kept = " UNION ALL ".join(f"SELECT event_id FROM {table}" for table in ("events", "rejections"))
+        return {row[0] for row in self.query(kept)}
+
+    def until_ids_stored(self, ids: set[str], seconds: float = 60.0) -> float:
+        """Seconds until just these are stored; `seconds` at most, on an idle machine."""
+        started = time.monotonic()
+        seconds *= share()
+        while ids - self.stored_ids():
+            assert time.monotonic() - started < seconds, "they are not stored" + self.tails()
+            time.sleep(0.5)
+        return time.monotonic() - started
 
     def stored(self) -> int:
         kept = " UNION ALL ".join(f"SELECT event_id FROM {table}" for table in ("events", "rejections"))
@@ -305,10 +358,16 @@ class System:
             time.sleep(0.1)
         return time.monotonic() - started
 
-    def drained(self, seconds: float = 120.0) -> float:
-        """Stop the load, wait until everything that was answered is stored and nothing more comes."""
+    def _end_loads(self) -> None:
+        """Stop the load; fail if this one or an earlier one got an answer that no fault excuses."""
         if self.load is not None:
             self.load.stop()
+        for load in self._all_loads:
+            load.check()
+
+    def drained(self, seconds: float = 120.0) -> float:
+        """Stop the load, wait until everything that was answered is stored and nothing more comes."""
+        self._end_loads()
         started = time.monotonic()
         seconds *= share()
         while True:
@@ -321,8 +380,7 @@ class System:
     def caught_up(self, seconds: float = 120.0) -> float:
         """Stop the load, wait until all that the log holds by then is committed; on Kafka only, the embedded
         broker tells its ends too low."""
-        if self.load is not None:
-            self.load.stop()
+        self._end_loads()
         started = time.monotonic()
         seconds *= share()
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -21,6 +23,7 @@ import pytest
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pipeline.ingest.keys import KeyStore
+from pipeline.runtime import broker
 from pipeline.settings import Settings
 from pipeline.store.client import connect
 from tests.e2e.service import Service
@@ -178,6 +181,7 @@ def test_21_temporary_directory_gone(tmp_path: Path, report: Report, seed: int) 
         directory.rename(away)
         try:
             _until(lambda: "does not take the block" in log.read_text(), log)
+            time.sleep(1)  # an insert whose file was open already ends
             acked = len(ledger.acked)
             time.sleep(6)
             meanwhile = len(ledger.acked) - acked
@@ -192,7 +196,10 @@ def test_21_temporary_directory_gone(tmp_path: Path, report: Report, seed: int) 
         client.close()
         refused = log.read_text().count("does not take the block")
         report |= {"refused": refused, "acked_meanwhile": meanwhile, "same_process": same, "verdict": verdict}
+        load.check()
         assert verdict.zeros, verdict
+        assert meanwhile == 0, "answered 202 without a place to insert from"
+        assert same, log.read_text()[-4_000:]
         assert service.stop() == 0
     finally:
         service.kill()
@@ -206,62 +213,112 @@ def _until(true: Callable[[], bool], log: Path, seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
+def _idle_clients(town: System, number: int) -> list[socket.socket]:
+    clients = []
+    for _ in range(number):
+        with contextlib.suppress(OSError):
+            clients.append(socket.create_connection(("127.0.0.1", town.http_port), timeout=2))
+    return clients
+
+
+def _fresh(town: System) -> int | str:
+    """What a new client gets for an event: a status, or the name of the error."""
+    try:
+        with httpx.Client(trust_env=False, timeout=3) as client:
+            headers = {"Authorization": f"Bearer {town.key}"}
+            return client.post(f"{town.url}/v1/events", json=[], headers=headers).status_code
+    except httpx.TransportError as error:
+        return type(error).__name__
+
+
 @pytest.mark.fault
 @pytest.mark.timeout(600)
 def test_22_gateway_out_of_descriptors(town: System, report: Report) -> None:
-    """Two hundred idle clients take all descriptors that the gateway may have; it serves again afterwards."""
+    """Two hundred idle clients take all descriptors of a gateway whose limit falls while it runs, which can
+    then answer nobody new; and all connections of one that knew its limit when it came, which tells who comes
+    above to come again. Either serves again afterwards. Descriptors: 264 and not 64, for 200 are kept for
+    files of its own."""
     gateway = town.start_gateway()
     town.start_worker()
     town.start_load(pace=10)
     town.until_stored(20)
-    open_now = psutil.Process(gateway.pid).num_fds()
-    clients: list[socket.socket] = []
-    with limited(gateway, resource.RLIMIT_NOFILE, open_now + 20):
-        for _ in range(200):
-            with contextlib.suppress(OSError):
-                clients.append(socket.create_connection(("127.0.0.1", town.http_port), timeout=2))
-        time.sleep(5)
+    limit = psutil.Process(gateway.pid).num_fds() + 20
+    with limited(gateway, resource.RLIMIT_NOFILE, limit):
+        clients = _idle_clients(town, 200)
+        time.sleep(1)
+        most, fresh = psutil.Process(gateway.pid).num_fds(), _fresh(town)
+        time.sleep(4)
         for client in clients:
             client.close()
         time.sleep(1)
     town.until_stored(20)
+    assert gateway.running
+    gateway.signal(signal.SIGTERM)
+    assert gateway.wait(30 * share()) == 0, gateway.tail()
+    town.environment["FAULT_DESCRIPTORS"] = "264"
+    gateway = town.start_gateway()
+    town.until_stored(20)
+    clients = _idle_clients(town, 200)
+    told, answered = _fresh(town), 0
+    for client in clients:
+        client.settimeout(0.05)
+        with contextlib.suppress(OSError):
+            answered += client.recv(100).startswith(b"HTTP/1.1 503")
+        client.close()
+    time.sleep(1)
+    served = _fresh(town)
+    town.until_stored(20)
     town.drained()
     verdict = town.verdict()
-    report |= {"clients": len(clients), "verdict": verdict}
+    report |= {
+        "limit": limit, "descriptors": most, "fresh": fresh, "told": told, "answered_503": answered,
+        "served": served, "verdict": verdict,
+    }  # fmt: skip
     assert verdict.zeros, verdict
+    assert most >= limit - 1, "descriptors were left"
+    assert isinstance(fresh, str), "a connection was accepted without a descriptor"
+    assert told == 503
+    assert answered > 100  # those above 64, less what an idle one left that waited too long
+    assert served == 400, "an empty list, read and refused"
     assert gateway.running
 
 
 @pytest.mark.fault
 @pytest.mark.timeout(600)
 def test_23_burst_against_a_memory_ceiling(town: System, report: Report) -> None:
-    """200 requests of 4 MB at once, 300 MB more address space than now: load is shed, the process lives."""
+    """120 requests of 4 MB that are all on their way before one ends, twice, against 300 MB more address
+    space than now: load is shed, the process lives."""
     gateway = town.start_gateway()
     town.start_worker()
     town.start_load(pace=5)
     town.until_stored(20)
     body = b"[" + b" " * 4_000_000 + b"]"
-    answers: dict[int | str, int] = {}
+    where = urlsplit(town.url)
+    head = (
+        f"POST /v1/events HTTP/1.1\r\nHost: {where.netloc}\r\nAuthorization: Bearer {town.key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    answers: Counter[int | str] = Counter()
+    all_begun = threading.Barrier(120)
 
     def burst() -> None:
-        with httpx.Client(trust_env=False, timeout=60) as client:
-            for _ in range(10):
+        for _ in range(2):
+            with socket.create_connection((where.hostname, where.port), timeout=60) as connection:
+                connection.sendall(head + body[:1])
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    all_begun.wait(30)
                 try:
-                    code: int | str = client.post(
-                        f"{town.url}/v1/events",
-                        content=body,
-                        headers={
-                            "Authorization": f"Bearer {town.key}",
-                            "Content-Type": "application/json",
-                        },
-                    ).status_code
-                except httpx.TransportError as error:
+                    refused, _, _ = select.select([connection], [], [], 0.5)
+                    if not refused:
+                        connection.sendall(body[1:])
+                    code: int | str = int(connection.recv(12)[9:12])
+                except (OSError, ValueError) as error:
                     code = type(error).__name__
-                answers[code] = answers.get(code, 0) + 1
+            answers[code] += 1
 
     space = psutil.Process(gateway.pid).memory_info().vms
     with limited(gateway, resource.RLIMIT_AS, space + 300_000_000):
-        threads = [threading.Thread(target=burst) for _ in range(20)]
+        threads = [threading.Thread(target=burst) for _ in range(120)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -274,6 +331,7 @@ def test_23_burst_against_a_memory_ceiling(town: System, report: Report) -> None
     assert gateway.running
     # an empty list when it is read to its end, 503 where there is no room for it
     assert {code for code in answers if isinstance(code, int)} <= {400, 429, 503}
+    assert answers.get(503, 0) + answers.get(429, 0) > 0, "nothing was shed"
 
 
 @pytest.mark.fault
@@ -283,7 +341,8 @@ def test_overload_leaves_the_admitted_as_quick_as_before(
     town: System, report: Report, limit: str, refusal: int
 ) -> None:
     """Three sources flood the gateway as fast as it answers: what is too much is told to come again, and the
-    slowest hundredth of what is taken in from a quiet source waits no longer than it did."""
+    slowest hundredth of what is taken in from a quiet source waits half a second at most, however much is
+    refused beside it."""
     town.environment["GRIDPIPE_QUOTA_ADDRESS_REQUESTS_PER_SECOND"] = "0"
     if limit == "quota":
         town.environment |= {
@@ -314,7 +373,8 @@ def test_overload_leaves_the_admitted_as_quick_as_before(
     assert verdict.zeros, verdict
     assert answers[refusal] > 0
     assert set(answers) <= {202, 429, 503}
-    assert busy < max(2 * calm, 1.0) * share()
+    # On two cores the three floods, which are threads of this test, take the machine from the gateway, too.
+    assert busy < max(3 * calm, 0.5), (calm, busy)
 
 
 class _Flood:
@@ -330,6 +390,7 @@ class _Flood:
         town.ledger.sending(self._events)
         self._body = json.dumps(self._events).encode()
         self._answers: list[int] = []
+        self._untold = 0
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(2)]
         for thread in self._threads:
@@ -343,12 +404,15 @@ class _Flood:
                 self._answers.append(answer.status_code)
                 if answer.status_code == 202:
                     self._town.ledger.answered(self._events)
+                elif int(answer.headers.get("retry-after", "0")) < 1:
+                    self._untold += 1
 
     def stop(self) -> Counter[int]:
         """How often each status was answered."""
         self._stop.set()
         for thread in self._threads:
             thread.join(90)
+        assert self._untold == 0, "refused without a word when to come again"
         return Counter(self._answers)
 
 
@@ -388,28 +452,44 @@ def test_25_every_event_five_times_across_restarts(town: System, report: Report,
 @pytest.mark.fault
 @pytest.mark.timeout(600)
 def test_39_metrics_while_a_worker_is_killed(town: System, report: Report) -> None:
-    """Scraped all the time, by the gateway and by a worker's listener of its own: never a 5xx."""
+    """Scraped all the time, by the gateway and by the worker's listener of its own, which is away only until
+    the next worker has come: never a 5xx; the gateway's never slower than 200 ms."""
     town.start_gateway()
-    worker = town.start_worker()
+    port = broker.free_port()
+    worker = town.start_worker(admin=port)
     town.start_load()
     town.until_stored()
-    codes: dict[int, int] = {}
-    slowest = 0.0
+    pages = {"gateway": f"{town.url}/metrics", "worker": f"http://127.0.0.1:{port}/metrics"}
+    codes: dict[str, Counter[int | str]] = {name: Counter() for name in pages}
+    slowest = dict.fromkeys(pages, 0.0)
     with httpx.Client(trust_env=False, timeout=10) as client:
         for turn in range(20):
-            started = time.monotonic()
-            code = client.get(f"{town.url}/metrics").status_code
-            slowest = max(slowest, time.monotonic() - started)
-            codes[code] = codes.get(code, 0) + 1
+            for name, page in pages.items():
+                started = time.monotonic()
+                try:
+                    codes[name][client.get(page).status_code] += 1
+                except httpx.TransportError as error:
+                    codes[name][type(error).__name__] += 1
+                else:
+                    slowest[name] = max(slowest[name], time.monotonic() - started)
             if turn % 7 == 3:
                 worker.signal(signal.SIGKILL)
                 worker.wait(10)
                 town.kills += 1
-                worker = town.start_worker()
+                worker = town.start_worker(admin=port)
             time.sleep(1)
     town.drained()
     verdict = town.verdict()
-    report |= {"kills": town.kills, "scrapes": codes, "slowest": round(slowest, 3), "verdict": verdict}
+    report |= {
+        "kills": town.kills, "scrapes": {name: dict(found) for name, found in codes.items()},
+        "slowest": {name: round(seconds, 3) for name, seconds in slowest.items()},
+        "verdict": verdict,
+    }  # fmt: skip
     assert verdict.zeros, verdict
-    assert set(codes) == {200}
-    assert slowest < 0.2 * share()
+    assert set(codes["gateway"]) == {200}
+    # a killed worker's connection ends, and nobody listens until the next one has started
+    assert codes["worker"].keys() <= {200, "ConnectError", "ReadError", "RemoteProtocolError"}
+    assert codes["worker"][200] >= 5
+    assert slowest["gateway"] < 0.2, slowest
+    # Measured while a worker starts, which keeps its loop busy: 1.0 s at a load of fifteen on two cores.
+    assert slowest["worker"] < 0.2 * share(), slowest

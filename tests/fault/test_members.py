@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import signal
 import time
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
 from pipeline.runtime import broker
+from pipeline.settings import Settings
+from pipeline.store.client import connect
+from tests.e2e.service import Service, wait_gone
 from tests.fault.conftest import ROUNDS
+from tests.fault.load import Ledger, Load
 from tests.fault.system import PARTITIONS, Process, System, share
+from tests.fault.verdict import in_database, judge
 
 Report = dict[str, object]
 
@@ -93,18 +100,32 @@ def test_16_worker_frozen_right_before_an_insert(town: System, report: Report, t
 @pytest.mark.fault
 @pytest.mark.timeout(1800)
 def test_17_rebalance_storm(town: System, report: Report, seed: int) -> None:
-    """Up to three workers, started, stopped and killed at random while events flow."""
+    """Up to three workers, started, stopped and killed at random while events flow. Each partition has one
+    owner: the verifier of no worker sees an overlap or a step back."""
     rng = random.Random(seed)
     town.start_gateway()
-    running = [town.start_worker()]
+    ports: dict[int, int] = {}
+
+    def start() -> Process:
+        port = broker.free_port()
+        worker = town.start_worker(admin=port)
+        ports[worker.pid] = port
+        return worker
+
+    running = [start()]
+    anomalies = looked = 0
     town.start_load()
     town.until_stored()
     stops = 0
     for _ in range(ROUNDS):
         time.sleep(rng.uniform(1, 5))
         running = [worker for worker in running if worker.running]
+        for worker in running:
+            found = _anomalies(ports[worker.pid])
+            looked += found is not None
+            anomalies += found or 0
         if len(running) < 3 and (len(running) < 2 or rng.random() < 0.6):
-            running.append(town.start_worker())
+            running.append(start())
             continue
         worker = running.pop(rng.randrange(len(running)))
         if rng.random() < 0.5:
@@ -119,12 +140,25 @@ def test_17_rebalance_storm(town: System, report: Report, seed: int) -> None:
     town.until_stored(10)
     town.drained()
     verdict = town.verdict()
-    report |= {"rounds": ROUNDS, "kills": town.kills, "stops": stops, "verdict": verdict}
+    report |= {"rounds": ROUNDS, "kills": town.kills, "stops": stops, "looked": looked, "verdict": verdict}
     assert verdict.zeros, verdict
+    assert looked > 0
+    assert anomalies == 0
+
+
+def _anomalies(port: int) -> int | None:
+    """What the verifier of a worker has counted; None while nobody listens."""
+    try:
+        page = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    except httpx.TransportError:
+        return None
+    counted = re.findall(r"^gridpipe_verifier_(?:overlap|backward)_total (\S+)$", page, re.M)
+    assert len(counted) == 2, page
+    return int(sum(map(float, counted)))
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_28_topic_recreated(town: System, report: Report) -> None:
     """The topic is deleted and made again under a running worker: a new incarnation, nothing swallowed.
 
@@ -132,8 +166,7 @@ def test_28_topic_recreated(town: System, report: Report) -> None:
     """
     town.start_gateway()
     worker = town.start_worker()
-    rounds = 3
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         load = town.start_load()
         town.until_stored(50)
         load.stop()
@@ -152,35 +185,76 @@ def test_28_topic_recreated(town: System, report: Report) -> None:
     town.drained()
     verdict = town.verdict()
     incarnations = town.query("SELECT uniqExact(_inc) FROM events")[0][0]
-    report |= {"rounds": rounds, "incarnations": incarnations, "verdict": verdict}
+    report |= {"rounds": ROUNDS, "incarnations": incarnations, "verdict": verdict}
     assert verdict.zeros, verdict
-    assert incarnations == rounds + 1
+    assert incarnations == ROUNDS + 1
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(1800)
+def test_30_sigterm_under_full_load(town: System, report: Report) -> None:
+    """Worker and gateway, each stopped in the middle of the load: exit 0 within 25 s, zeros."""
+    slowest = 0.0
+    town.start_gateway()
+    town.start_load(pace=60, size=20, threads=4)
+    for _ in range(ROUNDS):
+        worker = town.start_worker()
+        town.until_stored(50)
+        assert town.gateway is not None
+        for process in (worker, town.gateway):
+            started = time.monotonic()
+            process.signal(signal.SIGTERM)
+            assert process.wait(30) == 0, process.tail()
+            slowest = max(slowest, time.monotonic() - started)
+        town.start_gateway()
+    town.start_worker()
+    town.drained()
+    verdict = town.verdict()
+    report |= {
+        "rounds": ROUNDS, "slowest_stop": round(slowest, 1), "verdict": verdict,
+    }  # fmt: skip
+    assert verdict.zeros, verdict
+    assert slowest <= 25
 
 
 @pytest.mark.fault
 @pytest.mark.timeout(900)
-def test_30_sigterm_under_full_load(town: System, report: Report) -> None:
-    """Worker and gateway, each stopped in the middle of the load: exit 0 within 25 s, zeros."""
-    gateway = town.start_gateway()
-    slowest = 0.0
-    rounds = max(ROUNDS // 2, 5)
-    town.start_load(pace=60, size=20, threads=4)
-    for turn in range(rounds):
-        worker = town.start_worker()
-        town.until_stored(50)
-        for process in (worker, gateway) if turn % 2 else (worker,):
+def test_30_sigterm_of_the_whole_service_under_full_load(tmp_path: Path, report: Report, seed: int) -> None:
+    """`gridpipe up` stopped in the middle of the load and started again: exit 0 within 25 s, no child left,
+    zeros."""
+    ledger, slowest, rounds = Ledger(tmp_path / "ledger"), 0.0, max(ROUNDS // 4, 2)
+    data_dir = tmp_path / "data"
+    address = f"127.0.0.1:{broker.free_port()}"
+    service = Service(data_dir, "--http", address, "--no-simulate")
+    load = Load(service.url, service.key, ledger, seed, pace=60, size=20, threads=4, source="local").start()
+    try:
+        for _ in range(rounds):
+            acked, deadline = len(ledger.acked), time.monotonic() + 60 * share()
+            while len(ledger.acked) < acked + 200:
+                assert time.monotonic() < deadline, service.log("store") + service.log("http")
+                time.sleep(0.1)
+            children = list(service.children().values())
             started = time.monotonic()
-            process.signal(signal.SIGTERM)
-            assert process.wait(30 * share()) == 0, process.tail()
+            assert service.stop() == 0, service.log("up") + service.log("store") + service.log("http")
             slowest = max(slowest, time.monotonic() - started)
-        if turn % 2:
-            gateway = town.start_gateway()
-    town.start_worker()
-    town.drained()
-    verdict = town.verdict()
-    report |= {"rounds": rounds, "slowest_stop": round(slowest, 1), "verdict": verdict}
+            assert wait_gone(children, 1) == []
+            service = Service(data_dir, "--http", address, "--no-simulate")
+        load.stop()
+        load.check()
+        client = connect(Settings(data_dir=data_dir))
+        verdict = judge(ledger, in_database(client), sources=("local",), unknown_grids=True)
+        client.close()
+        report |= {
+            "rounds": rounds, "slowest_stop": round(slowest, 1), "answers": load.statuses,
+            "verdict": verdict,
+        }  # fmt: skip
+        assert service.stop() == 0
+    finally:
+        load.stop(0)
+        service.kill()
+        ledger.close()
     assert verdict.zeros, verdict
-    assert slowest <= 25 * share()
+    assert slowest < 25
 
 
 def test_31_sigterm_with_the_store_down(town: System, report: Report) -> None:
@@ -197,16 +271,18 @@ def test_31_sigterm_with_the_store_down(town: System, report: Report) -> None:
     started = time.monotonic()
     worker.signal(signal.SIGTERM)
     said.append(_readiness(worker, port, "stopping"))
-    code = worker.wait(30 * share())
+    code = worker.wait(30)
     seconds = time.monotonic() - started
     assert code is not None, worker.tail()
-    assert seconds <= 25 * share()
+    assert seconds <= 25  # the worker's own time limits, none of which follows the load of the machine
     assert town.committed() == before, "committed what is not stored"
     town.store_proxy.up = True
     town.start_worker()
     town.drained()
     verdict = town.verdict()
-    report |= {"stop_seconds": round(seconds, 1), "exit_code": code, "verdict": verdict}
+    report |= {
+        "stop_seconds": round(seconds, 1), "exit_code": code, "verdict": verdict,
+    }  # fmt: skip
     assert verdict.zeros, verdict
     assert said == [503, 200, 503], "not ready while it starts, nor while it drains"
 
@@ -252,6 +328,39 @@ def test_32_signals_while_it_starts(town: System, report: Report, seed: int) -> 
 
 @pytest.mark.fault
 @pytest.mark.timeout(900)
+def test_32_signals_while_the_whole_service_starts(tmp_path: Path, report: Report, seed: int) -> None:
+    """Of `gridpipe up`, which locks its data directory: it ends with all its children, and the next start on
+    the same directory is not refused."""
+    rng = random.Random(seed)
+    data_dir, codes = tmp_path / "data", set()
+    arguments = ["-m", "pipeline.cli.main", "up", "--data-dir", str(data_dir), "--no-simulate"]
+    arguments += ["--http", "127.0.0.1:0"]
+    for _ in range(ROUNDS):
+        up = Process("up", arguments, {}, tmp_path / "up.log")
+        try:
+            time.sleep(rng.uniform(0.0, 6.0))
+            children = psutil.Process(up.pid).children(recursive=True)
+            for number in rng.choice([(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,)]):
+                up.signal(number)
+                time.sleep(0.05)
+            codes.add(up.wait(25))
+            assert None not in codes, up.tail()
+            assert wait_gone(children, 2) == []
+        finally:
+            if up.running:
+                up.kill()
+    assert not up.said("is used by gridpipe pid"), up.tail()
+    service = Service(data_dir, "--http", "127.0.0.1:0", "--no-simulate")
+    try:
+        assert service.get("/health/ready")["status"] == "ready"
+        assert service.stop() == 0
+    finally:
+        service.kill()
+    report |= {"rounds": ROUNDS, "exit_codes": sorted(code for code in codes if code is not None)}
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
 def test_35_crash_loop_while_it_recovers(town: System, report: Report, seed: int) -> None:
     """Killed within its first seconds, again and again; then it converges."""
     rng = random.Random(seed)
@@ -276,19 +385,40 @@ def test_35_crash_loop_while_it_recovers(town: System, report: Report, seed: int
 @pytest.mark.fault
 @pytest.mark.timeout(600)
 def test_37_event_loop_stalled(town: System, report: Report) -> None:
-    """The loop of a worker stands still for 20 s, past its session: noticed by the group, zeros."""
+    """The loop of a worker stands still for 20 s, past its session, and goes on: every partition is committed
+    further, none backward, zeros.
+
+    That the other one takes over meanwhile is not asserted: Faust's consumer has a thread of its own, and on
+    the embedded broker no partition was taken over within 90 s. The watchdog is what notices, see below."""
+    ports = [broker.free_port(), broker.free_port()]
+    first, second = town.start_worker("stall:20", 3, admin=ports[0]), town.start_worker(admin=ports[1])
+    for worker, port in zip((first, second), ports, strict=True):
+        assert _readiness(worker, port, "assigned") == 200, worker.tail()
     town.start_gateway()
-    town.start_worker("stall:20", 3)
     town.start_load()
-    town.until_stored(20)
-    time.sleep(5)
-    town.start_worker()
-    time.sleep(25)
+    _until_said(first, "the loop stands still")
+    started, at, backwards = time.monotonic(), town.committed(), 0
+    while not first.said("the loop goes on") or time.monotonic() < started + 25:
+        assert time.monotonic() < started + 60 * share(), first.tail()
+        now = town.committed()
+        backwards += sum(now.get(part, 0) < offset for part, offset in at.items())
+        at = now
+        time.sleep(0.25)
+    _until_all_move(town)
     town.until_stored(20)
     town.drained()
     verdict, twice = town.audited()
-    report |= {"twice_before_merges": twice, "verdict": verdict}
+    report |= {"backward_commits": backwards, "twice_before_merges": twice, "verdict": verdict}
     assert verdict.zeros, verdict
+    assert first.said("the loop stands still") == 1
+    assert backwards == 0
+
+
+def _until_said(worker: Process, text: str) -> None:
+    deadline = time.monotonic() + 60 * share()
+    while not worker.said(text):
+        assert worker.running and time.monotonic() < deadline, worker.tail()
+        time.sleep(0.1)
 
 
 @pytest.mark.fault

@@ -1,6 +1,7 @@
 """`gridpipe worker` that kills itself at a named point: `python -m tests.fault.worker_process POINT HIT …`.
 
-With FAULT_CLOCK the clock of the process is wrong by as many seconds as stand in that file.
+With FAULT_CLOCK the clock of the process is wrong by as many seconds as stand in that file; with
+FAULT_DESCRIPTORS it may open so many files.
 
 The points are wrapped around the functions of the worker here, so that the product carries no failpoints.
 A point is `before:NAME` or `after:NAME`; HIT counts from 1; POINT `none` only runs the worker.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 import threading
@@ -134,7 +136,16 @@ def _shift_clock(file: Path) -> None:
     time.time = lambda: right_time() + offset()
 
 
+def _stand_still(seconds: float) -> None:
+    print("the loop stands still", file=sys.stderr, flush=True)
+    time.sleep(seconds)
+    print("the loop goes on", file=sys.stderr, flush=True)
+
+
 def main() -> None:
+    if "FAULT_DESCRIPTORS" in os.environ:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(os.environ["FAULT_DESCRIPTORS"]), hard))
     if "FAULT_CLOCK" in os.environ:
         _shift_clock(Path(os.environ["FAULT_CLOCK"]))
     point, hit, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
@@ -146,7 +157,7 @@ def main() -> None:
         seconds = float(point.removeprefix("stall:"))
 
         def stall() -> None:
-            asyncio.get_running_loop().call_soon(time.sleep, seconds)
+            asyncio.get_running_loop().call_soon(_stand_still, seconds)
 
         install("before:commit", hit, stall)
     elif point.startswith("refuse-commits:"):

@@ -92,10 +92,12 @@ async def test_key_for_several_sources_gives_none_what_another_has_left(tmp_path
     assert "12345" in refused.json()["message"]
     assert int(refused.headers["Retry-After"]) >= 1
     mixed = [event(1, source="other"), event(2)]
-    validated = [event(1, source="other")]
+    sound = [event(1, source="other")]
+    unreadable = [{}] * 12  # counted as the first source's
     async with from_address(world.app, HERE, key) as client:
         assert (await client.post("/v1/events", content=orjson.dumps(mixed))).status_code == 429
-        assert (await client.post("/v1/events", content=orjson.dumps(validated))).status_code == 202
+        assert (await client.post("/v1/events", content=orjson.dumps(unreadable))).status_code == 429
+        assert (await client.post("/v1/events", content=orjson.dumps(sound))).status_code == 202
     assert world.stored().height == 13
 
 
