@@ -24,6 +24,20 @@ if _server := os.environ.pop("GRIDPIPE_TEST_CLICKHOUSE", None):
     os.environ["TEST_CLICKHOUSE"] = _server
 
 
+#: For tests that open the engine of this process itself, beside the client.
+embedded_only = pytest.mark.skipif(
+    "TEST_CLICKHOUSE" in os.environ, reason="opens the embedded engine of this process, not a server"
+)
+
+
+def new_client(engine_path: Path, database: str | None = None) -> Client:
+    """A further client on the server that is tested, or else on the session's engine."""
+    if url := os.environ.get("TEST_CLICKHOUSE"):
+        # without a session, as our own clients are: a session runs one query at a time
+        return clickhouse_connect.get_client(dsn=url, database=database, autogenerate_session_id=False)
+    return clickhouse_connect.get_client(interface="chdb", path=str(engine_path), database=database)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `fault` or `slow` take minutes, in sum hours: skipped by name unless asked for."""
     for mark, asked, target in (("fault", "FAULT", "test-fault"), ("slow", "SLOW", "test-slow")):
@@ -42,12 +56,7 @@ def engine_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def open_client(engine_path: Path) -> Iterator[Client]:
     """The session's client, no database chosen."""
-    url = os.environ.get("TEST_CLICKHOUSE")
-    client = (
-        clickhouse_connect.get_client(dsn=url)
-        if url
-        else clickhouse_connect.get_client(interface="chdb", path=str(engine_path))
-    )
+    client = new_client(engine_path)
     yield client
     client.close()
 

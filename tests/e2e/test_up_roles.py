@@ -26,8 +26,9 @@ from pipeline.runtime.process import Child
 from pipeline.settings import load_settings
 from pipeline.store.bridge import Bridge
 from pipeline.store.engine import EmbeddedEngine
+from tests.conftest import embedded_only
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), embedded_only]
 
 TOKEN = uuid.uuid4().hex
 START_SECONDS = 120.0

@@ -23,9 +23,11 @@ from pipeline.settings import load_settings
 from pipeline.store.bridge import Bridge
 from pipeline.store.client import BridgeAddress, at_once, connect, connect_bridge
 from pipeline.store.engine import EmbeddedEngine
+from tests.conftest import embedded_only
 from tests.integration.case_world import Event, KpiNames, World, at, chain
 
 TOKEN = "a-token-of-this-test"
+pytestmark = embedded_only
 
 
 class _SessionEngine(EmbeddedEngine):

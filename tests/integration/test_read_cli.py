@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import clickhouse_connect
 import pytest
 import typer
 import uvicorn
@@ -26,6 +25,7 @@ from pipeline.cli.tables import duration, kpi_table, percent
 from pipeline.errors import ContractError, UnavailableError
 from pipeline.read.routes import read_routes
 from pipeline.store.migrate import migrate
+from tests.conftest import new_client
 from tests.integration.read_world import reader_over, store_block
 
 DATABASE = "test_read_cli"
@@ -46,9 +46,7 @@ def url(open_client: Client, engine_path: Path, tmp_path_factory: pytest.TempPat
     migrate(open_client, DATABASE)
     store_block(open_client, tmp_path_factory.mktemp("reference"))
     open_client.database = "default"
-    reader = reader_over(
-        lambda: clickhouse_connect.get_client(interface="chdb", path=str(engine_path), database=DATABASE)
-    )
+    reader = reader_over(lambda: new_client(engine_path, DATABASE))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(Starlette(routes=read_routes(reader)), log_config=None, lifespan="off")

@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
 import httpx
 import pytest
 from clickhouse_connect.driver.client import Client
@@ -19,6 +18,7 @@ from pipeline.read.gauges import business_gauges, refresh
 from pipeline.read.kpi import BY
 from pipeline.read.routes import OPENAPI_PATHS, read_routes
 from pipeline.store.migrate import migrate
+from tests.conftest import new_client
 from tests.integration.read_world import INC, NOW, PARTITION, http_over, reader_over, store_block
 
 DATABASE = "test_read_routes"
@@ -36,7 +36,7 @@ def factory(
     open_client.database = "default"
 
     def connect() -> Client:
-        return clickhouse_connect.get_client(interface="chdb", path=str(engine_path), database=DATABASE)
+        return new_client(engine_path, DATABASE)
 
     yield connect
     open_client.command(f"DROP DATABASE {DATABASE}")

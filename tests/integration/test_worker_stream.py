@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import subprocess
+import sys
 import threading
 import uuid
 import zlib
@@ -14,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
 import pytest
 from aiokafka import AIOKafkaConsumer
 from clickhouse_connect.driver.client import Client
@@ -29,9 +30,12 @@ from pipeline.process.worker import WorkerFailedError, run_worker
 from pipeline.runtime import broker
 from pipeline.settings import Settings
 from pipeline.sink.tables import Sink
+from tests.conftest import new_client
+from tests.fault.system import Store
 from tests.integration.worker_world import PRIVACY, arrow, column, count, event, load_reference, record
 from tests.kafka import embedded_broker
 
+ROOT = Path(__file__).parents[2]
 PARTITIONS = 3
 OUTCOME_TABLES = ("events", "rejections", "duplicates", "quarantine")
 PATIENCE_SECONDS = 60
@@ -71,9 +75,7 @@ class Town:
     errors: list[BaseException] = field(default_factory=list)
 
     def new_client(self) -> Client:
-        return clickhouse_connect.get_client(
-            interface="chdb", path=str(self.engine_path), database=self.client.database
-        )
+        return new_client(self.engine_path, self.client.database)
 
     def send(self, *records: Record, partition: int | None = None) -> None:
         """Records to the topic; copies of an event meet in one partition, as the partition key makes them."""
@@ -419,3 +421,32 @@ async def test_a_flood_of_broken_records_stops_its_partition_and_no_other(town: 
         await town.until(lambda: town.committed()[0] == 20 + 300 + 1_500 + 20)
     assert count(town.client, "events", "quarantine") == [20 + 20 + 50, 1_800]
     town.assert_every_position_once()
+
+
+@pytest.mark.fault
+def test_the_suite_takes_a_servers_url(tmp_path: Path) -> None:
+    """Two tests of this file and some of the read calls once more, in a process of their own, on a server."""
+    two = "records_become_rows_and_the_metrics or a_crash_between_insert_and_commit"
+    read = "read_cli or kpi_counts or concurrent_calls"
+    files = [f"tests/integration/test_{name}.py" for name in ("worker_stream", "read_routes", "read_cli")]
+    asked = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'run'}", *files]
+    asked += ["-k", f"{read} or embedded and ({two})"]
+    ours = ("FAULT", "TEST_CLICKHOUSE", "PYTEST_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    store = Store(tmp_path / "store")
+    environment["GRIDPIPE_TEST_CLICKHOUSE"] = store.url()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *asked],
+            capture_output=True, text=True, check=False, timeout=150, cwd=ROOT, env=environment,
+        )  # fmt: skip
+        with store.client() as client:
+            [[inserted]] = client.query(
+                "SELECT value FROM system.events WHERE event = 'InsertedRows'"
+            ).result_rows
+    finally:
+        store.stop()
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "skipped" not in done.stdout, done.stdout[-500:]
+    assert inserted > 40 + 66, "the rows went elsewhere"
+    print(done.stdout[-200:], inserted)

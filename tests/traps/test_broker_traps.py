@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import UnknownError
-from confluent_kafka import KafkaError, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.ingest.producer import KafkaProducer
@@ -96,6 +99,22 @@ def test_t3_the_embedded_broker_takes_ten_megabytes_in_one_record(tansu: Tansu) 
     assert Settings().max_block_bytes < 1_000_000, "the limit is ours to keep"
 
 
+async def test_t3_the_gateway_keeps_the_limit_that_the_embedded_broker_does_not_have(tmp_path: Path) -> None:
+    """One request of three megabytes for one partition: random text, which packing does not make small; no
+    digits, which might be taken for somebody's telephone."""
+    letters = str.maketrans("0123456789", "ghijklmnop")
+    chance, limit = random.Random(3), Settings().max_block_bytes
+    world = make_world(tmp_path)
+    texts = [chance.randbytes(1_500).hex().translate(letters) for _ in range(1_000)]
+    sent = [event(n, grid_code="440704001001003", description=text) for n, text in enumerate(texts)]
+    assert (await world.post(sent)).status_code == 202
+    [sizes] = [[len(payload) for payload in records] for records in world.log.records if records]
+    assert sum(sizes) > 1.5 * limit
+    assert max(sizes) <= limit
+    assert world.stored()["description"].to_list() == texts
+    await world.gateway.close()
+
+
 def test_t6_the_embedded_brokers_latest_offset_is_too_low(tansu: Tansu) -> None:
     produce(tansu, *[b"x"] * 50, **{"linger.ms": 200})
     [answer] = tansu.admin.list_offsets({TopicPartition(TOPIC, 0): OffsetSpec.latest()}).values()
@@ -104,10 +123,23 @@ def test_t6_the_embedded_brokers_latest_offset_is_too_low(tansu: Tansu) -> None:
 
 
 def test_t7_deleting_the_topic_frees_and_delete_records_does_not_work(tansu: Tansu) -> None:
-    produce(tansu, b"a", b"b")
-    [answer] = tansu.admin.delete_records([TopicPartition(TOPIC, 0, 1)], request_timeout=3).values()
-    with pytest.raises(Exception):  # noqa: B017  it closes the connection: any error will do
-        answer.result(5)
+    """Asked to delete records it closes the connection and keeps them."""
+    resident = psutil.Process(tansu.process.pid).memory_info
+    empty, size = resident().rss, 50_000_000
+    produce(tansu, *[b"x" * 500_000] * (size // 500_000))
+    full = resident().rss
+    assert full - empty > 0.9 * size, "it keeps every record in memory"
+    [answer] = tansu.admin.delete_records([TopicPartition(TOPIC, 0, 100)], request_timeout=30).values()
+    with pytest.raises(KafkaException) as refused:
+        answer.result(40)
+    assert refused.value.args[0].code() == KafkaError._TRANSPORT, refused.value
+    assert tansu.process.poll() is None
+    assert resident().rss - empty > 0.9 * size
+    tansu.admin.delete_topics([TOPIC])[TOPIC].result(20)
+    deadline = time.monotonic() + 20
+    while (left := resident().rss - empty) > 0.3 * size:
+        assert time.monotonic() < deadline, f"{left / 1e6:.0f} MB are still there"
+        time.sleep(0.1)
 
 
 def test_t8_the_embedded_broker_listens_everywhere_unless_told() -> None:
@@ -118,8 +150,6 @@ def test_t8_the_embedded_broker_listens_everywhere_unless_told() -> None:
 
 
 def test_t8_our_broker_listens_on_loopback_only(tansu: Tansu) -> None:
-    import psutil
-
     listening = {
         one.laddr.ip
         for one in psutil.Process(tansu.process.pid).net_connections("inet")

@@ -5,17 +5,22 @@ The raw behaviour, on both brokers: messages lost = committed and never handed t
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import AsyncMock, Mock
 
+import faust
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 
+from pipeline.process.membership import Membership
 from pipeline.runtime import broker
+from pipeline.settings import Settings
 from tests.kafka import embedded_broker
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,6 +57,39 @@ def test_f1_f2_f4_f5_faust_commits_what_failed(bootstrap: str, tmp_path: Path, m
     lost = {f"m{number}" for number in range(max(committed, 0))} - stored
     print(f"{mode}: committed={committed} stored={len(stored)} lost={sorted(lost)}")
     assert lost, f"{mode} no longer loses: {done.stdout} {done.stderr[-2000:]}"
+
+
+def leave_unacked(app: faust.App, message: Mock) -> asyncio.Task[None]:
+    """What a stop does first, while one message was acked by nobody."""
+    consumer = app.consumer
+    consumer._thread.thread_loop.close()  # of a thread that never starts
+    consumer._unacked_messages.add(message)  # a set that keeps nothing alive
+    consumer.commit = consumer.commit_and_end_transactions = AsyncMock()
+    return asyncio.create_task(app._consumer_wait_empty(consumer, app.log))
+
+
+async def test_f7_faust_waits_for_acks_and_no_stop_reaches_it(tmp_path: Path) -> None:
+    app = faust.App("bare", broker="kafka://127.0.0.1:1", datadir=tmp_path / "bare", web_enabled=False)
+    message = Mock(acked=False)
+    leaving = leave_unacked(app, message)
+    await asyncio.sleep(0.1)
+    app._stopped.set()
+    leaving.cancel()
+    await asyncio.wait([leaving], timeout=1.5)
+    assert not leaving.done()
+    message.acked = True
+    await asyncio.wait([leaving], timeout=10)
+    assert leaving.done()
+    assert not leaving.cancelled(), "the cancellation was swallowed"
+
+
+async def test_f7_our_member_waits_for_no_ack(tmp_path: Path) -> None:
+    member = Membership(Settings(data_dir=tmp_path), "127.0.0.1:1", None)  # type: ignore[arg-type]
+    message = Mock(acked=False)
+    leaving = leave_unacked(member._app, message)
+    await asyncio.wait([leaving], timeout=10)
+    assert leaving.done()
+    assert message in member._app.consumer._unacked_messages
 
 
 def test_f1_no_agent_of_ours_uses_what_acks_by_itself() -> None:

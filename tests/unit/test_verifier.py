@@ -1,4 +1,4 @@
-"""The runtime verifier's look at offsets: a counter moves for the fault that it is named after, for no other."""
+"""The runtime verifier's look at offsets: each counter moves for its own fault, and for no other."""
 
 from __future__ import annotations
 
