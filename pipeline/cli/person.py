@@ -87,9 +87,7 @@ def erase(
             err.print("waiting until every worker knows …", highlight=False)
             time.sleep(2 * settings.reference_refresh_seconds)
 
-    evidence = run(
-        client, settings.database, keys, request_id=name, at=utc_now(), masks=masks, settle=settle
-    )
+    evidence = run(client, settings.database, keys, request_id=name, at=utc_now(), masks=masks, settle=settle)
     client.close()
     settings.evidence_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = settings.evidence_dir / f"{name}.json"

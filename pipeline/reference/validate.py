@@ -30,9 +30,7 @@ _MASKED: Final = {"name": r"^[^*]{0,2}\*+$", "phone": r"^\d{0,4}\*+\d{0,4}$"}
 _MASKS: Final[dict[str, Callable[[str], str]]] = {"name": mask_name, "phone": mask_phone}
 
 #: A quick, generous look for keys that may hold a mobile or identity number.
-_DIGITS: Final = (
-    r"1[3-9][0-9](?:[0-9]{8}|[._/-][0-9]{4}[._/-]?[0-9]{4})|[0-9](?:[._/:-]{0,4}[0-9]){16}"
-)
+_DIGITS: Final = r"1[3-9][0-9](?:[0-9]{8}|[._/-][0-9]{4}[._/-]?[0-9]{4})|[0-9](?:[._/:-]{0,4}[0-9]){16}"
 
 #: A region that no grid of the country lies outside of; catches swapped coordinates.
 _LON: Final = (73.0, 136.0)
