@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
@@ -21,12 +21,14 @@ _ENDS_UNKNOWN: Final = "tansu_cluster"
 @dataclass(frozen=True)
 class TopicFacts:
     """topic_id : changes when the topic is created anew; end_offsets : partition -> next offset written,
-    empty if the broker does not tell it right; partitions : how many there are, 0: not known."""
+    empty if the broker does not tell it right; partitions : how many there are, 0: not known; ends_at_least :
+    as end_offsets, too low where the broker does not tell it right."""
 
     topic_id: str
     cluster_id: str
     end_offsets: Mapping[int, int]
     partitions: int = 0
+    ends_at_least: Mapping[int, int] = field(default_factory=dict)
 
     def differs(self, now: TopicFacts, read: Mapping[int, int]) -> str | None:
         """Why `now` is not the log that these facts are about, None if it is.
@@ -75,5 +77,5 @@ def describe_topic(
     if missing := sorted(part for part, end in ends.items() if end < 0):
         raise UnavailableError(f"Kafka at {bootstrap} does not tell where partitions {missing} end")
     cluster_id = str(cluster.cluster_id or "")
-    ends = {} if cluster_id == _ENDS_UNKNOWN else ends
-    return TopicFacts(topic_id, cluster_id, ends, len(found.partitions))
+    exact = {} if cluster_id == _ENDS_UNKNOWN else ends
+    return TopicFacts(topic_id, cluster_id, exact, len(found.partitions), ends)

@@ -703,4 +703,4 @@ class Worker:
             problem = self._topic.differs(found, read)
             if problem:
                 raise WorkerFailedError(problem)
-            self._ends = found.end_offsets
+            self._ends = found.ends_at_least

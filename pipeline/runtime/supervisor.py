@@ -278,7 +278,7 @@ class Supervisor:
             for name in ("city", "http", "store"):
                 if (role := self._roles.get(name)) and role.child is not None:
                     role.child.kill()
-                    self._bury(name, role)
+                    self._bury(name, role, killed=True)
             self._start_broker()
         for name, role in self._roles.items():
             if role.child is not None and role.child.exit_code is not None:
@@ -325,8 +325,8 @@ class Supervisor:
         """For `gridpipe doctor` and whoever looks for a process to look at."""
         (self.settings.run_dir / "pids.json").write_text(json.dumps(self.pids | {"up": os.getpid()}))
 
-    def _bury(self, name: str, role: _Role) -> None:
-        """Take note of a dead child and of when to start it again."""
+    def _bury(self, name: str, role: _Role, *, killed: bool = False) -> None:
+        """Take note of a dead child and of when to start it again; killed by ourselves: at once."""
         assert role.child is not None
         code = role.child.exit_code
         if not self._state.ready.is_set() and code in {EXIT_CONFIGURATION, EXIT_UNREACHABLE}:
@@ -335,8 +335,9 @@ class Supervisor:
             )
         lived = time.monotonic() - role.started_at
         role.deaths = 0 if lived > _STEADY_SECONDS else role.deaths
-        role.start_at = time.monotonic() + _BACKOFF_SECONDS[min(role.deaths, len(_BACKOFF_SECONDS) - 1)]
-        role.deaths += 1
+        if not killed:
+            role.start_at = time.monotonic() + _BACKOFF_SECONDS[min(role.deaths, len(_BACKOFF_SECONDS) - 1)]
+            role.deaths += 1
         with self._state.lock:
             role.child = None
         log.error("child_died", child=name, exit_code=code, lived_seconds=round(lived, 1))
