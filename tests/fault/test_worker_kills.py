@@ -107,7 +107,6 @@ def test_1_a_worker_killed_every_three_seconds(town: System, report: Report, see
         "longest_without_commit": round(progress.longest, 1),
         "longest_without_row": round(progress.longest_store, 1), "verdict": verdict,
     }  # fmt: skip
-    print(report)
     assert verdict.zeros, verdict
     assert recovery < 15 * share()
     assert rate >= 0.9 * load.pace * load.size

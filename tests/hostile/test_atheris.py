@@ -67,6 +67,7 @@ def test_nothing_unexpected_comes_of_any_bytes(target: str, capsys: pytest.Captu
     with capsys.disabled():
         print(
             f"\natheris {target}: inputs tried {int(tried[1]):,} in {SECONDS} s, {covered[-1]} branches "
-            f"covered, corpus {len(list(corpus.iterdir()))}, crashes 0"
+            f"covered, corpus {len(list(corpus.iterdir()))}, crashes 0",
+            file=sys.stderr,
         )
     assert int(tried[1]) > 100

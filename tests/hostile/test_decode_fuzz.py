@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -60,7 +61,8 @@ def counts(request: pytest.FixtureRequest) -> Iterator[None]:
     grown = process.memory_info().rss - before
     crashes = request.session.testsfailed - failed
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\nfuzz: inputs tried {dict(tried)}, crashes {crashes}, memory {grown / 1e6:+.0f} MB")
+        told = f"\nfuzz: inputs tried {dict(tried)}, crashes {crashes}, memory {grown / 1e6:+.0f} MB"
+        print(told, file=sys.stderr)  # the other stream of a test process beside others is lost
     assert grown < MOST_GROWTH_BYTES
 
 

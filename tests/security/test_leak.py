@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -505,7 +506,8 @@ def test_no_personal_number_is_left_anywhere(
             f"direct records and {len(answers.texts)} calls; {places} places searched ({rows} rows of "
             f"{tables} tables, {blocks} blocks in {partitions} partitions, {len(answers.texts)} answers, "
             f"{files + temporary} files, metrics): "
-            f"{len(bad_tables + bad_records + bad_answers + bad_files + bad_temporary + bad_metrics)} leaks"
+            f"{len(bad_tables + bad_records + bad_answers + bad_files + bad_temporary + bad_metrics)} leaks",
+            file=sys.stderr,  # the other stream of a test process beside others is lost
         )
     assert bad_tables == [], str(sorted(needles.found))
     assert bad_records == [], str(sorted(needles.found))
