@@ -15,7 +15,14 @@ import orjson
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.contract.privacy import Privacy, holds_personal_number, mask_name, mask_phone, redact
+from pipeline.contract.privacy import (
+    CANDIDATE,
+    Privacy,
+    holds_personal_number,
+    mask_name,
+    mask_phone,
+    redact,
+)
 from pipeline.contract.rows import canonical_attributes, shown_address
 
 #: Kept in clear, so that none may hold a personal number.
@@ -25,11 +32,8 @@ _IDS: Final = (
 )  # fmt: skip
 _TEXTS: Final = ("title", "description", "organisation_name", "void_reason", "level")
 _DIGIT: Final = "[0-9\uff10-\uff19]"
-#: Eleven digits with anything but letters between them; a sign of a province right before letters or digits.
+#: Of ids and keys: eleven digits with anything but letters between them.
 _NUMBERS: Final = rf"{_DIGIT}(?:[^0-9\uff10-\uff19\p{{L}}]{{0,6}}{_DIGIT}){{10}}"
-_PLATES: Final = (
-    r"[京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼][^\p{Han}]{0,4}[0-9A-Za-z\uff10-\uff5a]"
-)
 _ROOMS: Final = "[栋幢座楼室房]|单元"
 _MASKED_NAME: Final = r"^.{0,2}\*\*$"
 _MASKED_PHONE: Final = r"^(?:[0-9]{3})?\*{4}[0-9]{0,4}$"
@@ -65,11 +69,10 @@ def cleaned(rows: pl.DataFrame, privacy: Privacy) -> tuple[pl.DataFrame, NDArray
 
 def _doubts(rows: pl.DataFrame) -> dict[str, NDArray[np.uint32]]:
     """Column → numbers of the rows that must be read one by one, where there are any. One query for all."""
-    in_text = f"{_NUMBERS}|{_PLATES}"
     looks = {
         **{name: pl.col(name).str.contains(f"{_NUMBERS}|{_NOT_ASCII}") for name in _IDS},
-        **{name: pl.col(name).str.contains(in_text) for name in (*_TEXTS, "attributes")},
-        "address": pl.col("address").str.contains(f"{in_text}|{_ROOMS}"),
+        **{name: pl.col(name).str.contains(CANDIDATE) for name in (*_TEXTS, "attributes")},
+        "address": pl.col("address").str.contains(f"{CANDIDATE}|{_ROOMS}"),
         "actor_name": ~pl.col("actor_name").str.contains(_MASKED_NAME),
         "actor_phone": ~pl.col("actor_phone").str.contains(_MASKED_PHONE),
         "actor_key": _own_number(pl.col("actor_key")),

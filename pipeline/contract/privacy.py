@@ -93,6 +93,8 @@ _DIGITS_CANDIDATE: Final = (
 )
 _PLATE_CANDIDATE: Final = rf"[{_PROVINCES}]{_RAW_GAP}[0-9A-Za-z\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]"
 _CANDIDATES: Final = (re.compile(_DIGITS_CANDIDATE), re.compile(_PLATE_CANDIDATE))
+#: The same look for a whole column: polars' expressions take it as it is.
+CANDIDATE: Final = f"{_DIGITS_CANDIDATE}|{_PLATE_CANDIDATE}"
 #: Joins texts for one look at all of them; no candidate reaches across it.
 _BETWEEN: Final = "\x00"
 

@@ -218,17 +218,17 @@ def test_30_sigterm_under_full_load(town: System, report: Report) -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_30_sigterm_of_the_whole_service_under_full_load(tmp_path: Path, report: Report, seed: int) -> None:
     """`gridpipe up` stopped in the middle of the load and started again: exit 0 within 25 s, no child left,
     zeros."""
-    ledger, slowest, rounds = Ledger(tmp_path / "ledger"), 0.0, max(ROUNDS // 4, 2)
+    ledger, slowest = Ledger(tmp_path / "ledger"), 0.0
     data_dir = tmp_path / "data"
     address = f"127.0.0.1:{broker.free_port()}"
     service = Service(data_dir, "--http", address, "--no-simulate")
     load = Load(service.url, service.key, ledger, seed, pace=60, size=20, threads=4, source="local").start()
     try:
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             acked, deadline = len(ledger.acked), time.monotonic() + 60 * share()
             while len(ledger.acked) < acked + 200:
                 assert time.monotonic() < deadline, service.log("store") + service.log("http")
@@ -245,7 +245,7 @@ def test_30_sigterm_of_the_whole_service_under_full_load(tmp_path: Path, report:
         verdict = judge(ledger, in_database(client), sources=("local",), unknown_grids=True)
         client.close()
         report |= {
-            "rounds": rounds, "slowest_stop": round(slowest, 1), "answers": load.statuses,
+            "rounds": ROUNDS, "slowest_stop": round(slowest, 1), "answers": load.statuses,
             "verdict": verdict,
         }  # fmt: skip
         assert service.stop() == 0
@@ -388,8 +388,9 @@ def test_37_event_loop_stalled(town: System, report: Report) -> None:
     """The loop of a worker stands still for 20 s, past its session, and goes on: every partition is committed
     further, none backward, zeros.
 
-    That the other one takes over meanwhile is not asserted: Faust's consumer has a thread of its own, and on
-    the embedded broker no partition was taken over within 90 s. The watchdog is what notices, see below."""
+    That the other one takes over meanwhile is not asserted: on the embedded broker not every partition had
+    moved within 90 s of a longer stall. Faust's consumer has a thread of its own, which may be why. The
+    watchdog is what notices, see below."""
     ports = [broker.free_port(), broker.free_port()]
     first, second = town.start_worker("stall:20", 3, admin=ports[0]), town.start_worker(admin=ports[1])
     for worker, port in zip((first, second), ports, strict=True):

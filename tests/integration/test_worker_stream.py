@@ -449,4 +449,3 @@ def test_the_suite_takes_a_servers_url(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:]
     assert "skipped" not in done.stdout, done.stdout[-500:]
     assert inserted > 40 + 66, "the rows went elsewhere"
-    print(done.stdout[-200:], inserted)
