@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -16,11 +16,13 @@ import structlog
 from clickhouse_connect.driver.client import Client
 
 from pipeline import metrics
+from pipeline.errors import ConfigurationError
 from pipeline.frames import POSITION
 from pipeline.process.buffer import PartitionBuffer
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.flow import Block, BlockResult, Rules, process_blocks
 from pipeline.process.partition import Span, stored_case_events, stored_positions, without
+from pipeline.rules.archive import RuleArchive
 from pipeline.sink.retry import Stopping, persist
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import case_sets, refresh_cases, store_cases
@@ -82,12 +84,14 @@ def run_round(
     topic: str,
     inc: int,
     rules: Rules,
+    earlier: RuleArchive,
     stopping: threading.Event,
     heard: Callable[[], bool],
     memory: CaseMemory,
 ) -> Finished:
     """Store the blocks of a round; left out are those whose partition was taken away meanwhile or must stop.
 
+    rules : in force; earlier : those that blocks to be rebuilt were begun with.
     heard : whether the group has lately said that we belong to it. Until it does, nothing is inserted.
     memory : the sets of recent cases; what is stored is added to them.
     Raises Stopping when asked to end before a passing failure passed, AbandonedError when every partition of
@@ -108,7 +112,7 @@ def run_round(
             if stopping.wait(_ASK_AGAIN_SECONDS):
                 raise Stopping("the group does not answer")
 
-    runner = _Runner(client, Sink(client, topic, stopping, still_ours), inc, rules, stopping)
+    runner = _Runner(client, Sink(client, topic, stopping, still_ours), inc, rules, earlier, stopping)
     done = runner.store(works)
     started = time.perf_counter()
     runner.refresh(done, memory)
@@ -122,6 +126,7 @@ class _Runner:
     sink: Sink
     inc: int
     rules: Rules
+    earlier: RuleArchive
     stopping: threading.Event
     braked: dict[int, str] = field(default_factory=dict)
 
@@ -142,8 +147,10 @@ class _Runner:
         if not states:
             return None
         blocks = [work.block for work in works if work.block.partition in states]
+        span = works[0].span
+        rules = self.rules if span is None else self._rules_of(span)
         result = persist(
-            lambda: process_blocks(blocks, states, self.rules), stopping=self.stopping, what="judging"
+            lambda: process_blocks(blocks, states, rules), stopping=self.stopping, what="judging"
         )
         ours = [work for work in works if work.block.partition in states and not work.buffer.lost()]
         for work in ours:
@@ -156,9 +163,9 @@ class _Runner:
             return None
         if len(ours) < len(blocks):
             result = result.of({work.block.partition for work in ours})
-        if ours[0].span is not None:
-            return self._rebuild(ours[0], ours[0].span, result)
-        stored = self._write(result, [work.extent for work in ours])
+        if span is not None:
+            return self._rebuild(ours[0], rules, result)
+        stored = self._write(result, [work.extent for work in ours], rules)
         return Stored(ours, stored, stored)
 
     def refresh(self, done: Sequence[Stored], memory: CaseMemory) -> None:
@@ -181,7 +188,22 @@ class _Runner:
         if left:
             read(lambda: refresh_cases(self.client, self.inc, left))
 
-    def _rebuild(self, work: Work, span: Span, result: BlockResult) -> Stored:
+    def _rules_of(self, span: Span) -> Rules:
+        """Those that judged what is stored of a block: the rest of it is judged alike."""
+        if span.rules == self.rules.digest:
+            return self.rules
+        try:
+            catalogues = persist(
+                lambda: self.earlier.get(self.client, span.rules),
+                stopping=self.stopping,
+                what=f"rule set {span.rules}",
+            )
+        except ConfigurationError as error:
+            log.warning("earlier_rules_not_read", rules=span.rules, problems=error.problems)
+            return self.rules
+        return replace(self.rules, catalogues=catalogues)
+
+    def _rebuild(self, work: Work, rules: Rules, result: BlockResult) -> Stored:
         """Finish a block that an earlier process began, whatever part of it arrived.
 
         What is missing goes out under the block's own token, which still stops an insert of the earlier
@@ -191,18 +213,18 @@ class _Runner:
         """
         extent = work.extent
         name = self.sink.token(inc=self.inc, blocks=[extent])
-        log.info("rebuilding_block", block=name, same_rules=span.rules == self.rules.digest)
+        log.info("rebuilding_block", block=name, rules=rules.digest, by_earlier_rules=rules is not self.rules)
         added = self._without_stored(result, extent)
         if added.received:
-            added = self._write(added, [extent])
+            added = self._write(added, [extent], rules)
             left = self._without_stored(added, extent)
             if left.received:
                 digest = hashlib.sha256(repr(_positions(left)).encode()).hexdigest()[:16]
-                self._write(left, [extent], suffix=f":rest-{digest}")
+                self._write(left, [extent], rules, suffix=f":rest-{digest}")
                 # refused as well where an earlier rebuild stored them so, and they were taken out since
                 left = self._without_stored(left, extent)
                 if left.received:
-                    self._write(left, [extent], suffix=f":rest-{uuid.uuid4()}")
+                    self._write(left, [extent], rules, suffix=f":rest-{uuid.uuid4()}")
         cases = persist(
             lambda: stored_case_events(self.client, self.inc, extent), stopping=self.stopping, what=name
         )
@@ -210,8 +232,10 @@ class _Runner:
         self.sink.write_case_events(cases, self.inc, f"{name}:again-{uuid.uuid4()}")
         return Stored([work], result, added, cases["case_id"].unique())
 
-    def _write(self, result: BlockResult, blocks: Sequence[Extent], suffix: str = "") -> BlockResult:
-        return self.sink.write(result, inc=self.inc, blocks=blocks, rules=self.rules.digest, suffix=suffix)
+    def _write(
+        self, result: BlockResult, blocks: Sequence[Extent], rules: Rules, suffix: str = ""
+    ) -> BlockResult:
+        return self.sink.write(result, inc=self.inc, blocks=blocks, rules=rules.digest, suffix=suffix)
 
     def _without_stored(self, result: BlockResult, extent: Extent) -> BlockResult:
         present = persist(

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import ConfigurationError
 from pipeline.process.account import Account
 from pipeline.process.flow import Rules
 from pipeline.process.threads import Threads
 from pipeline.reference.snapshot import Reference
-from pipeline.rules.catalogue import load_catalogues
+from pipeline.rules.archive import keep
+from pipeline.rules.catalogue import Catalogues, load_catalogues
 from pipeline.sink.retry import Failure, classify
 
 log = structlog.get_logger(__name__)
@@ -69,9 +71,8 @@ class RulesInForce:
                 log.info("reference_reloaded", version=reference.version, **reference.counts)
                 self._reloaded()
             state = _state_of(self._settings.catalogue_dir)
-            if state != catalogue_state:
+            if state != catalogue_state and await self._reload_catalogues(rules):
                 catalogue_state = state
-                await self._reload_catalogues(rules)
 
     @property
     def _pause(self) -> float:
@@ -83,16 +84,29 @@ class RulesInForce:
         """Whether there are reference data of each of these kinds."""
         return all(self.now.reference.counts.get(kind, 0) > 0 for kind in kinds)
 
-    async def _reload_catalogues(self, rules: Rules) -> None:
+    async def _reload_catalogues(self, rules: Rules) -> bool:
+        """Take over the catalogue's files as they are now; returns False to be asked again."""
         try:
-            catalogues = await self._in_thread(lambda _: load_catalogues(self._settings.catalogue_dir))
+            catalogues = await self._in_thread(self._load_and_keep)
         except ConfigurationError as error:
             log.error("catalogue_refused_old_one_stays", problems=error.problems)
-            return
+            return True
+        except Exception as error:
+            if classify(error) is not Failure.TRANSIENT:
+                raise
+            log.warning("catalogue_not_kept_old_one_stays_meanwhile", error=type(error).__name__)
+            return False
         if catalogues.digest != rules.digest:
             self.now = replace(rules, catalogues=catalogues)
             self._account.reasons(catalogues.reason_names_zh)
             log.info("catalogue_reloaded", rules=catalogues.digest)
+        return True
+
+    def _load_and_keep(self, client: Client) -> Catalogues:
+        """No row may name rules that cannot be read again."""
+        catalogues = load_catalogues(self._settings.catalogue_dir)
+        keep(client, catalogues)
+        return catalogues
 
 
 def _state_of(directory: Path) -> tuple[tuple[str, int, int], ...]:

@@ -39,6 +39,7 @@ from pipeline.process.stall import Look, StallWatch
 from pipeline.process.threads import Threads
 from pipeline.process.topic import TopicFacts, describe_topic
 from pipeline.reference.snapshot import Reference
+from pipeline.rules.archive import RuleArchive, keep
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping, persist, refused_for, refused_since
@@ -155,6 +156,7 @@ class Worker:
         self._ends: Mapping[int, int] = {}
         self._cases = CaseMemory()
         self._rules: RulesInForce | None = None
+        self._earlier_rules = RuleArchive(settings.tmp_dir / "rules")
 
     # --- life
 
@@ -191,6 +193,7 @@ class Worker:
 
     def _open(self, client: Client) -> Rules:
         catalogues = load_catalogues(self._settings.catalogue_dir)
+        keep(client, catalogues)
         self._account.reasons(catalogues.reason_names_zh)
         self._access = librdkafka_options(self._settings)
         self._topic = topic = describe_topic(self._bootstrap, self._settings.topic, access=self._access)
@@ -528,6 +531,7 @@ class Worker:
                     topic=self._settings.topic,
                     inc=self._inc,
                     rules=rules,
+                    earlier=self._earlier_rules,
                     stopping=self._stopping,
                     heard=self._member.heard,
                     memory=self._cases,

@@ -58,9 +58,11 @@ class Modes:
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: two loads are two objects
 class Catalogues:
-    """Everything that decides on admission, immutable. `digest` identifies the whole of it."""
+    """Everything that decides on admission, immutable. `digest` identifies the whole of it; `files` are the
+    texts that it was read from, by their path in the directory."""
 
     digest: str
+    files: Mapping[str, str]
     versions: tuple[CatalogueVersion, ...]
     categories: Mapping[str, Named]
     departments: Mapping[str, Named]
@@ -188,6 +190,7 @@ def load_catalogues(directory: Path) -> Catalogues:
     )
     return Catalogues(
         digest=_digest(documents),
+        files=MappingProxyType({name: document.text for name, document in documents.items()}),
         versions=versions,
         categories=MappingProxyType(categories),
         departments=MappingProxyType(departments),

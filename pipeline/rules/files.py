@@ -32,11 +32,12 @@ class Problems:
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed file: plain values, and the line (from 1) of each."""
+    """A parsed file: plain values, the line (from 1) of each, and the text that they stand in."""
 
     path: Path
     values: Mapping[str, Any]
     lines: Mapping[Place, int]
+    text: str
 
     def line(self, *place: str | int) -> int:
         """Line of the value at `place`, or of the nearest value that holds it."""
@@ -62,7 +63,7 @@ def read_document(path: Path, problems: Problems, *, keys: Iterable[str]) -> Doc
     values = reading.values(text)
     if reading.broken:
         return None
-    document = Document(path, values if isinstance(values, dict) else {}, reading.lines)
+    document = Document(path, values if isinstance(values, dict) else {}, reading.lines, text)
     expected = tuple(keys)
     if not isinstance(values, dict):
         problems.add(path, 1, f"must be a mapping with the keys {', '.join(expected)}")

@@ -62,8 +62,8 @@ def test_24_clock_jumps(town: System, report: Report) -> None:
 @pytest.mark.fault
 @pytest.mark.timeout(900)
 def test_36_rules_change_during_a_pending_block(town: System, report: Report) -> None:
-    """The worker dies between two tables, and the next one finds other rules in force: what is stored keeps
-    its verdict, the rest of the block is judged by the new rules; every event has one row."""
+    """The worker dies between two tables, and the next one finds other rules in force: the block is finished
+    by the rules that it was begun with, what follows is judged by the new ones."""
     schemas = town.directory / "schemas"
     shutil.copytree(Settings().schemas_dir, schemas)
     town.environment["GRIDPIPE_SCHEMAS_DIR"] = str(schemas)
@@ -77,17 +77,27 @@ def test_36_rules_change_during_a_pending_block(town: System, report: Report) ->
         rules.write_text(rules.read_text().replace(f'version: "{turn + 1}"', f'version: "{turn + 2}"'))
         worker = town.start_worker()
         town.until_stored(20)
-        rebuilt += worker.said('"same_rules":false')
+        rebuilt += worker.said('"by_earlier_rules":true')
+        assert not worker.said("earlier_rules_not_read")
         worker.signal(signal.SIGTERM)
         assert worker.wait(30 * share()) == 0, worker.tail()
     town.start_worker()
     town.drained()
     verdict = town.verdict()
     digests = town.query("SELECT uniqExact(_rules) FROM events")[0][0]
-    report |= {"rounds": 3, "rebuilt_by_other_rules": rebuilt, "rule_sets": digests, "verdict": verdict}
+    each = " UNION ALL ".join(
+        f"SELECT _inc, _part, _blk_lo, _rules FROM {table}"
+        for table in ("events", "rejections", "duplicates")
+    )
+    mixed = town.query(
+        "SELECT count() FROM (SELECT _inc, _part, _blk_lo, uniqExact(_rules) AS sets "
+        f"FROM ({each}) GROUP BY ALL HAVING sets > 1)"
+    )[0][0]
+    report |= {"rounds": 3, "rebuilt_by_earlier_rules": rebuilt, "rule_sets": digests, "verdict": verdict}
     assert verdict.zeros, verdict
     assert rebuilt > 0
     assert digests > 1
+    assert mixed == 0, "blocks judged by two rule sets"
 
 
 def _grown_per_hour(samples: list[tuple[float, int]]) -> float:

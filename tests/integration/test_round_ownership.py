@@ -14,6 +14,7 @@ from pipeline.process.case_memory import CaseMemory
 from pipeline.process.flow import Block, PartitionState
 from pipeline.process.partition import Span
 from pipeline.process.rounds import AbandonedError, Finished, Work, run_round
+from pipeline.rules.archive import RuleArchive
 from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping
 from tests.integration.worker_world import count, event, load_reference, record, rules_of
@@ -44,6 +45,7 @@ def store(clickhouse: Client, tmp_path: Path, works: list[Work]) -> Callable[...
             topic="t",
             inc=1,
             rules=rules,
+            earlier=RuleArchive(tmp_path),
             stopping=stopping or threading.Event(),
             heard=heard,
             memory=CaseMemory(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -291,6 +292,48 @@ async def test_a_crash_in_the_middle_of_the_inserts_is_completed(
     town.assert_every_position_once()
     assert count(town.client, *OUTCOME_TABLES) == [12, 12, 0, 0]
     assert column(town.client, "SELECT count() FROM cases FINAL") == [24]
+
+
+async def test_a_block_that_was_begun_is_finished_by_its_own_rules(
+    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was refused when the block was begun is not admitted because the rules have changed since."""
+    schemas = tmp_path / "schemas"
+    shutil.copytree(town.settings.schemas_dir, schemas)
+    town.settings = town.settings.model_copy(update={"schemas_dir": schemas})
+    matters = schemas / "catalogue" / "matters" / "2022-04-01.yaml"
+    town.send(*[record(0, event(number), event(f"x{number}", matter_code="SA-99")) for number in range(12)])
+    send = Sink._send
+
+    def crash(self: Sink, table: str, rows: Any, token: str) -> None:
+        if table != "events":
+            raise RuntimeError("killed between two tables")
+        send(self, table, rows, token)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sink, "_send", crash)
+        async with town.worker() as task:
+            await asyncio.wait([task], timeout=PATIENCE_SECONDS)
+            assert isinstance(task.exception(), WorkerFailedError)
+    begun = column(town.client, "SELECT event_id FROM events")
+    assert begun
+    assert count(town.client, "rejections") == [0]
+    for file in (matters, schemas / "catalogue" / "temporary.yaml"):
+        file.write_text(file.read_text().replace("SA-07", "SA-99"))
+    town.send(record(0, event("later", matter_code="SA-99")))
+    async with town.worker():
+        await town.until(lambda: sum(town.committed()) == town.sent)
+    town.assert_every_position_once()
+    refused = column(town.client, "SELECT event_id FROM rejections WHERE primary_reason = 'UNKNOWN_MATTER'")
+    blocks = town.client.query(
+        "SELECT _part, _blk_lo, uniqExact(_rules) FROM (SELECT _part, _blk_lo, _rules FROM events UNION ALL "
+        "SELECT _part, _blk_lo, _rules FROM rejections) GROUP BY ALL"
+    ).result_rows
+    assert {sets for _, _, sets in blocks} == {1}
+    # each record holds a good one and one of that matter; where no block was begun it is the other way round
+    assert sorted(name for name in refused if "x" in name) == sorted("ex" + name[1:] for name in begun)
+    assert "elater" in column(town.client, "SELECT event_id FROM events WHERE matter_code = 'SA-99'")
+    assert count(town.client, "rule_sets") == [2]
 
 
 async def test_ids_and_reports_are_remembered_over_a_restart(town: Town) -> None:

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,7 @@ from pipeline.process.flow import Block, BlockResult
 from pipeline.process.partition import Span
 from pipeline.process.records import Record
 from pipeline.process.rounds import Stored, Work, run_round
+from pipeline.rules.archive import RuleArchive
 from pipeline.sink.tables import Extent
 from tests.integration.worker_world import PRIVACY, event, record
 
@@ -265,6 +267,7 @@ class World:
                 topic="t",
                 inc=1,
                 rules=SimpleNamespace(digest="r"),  # type: ignore[arg-type]
+                earlier=RuleArchive(Path("never-asked")),
                 stopping=threading.Event(),
                 heard=lambda: True,
                 memory=CaseMemory(),

@@ -89,7 +89,7 @@ def test_grants_name_what_is_there_and_analysts_see_no_person(clickhouse: Client
     written = set(re.findall(r"GRANT INSERT ON grid\.(\w+) TO grid_ingest", "\n".join(statements())))
     assert written == {
         "events", "rejections", "duplicates", "quarantine", "case_events", "cases", "incarnations",
-        "ref_matters",
+        "ref_matters", "rule_sets",
     }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ GRANT INSERT ON grid.case_events TO grid_ingest;
 GRANT INSERT ON grid.cases TO grid_ingest;
 GRANT INSERT ON grid.incarnations TO grid_ingest;
 GRANT INSERT ON grid.ref_matters TO grid_ingest;
+GRANT INSERT ON grid.rule_sets TO grid_ingest;
 GRANT SELECT ON grid.* TO grid_ingest;
 GRANT SELECT ON system.tables TO grid_ingest;
 GRANT SELECT ON system.databases TO grid_ingest;
