@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -18,6 +18,9 @@ from pipeline.process.told import tell
 from pipeline.sink.tables import Extent
 
 log = structlog.get_logger(__name__)
+
+#: Changes of metrics, each a method and its argument.
+Tally = Sequence[tuple[Callable[[float], object], float]]
 
 _OTHER: Final = "other"
 #: Receipt instants of a block that are observed; a block of direct records may have one per event.
@@ -36,21 +39,28 @@ class Account:
         for outcome in _OUTCOMES:
             metrics.events.labels(outcome)
 
-    def committed(self, blocks: Iterable[Extent], result: BlockResult) -> None:
-        """Count blocks whose commit stands."""
+    def committed(self, blocks: Iterable[Extent], tally: Tally) -> None:
+        """Count blocks whose commit stands. tally : of their rows."""
         for block in blocks:
             self._verify(*block)
             metrics.committed_offset.labels(str(block.partition)).set(block.hi + 1)
-        result = _without_canaries(result)
-        if result.received:
-            metrics.batch_rows.observe(result.received)
-        for stage, seconds in result.stage_seconds.items():
-            metrics.stage_seconds.labels(stage).observe(seconds)
-        self._count(result)
-        self._delays(result)
-        tell(result)
+        for change, value in tally:
+            change(value)
 
-    def _count(self, result: BlockResult) -> None:
+    def tally(self, result: BlockResult) -> Tally:
+        """What blocks that were just stored add to the metrics; small: it may wait long for their commit."""
+        result = _without_canaries(result)
+        tally: list[tuple[Callable[[float], object], float]] = []
+        if result.received:
+            tally.append((metrics.batch_rows.observe, result.received))
+        for stage, seconds in result.stage_seconds.items():
+            tally.append((metrics.stage_seconds.labels(stage).observe, seconds))
+        tally += self._counts(result)
+        tally += _delays(result)
+        tell(result)
+        return tally
+
+    def _counts(self, result: BlockResult) -> Iterator[tuple[Callable[[float], object], float]]:
         known = frozenset(self._known_sources())
         now = utc_now().timestamp()
         sources = pl.concat(
@@ -61,33 +71,21 @@ class Account:
         )
         for source, rows in sources["source"].value_counts().iter_rows():
             label = source if source in known else _OTHER
-            metrics.events_received.labels(label).inc(rows)
-            metrics.source_last_event_timestamp_seconds.labels(label).set(now)
+            yield metrics.events_received.labels(label).inc, rows
+            yield metrics.source_last_event_timestamp_seconds.labels(label).set, now
         for outcome, rows in result.events["outcome"].value_counts().iter_rows():
-            metrics.events.labels(outcome).inc(rows)
-        metrics.events.labels("rejected").inc(result.rejections.height)
-        metrics.events.labels("duplicate").inc(result.duplicates.height)
-        metrics.events.labels("quarantined").inc(result.quarantined.height)
+            yield metrics.events.labels(outcome).inc, rows
+        yield metrics.events.labels("rejected").inc, result.rejections.height
+        yield metrics.events.labels("duplicate").inc, result.duplicates.height
+        yield metrics.events.labels("quarantined").inc, result.quarantined.height
         for level, rows in result.duplicates["level"].value_counts().iter_rows():
-            metrics.duplicates.labels(level).inc(rows)
+            yield metrics.duplicates.labels(level).inc, rows
         primary = result.rejections.select(pl.col("reasons").list.first().alias("reason"), "life_safety")
         for reason, rows in primary["reason"].value_counts().iter_rows():
-            metrics.rejections.labels(reason or _OTHER).inc(rows)
+            yield metrics.rejections.labels(reason or _OTHER).inc, rows
         alarms = primary.filter("life_safety")
         for reason, rows in alarms["reason"].value_counts().iter_rows():
-            metrics.life_safety_rejections.labels(reason or _OTHER).inc(rows)
-
-    def _delays(self, result: BlockResult) -> None:
-        now = utc_now()
-        accepted = pl.concat([result.events["ingested_at"], result.rejections["ingested_at"]])
-        fresh = int((accepted >= now - _FRESH).sum())
-        metrics.freshness_events.labels("5s").inc(fresh)
-        metrics.freshness_events.labels("longer").inc(len(accepted) - fresh)
-        instants = accepted.unique()
-        if len(instants) > _MOST_INSTANTS:
-            instants = instants.gather_every(len(instants) // _MOST_INSTANTS + 1)
-        for instant in instants:
-            metrics.ingest_delay_seconds.observe(max((now - instant).total_seconds(), 0.0))
+            yield metrics.life_safety_rejections.labels(reason or _OTHER).inc, rows
 
     def _verify(self, partition: int, lo: int, hi: int) -> None:
         last = self._last_hi.get(partition)
@@ -143,6 +141,19 @@ class Account:
     def reference(self, counts: Mapping[str, int]) -> None:
         for kind, rows in counts.items():
             metrics.reference_rows.labels(kind).set(rows)
+
+
+def _delays(result: BlockResult) -> Iterator[tuple[Callable[[float], object], float]]:
+    now = utc_now()
+    accepted = pl.concat([result.events["ingested_at"], result.rejections["ingested_at"]])
+    fresh = int((accepted >= now - _FRESH).sum())
+    yield metrics.freshness_events.labels("5s").inc, fresh
+    yield metrics.freshness_events.labels("longer").inc, len(accepted) - fresh
+    instants = accepted.unique()
+    if len(instants) > _MOST_INSTANTS:
+        instants = instants.gather_every(len(instants) // _MOST_INSTANTS + 1)
+    for instant in instants:
+        yield metrics.ingest_delay_seconds.observe, max((now - instant).total_seconds(), 0.0)
 
 
 def _without_canaries(result: BlockResult) -> BlockResult:

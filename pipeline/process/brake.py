@@ -55,7 +55,7 @@ class Brake:
         return None
 
     def remember(self, block: Block, result: BlockResult) -> None:
-        """The block is stored and committed."""
+        """The block is stored."""
         bad = np.concatenate([self._bad, self._bad_records(block, result)])
         self._seen += len(block.records)
         self._bad = bad[bad >= self._seen - WINDOW_RECORDS]

@@ -1,7 +1,7 @@
 """The life of a block: records in, one row with one outcome per event out. Read `process_blocks` downwards.
 
-Pure: no clock, no network. What a block leaves behind (ids, anchors) is remembered by the worker only
-after the commit, through `remember`.
+Pure: no clock, no network. What a block leaves behind (ids, anchors) is remembered by the worker once it is
+stored, through `remember`.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class PartitionState:
 
 
 def remember(states: Mapping[int, PartitionState], result: BlockResult) -> None:
-    """Let each partition take in the ids and anchors of its rows, once they are stored and committed."""
+    """Let each partition take in the ids and anchors of its rows, once they are stored."""
     resent = result.duplicates.filter(pl.col("level") == "L2").with_columns(*id_hash())
     columns = ("_part", "_off", "_idx", "id_hi", "id_lo", "ingested_at", "content_hash")
     kept = pl.concat([rows.select(columns) for rows in (result.events, result.rejections, resent)])

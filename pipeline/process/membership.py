@@ -16,7 +16,6 @@ from typing import Any, Final, Protocol
 
 import faust
 import structlog
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
@@ -43,8 +42,6 @@ _FETCH_WAIT_MS: Final = 50
 _MOST_RECORDS: Final = 5_000
 #: Records handed to the agent's queue before it gets its turn; far less than the queue holds.
 _HANDED_AT_ONCE: Final = 100
-_FIRST_WAIT_SECONDS: Final = 0.1
-_LONGEST_WAIT_SECONDS: Final = 5.0
 
 
 class Partitions(Protocol):
@@ -267,35 +264,18 @@ class Membership:
         offset = await self._call("committed", TopicPartition(self._topic, partition))
         return None if offset is None else int(offset)
 
-    async def commit(self, offsets: Mapping[int, int], still_ours: Callable[[int], bool]) -> set[int]:
-        """Commit the next offset of each partition; returns the partitions whose commit stands.
+    async def commit(self, offsets: Mapping[int, int]) -> None:
+        """Commit the next offset of each partition. Called by commits.Commits alone, which keeps their order.
 
-        A partition that was taken from us meanwhile is left out: its new owner finds the rows. A broker that
-        does not answer is asked until it does.
+        Raises KafkaError if the group refuses, for one that it knows us no more (CommitFailedError).
         """
-        wait = _FIRST_WAIT_SECONDS
-        while True:
-            pending = {
-                part: offset for part, offset in offsets.items() if still_ours(part) and self.owns(part)
-            }
-            if not pending:
-                return set()
-            try:
-                await self._call(
-                    "commit",
-                    {
-                        TopicPartition(self._topic, part): OffsetAndMetadata(offset, "")
-                        for part, offset in pending.items()
-                    },
-                )
-            except (CommitFailedError, IllegalStateError) as error:
-                log.info("the group moved on before the commit", partitions=sorted(pending), error=str(error))
-            except KafkaError as error:
-                log.warning("commit failed; trying again", partitions=sorted(pending), error=str(error))
-            else:
-                return set(pending)
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+        await self._call(
+            "commit",
+            {
+                TopicPartition(self._topic, part): OffsetAndMetadata(offset, "")
+                for part, offset in offsets.items()
+            },
+        )
 
     def end_offset(self, partition: int) -> int | None:
         """Next offset to be written, as of the last fetch."""

@@ -23,13 +23,14 @@ from clickhouse_connect.driver.client import Client
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.kafka_access import librdkafka_options
-from pipeline.process.account import Account
+from pipeline.process.account import Account, Tally
 from pipeline.process.brake import Brake
 from pipeline.process.buffer import Budget, PartitionBuffer, Taken
 from pipeline.process.case_memory import CaseMemory
+from pipeline.process.commits import Commits
 from pipeline.process.drift import LAST_RECORDS, watch_drift
 from pipeline.process.earlier import complete_earlier_log, tell_cases
-from pipeline.process.flow import Block, Rules, remember
+from pipeline.process.flow import Block, BlockResult, Rules, remember
 from pipeline.process.membership import Membership
 from pipeline.process.partition import Recovered, recover
 from pipeline.process.records import Record
@@ -68,6 +69,17 @@ _QUIET_LINGER_SECONDS: Final = 0.01
 _REFUSED_SECONDS: Final = 10.0
 #: Of a look at the topic; a stop waits for the one on the way.
 _LOOK_SECONDS: Final = 3.0
+
+
+def _stands(asked: asyncio.Future[bool]) -> bool:
+    return asked.done() and asked.result()
+
+
+def _part_of(item: Stored, works: Sequence[Work]) -> BlockResult:
+    """The rows of these of its blocks."""
+    if len(works) == len(item.works):
+        return item.result
+    return item.result.of({work.block.partition for work in works})
 
 
 class WorkerFailedError(Exception):
@@ -140,7 +152,7 @@ class Worker:
         self._budget = Budget(settings.worker_buffer_bytes)
         self._rounds: set[asyncio.Task[None]] = set()
         self._on_the_way: set[int] = set()  # partitions whose block a round holds, revoked ones included
-        self._recoveries: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()  # recoveries, and what waits for a commit
         self._wake = asyncio.Event()
         self._failed = asyncio.Event()
         self._settled = asyncio.Event()
@@ -150,6 +162,7 @@ class Worker:
         # one thread per round, one for recovery and reference data
         self._in_thread = Threads(ROUNDS_IN_FLIGHT + 1, client_factory, self._stopping)
         self._member = Membership(settings, bootstrap, self)
+        self._commits = Commits(self._member)
         self._inc = 0
         self._direct_at: float | None = None
         self._topic: TopicFacts | None = None
@@ -175,6 +188,7 @@ class Worker:
             await self._member.start()
             for watch in (
                 self._dispatch,
+                self._commits.run,
                 self._rules.watch,
                 self._watch_lag,
                 self._watch_topic,
@@ -220,7 +234,7 @@ class Worker:
         self._draining = True
         self._stopping.set()
         await self._member.stop(_LEAVE_SECONDS)
-        everything = [*tasks, *self._rounds, *self._recoveries]
+        everything = [*tasks, *self._rounds, *self._beside]
         for task in everything:
             task.cancel()
         await asyncio.gather(*everything, return_exceptions=True)
@@ -333,8 +347,8 @@ class Worker:
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)
-        self._recoveries.add(task)
-        task.add_done_callback(self._recoveries.discard)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     def _read_again(self, buffer: PartitionBuffer, record: Record) -> None:
         expected = buffer.next_offset or 0
@@ -554,28 +568,45 @@ class Worker:
             self._settled.set()
 
     async def _commit(self, stored: Sequence[Stored]) -> None:
-        """Commit, then remember and count: nothing is known or counted that could be read again unseen."""
-        ours = {work.block.partition: work for item in stored for work in item.works}
-        standing = await self._member.commit(
-            {partition: work.extent.hi + 1 for partition, work in ours.items()},
-            lambda partition: not ours[partition].buffer.revoked,
-        )
-        states = {
-            partition: state for partition in standing if (state := ours[partition].buffer.state) is not None
-        }
+        """Ask for the commit, and remember meanwhile what is stored: positions tell what is read again from
+        what is sent again. Counted is what cannot be read again, once its commit stands."""
+        asked = {work.block.partition: self._ask(work) for item in stored for work in item.works}
         for item in stored:
-            works = [work for work in item.works if work.block.partition in states]
-            if not works:
-                continue
-            added, result = item.added, item.result
-            if len(works) < len(item.works):
-                result = result.of(states)
-                added = added.of(states)
-            await self._in_thread(lambda _, added=added: remember(states, added))  # type: ignore[misc]
-            for work in works:
-                work.buffer.committed = work.extent.hi + 1
-                work.buffer.brake.remember(work.block, result)
-            self._account.committed([work.extent for work in works], result)
+            await self._remember(item)
+        await self._commits.wait(asked)
+        for item in stored:
+            standing = [work for work in item.works if _stands(asked[work.block.partition])]
+            if standing:
+                self._count(standing, self._account.tally(_part_of(item, standing)))
+            for work in item.works:
+                stands = asked[work.block.partition]
+                if not stands.done():
+                    tally = self._account.tally(_part_of(item, [work]))
+                    self._start(self._count_later(work, stands, tally))
+
+    def _ask(self, work: Work) -> asyncio.Future[bool]:
+        return self._commits.ask(
+            work.block.partition, work.extent.hi + 1, ours=lambda: not work.buffer.revoked
+        )
+
+    async def _remember(self, item: Stored) -> None:
+        works = [work for work in item.works if work.buffer.state is not None and not work.buffer.revoked]
+        states = {work.block.partition: work.buffer.state for work in works if work.buffer.state is not None}
+        if not states:
+            return
+        added = item.added if len(works) == len(item.works) else item.added.of(states)
+        await self._in_thread(lambda _: remember(states, added))
+        for work in works:
+            work.buffer.brake.remember(work.block, item.result)
+
+    def _count(self, works: Sequence[Work], tally: Tally) -> None:
+        for work in works:
+            work.buffer.committed = work.extent.hi + 1
+        self._account.committed([work.extent for work in works], tally)
+
+    async def _count_later(self, work: Work, stands: asyncio.Future[bool], tally: Tally) -> None:
+        if await stands:
+            self._count([work], tally)
 
     def _brake(self, works: Sequence[Work], braked: Mapping[int, str]) -> None:
         """These partitions stand still, their block is neither stored nor committed; whoever gets them next,

@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 from confluent_kafka import TopicPartition
+from prometheus_client.parser import text_string_to_metric_families
 
 from infra.kafka.cluster import Cluster
 from pipeline.runtime import broker
@@ -187,35 +188,68 @@ def test_29_kafka_retention_passed_the_commit(kafka_town: System, report: Report
     assert counted > 0, "nobody is told"
 
 
+def _received(port: int) -> float:
+    """Events that the worker on this port has counted."""
+    page = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=10).text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == "gridpipe_events_received_total"
+    )
+
+
 @pytest.mark.fault
 @pytest.mark.timeout(600)
-def test_5_commits_fail_for_a_minute(town: System, report: Report) -> None:
-    """Blocks are stored, their commit is refused: it is repeated until it stands, and nothing is counted.
-
-    Memory does not grow meanwhile. Nor is anything more stored: the next blocks wait for the commit.
-    """
+@pytest.mark.parametrize("killed", [False, True], ids=["then-they-stand", "then-it-is-killed"])
+def test_5_commits_fail_for_a_minute(town: System, killed: bool, report: Report) -> None:
+    """Every commit is refused: what comes is stored all the same, memory does not grow, and one later commit
+    covers it all; or the worker dies with many blocks stored and none committed, and they are rebuilt."""
     town.start_gateway()
-    worker = town.start_worker("refuse-commits:60")
-    town.start_load(pace=10)
+    port = broker.free_port()
+    refusing = town.directory / "refuse-commits"
+    refusing.touch()
+    worker = town.start_worker(f"refuse-commits:{refusing}", admin=port)
+    first = town.start_load(pace=10)
     town.until_stored()
     time.sleep(5)
     stored = town.stored()
     with Memory(worker) as memory:
-        time.sleep(50)
-    assert town.committed() == {}, "a commit went through"
+        time.sleep(20)
+        # on the embedded broker the first load waits for its answers, that is for the commits
+        town.start_load(pace=10)
+        time.sleep(30)
     progress = town.stored() - stored
-    time.sleep(8)
+    counted = _received(port)
+    assert town.committed() == {}, "a commit went through"
+    refused = worker.said("commit failed; trying again")
+    refusing.unlink()
+    if killed:
+        town.kill(worker)
+        worker = town.start_worker()
     town.until_stored(10)
+    first.stop()
     town.drained()
+    if not killed:
+        deadline = time.monotonic() + 20 * share()
+        while _received(port) < progress:
+            assert time.monotonic() < deadline, (
+                "what was stored meanwhile is not counted once its commit stands"
+            )
+            time.sleep(0.5)
     verdict = town.verdict()
     report |= {
-        "refused": worker.said("commit failed; trying again"), "stored_meanwhile": progress,
-        "memory_growth": memory.grown, "verdict": verdict,
+        "refused": refused, "stored_meanwhile": progress, "memory_growth": memory.grown,
+        "rebuilt_blocks": worker.said("rebuilding_block"), "kills": town.kills, "verdict": verdict,
     }  # fmt: skip
     assert verdict.zeros, verdict
     assert max(memory.grown.values()) < 0.10, memory.grown
     assert worker.running
-    assert worker.said("commit failed; trying again") > 0
+    assert refused > 0
+    assert progress > 0, "nothing was stored while commits were refused"
+    assert counted == 0, "counted before its commit stood"
+    if killed:
+        assert worker.said("rebuilding_block") > 2
 
 
 @pytest.fixture

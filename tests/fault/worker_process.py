@@ -104,17 +104,15 @@ def install(point: str, hit: int, blow: Callable[[], object] = _die) -> None:
         setattr(module, attribute, fuse.around(getattr(module, attribute)))
 
 
-def _refuse_commits(seconds: float) -> None:
-    """Every offset commit fails, as a coordinator that is away makes it, until `seconds` from its first."""
+def _refuse_commits(file: Path) -> None:
+    """Every offset commit fails, as a coordinator that is away makes it, for as long as the file is there."""
     from aiokafka import AIOKafkaConsumer
     from aiokafka.errors import KafkaTimeoutError
 
     commit = AIOKafkaConsumer.commit
-    first: list[float] = []
 
     async def refuse(self: Any, offsets: Any = None) -> None:
-        first.append(time.monotonic())
-        if time.monotonic() - first[0] < seconds:
+        if file.exists():
             raise KafkaTimeoutError("injected")
         await commit(self, offsets)
 
@@ -161,7 +159,7 @@ def main() -> None:
 
         install("before:commit", hit, stall)
     elif point.startswith("refuse-commits:"):
-        _refuse_commits(float(point.removeprefix("refuse-commits:")))
+        _refuse_commits(Path(point.removeprefix("refuse-commits:")))
     elif point.startswith("panic:"):
         from polars.exceptions import PanicException
 

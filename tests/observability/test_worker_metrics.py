@@ -86,7 +86,7 @@ def test_freshness_counts_events_and_not_blocks(account: Account, rules: Rules) 
     fresh = record(0, *(now_event(number) for number in range(7)), received=now)
     late = record(1, *(now_event(number) for number in range(10, 13)), received=now - timedelta(seconds=6))
     before = samples()
-    account.committed([Extent(0, 0, 1)], judged(rules, fresh, late))
+    account.committed([Extent(0, 0, 1)], account.tally(judged(rules, fresh, late)))
     found = grown(before)
     assert found["gridpipe_freshness_events_total", "5s"] == 7
     assert found["gridpipe_freshness_events_total", "longer"] == 3
@@ -94,7 +94,7 @@ def test_freshness_counts_events_and_not_blocks(account: Account, rules: Rules) 
 
 
 def test_a_source_and_a_partition_leave_a_trace(account: Account, rules: Rules) -> None:
-    account.committed([Extent(0, 0, 0)], judged(rules, record(0, now_event(1), received=NOW)))
+    account.committed([Extent(0, 0, 0)], account.tally(judged(rules, record(0, now_event(1), received=NOW))))
     seen = metrics.source_last_event_timestamp_seconds.labels("handset")._value.get()
     assert time.time() - 60 < seen <= time.time()
     assert metrics.committed_offset.labels("0")._value.get() == 1
@@ -105,7 +105,7 @@ def test_canaries_move_the_offset_and_nothing_else(account: Account, rules: Rule
     result = judged(rules, record(0, canary(1), canary(2), received=NOW))
     assert result.received == result.events.height == 2
     assert result.case_events.is_empty()
-    account.committed([Extent(0, 0, 0)], result)
+    account.committed([Extent(0, 0, 0)], account.tally(result))
     left = {key[0] for key in grown(before)}
     assert left <= {"gridpipe_stage_seconds_sum", "gridpipe_stage_seconds_count"}
     assert metrics.committed_offset.labels("0")._value.get() == 1
@@ -114,7 +114,8 @@ def test_canaries_move_the_offset_and_nothing_else(account: Account, rules: Rule
 def test_canaries_among_others_leave_the_others_counted(account: Account, rules: Rules) -> None:
     before = samples()
     account.committed(
-        [Extent(0, 0, 0)], judged(rules, record(0, canary(1), now_event(1), canary(2), received=NOW))
+        [Extent(0, 0, 0)],
+        account.tally(judged(rules, record(0, canary(1), now_event(1), canary(2), received=NOW))),
     )
     found = grown(before)
     assert found["gridpipe_events_received_total", "handset"] == 1
@@ -138,7 +139,7 @@ def test_alarms_and_quarantine_are_told_by_ids_alone(account: Account, rules: Ru
         Record(1, round(NOW.timestamp() * 1000), "application/json", b'{"event_id": "half'),
     )
     with structlog.testing.capture_logs() as lines:
-        account.committed([Extent(0, 0, 1)], result)
+        account.committed([Extent(0, 0, 1)], account.tally(result))
     told = {line["event"]: line for line in lines}
     assert told["event_quarantined"]["reason"] == "MALFORMED"
     assert (told["event_quarantined"]["part"], told["event_quarantined"]["off"]) == (0, 1)
