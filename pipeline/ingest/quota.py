@@ -27,7 +27,8 @@ from pipeline.settings import Settings
 _MOST_COUNTERS: Final = 65_536
 #: A network that one customer gets: addresses within are one caller.
 _IPV6_PREFIX_BITS: Final = 64
-#: Wrong credentials under one key id that an address may show in `_WRONG_SECONDS`.
+#: Wrong credentials under one key id (on listeners for metrics: in all) that an address may show in
+#: `_WRONG_SECONDS`.
 _MOST_WRONG: Final = 100
 _WRONG_SECONDS: Final = 60
 
@@ -91,7 +92,14 @@ class Quotas:
     Callers on a loopback address are exempt unless `quota_loopback`: they are this machine's own programs.
     """
 
-    def __init__(self, settings: Settings, clock: Clock = time.time) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock = time.time,
+        *,
+        address_requests_per_second: int | None = None,
+    ) -> None:
+        """address_requests_per_second : instead of the setting's."""
         window = settings.quota_window_seconds
         self._clock = clock
         self._counters = BoundedCounters(clock)
@@ -102,7 +110,9 @@ class Quotas:
         def item(per_second: int) -> RateLimitItem | None:
             return RateLimitItemPerSecond(per_second * window, window) if per_second else None
 
-        self._address_requests = item(settings.quota_address_requests_per_second)
+        if address_requests_per_second is None:
+            address_requests_per_second = settings.quota_address_requests_per_second
+        self._address_requests = item(address_requests_per_second)
         self._address_bytes = item(settings.quota_address_bytes_per_second)
         self._source_requests = item(settings.quota_source_requests_per_second)
         self._source_events = item(settings.quota_source_events_per_second)
@@ -179,15 +189,16 @@ class Quotas:
 
     # --- wrong credentials
 
-    def wrong_credential(self, address: str, key_id: str) -> None:
+    def wrong_credential(self, address: str, key_id: str | None) -> None:
         """Count a refused credential. Raises ProblemError 429 after `_MOST_WRONG` in a minute.
 
-        Counted per address and key id: an attacker locks out nobody but itself. A right credential is never
-        looked up here, so that the real source goes on even from behind the same address.
+        key_id : counted per address and key id: an attacker locks out nobody but itself; None: per address.
+        A right credential is never looked up here, so that the real source goes on even from behind the same
+        address.
         """
         if self._exempt(address):
             return
-        name = (caller(address), key_id)
+        name = (caller(address),) if key_id is None else (caller(address), key_id)
         if not self._limiter.hit(self._wrong, "w", *name):
             raise self._refusal(
                 self._wrong, "requests", ("w", *name), "too many refused credentials from this address"
@@ -214,14 +225,23 @@ class Quotas:
 
 
 class AddressQuota:
-    """ASGI wrapper: charges each request to its address before credentials, route and body are looked at."""
+    """ASGI wrapper: charges each request to its address before what lies behind it is looked at: on the
+    public listener credentials, route and body.
 
-    def __init__(self, app: ASGIApp, quotas: Quotas) -> None:
+    free : beginnings of paths that are neither charged nor refused.
+    """
+
+    def __init__(self, app: ASGIApp, quotas: Quotas, *, free: tuple[str, ...] = ()) -> None:
         self._app = app
         self._quotas = quotas
+        self._free = free
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (client := scope.get("client")) is not None:
+        if (
+            scope["type"] == "http"
+            and (client := scope.get("client")) is not None
+            and not scope["path"].startswith(self._free)
+        ):
             try:
                 self._quotas.admit_address(client[0])
             except ProblemError as problem:

@@ -6,6 +6,7 @@ Metrics on an `admin_http` that is not loopback need the role `admin`. Reads of 
 
 from __future__ import annotations
 
+import time
 from typing import Final
 from urllib.parse import unquote
 
@@ -19,7 +20,7 @@ from pipeline.clock import utc_now
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import READ_SOURCE, Credential, KeyStore
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
-from pipeline.ingest.quota import Quotas
+from pipeline.ingest.quota import AddressQuota, Clock, Quotas
 from pipeline.ingest.routes import address_of, signed_parts
 from pipeline.ingest.signing import Claim, Signatures, unauthorised
 from pipeline.read.small_cells import SMALL_CELLS
@@ -33,12 +34,16 @@ __all__ = [
     "RoleKeys",
     "SmallCells",
     "check_listeners",
+    "guard_metrics",
 ]
 
 #: The source of the key that `gridpipe up` makes for this machine.
 LOCAL_SOURCE: Final = "local"
 #: Calls whose answers tell of one person's report or case, however masked.
 _PERSONAL: Final = ("/v1/events/", "/v1/cases/", "/v1/rejections", "/v1/live/search")
+#: Requests per second of one address on a listener for metrics: a hundred that ask each second. Not the
+#: senders' setting, which may be lower than what watching needs.
+_ADMIN_REQUESTS_PER_SECOND: Final = 100
 _CALLER: Final = "gridpipe.caller"
 _ROLES: Final = "gridpipe.roles"
 
@@ -91,9 +96,12 @@ class RoleKeys:
         *,
         signatures: Signatures | None = None,
         quotas: Quotas | None = None,
+        any_id: bool = False,
     ) -> None:
-        """quotas : counts refused credentials, and locks out who shows too many."""
+        """quotas : counts refused credentials, and locks out who shows too many; any_id : under whatever
+        key ids, instead of under one."""
         self._app = app
+        self._any_id = any_id
         self._keys = keys
         self._quotas = quotas
         self._role = role
@@ -134,7 +142,7 @@ class RoleKeys:
             if problem.status == 401 and authorization and self._quotas is not None:
                 claim = Claim.of(authorization)
                 shown = claim.key_id if claim is not None else authorization.partition(" ")[2].strip()[:15]
-                self._quotas.wrong_credential(address_of(scope), shown)
+                self._quotas.wrong_credential(address_of(scope), None if self._any_id else shown)
             raise
         return credential
 
@@ -151,6 +159,28 @@ class ReadKeys(RoleKeys):
         quotas: Quotas | None = None,
     ) -> None:
         super().__init__(app, keys, "read", ("/v1/",), signatures=signatures, quotas=quotas)
+
+
+def guard_metrics(
+    app: ASGIApp,
+    settings: Settings,
+    keys: KeyStore,
+    prefixes: tuple[str, ...],
+    *,
+    clock: Clock = time.time,
+) -> ASGIApp:
+    """What stands before the routes of `admin_http`, with counters of its own: a quota per address and, where
+    the listener is not loopback, the role `admin` for paths that begin with one of `prefixes`.
+
+    Health is never refused. A scrape with the right key is not for what others show or send from its address:
+    credentials are looked at before the quota, and a wrong one is charged to nothing but the count of them.
+    """
+    quotas = Quotas(settings, clock, address_requests_per_second=_ADMIN_REQUESTS_PER_SECOND)
+    guarded = AddressQuota(app, quotas, free=("/health/",))
+    if is_loopback(split_address(settings.admin_http or settings.http)[0]):
+        return guarded
+    # few have business here: who shows a hundred wrong keys a minute has none, whatever ids they name
+    return RoleKeys(guarded, keys, "admin", prefixes, quotas=quotas, any_id=True)
 
 
 def identify(scope: Scope, keys: KeyStore, signatures: Signatures | None) -> Credential | None:

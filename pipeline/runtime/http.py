@@ -49,7 +49,7 @@ from pipeline.read.gauges import refresh_for_ever
 from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
 from pipeline.read.routes import Reader, read_routes
 from pipeline.rules.catalogue import Catalogues, load_catalogues
-from pipeline.runtime.access import AuditReads, ReadKeys, RoleKeys, SmallCells
+from pipeline.runtime.access import AuditReads, ReadKeys, SmallCells, guard_metrics
 from pipeline.runtime.canary import Canary
 from pipeline.runtime.control import ControlClient
 from pipeline.runtime.exposition import CONTENT_TYPE, http_part
@@ -162,10 +162,9 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     if settings.admin_http is None:
         return public, None
     admin_loopback = is_loopback(split_address(settings.admin_http)[0])
-    admin_app: ASGIApp = Starlette(routes=admin, exception_handlers=EXCEPTION_HANDLERS)
-    if not admin_loopback:
-        admin_app = RoleKeys(admin_app, parts.keys, "admin", ("/metrics",), quotas=quotas)
-    return public, SecurityHeaders(admin_app, loopback_only=admin_loopback)
+    admin_app = Starlette(routes=admin, exception_handlers=EXCEPTION_HANDLERS)
+    guarded = guard_metrics(admin_app, settings, parts.keys, ("/metrics",))
+    return public, SecurityHeaders(guarded, loopback_only=admin_loopback)
 
 
 class _Posts:

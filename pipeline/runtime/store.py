@@ -21,15 +21,14 @@ from pipeline import logs
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import GridpipeError
 from pipeline.ingest.keys import KeyStore
-from pipeline.ingest.quota import Quotas
 from pipeline.kafka_access import librdkafka_options
-from pipeline.runtime.access import RoleKeys
+from pipeline.runtime.access import guard_metrics
 from pipeline.runtime.broker import wait_for_topic
 from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.process import EXIT_FAILED, Order, receive_order, report_problem
 from pipeline.runtime.valve import obey
 from pipeline.runtime.watchdog import watch_loop
-from pipeline.settings import Settings, is_loopback, split_address
+from pipeline.settings import Settings
 from pipeline.store.bridge import Bridge
 from pipeline.store.client import connect_server
 from pipeline.store.engine import EmbeddedEngine
@@ -90,7 +89,7 @@ def run_store(
     board = StatusBoard(Status(catalogue=catalogues.digest, revision=after or ""))
     bridge: Bridge | None = None
     if listener is not None:
-        routes = _guarded(settings, control_routes(board)) if token is None else control_routes(board)
+        routes = guarded(settings, control_routes(board)) if token is None else control_routes(board)
         bridge = Bridge(engine, token, listener=listener, extra_routes=routes).start()
         log.info("bridge_listens", url=bridge.url)
     importing.join()
@@ -114,15 +113,11 @@ def run_store(
     log.info("store_stopped")
 
 
-def _guarded(settings: Settings, routes: list[BaseRoute]) -> list[BaseRoute]:
-    """A worker alone shows its metrics to holders of an admin key, unless it listens on loopback."""
-    if is_loopback(split_address(settings.admin_http or settings.http)[0]):
-        return routes
+def guarded(settings: Settings, routes: list[BaseRoute]) -> list[BaseRoute]:
+    """A worker alone has a quota per address before its metrics, and shows them to holders of an admin key,
+    unless it listens on loopback."""
     keys = KeyStore(settings.keys_path)
-    guarded = RoleKeys(
-        Starlette(routes=routes), keys, "admin", ("/metrics", "/status"), quotas=Quotas(settings)
-    )
-    return [Mount("/", guarded)]
+    return [Mount("/", guard_metrics(Starlette(routes=routes), settings, keys, ("/metrics", "/status")))]
 
 
 async def _work(

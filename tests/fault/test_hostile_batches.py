@@ -7,15 +7,17 @@ import json
 import signal
 import time
 
-import psutil
 import pytest
 
 from tests.fault import raw_batches as raw
 from tests.fault.system import PARTITIONS, Process, System, share
+from tests.hostile.memory import Peak
 
 Report = dict[str, object]
 
 _MB = 1 << 20
+#: What the worker may grow while it reads them all, at any moment: three of them unpack to far more.
+_GROWTH_BYTES = 100_000_000
 #: Can be read for all that; the embedded broker takes it, refuses the next write once, and goes on.
 NEGATIVE = "last offset before the first"
 
@@ -69,20 +71,21 @@ def test_53_hostile_batches_cost_nobody_anything(town: System, report: Report) -
     town.start_gateway()
     worker = town.start_worker()
     town.start_load(pace=10)
-    town.until_stored(20)
-    before = psutil.Process(worker.pid).memory_info().rss
-    taken = [
-        name for number, (name, made) in enumerate(offered.items()) if _put(town, number % PARTITIONS, made)
-    ]
-    town.until_stored(100)
-    town.drained()
+    town.until_stored(200)  # as large as the load alone makes it
+    with Peak(worker.pid) as memory:
+        taken = [
+            name
+            for number, (name, made) in enumerate(offered.items())
+            if _put(town, number % PARTITIONS, made)
+        ]
+        town.until_stored(100)
+        town.drained()
     verdict = town.verdict()
-    grown = psutil.Process(worker.pid).memory_info().rss - before
     told = town.query("SELECT payload FROM quarantine WHERE content_type = 'application/x-unreadable-batch'")
     report |= {
         "taken": len(taken),
         "offered": len(offered),
-        "grown_mb": round(grown / 1e6),
+        "grown_mb": round(memory.grown / 1e6),
         "verdict": verdict,
     }
     assert worker.running, worker.tail()
@@ -90,7 +93,8 @@ def test_53_hostile_batches_cost_nobody_anything(town: System, report: Report) -
     assert len(told) == len(set(taken) - {NEGATIVE}), told
     assert verdict.quarantined - len(told) <= 3, "three of the batches begin with a record that can be read"
     assert (verdict.lost, verdict.dup, verdict.twice, verdict.phantom, verdict.agg) == (0, 0, 0, 0, 0)
-    assert grown < 200_000_000
+    assert memory.samples, "nobody looked"
+    assert memory.grown < _GROWTH_BYTES, f"{memory.grown / 1e6:.0f} MB at most"
 
 
 @pytest.mark.fault

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import gzip
 import socket
+import tempfile
 import threading
 import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.ingest.signing import SigningAuth
-from tests.hostile.world import EVENTS, OTHER, SOURCE, World, patience
+from pipeline.ingest.signing import Signed, SigningAuth, signature
+from pipeline.runtime.broker import free_port
+from pipeline.runtime.protocol import HEAD_SECONDS
+from tests.hostile.world import EVENTS, OTHER, PROBLEM, SOURCE, World, open_world, patience
 
 
 def keys(world: World) -> None:
@@ -72,8 +78,40 @@ def signatures(world: World) -> None:
     for seconds in (-400, 400):
         answer = _signed(world, body, key=key, clock=lambda apart=seconds: time.time() + apart)
         assert (answer.status_code, answer.json()["code"]) == (401, "stale_signature"), seconds
+    _, key_id, secret = key.split("_", 2)
+    moment, nonce = str(int(time.time())), "n" * 24
+    whole = Signed("POST", EVENTS, "application/json", "", body)
+
+    def claim(secret_: bytes, signed: Signed, key_id_: str = key_id) -> dict[str, str]:
+        made = signature(secret_, moment, nonce, signed)
+        return {"key": key_id_, "time": moment, "nonce": nonce, "signature": made}
+
+    good = claim(secret.encode(), whole)
+    forged = [
+        *({name: good[name] for name in good if name != left_out} for left_out in good),
+        *(good | {name: ""} for name in good),
+        claim(b"", whole),
+        claim(b"", whole, "0" * 12),  # nobody's key has no secret that could be guessed
+        claim(b"None", whole, "0" * 12),
+        # a part of the request left out of what is signed
+        *(
+            claim(secret.encode(), less)
+            for less in (
+                replace(whole, method=""),
+                replace(whole, target=""),
+                replace(whole, content_type=""),
+                replace(whole, body=b""),
+            )
+        ),
+    ]
+    for parts in forged:
+        text = ",".join(f"{name}={value}" for name, value in parts.items())
+        answer = _signed(world, body, key=key, authorization=f"GRIDPIPE-HMAC-SHA256 {text}")
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthorised"), text
     assert world.client.get(f"{EVENTS}/{SOURCE}/{event['event_id']}").status_code == 404
-    assert _signed(world, body, key=key).status_code == 202
+    # nothing but what was spoilt was wrong with them, and a refused nonce is not used up
+    text = ",".join(f"{name}={value}" for name, value in good.items())
+    assert _signed(world, body, key=key, authorization=f"GRIDPIPE-HMAC-SHA256 {text}").status_code == 202
     world.keep(event)
 
 
@@ -89,7 +127,16 @@ def replays(world: World) -> None:
         assert again.status_code in {401, 409}, again.text
 
 
+def _held_bytes(world: World) -> float:
+    """Bytes of requests that the gateway says it is handling."""
+    families = text_string_to_metric_families(world.get("/metrics").text)
+    (family,) = [family for family in families if family.name == "gridpipe_gateway_in_flight_bytes"]
+    return float(family.samples[0].value)
+
+
 def client_gone(world: World) -> None:
+    world.still_well()
+    threads, descriptors, held = world.http.num_threads(), world.http.num_fds(), _held_bytes(world)
     gone = [world.event() for _ in range(20)]
     for event in gone:
         body = orjson.dumps(event)
@@ -98,7 +145,15 @@ def client_gone(world: World) -> None:
     world.take(*gone)  # whatever became of them: sending again is safe, and each is there once
     for event in gone[:3]:
         assert world.outcome(event["event_id"])["outcome"] == "rejected"
-    assert world.http.num_threads() < 200
+    deadline = time.monotonic() + 5 * patience()
+    while (
+        world.http.num_fds() > descriptors + 5  # of twenty; idle connections of others come and go
+        or world.http.num_threads() > threads + 5
+        or _held_bytes(world) > held
+    ):
+        now = (world.http.num_fds(), world.http.num_threads(), _held_bytes(world))
+        assert time.monotonic() < deadline, f"{now}, were {(descriptors, threads, held)}"
+        time.sleep(0.1)
 
 
 def half_open(world: World) -> None:
@@ -114,25 +169,72 @@ def half_open(world: World) -> None:
             connection.close()
 
 
-def probes(world: World) -> None:
+def _attacked(world: World, to: tuple[str, int]) -> list[threading.Thread]:
+    """Heads without end, bodies cut off, odd framings, a path that climbs and half a request, all at once."""
     attacks = [
-        lambda: world.talk(world.head(*(f"X-{n}: v" for n in range(500)), path="/metrics", method="GET")),
         lambda: world.talk(
-            world.head("Content-Length: 9", path="/health/live", method="POST") + b"{}", seconds=0.5
+            world.head(*(f"X-{n}: v" for n in range(500)), path="/metrics", method="GET"), to=to
         ),
-        lambda: world.talk(world.head("Transfer-Encoding: xchunked", path="/metrics")),
-        lambda: world.talk(world.head(path="/metrics/../v1/events", method="GET") + b"", seconds=0.5),
-        lambda: world.talk(b"GET /health/ready HTTP/1.1\r\n", seconds=0.5),
+        lambda: world.talk(
+            world.head("Content-Length: 9", path="/health/live", method="POST") + b"{}", seconds=0.5, to=to
+        ),
+        lambda: world.talk(world.head("Transfer-Encoding: xchunked", path="/metrics"), to=to),
+        lambda: world.talk(world.head(path="/metrics/../v1/events", method="GET") + b"", seconds=0.5, to=to),
+        lambda: world.talk(b"GET /health/ready HTTP/1.1\r\n", seconds=0.5, to=to),
     ]
     threads = [threading.Thread(target=attack) for attack in attacks * 4]
     for thread in threads:
         thread.start()
+    return threads
+
+
+def probes(world: World) -> None:
+    threads = _attacked(world, world.address)
     for _ in range(5):
         for path in ("/health/live", "/health/ready", "/metrics"):
             assert world.get(path).status_code == 200
     for thread in threads:
         thread.join()
     list(text_string_to_metric_families(world.get("/metrics").text))
+
+
+def separate_listener(_: World) -> None:
+    """A service of its own, with `--admin-http` and room for few connections. One listener is full and turns
+    everybody away, both are attacked: the other one answers to probes, and the first makes room again."""
+    most, port = 40, free_port()
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        open_world(
+            Path(temporary) / "data", "--admin-http", f"127.0.0.1:{port}", GRIDPIPE_MAX_CONNECTIONS=str(most)
+        ) as own,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as admin,
+    ):
+        for path in ("/health/live", "/health/ready", "/metrics"):
+            assert own.get(path).status_code == 404, path
+        own.still_well()
+        silent: list[socket.socket] = []
+        try:
+            silent += [socket.create_connection(own.address, timeout=2) for _ in range(most)]
+            above = own.talk(own.head("Content-Length: 2") + b"{}")
+            assert (above.statuses, above.closed) == ([503], True), above.raw[:300]
+            assert above.problem["code"] == "too_many_connections"
+            own.is_problem(PROBLEM, above.problem)
+            threads = _attacked(own, own.address) + _attacked(own, ("127.0.0.1", port))
+            for _ in range(5):
+                for path in ("/health/live", "/health/ready", "/metrics"):
+                    answer = own.checked(partial(admin.get, path))
+                    assert answer.status_code == 200, (path, answer.text[:300])
+            for thread in threads:
+                thread.join()
+            list(text_string_to_metric_families(admin.get("/metrics").text))
+            for connection in silent:  # those that say nothing are ended, not only told so
+                connection.settimeout(HEAD_SECONDS + patience())
+                while connection.recv(65_536):
+                    pass
+            own.still_well()
+        finally:
+            for connection in silent:
+                connection.close()
 
 
 def million_keys(world: World) -> None:
@@ -192,6 +294,38 @@ class SlowClients:
 
 
 SLOW: list[SlowClients] = []
+
+
+def _seconds_of(world: World, body: bytes, count: int) -> list[float]:
+    """Seconds that each of `count` sound requests took."""
+    took = []
+    for _ in range(count):
+        began = time.perf_counter()
+        answer = world.post(body, path=f"{EVENTS}:validate")
+        took.append(time.perf_counter() - began)
+        assert answer.status_code == 200, answer.text[:300]
+    return took
+
+
+def idle_crowd(world: World) -> None:
+    """A thousand connections that say nothing, half of the room there is: whoever has something to say waits
+    no longer than without them. In turns, for the machine has other things to do, now more and now less."""
+    body = orjson.dumps(world.event())
+    calm, crowded, most = [], [], 0
+    for _ in range(4):
+        calm += _seconds_of(world, body, 25)
+        crowd: list[socket.socket] = []
+        try:
+            crowd += [socket.create_connection(world.address, timeout=5) for _ in range(1_000)]
+            crowded += _seconds_of(world, body, 1)  # by now they are let in
+            most = max(most, world.http.num_fds())
+            crowded += _seconds_of(world, body, 24)
+        finally:
+            for connection in crowd:
+                connection.close()
+    assert most > 1_000, "the crowd was never there"
+    before, beside = (sorted(took)[int(0.99 * len(took))] for took in (calm, crowded))
+    assert beside < 2 * before + 0.05, f"p99 {beside * 1000:.0f} ms beside them, {before * 1000:.0f} without"
 
 
 def slow_clients(world: World) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import re
 import time
 import unicodedata
 from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
 import orjson
 
-from tests.hostile.world import EVENTS, SOURCE, World
+from tests.hostile import files
+from tests.hostile.world import EVENTS, HANG_SECONDS, SOURCE, Document, World, patience
 
 
 def truncated_json(world: World) -> None:
@@ -18,7 +19,24 @@ def truncated_json(world: World) -> None:
     for end in (1, 7, len(body) // 2, len(body) - 1):
         answer = world.post(body[:end])
         assert (answer.status_code, answer.json()["code"]) == (400, "malformed_json"), answer.text
-        assert re.search(r"\d+", answer.json()["message"]), "no place given"
+        assert f"({end} bytes)" in answer.json()["message"], answer.text
+    for place in (1, body.index(b"},{") + 1, len(body) - 1):  # where a value, a comma, an end must stand
+        answer = world.post(body[:place] + b"!" + body[place:])
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed_json"), answer.text
+        assert f"(byte {place})" in answer.json()["message"], answer.text
+
+
+def deep_nesting(world: World) -> None:
+    """Refused in 10 ms, on a machine that has nothing else to do: the quickest of twenty, for the rest of the
+    time of the others is not the refusal's."""
+    for body in (b"[" * 100_000, b'{"a":' * 100_000):
+        quickest = patience()
+        for _ in range(20):
+            began = time.perf_counter()
+            answer = world.post(body)
+            quickest = min(quickest, time.perf_counter() - began)
+            assert (answer.status_code, answer.json()["code"]) == (400, "too_deep"), answer.text
+        assert quickest < 0.010 * patience() / HANG_SECONDS, f"{quickest * 1000:.1f} ms"
 
 
 def duplicate_keys(world: World) -> None:
@@ -61,20 +79,61 @@ def odd_text(world: World) -> None:
 
 
 def normal_forms(world: World) -> None:
-    text = "Café 路灯坏了 é"
-    common = {"actor": {"type": "citizen", "key": "same-reporter"}, "occurred_at": _ago(30)}
-    composed = world.event(description=unicodedata.normalize("NFC", text), **common)
-    apart = world.event(description=unicodedata.normalize("NFD", text), **common)
-    assert composed["description"] != apart["description"]
+    """A report is what it says, however its letters are composed, by whatever way it comes and under whatever
+    id: it is counted once. A report of other letters is one of its own."""
+    patrol = files.patrol_grid(world)
+    text, place = "Caf\u00e9 \u1ed0 路灯坏了 12号", "Caf\u00e9巷 \u1ed0 12号"
+    common = patrol | {"occurred_at": _ago(5)}
+
+    def report(form: Literal["NFC", "NFD"], wording: str = text, **changes: Any) -> Document:
+        """`wording` and the address of the place, composed in `form`."""
+        written, address = unicodedata.normalize(form, wording), unicodedata.normalize(form, place)
+        at = common["location"] | {"address": address}
+        return world.event(**common | {"title": written, "description": written, "location": at} | changes)
+
+    composed = report("NFC")
     world.take(composed)
-    answer = world.post([apart])
-    assert answer.status_code == 202
-    found = world.outcome(apart["event_id"])
-    # a rejected report is no anchor: then both are judged alike, which is the same decision
-    first = world.outcome(composed["event_id"])["outcome"]
-    assert found["outcome"] == ("duplicate" if first == "admitted" else first)
-    stored = world.column("description", composed["event_id"], apart["event_id"])
-    assert stored == [composed["description"]] * 2
+    assert world.outcome(composed["event_id"])["outcome"] == "admitted", "no anchor: nothing below would show"
+    # under ids of their own: decomposed, in another width, decomposed and past the gateway
+    apart, wide, direct = report("NFD"), report("NFD", text.replace("12", "\uff11\uff12")), report("NFD")
+    # under the same id, by both ways: the event again, no other one
+    again = report("NFD", event_id=composed["event_id"], case_id=composed["case_id"])
+    assert apart["description"] != composed["description"] != wide["description"]
+    # letters that a comparison without accents takes for the same; and a text that was never composed
+    other, alone = report("NFC", text.replace("\u00e9", "e")), report("NFD", f"{text} b")
+    answer = world.post([apart, wide, again])
+    assert (answer.status_code, answer.json()["accepted"]) == (202, 3), answer.text
+    headers, key = {"content-type": b"application/x-ndjson"}, patrol["grid_code"][:12].encode()
+    world.produce([(orjson.dumps(event), headers, key) for event in (direct, again)])
+    world.wait_for(direct["event_id"])
+    world.take(other, alone)
+
+    resends = (apart, wide, direct)
+    ids = [event["event_id"] for event in (composed, other, alone, *resends)]
+    for event in resends:
+        found = world.outcome(event["event_id"])
+        assert (found["outcome"], found.get("level")) == ("duplicate", "L2"), found
+    stored = world.rows(
+        "SELECT event_id, title, description, address FROM events FINAL "
+        "WHERE event_id IN {ids:Array(String)}",
+        ids=ids,
+    )
+    address = unicodedata.normalize("NFC", place)
+    texts = {
+        event["event_id"]: unicodedata.normalize("NFC", event["title"]) for event in (composed, other, alone)
+    }
+    assert sorted(stored) == sorted((name, words, words, address) for name, words in texts.items())
+    copies = world.rows(
+        "SELECT event_id, level, original_event_id, original_case_id FROM duplicates FINAL "
+        "WHERE event_id IN {ids:Array(String)}",
+        ids=ids,
+    )
+    original = (composed["event_id"], composed["case_id"])
+    expected = [(event["event_id"], "L2", *original) for event in resends]
+    assert sorted(copies) == sorted([*expected, *[(composed["event_id"], "L1", *original)] * 2])
+    refused = "SELECT reason FROM quarantine WHERE event_id IN {ids:Array(String)}"
+    assert world.rows(refused, ids=ids) == []
+    assert world.rows("SELECT event_id FROM rejections WHERE event_id IN {ids:Array(String)}", ids=ids) == []
 
 
 def _ago(minutes: float) -> str:

@@ -131,7 +131,7 @@ class Record:
 @dataclass(frozen=True)
 class Records:
     """Bad records between two sound ones in one partition: each is quarantined at its offset, the sound ones
-    are stored, the partition goes on."""
+    are stored, the partition goes on, and the worker stays as small as it was."""
 
     number: int
     name: str
@@ -143,16 +143,17 @@ class Records:
         first, last = world.event(), world.event()
         headers = {"content-type": b"application/x-ndjson"}
         bads = [bad.value(world) if callable(bad.value) else bad.value for bad in self.bads]
-        partition, offsets = world.produce(
-            [
-                (orjson.dumps(first), headers, b"440704001001"),
-                *((value, bad.headers, bad.key) for value, bad in zip(bads, self.bads, strict=True)),
-                (orjson.dumps(last), headers, b"440704001001"),
-            ],
-            **self.options,
-        )
-        for event in (first, last):
-            world.wait_for(event["event_id"])
+        with world.worker_stays_small(len(bads)):
+            partition, offsets = world.produce(
+                [
+                    (orjson.dumps(first), headers, b"440704001001"),
+                    *((value, bad.headers, bad.key) for value, bad in zip(bads, self.bads, strict=True)),
+                    (orjson.dumps(last), headers, b"440704001001"),
+                ],
+                **self.options,
+            )
+            for event in (first, last):
+                world.wait_for(event["event_id"])
         world.keep(first, last)
         rows = world.rows(
             "SELECT _off, reason, count() FROM quarantine WHERE _part = {part:UInt16} AND "

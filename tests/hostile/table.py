@@ -90,6 +90,7 @@ TABLE: Final[tuple[Row, ...]] = (
     Scenario(7, "duplicate keys: the last wins everywhere", "client", events.duplicate_keys),
     Whole(8, "nested 100,000 deep", b"[" * 100_000, 400, "too_deep"),
     Whole(8, "objects nested 100,000 deep", b'{"a":' * 100_000, 400, "too_deep"),
+    Scenario(8, "nested 100,000 deep: refused in 10 ms", "client", events.deep_nesting),
     Batch(8, "33 levels in an attribute", (Bad(_attribute(b"[" * 20 + b"]" * 20), "bad_type"),)),
     Batch(
         9,
@@ -475,7 +476,9 @@ TABLE: Final[tuple[Row, ...]] = (
     Scenario(59, "a million keys in one object", "client", callers.million_keys),
     Scenario(60, "deletion of a stranger, of a person, and again", "command line", beyond.deletions),
     Scenario(61, "probes and metrics under attack", "raw socket", callers.probes),
+    Scenario(61, "a listener of their own, the other one full", "raw socket", callers.separate_listener),
     Scenario(62, "Idempotency-Key with another body", "client", beyond.idempotency_key),
+    Scenario(31, "a thousand idle connections cost nobody time", "raw socket", callers.idle_crowd),
     # --- deadlines
     Scenario(31, "slow heads, slow bodies, idle connections", "raw socket", callers.slow_clients),
 )

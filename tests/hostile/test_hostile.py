@@ -99,7 +99,8 @@ def test_the_service_is_as_small_as_before_and_no_good_event_is_lost(
             f"\nhostile inputs: {len(numbers)} of 62 held here in {len(HELD)} forms, "
             f"{len(ELSEWHERE)} more in {', '.join(ELSEWHERE.values())}; "
             f"{len(world.ledger)} good events, lost {len(lost)}; "
-            f"memory {grown / 1e6:+.0f} MB; longest row {seconds:.1f} s ({slowest})",
+            f"memory {grown / 1e6:+.0f} MB, of the worker {world.worker_grown / 1e6:+.0f} MB at most "
+            f"in {world.records} hostile records; longest row {seconds:.1f} s ({slowest})",
             file=sys.stderr,  # the other stream of a test process beside others is lost
         )
     assert not lost, sorted(lost)[:10]

@@ -26,6 +26,7 @@ from pipeline.ingest.keys import KeyStore
 from pipeline.settings import Settings, load_settings
 from pipeline.store.client import connect
 from tests.e2e.service import Service
+from tests.hostile.memory import Peak
 
 GRID: Final = "440704001001003"
 SOURCE: Final = "hostile"
@@ -34,7 +35,7 @@ EVENTS: Final = "/v1/events"
 PROBLEM: Final = "application/problem+json"
 #: No answer may take longer, on a machine that has nothing else to do; a busy one gets its share more.
 HANG_SECONDS: Final = 2.0
-#: What the HTTP process may have grown after all rows.
+#: What the HTTP process may have grown after all rows, and the worker's at any moment of a hostile record.
 GROWTH_BYTES: Final = 100_000_000
 
 Document = dict[str, Any]
@@ -76,6 +77,10 @@ class World:
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     #: The hostile input whose rows are being played.
     playing: int = 0
+    #: Hostile records read by the worker; its resident bytes before the first of them, and the most since.
+    records: int = 0
+    worker_before: int | None = None
+    worker_most: int = 0
 
     @property
     def address(self) -> tuple[str, int]:
@@ -85,6 +90,30 @@ class World:
     @property
     def http(self) -> psutil.Process:
         return self.service.children()["http"]
+
+    @property
+    def worker(self) -> psutil.Process:
+        """The worker; the embedded ClickHouse lives in the same process."""
+        return self.service.children()["store"]
+
+    @contextlib.contextmanager
+    def worker_stays_small(self, records: int) -> Iterator[None]:
+        """While the block puts hostile records into the topic and waits until they are read.
+
+        Its size before the first of all such blocks counts, so that they cannot grow it bit by bit.
+        """
+        with Peak(self.worker.pid) as peak:
+            if self.worker_before is None:
+                self.worker_before = self.worker_most = peak.first
+            yield
+        self.records += records
+        self.worker_most = max(self.worker_most, peak.most)
+        assert peak.samples, "nobody looked"
+        assert self.worker_grown < GROWTH_BYTES, f"the worker grew by {self.worker_grown / 1e6:.0f} MB"
+
+    @property
+    def worker_grown(self) -> int:
+        return self.worker_most - (self.worker_before or 0)
 
     # --- events
 
@@ -160,14 +189,21 @@ class World:
         document: Document = answer.json()
         return document
 
-    def talk(self, *parts: bytes, pause: float = 0.0, seconds: float = 3.0, shut: bool = False) -> Reply:
+    def talk(
+        self,
+        *parts: bytes,
+        pause: float = 0.0,
+        seconds: float = 3.0,
+        shut: bool = False,
+        to: tuple[str, int] | None = None,
+    ) -> Reply:
         """Send `parts`, then read until the server closes, at most `seconds` without a byte.
 
-        shut : close our half after the last part.
+        shut : close our half after the last part. to : another listener than that for everybody.
         """
         began = time.monotonic()
         received, closed = bytearray(), False
-        with socket.create_connection(self.address, timeout=seconds) as connection:
+        with socket.create_connection(to or self.address, timeout=seconds) as connection:
             try:
                 for part in parts:
                     connection.sendall(part)
@@ -290,11 +326,11 @@ class World:
 
 
 @contextlib.contextmanager
-def open_world(data_dir: Any, **environment: str) -> Iterator[World]:
-    """Start `gridpipe up` in `data_dir` with a key of our own."""
+def open_world(data_dir: Any, *arguments: str, **environment: str) -> Iterator[World]:
+    """Start `gridpipe up` in `data_dir` with a key of our own. arguments : more of the command's."""
     os.environ.update(environment)
     try:
-        service = Service(data_dir, "--no-simulate", "--http", "127.0.0.1:0")
+        service = Service(data_dir, "--no-simulate", "--http", "127.0.0.1:0", *arguments)
     finally:
         for name in environment:
             del os.environ[name]

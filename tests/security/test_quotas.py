@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from pipeline.ingest.keys import KeyStore
 from pipeline.ingest.problem import ProblemError
 from pipeline.ingest.quota import AddressQuota, BoundedCounters, Quotas, caller
+from pipeline.rules.catalogue import load_catalogues
+from pipeline.runtime.access import guard_metrics
+from pipeline.runtime.control import Status, StatusBoard, control_routes
+from pipeline.runtime.http import Parts, build_app
+from pipeline.runtime.store import guarded
 from pipeline.settings import Settings
+from pipeline.store.bridge import Bridge
 from tests.unit.gateway_world import World, event, make_world
 
 HERE, THERE = "192.0.2.7", "198.51.100.9"
@@ -182,10 +195,6 @@ def test_counters_are_bounded_and_end() -> None:
 
 def test_app_of_the_http_process_is_wrapped(tmp_path: Path) -> None:
     """The wrapper is worth nothing if the process does not use it."""
-    from pipeline.ingest.keys import KeyStore
-    from pipeline.rules.catalogue import load_catalogues
-    from pipeline.runtime.http import Parts, build_app
-
     settings = Settings(data_dir=tmp_path, quota_address_requests_per_second=1, quota_window_seconds=1)
     parts = Parts(
         settings, load_catalogues(settings.catalogue_dir), KeyStore(settings.keys_path), None, None, None, {}
@@ -199,6 +208,151 @@ def test_app_of_the_http_process_is_wrapped(tmp_path: Path) -> None:
         ) as client:
             return [(await client.get("/health/live")).status_code for _ in range(3)]
 
-    import asyncio
-
     assert asyncio.run(ask()) == [200, 429, 429]
+
+
+# --- the listeners for metrics
+
+
+def admin_listener(tmp_path: Path, role: str, **options: Any) -> tuple[ASGIApp, KeyStore]:
+    """What answers at `--admin-http 0.0.0.0:9090`. role : `http`, or `worker` for a worker alone."""
+    settings = Settings(data_dir=tmp_path, admin_http="0.0.0.0:9090", **options)
+    keys = KeyStore(settings.keys_path)
+    if role == "worker":
+        board = StatusBoard(Status(catalogue="", revision=""))
+        return Starlette(routes=guarded(settings, control_routes(board))), keys
+    parts = Parts(settings, load_catalogues(settings.catalogue_dir), keys, None, None, None, {})
+    _, admin = build_app(parts)
+    assert admin is not None
+    return admin, keys
+
+
+ROLES = pytest.mark.parametrize("role", ["http", "worker"])
+
+
+@ROLES
+async def test_wrong_keys_of_ever_other_ids_lock_their_address_out_of_metrics(
+    tmp_path: Path, role: str
+) -> None:
+    """And nothing else: the scrape from behind the same address, other addresses, and probes go on."""
+    app, keys = admin_listener(tmp_path, role)
+    right = keys.create(roles=["admin"])
+    statuses = Counter[int]()
+    for number in range(300):
+        async with from_address(app, HERE, f"gp_{number:012x}_{'B' * 43}") as guesser:
+            answer = await guesser.get("/metrics")
+        statuses[answer.status_code] += 1
+        if number % 50 == 0 or number == 299:
+            async with from_address(app, HERE, right) as scraper:
+                assert (await scraper.get("/metrics")).status_code == 200, f"after {number} wrong keys"
+    assert statuses == {401: 100, 429: 200}
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+    signed = "GRIDPIPE-HMAC-SHA256 key=0123456789ab,time=1,nonce=" + "n" * 16 + ",signature=" + "0" * 64
+    async with from_address(app, HERE, "") as guesser:  # the other scheme is no way round
+        answer = await guesser.get("/metrics", headers={"Authorization": signed})
+        assert answer.status_code == 429
+        assert (await guesser.get("/health/live")).status_code == 200
+    async with from_address(app, THERE, "gp_wrong") as stranger:
+        assert (await stranger.get("/metrics")).status_code == 401
+
+
+async def test_the_listener_of_a_worker_alone_counts_who_really_calls(tmp_path: Path) -> None:
+    """Over a socket: the caller's address reaches the quota."""
+    settings = Settings(data_dir=tmp_path, admin_http="0.0.0.0:9090", quota_loopback=True)
+    right = KeyStore(settings.keys_path).create(roles=["admin"])
+    board = StatusBoard(Status(catalogue="", revision=""))
+    bridge = Bridge(None, None, extra_routes=guarded(settings, control_routes(board))).start()
+    try:
+        async with httpx.AsyncClient(base_url=bridge.url, trust_env=False, timeout=30) as http:
+
+            async def ask(path: str, key: str) -> int:
+                headers = {"Authorization": f"Bearer {key}"}
+                return (await http.get(path, headers=headers)).status_code
+
+            wrong = Counter([await ask("/metrics", f"gp_{n:012x}_{'B' * 43}") for n in range(110)])
+            assert wrong == {401: 100, 429: 10}
+            assert await ask("/metrics", right) == await ask("/health/live", "gp_wrong") == 200
+    finally:
+        bridge.close()
+
+
+async def test_probes_and_scrapes_are_never_refused_and_floods_are(tmp_path: Path) -> None:
+    """Ten minutes, however low the senders' quota is: two scrapes a second by two who ask at once, probes and
+    wrong keys from the same address. Then what nobody needs: 404s, and scrapes by the hundred."""
+    settings = Settings(
+        data_dir=tmp_path,
+        admin_http="0.0.0.0:9090",
+        quota_address_requests_per_second=1,
+        quota_window_seconds=1,
+    )
+    clock, keys = Clock(), KeyStore(settings.keys_path)
+    page = Starlette(routes=[Route(path, _page) for path in ("/metrics", "/health/ready")])
+    app = guard_metrics(page, settings, keys, ("/metrics",), clock=clock)
+    refused = Counter[int]()
+    async with (
+        from_address(app, HERE, keys.create(roles=["admin"])) as scraper,
+        from_address(app, HERE, "gp_wrong") as guesser,
+    ):
+        for second in range(600):
+            for _ in range(2):
+                assert (await scraper.get("/metrics")).status_code == 200, second
+                assert (await guesser.get("/health/ready")).status_code == 200, second
+            for _ in range(5):
+                refused[(await guesser.get("/metrics")).status_code] += 1
+            clock.now += 1
+        assert refused == {401: 10 * 100, 429: 10 * 200}
+        strays = Counter([(await guesser.get("/nothing")).status_code for _ in range(300)])
+        assert strays == {404: 100, 429: 200}
+        assert (await guesser.get("/health/ready")).status_code == 200
+        clock.now += 1
+        scrapes = Counter([(await scraper.get("/metrics")).status_code for _ in range(150)])
+        assert scrapes == {200: 100, 429: 50}
+
+
+@pytest.mark.parametrize("exempt", [True, False])
+async def test_metrics_on_loopback_are_charged_like_everything_else_there(
+    tmp_path: Path, exempt: bool
+) -> None:
+    settings = Settings(
+        data_dir=tmp_path,
+        admin_http="127.0.0.1:9090",
+        quota_loopback=not exempt,
+        quota_window_seconds=1,
+    )
+    page = Starlette(routes=[Route("/metrics", _page)])
+    app = guard_metrics(page, settings, KeyStore(settings.keys_path), ("/metrics",), clock=Clock())
+    async with from_address(app, "127.0.0.1", "") as http:
+        answers = Counter([(await http.get("/metrics")).status_code for _ in range(150)])
+    assert answers == ({200: 150} if exempt else {200: 100, 429: 50})
+
+
+def test_the_counters_of_an_admin_listener_are_its_own(tmp_path: Path) -> None:
+    """A sender at the end of its quota takes nothing from the scraper on the same machine."""
+    settings = Settings(
+        data_dir=tmp_path,
+        admin_http="0.0.0.0:9090",
+        quota_address_requests_per_second=1,
+        quota_window_seconds=60,
+    )
+    keys = KeyStore(settings.keys_path)
+    parts = Parts(settings, load_catalogues(settings.catalogue_dir), keys, None, None, None, {})
+    public, admin = build_app(parts)
+    assert admin is not None
+    right = keys.create(roles=["admin"])
+
+    async def ask() -> tuple[Counter[int], Counter[int]]:
+        async with from_address(public, HERE, right) as http:
+            sent = Counter(
+                [(await http.get("/docs", headers={"Host": "localhost"})).status_code for _ in range(80)]
+            )
+        async with from_address(admin, HERE, right) as http:
+            return sent, Counter([(await http.get("/metrics")).status_code for _ in range(5)])
+
+    sent, scraped = asyncio.run(ask())
+    assert sent[429] == 20
+    assert scraped == {200: 5}
+
+
+async def _page(_: Request) -> Response:
+    return PlainTextResponse("page")
