@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import accumulate, chain
@@ -195,14 +196,15 @@ def _attributes(attributes: dict[str, Any] | None) -> Attributes | None:
 
 
 def canonical_attributes(attributes: dict[str, Any]) -> str | None:
-    """Sorted JSON of the attributes without personal numbers; null where there is none."""
+    """Sorted JSON of the attributes in NFC and without personal numbers; null where there is none."""
     if not attributes:
         return None
     clean: dict[str, Any] = {}
-    for name, value in attributes.items():
+    for given, value in attributes.items():
+        name = unicodedata.normalize("NFC", given)
         # A phone number sent as a JSON number is as personal as one sent as text.
         if isinstance(value, str):
-            clean[redact(name)] = redact(value)
+            clean[redact(name)] = redact(unicodedata.normalize("NFC", value))
         elif (
             isinstance(value, int | float)
             and not isinstance(value, bool)

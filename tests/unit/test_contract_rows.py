@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.contract.event import Actor, ActorType, Event
 from pipeline.contract.privacy import Privacy
-from pipeline.contract.rows import to_frame
+from pipeline.contract.rows import canonical_attributes, to_frame
 from pipeline.reference.schema import STAFF_KINDS
 from tests.security.fakes import fake_id, fake_mobile
 
@@ -48,3 +48,13 @@ def test_a_number_comes_before_the_key_but_of_staff(kind: Any) -> None:
     assert keys_of(*[actor for actor, _ in given]) == [key for _, key in given]
     for actor, key in given:  # alone in a block as among others
         assert keys_of(actor) == [key]
+
+
+def test_attributes_are_one_whatever_their_normal_form() -> None:
+    """The content hash is taken over them: a redelivery typed elsewhere is none with other content."""
+    composed, decomposed = {"caf\u00e9": "na\u00efve", "n": 1}, {"cafe\u0301": "nai\u0308ve", "n": 1}
+    assert (
+        canonical_attributes(composed)
+        == canonical_attributes(decomposed)
+        == '{"caf\u00e9":"na\u00efve","n":1}'
+    )
