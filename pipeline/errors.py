@@ -5,6 +5,7 @@ GridpipeError
 │   └── UnavailableError  a service does not answer (CLI exit 3, HTTP 503)
 ├── PermanentError        the input is at fault; quarantine or refuse it
 │   └── ContractError     a frame, file or request breaks its schema
+├── WorkerFailedError     end the process: it starts again from the last commit
 └── ConfigurationError    refuse to start (CLI exit 2); carries one line per problem
 """
 
@@ -42,3 +43,7 @@ class ConfigurationError(GridpipeError):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+class WorkerFailedError(GridpipeError):
+    """The worker cannot go on without risking data; the process must end and be started again."""

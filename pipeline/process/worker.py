@@ -21,7 +21,7 @@ import structlog
 from clickhouse_connect.driver.client import Client
 
 from pipeline.contract.privacy import Privacy
-from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.errors import WorkerFailedError
 from pipeline.kafka_access import librdkafka_options
 from pipeline.process.account import Account, Tally
 from pipeline.process.brake import Brake
@@ -31,19 +31,20 @@ from pipeline.process.commits import Commits
 from pipeline.process.drift import LAST_RECORDS, watch_drift
 from pipeline.process.earlier import complete_earlier_log, tell_cases
 from pipeline.process.flow import Block, BlockResult, Rules, remember
+from pipeline.process.looks import Helped, Looks
 from pipeline.process.membership import Membership
 from pipeline.process.partition import Recovered, recover
 from pipeline.process.records import Record
 from pipeline.process.rounds import AbandonedError, Stored, Work, run_round
 from pipeline.process.rules_in_force import RulesInForce
-from pipeline.process.stall import Look, StallWatch
+from pipeline.process.standing import Standing
 from pipeline.process.threads import Threads
 from pipeline.process.topic import TopicFacts, describe_topic
 from pipeline.reference.snapshot import Reference
 from pipeline.rules.archive import RuleArchive, keep
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import Settings
-from pipeline.sink.retry import Stopping, persist, refused_for, refused_since
+from pipeline.sink.retry import Stopping, persist
 from pipeline.sink.tables import Extent
 from pipeline.store.cases import refresh_cases
 from pipeline.store.incarnations import resolve
@@ -59,16 +60,10 @@ _GIVE_UP_SECONDS: Final = 2.0
 _LEAVE_SECONDS: Final = 6.0
 #: A revocation waits this long for the insert on the way; the group would not wait much longer.
 _REVOKE_SECONDS: Final = 4.0
-_LAG_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 0.5
-_TOPIC_SECONDS: Final = 10.0
 #: With no block on the way nothing is gained by waiting: what comes meanwhile makes the next block. Just long
 #: enough for the partitions of one request to arrive together.
 _QUIET_LINGER_SECONDS: Final = 0.01
-#: A store that has taken nothing for longer makes the partitions that wait for it "not ready".
-_REFUSED_SECONDS: Final = 10.0
-#: Of a look at the topic; a stop waits for the one on the way.
-_LOOK_SECONDS: Final = 3.0
 
 
 def _stands(asked: asyncio.Future[bool]) -> bool:
@@ -80,10 +75,6 @@ def _part_of(item: Stored, works: Sequence[Work]) -> BlockResult:
     if len(works) == len(item.works):
         return item.result
     return item.result.of({work.block.partition for work in works})
-
-
-class WorkerFailedError(Exception):
-    """The worker cannot go on without risking data; the process must end and be started again."""
 
 
 async def run_worker(
@@ -135,20 +126,10 @@ class Worker:
         self._privacy = privacy
         self._ready = ready
         self._awaits = awaits
-        self._tell_braked = braked
-        self._braked: dict[int, str] = {}
-        self._standing: dict[int, str] = {}
-        self._was_ready = False
-        # an insert that is not answered holds its partition up for as long as it may take
-        self._stall = StallWatch(
-            settings.stall_seconds and settings.stall_seconds + settings.insert_timeout_seconds
-        )
-        self._looked_at = time.monotonic()
-        self._suspected: list[int] = []
-        self._refused: list[int] = []
         self._completing: set[int] = set()
         self._account = Account(known_sources)
         self._buffers: dict[int, PartitionBuffer] = {}
+        self._standing = Standing(self._buffers, braked)
         self._budget = Budget(settings.worker_buffer_bytes)
         self._rounds: set[asyncio.Task[None]] = set()
         self._on_the_way: set[int] = set()  # partitions whose block a round holds, revoked ones included
@@ -163,10 +144,19 @@ class Worker:
         self._in_thread = Threads(ROUNDS_IN_FLIGHT + 1, client_factory, self._stopping)
         self._member = Membership(settings, bootstrap, self)
         self._commits = Commits(self._member)
+        self._looks = Looks(
+            settings,
+            self._buffers,
+            self._on_the_way,
+            self._budget,
+            member=self._member,
+            account=self._account,
+            standing=self._standing,
+            helped=Helped(self._feed, self._complete, self._ask_again, lambda: self._draining),
+        )
         self._inc = 0
         self._direct_at: float | None = None
         self._topic: TopicFacts | None = None
-        self._ends: Mapping[int, int] = {}
         self._cases = CaseMemory()
         self._rules: RulesInForce | None = None
         self._earlier_rules = RuleArchive(settings.tmp_dir / "rules")
@@ -190,7 +180,7 @@ class Worker:
                 self._dispatch,
                 self._commits.run,
                 self._rules.watch,
-                self._watch_lag,
+                self._looks.watch_partitions,
                 self._watch_topic,
                 self._watch_member,
                 self._watch_drift,
@@ -312,7 +302,7 @@ class Worker:
             self._buffers[buffer.partition] = buffer
             self._member.resume(buffer.partition)
         self._cases.begin(on=self._topic is not None and len(self._buffers) == self._topic.partitions)
-        self._tell_standing()
+        self._standing.changed()
         self._start(self._recover_all(fresh))
 
     async def revoked(self, partitions: set[int]) -> None:
@@ -329,8 +319,8 @@ class Worker:
             if self._buffers.get(buffer.partition) is buffer:
                 del self._buffers[buffer.partition]
             self._account.forget(buffer.partition)
-            self._braked.pop(buffer.partition, None)
-        self._tell_standing()
+            self._standing.forget(buffer.partition)
+        self._standing.changed()
         self._feed()
 
     async def _until(self, settled: Callable[[], bool], seconds: float | None = None) -> None:
@@ -358,10 +348,13 @@ class Worker:
             expected=expected,
             got=record.offset,
         )
-        self._start(self._rewind(buffer.partition, expected))
+        self._ask_again(buffer.partition, expected)
+
+    def _ask_again(self, partition: int, offset: int) -> None:
+        self._start(self._rewind(partition, offset))
 
     async def _rewind(self, partition: int, offset: int) -> None:
-        """Ask for the records from `offset` on. If they do not come, `_watch_lag` asks again."""
+        """Ask for the records from `offset` on. If they do not come, they are asked for again."""
         try:
             await self._member.rewind(partition, offset)
         except Exception as error:
@@ -390,7 +383,7 @@ class Worker:
         known = self._rules is not None and self._rules.knows(self._awaits)
         if self._ready is not None and recovered and known:
             ready, self._ready = self._ready, None
-            self._was_ready = True
+            self._standing.ready()
             ready()
 
     async def _recover(self, buffer: PartitionBuffer) -> None:
@@ -421,15 +414,15 @@ class Worker:
         buffer.state, buffer.spans, buffer.committed = found.state, deque(found.spans), committed
         # without a commit everything is read, also what arrived before the buffer was there
         if not buffer.start_at(committed or 0, time.monotonic(), fetched=committed == told):
-            self._start(self._rewind(partition, committed or 0))
+            self._ask_again(partition, committed or 0)
         self._feed()
         # with nothing committed yet, what is stored tells where the next block must begin
         begins = found.spans[0].lo if committed is None and found.spans else committed
         self._account.starts_at(partition, begins)
-        if partition in self._braked:
+        if self._standing.braked(partition):
             self._account.braked(partition)
         buffer.recovered = True
-        self._tell_standing()
+        self._standing.changed()
         log.info(
             "partition_recovered",
             partition=partition,
@@ -440,7 +433,12 @@ class Worker:
         )
         self._wake.set()
 
-    async def _complete(self, buffer: PartitionBuffer) -> None:
+    def _complete(self, buffer: PartitionBuffer) -> None:
+        if buffer.partition not in self._completing:
+            self._completing.add(buffer.partition)
+            self._start(self._complete_gone(buffer))
+
+    async def _complete_gone(self, buffer: PartitionBuffer) -> None:
         """Blocks that an earlier process began and whose records retention has deleted: their rows stand as
         they are, and their cases must know them before anything behind is committed."""
         extents = [Extent(buffer.partition, span.lo, span.hi) for span in buffer.gone]
@@ -625,83 +623,14 @@ class Worker:
         if not buffer.paused:
             buffer.paused = True
             self._member.pause(partition)
-        self._braked[partition] = reason
         self._account.braked(partition)
         log.error("partition_braked", reason=reason, partition=partition, **where)
-        self._tell_standing()
+        self._standing.brake(partition, reason)
 
     # --- watching
 
     async def _watch_member(self) -> None:
         self._fail(await self._member.failed())
-
-    async def _watch_lag(self) -> None:
-        while True:
-            await asyncio.sleep(_LAG_SECONDS)
-            now = time.time()
-            self._feed()  # a block that must be completed may have become the reason only since
-            for buffer in list(self._buffers.values()):
-                records = max(self._log_end(buffer) - (buffer.committed or 0), 0)
-                oldest = buffer.oldest_timestamp_ms
-                late = max(now - oldest / 1000, 0.0) if oldest is not None and records else 0.0
-                self._account.lag(buffer.partition, records, late)
-                if buffer.gone and buffer.partition not in self._completing:
-                    self._completing.add(buffer.partition)
-                    self._start(self._complete(buffer))
-                missing = buffer.missing(time.monotonic())
-                if missing is not None:
-                    self._start(self._rewind(buffer.partition, missing))
-            self._look_for_stalls()
-            self._account.buffered(self._budget.used)
-            states = [buffer.state for buffer in self._buffers.values() if buffer.state is not None]
-            self._account.dedup(
-                sum(len(state.seen) for state in states), sum(len(state.anchors) for state in states)
-            )
-
-    def _look_for_stalls(self) -> None:
-        """Say that we are not ready once a partition stands still, and end when it goes on doing so."""
-        now = time.monotonic()
-        excused = self._draining or not self._member.heard() or refused_since(self._looked_at)
-        self._looked_at = now
-        still = self._stall.still(
-            [
-                (buffer.partition, Look.at(buffer, self._end(buffer)))
-                for buffer in self._buffers.values()
-                if buffer.recovered and not buffer.closed and not buffer.revoked
-            ],
-            now,
-            excused=excused,
-        )
-        suspected = self._stall.suspected(still)
-        if suspected != self._suspected:
-            self._suspected = suspected
-            log.error("partitions_stand_still", partitions=suspected)
-        self._refused = sorted(self._on_the_way) if refused_for() > _REFUSED_SECONDS else []
-        self._tell_standing()
-        if stalled := self._stall.stalled(still):
-            raise WorkerFailedError(f"partitions {stalled} do not move though nothing holds them up")
-
-    def _end(self, buffer: PartitionBuffer) -> int:
-        """What a partition that stands still is held to: where it is paused, nothing more is asked for."""
-        return buffer.next_offset or 0 if buffer.paused else self._log_end(buffer)
-
-    def _log_end(self, buffer: PartitionBuffer) -> int:
-        """The log's end, from the last look at the topic too: a fetch that hangs or is paused tells none, and
-        the embedded broker tells ends too low, so that what has arrived is a better bound."""
-        looked = self._ends.get(buffer.partition, 0)
-        return max(looked, self._member.end_offset(buffer.partition) or 0, buffer.next_offset or 0)
-
-    def _tell_standing(self) -> None:
-        """Which partitions stand still, for readiness. Before it was ready once the worker is "starting"."""
-        standing = dict.fromkeys(self._suspected, "records wait and nothing is committed")
-        standing |= dict.fromkeys(self._refused, "the store does not take its block")
-        if self._was_ready:
-            recovering = [buffer.partition for buffer in self._buffers.values() if not buffer.recovered]
-            standing |= dict.fromkeys(recovering, "it came by a rebalance and is still being recovered")
-        standing |= self._braked
-        if standing != self._standing:
-            self._standing = standing
-            self._tell_braked(standing)
 
     async def _watch_drift(self) -> None:
         def newest() -> list[Extent]:
@@ -718,24 +647,5 @@ class Worker:
         await watch_drift(self._in_thread, self._inc, newest, fold_again)
 
     async def _watch_topic(self) -> None:
-        """End the worker when its log was replaced or cut: offsets name other records now, and the consumer
-        would pass over what it takes for old. The next start finds a new incarnation and reads it whole."""
         assert self._topic is not None
-        while True:
-            await asyncio.sleep(_TOPIC_SECONDS)
-            read = {buffer.partition: buffer.next_offset or 0 for buffer in self._buffers.values()}
-            try:
-                found = await asyncio.to_thread(
-                    describe_topic,
-                    self._bootstrap,
-                    self._settings.topic,
-                    seconds=_LOOK_SECONDS,
-                    access=self._access,
-                )
-            except (UnavailableError, ConfigurationError) as error:
-                log.warning("topic_not_described", error=str(error))
-                continue
-            problem = self._topic.differs(found, read)
-            if problem:
-                raise WorkerFailedError(problem)
-            self._ends = found.ends_at_least
+        await self._looks.watch_topic(self._topic, self._bootstrap, self._access)

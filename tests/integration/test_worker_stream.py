@@ -24,10 +24,11 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, To
 from confluent_kafka.admin import AdminClient
 
 from pipeline import metrics
-from pipeline.process import worker
+from pipeline.errors import WorkerFailedError
+from pipeline.process import looks
 from pipeline.process.membership import Membership
 from pipeline.process.records import Record
-from pipeline.process.worker import WorkerFailedError, run_worker
+from pipeline.process.worker import run_worker
 from pipeline.runtime import broker
 from pipeline.settings import Settings
 from pipeline.sink.tables import Sink
@@ -386,7 +387,7 @@ async def test_a_commit_left_by_an_earlier_log_passes_over_nothing(
 async def test_a_topic_replaced_under_a_worker_ends_it_and_the_next_one_reads_it_whole(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_TOPIC_SECONDS", 0.5)
+    monkeypatch.setattr(looks, "_TOPIC_SECONDS", 0.5)
     async with town.worker() as task:
         town.send(*[record(0, event(f"a{number}")) for number in range(4)], partition=1)
         await town.until(lambda: town.committed()[1] == 4)

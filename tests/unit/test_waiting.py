@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import TransientError
-from pipeline.process import worker as module
+from pipeline.process import looks as module
 from pipeline.process.buffer import Budget, PartitionBuffer
 from pipeline.process.worker import Worker
 from pipeline.settings import Settings
@@ -30,9 +30,9 @@ def test_lag_counts_what_is_not_fetched(tmp_path: Path, monkeypatch: pytest.Monk
     worker = made(tmp_path)
     buffer = PartitionBuffer(3, max_rows=10, budget=Budget(1_000), next_offset=40, paused=True)
     monkeypatch.setattr(worker._member, "end_offset", lambda _: 40)  # of the last fetch
-    worker._ends = {3: 5_000}
-    assert worker._log_end(buffer) == 5_000
-    assert worker._end(buffer) == 40, "nothing more is asked for: that is no stall"
+    worker._looks._ends = {3: 5_000}
+    assert worker._looks._log_end(buffer) == 5_000
+    assert worker._looks._end(buffer) == 40, "nothing more is asked for: that is no stall"
 
 
 def test_refusals_are_told_while_they_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,11 +56,11 @@ async def test_a_store_that_takes_nothing_makes_its_partitions_not_ready(
 ) -> None:
     told: list[object] = []
     worker = made(tmp_path, told)
-    worker._on_the_way = {4, 2}
+    worker._on_the_way |= {4, 2}
     monkeypatch.setattr(module, "refused_for", lambda: 11.0)
-    worker._look_for_stalls()
-    worker._look_for_stalls()
+    worker._looks._look_for_stalls()
+    worker._looks._look_for_stalls()
     assert told == [dict.fromkeys([2, 4], "the store does not take its block")]
     monkeypatch.setattr(module, "refused_for", lambda: 0.0)
-    worker._look_for_stalls()
+    worker._looks._look_for_stalls()
     assert told[1:] == [{}]
