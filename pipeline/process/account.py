@@ -47,8 +47,11 @@ class Account:
         for change, value in tally:
             change(value)
 
-    def tally(self, result: BlockResult) -> Tally:
-        """What blocks that were just stored add to the metrics; small: it may wait long for their commit."""
+    def tally(self, result: BlockResult, *, instants: int = _MOST_INSTANTS) -> Tally:
+        """What blocks that were just stored add to the metrics; small: it may wait long for their commit.
+
+        instants : of their receipts that are observed, at most.
+        """
         result = _without_canaries(result)
         tally: list[tuple[Callable[[float], object], float]] = []
         if result.received:
@@ -56,13 +59,12 @@ class Account:
         for stage, seconds in result.stage_seconds.items():
             tally.append((metrics.stage_seconds.labels(stage).observe, seconds))
         tally += self._counts(result)
-        tally += _delays(result)
+        tally += _delays(result, instants)
         tell(result)
         return tally
 
     def _counts(self, result: BlockResult) -> Iterator[tuple[Callable[[float], object], float]]:
         known = frozenset(self._known_sources())
-        now = utc_now().timestamp()
         sources = pl.concat(
             [
                 frame.select(pl.col("source").cast(pl.String))
@@ -72,7 +74,7 @@ class Account:
         for source, rows in sources["source"].value_counts().iter_rows():
             label = source if source in known else _OTHER
             yield metrics.events_received.labels(label).inc, rows
-            yield metrics.source_last_event_timestamp_seconds.labels(label).set, now
+            yield _seen_now(label), rows
         for outcome, rows in result.events["outcome"].value_counts().iter_rows():
             yield metrics.events.labels(outcome).inc, rows
         yield metrics.events.labels("rejected").inc, result.rejections.height
@@ -143,17 +145,23 @@ class Account:
             metrics.reference_rows.labels(kind).set(rows)
 
 
-def _delays(result: BlockResult) -> Iterator[tuple[Callable[[float], object], float]]:
+def _seen_now(source: str) -> Callable[[float], object]:
+    seen = metrics.source_last_event_timestamp_seconds.labels(source)
+    return lambda _: seen.set(utc_now().timestamp())
+
+
+def _delays(result: BlockResult, most: int) -> Iterator[tuple[Callable[[float], object], float]]:
     now = utc_now()
     accepted = pl.concat([result.events["ingested_at"], result.rejections["ingested_at"]])
     fresh = int((accepted >= now - _FRESH).sum())
     yield metrics.freshness_events.labels("5s").inc, fresh
     yield metrics.freshness_events.labels("longer").inc, len(accepted) - fresh
     instants = accepted.unique()
-    if len(instants) > _MOST_INSTANTS:
-        instants = instants.gather_every(len(instants) // _MOST_INSTANTS + 1)
+    if len(instants) > most:
+        instants = instants.gather_every(len(instants) // most + 1)
+    observe = metrics.ingest_delay_seconds.observe  # one for all: each look makes a new object
     for instant in instants:
-        yield metrics.ingest_delay_seconds.observe, max((now - instant).total_seconds(), 0.0)
+        yield observe, max((now - instant).total_seconds(), 0.0)
 
 
 def _without_canaries(result: BlockResult) -> BlockResult:

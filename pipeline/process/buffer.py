@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from pipeline.process.account import Tally
 from pipeline.process.brake import Brake
 from pipeline.process.flow import PartitionState
 from pipeline.process.partition import Span
 from pipeline.process.records import Record
+from pipeline.sink.tables import Extent
 
 #: An event in an Arrow block takes at least this many bytes; more events than that are never assumed.
 _BYTES_PER_ARROW_EVENT: Final = 100
@@ -52,6 +55,19 @@ class Budget:
         return self.used <= self.max_bytes // 2
 
 
+@dataclass(frozen=True)
+class Owed:
+    """A block that is stored and whose commit is still asked for; it holds none of its records.
+
+    timestamp_ms : of its first record; tally : what it will add to the metrics.
+    """
+
+    extent: Extent
+    timestamp_ms: int
+    stands: asyncio.Future[bool]
+    tally: Tally
+
+
 @dataclass
 class PartitionBuffer:
     """Records of one partition between its assignment and its revocation; lives on the event loop."""
@@ -73,6 +89,7 @@ class PartitionBuffer:
     revoked: bool = False
     paused: bool = False
     committed: int | None = None
+    owed: deque[Owed] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self._records: deque[tuple[Record, int, float]] = deque()
@@ -174,6 +191,8 @@ class PartitionBuffer:
     @property
     def oldest_timestamp_ms(self) -> int | None:
         """Timestamp of the oldest record that is not committed."""
+        if self.owed:
+            return self.owed[0].timestamp_ms
         if self.in_flight or self.braked:
             return self._cut_timestamp_ms
         return self._records[0][0].timestamp_ms if self._records else None

@@ -1,7 +1,7 @@
 """Commits what is stored: in order, the newest offset of each partition, asked for until it stands.
 
-A group that refuses commits for a while holds nothing up: the next blocks are stored meanwhile, and one later
-commit covers them all. Until then a crash only makes the next owner rebuild more of them.
+A group that refuses commits, or does not answer, holds nothing up: the next blocks are stored meanwhile, and
+one later commit covers them all. Until then a crash only makes the next owner rebuild more of them.
 
 Source: reliability c.6 (monotone, retried, from one place), fault 5.
 """
@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,8 +22,7 @@ log = structlog.get_logger(__name__)
 
 #: How long a round waits for its commit; longer than one that works takes, less than a revocation waits.
 PATIENCE_SECONDS: Final = 2.0
-#: Blocks of one partition that may be stored and not committed; the next one waits. The store remembers the
-#: tokens of many more.
+#: Blocks of one partition that may be stored and not committed; the round of the next one waits.
 MOST_OWED: Final = 200
 _FIRST_WAIT_SECONDS: Final = 0.1
 _LONGEST_WAIT_SECONDS: Final = 5.0
@@ -45,12 +43,18 @@ class _Asked:
 
 
 class Commits:
-    """The commits of one worker; lives on the event loop."""
+    """The commits of one worker; lives on the event loop.
 
-    def __init__(self, member: Member) -> None:
+    returned : called whenever a request has come back.
+    """
+
+    def __init__(self, member: Member, returned: Callable[[], None] = lambda: None) -> None:
         self._member = member
-        self._asked: dict[int, deque[_Asked]] = {}
+        self._returned = returned
+        self._asked: dict[int, list[_Asked]] = {}
+        self._on_the_way: dict[int, int] = {}
         self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._refused = False
 
     def ask(self, partition: int, offset: int, ours: Callable[[], bool]) -> asyncio.Future[bool]:
@@ -61,73 +65,92 @@ class Commits:
         owner finds the rows. Those of a partition come true in order.
         """
         stands: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._asked.setdefault(partition, deque()).append(_Asked(offset, ours, stands))
+        self._asked.setdefault(partition, []).append(_Asked(offset, ours, stands))
         self._wake.set()
         return stands
 
+    def on_the_way(self, partition: int) -> bool:
+        """Whether a request for this partition is out, maybe an earlier assignment's; it may be granted yet."""
+        return partition in self._on_the_way
+
     async def wait(self, asked: Mapping[int, asyncio.Future[bool]]) -> None:
-        """Until these came out, or the group has refused for long enough to go on without."""
+        """Until these came out, or the group has not granted them for long enough to go on without."""
         while left := {part: stands for part, stands in asked.items() if not stands.done()}:
-            crowded = any(len(self._asked.get(part, ())) > MOST_OWED for part in left)
-            patience = 0.0 if self._refused else PATIENCE_SECONDS
-            await asyncio.wait(left.values(), timeout=None if crowded else patience)
+            crowded = any(self._owed(part) > MOST_OWED for part in left)
+            await asyncio.wait(
+                left.values(), timeout=PATIENCE_SECONDS if crowded or not self._refused else 0.0
+            )
             if not crowded and not all(stands.done() for stands in left.values()):
                 self._refused = True
                 return
+
+    async def finish(self, partitions: Iterable[int], seconds: float) -> None:
+        """Ask at once for what is owed of these partitions; until it came out, or for `seconds`."""
+        left = [one.stands for partition in partitions for one in self._asked.get(partition, ())]
+        if left:
+            self._hurry.set()
+            await asyncio.wait(left, timeout=max(seconds, 0.0))
+
+    def drop_lost(self) -> None:
+        """Partitions were taken away: tell who waits. What a request on the way covers may still be granted,
+        and nobody else would count it; that request tells."""
+        for partition, asked in list(self._asked.items()):
+            owned = self._member.owns(partition)
+            up_to = self._on_the_way.get(partition, -1)
+            lost = [one for one in asked if one.offset > up_to and not (owned and one.ours())]
+            if lost:
+                self._keep(partition, [one for one in asked if one not in lost])
+                _tell(lost, stands=False)
 
     async def run(self) -> None:
         """Commit what is asked for, until cancelled. Raises what is no refusal of the group."""
         wait = _FIRST_WAIT_SECONDS
         while True:
             self._wake.clear()
-            self._drop_lost()
+            self.drop_lost()
             newest = {partition: asked[-1].offset for partition, asked in self._asked.items()}
             if not newest:
                 await self._wake.wait()
                 continue
-            try:
-                await self._member.commit(newest)
-            except KafkaError as error:
-                moved_on = isinstance(error, (CommitFailedError, IllegalStateError))
-                log.log(
-                    logging.INFO if moved_on else logging.WARNING,
-                    "the group moved on before the commit" if moved_on else "commit failed; trying again",
-                    partitions=sorted(newest),
-                    blocks=sum(len(asked) for asked in self._asked.values()),
-                    error=f"{type(error).__name__}: {error}",
-                )
-                await self._pause(wait)
-                wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
-            else:
+            if await self._commit(newest):
                 self._refused = False
                 wait = _FIRST_WAIT_SECONDS
-                for partition, offset in newest.items():
-                    self._settle(partition, up_to=offset)
+            else:
+                self.drop_lost()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._hurry.wait()
+                wait = _FIRST_WAIT_SECONDS if self._hurry.is_set() else min(2 * wait, _LONGEST_WAIT_SECONDS)
+                self._hurry.clear()
 
-    async def _pause(self, seconds: float) -> None:
-        """Meanwhile a partition may be taken away, and somebody waits to hear that."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                while True:
-                    await asyncio.sleep(min(seconds, _FIRST_WAIT_SECONDS))
-                    self._drop_lost()
+    async def _commit(self, newest: dict[int, int]) -> bool:
+        self._on_the_way = newest
+        try:
+            await self._member.commit(newest)
+        except KafkaError as error:
+            moved_on = isinstance(error, (CommitFailedError, IllegalStateError))
+            log.log(
+                logging.INFO if moved_on else logging.WARNING,
+                "the group moved on before the commit" if moved_on else "commit failed; trying again",
+                partitions=sorted(newest),
+                blocks=sum(len(asked) for asked in self._asked.values()),
+                error=f"{type(error).__name__}: {error}",
+            )
+            return False
+        else:
+            for partition, offset in newest.items():
+                asked = self._asked.get(partition, [])
+                self._keep(partition, [one for one in asked if one.offset > offset])
+                _tell([one for one in asked if one.offset <= offset], stands=True)
+            return True
+        finally:
+            self._on_the_way = {}
+            self._returned()
 
-    def _drop_lost(self) -> None:
-        for partition, asked in list(self._asked.items()):
-            owned = self._member.owns(partition)
-            lost = [one for one in asked if not (owned and one.ours())]
-            if lost:
-                self._replace(partition, deque(one for one in asked if owned and one.ours()))
-                _tell(lost, stands=False)
+    def _owed(self, partition: int) -> int:
+        return sum(one.ours() for one in self._asked.get(partition, ()))
 
-    def _settle(self, partition: int, *, up_to: int) -> None:
-        asked = self._asked.get(partition, deque())
-        done = [one for one in asked if one.offset <= up_to]
-        self._replace(partition, deque(one for one in asked if one.offset > up_to))
-        _tell(done, stands=True)
-
-    def _replace(self, partition: int, left: deque[_Asked]) -> None:
+    def _keep(self, partition: int, left: list[_Asked]) -> None:
         if left:
             self._asked[partition] = left
         else:

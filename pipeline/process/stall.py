@@ -28,7 +28,8 @@ class Look(NamedTuple):
     @classmethod
     def at(cls, buffer: PartitionBuffer, end: int) -> Look:
         """end : of the log."""
-        waiting = bool(len(buffer)) or buffer.in_flight
+        owed = (buffer.next_offset or 0) > (buffer.committed or 0)
+        waiting = owed or bool(len(buffer)) or buffer.in_flight
         return cls(buffer.committed or 0, buffer.next_offset or 0, end, waiting)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 
@@ -24,7 +24,7 @@ class Standing:
         self._tell = tell
         self._told: dict[int, str] = {}
         self._braked: dict[int, str] = {}
-        self._suspected: Sequence[int] = ()
+        self._suspected: list[int] = []
         self._refused: Collection[int] = ()
         self._was_ready = False
 
@@ -44,7 +44,7 @@ class Standing:
         """The partition belongs to somebody else now."""
         self._braked.pop(partition, None)
 
-    def look(self, suspected: Sequence[int], refused: Collection[int]) -> None:
+    def look(self, suspected: list[int], refused: Collection[int]) -> None:
         """suspected : records wait and nothing is committed; refused : the store takes nothing of theirs."""
         if suspected != self._suspected:
             log.error("partitions_stand_still", partitions=suspected)

@@ -25,7 +25,7 @@ from pipeline.errors import WorkerFailedError
 from pipeline.kafka_access import librdkafka_options
 from pipeline.process.account import Account, Tally
 from pipeline.process.brake import Brake
-from pipeline.process.buffer import Budget, PartitionBuffer, Taken
+from pipeline.process.buffer import Budget, Owed, PartitionBuffer, Taken
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.commits import Commits
 from pipeline.process.drift import LAST_RECORDS, watch_drift
@@ -64,10 +64,14 @@ _IDLE_SECONDS: Final = 0.5
 #: With no block on the way nothing is gained by waiting: what comes meanwhile makes the next block. Just long
 #: enough for the partitions of one request to arrive together.
 _QUIET_LINGER_SECONDS: Final = 0.01
+#: For the answer to a commit of the last assignment: by then the group has given us a new one.
+_ANSWER_SECONDS: Final = 60.0
+#: Receipt instants of a block that waits for its commit: many of them may wait.
+_INSTANTS_OF_OWED: Final = 20
 
 
 def _stands(asked: asyncio.Future[bool]) -> bool:
-    return asked.done() and asked.result()
+    return asked.done() and not asked.cancelled() and asked.result()
 
 
 def _part_of(item: Stored, works: Sequence[Work]) -> BlockResult:
@@ -143,7 +147,7 @@ class Worker:
         # one thread per round, one for recovery and reference data
         self._in_thread = Threads(ROUNDS_IN_FLIGHT + 1, client_factory, self._stopping)
         self._member = Membership(settings, bootstrap, self)
-        self._commits = Commits(self._member)
+        self._commits = Commits(self._member, returned=self._settled.set)
         self._looks = Looks(
             settings,
             self._buffers,
@@ -211,6 +215,7 @@ class Worker:
     async def _drain(self) -> None:
         """Finish what is on the way, or give it up: it will be read again after the next start."""
         self._draining = True
+        deadline = time.monotonic() + _DRAIN_SECONDS
         if self._failure is not None:
             self._stopping.set()
         if self._rounds:
@@ -219,6 +224,8 @@ class Worker:
                 log.warning("blocks_given_up", rounds=len(late))
                 self._stopping.set()
                 await asyncio.wait(late, timeout=_GIVE_UP_SECONDS)
+        if self._failure is None:
+            await self._commits.finish(list(self._buffers), deadline - time.monotonic())
 
     async def _close(self, tasks: Sequence[asyncio.Task[object]]) -> None:
         self._draining = True
@@ -233,6 +240,10 @@ class Worker:
     async def _watched(self, watch: Callable[[], object]) -> None:
         try:
             await watch()  # type: ignore[misc]
+        except asyncio.CancelledError:
+            # also what the consumer's thread hands on as its own end: nobody would notice that it is gone
+            self._fail(RuntimeError(f"{watch!r} was cancelled"))
+            raise
         except Exception as error:
             self._fail(error)
 
@@ -312,7 +323,9 @@ class Worker:
         gone = [self._buffers[partition] for partition in partitions if partition in self._buffers]
         for buffer in gone:
             buffer.leaving = True
+        deadline = time.monotonic() + _REVOKE_SECONDS
         await self._until(lambda: not any(buffer.in_flight for buffer in gone), _REVOKE_SECONDS)
+        await self._commits.finish(partitions, deadline - time.monotonic())
         for buffer in gone:
             buffer.revoked = True
             buffer.drop()
@@ -320,6 +333,7 @@ class Worker:
                 del self._buffers[buffer.partition]
             self._account.forget(buffer.partition)
             self._standing.forget(buffer.partition)
+        self._commits.drop_lost()
         self._standing.changed()
         self._feed()
 
@@ -390,6 +404,11 @@ class Worker:
         """Rebuild a partition's memory, once nothing of its last assignment is on the way any more."""
         partition = buffer.partition
         await self._until(lambda: partition not in self._on_the_way)
+        # granted after we read what is committed, a request of the last assignment would be followed by a
+        # lower one
+        await self._until(lambda: not self._commits.on_the_way(partition), _ANSWER_SECONDS)
+        if self._commits.on_the_way(partition):
+            raise WorkerFailedError(f"a commit of partition {partition} has had no answer since it was lost")
         if buffer.lost():
             return
         told = await self._member.committed(partition)
@@ -574,18 +593,22 @@ class Worker:
         await self._commits.wait(asked)
         for item in stored:
             standing = [work for work in item.works if _stands(asked[work.block.partition])]
+            for work in standing:
+                self._count_owed(work.buffer)  # what was owed before stands as well
             if standing:
-                self._count(standing, self._account.tally(_part_of(item, standing)))
+                tally = self._account.tally(_part_of(item, standing))
+                self._count([(work.buffer, work.extent) for work in standing], tally)
             for work in item.works:
                 stands = asked[work.block.partition]
                 if not stands.done():
-                    tally = self._account.tally(_part_of(item, [work]))
-                    self._start(self._count_later(work, stands, tally))
+                    tally = self._account.tally(_part_of(item, [work]), instants=_INSTANTS_OF_OWED)
+                    self._owe(
+                        work.buffer, Owed(work.extent, work.block.records[0].timestamp_ms, stands, tally)
+                    )
 
     def _ask(self, work: Work) -> asyncio.Future[bool]:
-        return self._commits.ask(
-            work.block.partition, work.extent.hi + 1, ours=lambda: not work.buffer.revoked
-        )
+        buffer = work.buffer  # not the work: what is owed must not hold its records
+        return self._commits.ask(buffer.partition, work.extent.hi + 1, ours=lambda: not buffer.revoked)
 
     async def _remember(self, item: Stored) -> None:
         works = [work for work in item.works if work.buffer.state is not None and not work.buffer.revoked]
@@ -597,14 +620,27 @@ class Worker:
         for work in works:
             work.buffer.brake.remember(work.block, item.result)
 
-    def _count(self, works: Sequence[Work], tally: Tally) -> None:
-        for work in works:
-            work.buffer.committed = work.extent.hi + 1
-        self._account.committed([work.extent for work in works], tally)
+    def _owe(self, buffer: PartitionBuffer, owed: Owed) -> None:
+        """Count a block once its commit stands, which was not granted in time."""
+        buffer.owed.append(owed)
+        owed.stands.add_done_callback(lambda _: self._count_owed(buffer))
 
-    async def _count_later(self, work: Work, stands: asyncio.Future[bool], tally: Tally) -> None:
-        if await stands:
-            self._count([work], tally)
+    def _count_owed(self, buffer: PartitionBuffer) -> None:
+        """In the order of the offsets, whoever is woken first."""
+        try:
+            while buffer.owed and buffer.owed[0].stands.done():
+                owed = buffer.owed.popleft()
+                if _stands(owed.stands):
+                    self._count([(buffer, owed.extent)], owed.tally)
+        except Exception as error:
+            self._fail(error)
+
+    def _count(self, blocks: Sequence[tuple[PartitionBuffer, Extent]], tally: Tally) -> None:
+        """Of a partition that was taken away meanwhile the events count, and no offset."""
+        ours = [(buffer, extent) for buffer, extent in blocks if not buffer.revoked]
+        for buffer, extent in ours:
+            buffer.committed = extent.hi + 1
+        self._account.committed([extent for _, extent in ours], tally)
 
     def _brake(self, works: Sequence[Work], braked: Mapping[int, str]) -> None:
         """These partitions stand still, their block is neither stored nor committed; whoever gets them next,

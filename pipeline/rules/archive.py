@@ -6,7 +6,6 @@ Source: reliability c.3 and c.4 (a recovered block is rebuilt with the recorded 
 from __future__ import annotations
 
 import tempfile
-import threading
 from pathlib import Path, PurePosixPath
 
 from clickhouse_connect.driver.client import Client
@@ -38,22 +37,19 @@ def keep(client: Client, catalogues: Catalogues) -> None:
 class RuleArchive:
     """Earlier rule sets, each read once; may be asked from several threads."""
 
-    def __init__(self, tmp_dir: Path) -> None:
-        """tmp_dir : private; the files of a rule set lie there while they are read."""
-        self._tmp_dir = tmp_dir
+    def __init__(self, directory: Path) -> None:
+        """directory : private; the files of a rule set lie there under its digest."""
+        self._directory = directory
         self._read: dict[str, Catalogues] = {}
-        self._lock = threading.Lock()
 
     def get(self, client: Client, digest: str) -> Catalogues:
         """The rule set of this digest.
 
-        Raises ConfigurationError where it was never kept, or where this version of the program reads its
-        files otherwise; whatever the client raises.
+        Raises ConfigurationError where it was never kept, where its files cannot be laid down, or where this
+        version of the program reads them otherwise; whatever the client raises.
         """
-        with self._lock:
-            if digest not in self._read:
-                self._read[digest] = self._load(client, digest)
-            return self._read[digest]
+        found = self._read.get(digest)
+        return found or self._read.setdefault(digest, self._load(client, digest))
 
     def _load(self, client: Client, digest: str) -> Catalogues:
         rows = client.query(
@@ -62,18 +58,25 @@ class RuleArchive:
         ).result_rows
         if not rows:
             raise ConfigurationError(f"rule set {digest} was not kept")
-        self._tmp_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._tmp_dir, prefix="rules-") as directory:
+        directory = self._directory / digest
+        try:
             for name, text in rows[0][0].items():
-                relative = PurePosixPath(name)
-                if relative.is_absolute() or ".." in relative.parts:
-                    raise ConfigurationError(
-                        f"rule set {digest} holds a file outside its directory: {name!r}"
-                    )
-                path = Path(directory, relative)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
-            found = load_catalogues(Path(directory))
+                _lay_down(directory, name, text)
+        except OSError as error:
+            raise ConfigurationError(f"rule set {digest} cannot be laid down: {error}") from error
+        found = load_catalogues(directory)
         if found.digest != digest:
             raise ConfigurationError(f"rule set {digest} reads as {found.digest}: it is of another version")
         return found
+
+
+def _lay_down(directory: Path, name: str, text: str) -> None:
+    """Another process may lay the same file down, or read it, at the same time."""
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ConfigurationError(f"a rule set holds a file outside its directory: {name!r}")
+    path = directory / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)

@@ -252,6 +252,47 @@ def test_5_commits_fail_for_a_minute(town: System, killed: bool, report: Report)
         assert worker.said("rebuilding_block") > 2
 
 
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_5_commits_hang_over_a_rebalance(town: System, report: Report) -> None:
+    """No commit comes back, partitions go to a second worker and come back again; then the requests are
+    answered that an earlier assignment made. No commit goes backward, and nothing is counted twice."""
+    town.start_gateway()
+    hanging = town.directory / "hang-commits"
+    hanging.touch()
+    worker = town.start_worker(f"hang-commits:{hanging}")
+    first = town.start_load(pace=10)
+    town.until_stored()
+    time.sleep(5)
+    stored = town.stored()
+    town.start_load(pace=10)
+    time.sleep(20)
+    progress = town.stored() - stored
+    assert town.committed() == {}, "a commit went through"
+    other = town.start_worker()
+    time.sleep(10)
+    hanging.unlink()
+    offsets: list[dict[int, int]] = []
+    ends = time.monotonic() + 15
+    while time.monotonic() < ends:
+        offsets.append(town.committed())
+        time.sleep(0.1)
+    town.kill(other)
+    town.until_stored(10)
+    first.stop()
+    town.drained()
+    offsets.append(town.committed())
+    verdict = town.verdict()
+    report |= {"stored_meanwhile": progress, "kills": town.kills, "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert progress > 0, "nothing was stored while no commit was answered"
+    assert worker.running
+    for partition in offsets[-1]:
+        told = [found[partition] for found in offsets if partition in found]
+        assert told == sorted(told), f"commits of partition {partition} went backward"
+    assert not worker.said("offsets_passed_over") + other.said("offsets_passed_over")
+
+
 @pytest.fixture
 def far_broker(tmp_path: Path, store_process: Store, seed: int) -> Iterator[tuple[System, Proxy]]:
     """A system that reaches the embedded broker through a proxy alone."""

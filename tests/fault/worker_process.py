@@ -104,16 +104,19 @@ def install(point: str, hit: int, blow: Callable[[], object] = _die) -> None:
         setattr(module, attribute, fuse.around(getattr(module, attribute)))
 
 
-def _refuse_commits(file: Path) -> None:
-    """Every offset commit fails, as a coordinator that is away makes it, for as long as the file is there."""
+def _refuse_commits(file: Path, *, answered: bool) -> None:
+    """No offset commit stands for as long as the file is there. answered : each fails, as where the group's
+    offsets cannot be written; otherwise none comes back, as where its coordinator cannot be found."""
     from aiokafka import AIOKafkaConsumer
     from aiokafka.errors import KafkaTimeoutError
 
     commit = AIOKafkaConsumer.commit
 
     async def refuse(self: Any, offsets: Any = None) -> None:
-        if os.path.exists(file):  # noqa: ASYNC240, PTH110  one look, in a test
-            raise KafkaTimeoutError("injected")
+        while os.path.exists(file):  # noqa: ASYNC240, PTH110  in a test
+            if answered:
+                raise KafkaTimeoutError("injected")
+            await asyncio.sleep(0.1)
         await commit(self, offsets)
 
     AIOKafkaConsumer.commit = refuse
@@ -159,7 +162,9 @@ def main() -> None:
 
         install("before:commit", hit, stall)
     elif point.startswith("refuse-commits:"):
-        _refuse_commits(Path(point.removeprefix("refuse-commits:")))
+        _refuse_commits(Path(point.removeprefix("refuse-commits:")), answered=True)
+    elif point.startswith("hang-commits:"):
+        _refuse_commits(Path(point.removeprefix("hang-commits:")), answered=False)
     elif point.startswith("panic:"):
         from polars.exceptions import PanicException
 

@@ -157,6 +157,55 @@ async def test_a_partition_that_owes_too_much_waits(monkeypatch: pytest.MonkeyPa
         assert last.result() is True
 
 
+async def test_what_an_earlier_assignment_owed_is_no_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request hangs while the partition goes and comes back."""
+    monkeypatch.setattr(commits, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(commits, "MOST_OWED", 3)
+    group = Group()
+    group.answers.clear()
+    revoked = False
+    async with running(group) as made, asyncio.timeout(10):
+        earlier = [made.ask(0, offset, lambda: not revoked) for offset in range(10, 60, 10)]
+        await asyncio.sleep(0)
+        later = [made.ask(0, offset, lambda: not revoked) for offset in (60, 70)]
+        waiting = asyncio.create_task(made.wait({0: later[-1]}))
+        await asyncio.sleep(0.2)
+        assert not waiting.done(), "seven blocks are owed"
+        assert made.on_the_way(0)
+        revoked = True
+        made.drop_lost()
+        await waiting
+        assert [stands.done() and stands.result() for stands in later] == [False, False]
+        assert all(stands.done() for stands in later)
+        # what the request covers may still be granted, and nobody else would count it
+        assert not any(stands.done() for stands in earlier)
+        fresh = made.ask(0, 30, yes)
+        await made.wait({0: fresh})
+        group.answers.set()
+        assert await asyncio.gather(*earlier) == [True] * 5
+        assert await fresh is True
+        assert not made.on_the_way(0)
+
+
+async def test_an_end_asks_once_more_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(commits, "_FIRST_WAIT_SECONDS", 60.0)
+    monkeypatch.setattr(commits, "_LONGEST_WAIT_SECONDS", 60.0)
+    group = Group()
+    group.refuses = KafkaTimeoutError("injected")
+    async with running(group) as made, asyncio.timeout(10):
+        asked = made.ask(0, 10, yes)
+        await made.wait({0: asked})
+        began = asyncio.get_running_loop().time()
+        await made.finish([0, 1], 0.3)
+        assert 0.2 < asyncio.get_running_loop().time() - began < 3
+        assert not asked.done()
+        group.refuses = None
+        await made.finish([0, 1], 5)
+        assert asked.result() is True
+    assert group.offsets == {0: 10}
+
+
 async def test_what_is_no_refusal_ends_the_worker() -> None:
     group = Group()
     group.refuses = RuntimeError("a fault of ours")
