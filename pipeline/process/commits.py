@@ -70,7 +70,7 @@ class Commits:
         return stands
 
     def on_the_way(self, partition: int) -> bool:
-        """Whether a request for this partition is out, maybe an earlier assignment's; it may be granted yet."""
+        """Whether a request for this partition is out, be it of an earlier assignment: it may be granted."""
         return partition in self._on_the_way
 
     async def wait(self, asked: Mapping[int, asyncio.Future[bool]]) -> None:
