@@ -36,6 +36,7 @@ TRANSIENT_CODES: Final = {
     74: "cannot read from a file: disk or temporary directory",
     75: "cannot write to a file: disk or temporary directory",
     76: "cannot open a file: temporary directory missing or read-only",
+    107: "a file is gone: the temporary directory was moved or emptied under an insert",
     159: "timeout exceeded; the insert may have succeeded, the token tells",
     164: "read-only mode",
     198: "DNS error",

@@ -20,6 +20,7 @@ from pipeline.sink import retry
 from pipeline.sink.retry import Failure, Stopping, classify, persist
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.incarnations import resolve
+from tests.conftest import embedded_only
 from tests.integration.worker_world import column, count, event, load_reference, record, rules_of
 
 TABLES = ("events", "rejections", "duplicates", "quarantine", "case_events")
@@ -240,3 +241,13 @@ def test_a_new_log_is_a_new_and_larger_incarnation(
     # the same records again are new positions: stored again, and one event to everything that counts ids
     Sink(clickhouse, "t").write(block(rules), **{**PLACE, "inc": second})
     assert count(clickhouse, "events") == [4]
+
+
+@embedded_only
+def test_an_insert_whose_file_went_away_is_sent_again(clickhouse: Client, tmp_path: Path) -> None:
+    """The driver writes an insert to a file and the engine opens it: moved in between, the process ended."""
+    clickhouse.command("CREATE TABLE t (n UInt8) ENGINE = Memory")
+    with pytest.raises(DatabaseError) as caught:
+        clickhouse.command(f"INSERT INTO t FROM INFILE '{tmp_path}/gone.raw' FORMAT Arrow")
+    assert "FILE_DOESNT_EXIST" in str(caught.value)
+    assert classify(caught.value) is Failure.TRANSIENT
