@@ -137,7 +137,7 @@ class Worker:
         self._budget = Budget(settings.worker_buffer_bytes)
         self._rounds: set[asyncio.Task[None]] = set()
         self._on_the_way: set[int] = set()  # partitions whose block a round holds, revoked ones included
-        self._beside: set[asyncio.Task[None]] = set()  # recoveries, and what waits for a commit
+        self._beside: set[asyncio.Task[None]] = set()  # recoveries, and what is read again
         self._wake = asyncio.Event()
         self._failed = asyncio.Event()
         self._settled = asyncio.Event()
