@@ -5,8 +5,9 @@ GridpipeError
 │   └── UnavailableError  a service does not answer (CLI exit 3, HTTP 503)
 ├── PermanentError        the input is at fault; quarantine or refuse it
 │   └── ContractError     a frame, file or request breaks its schema
-├── WorkerFailedError     end the process: it starts again from the last commit
 └── ConfigurationError    refuse to start (CLI exit 2); carries one line per problem
+
+WorkerFailedError         no GridpipeError: a crash (exit 1), after which the process is started again
 """
 
 from __future__ import annotations
@@ -45,5 +46,8 @@ class ConfigurationError(GridpipeError):
         super().__init__("\n".join(self.problems))
 
 
-class WorkerFailedError(GridpipeError):
-    """The worker cannot go on without risking data; the process must end and be started again."""
+class WorkerFailedError(Exception):
+    """The worker cannot go on without risking data; the process must end and be started again.
+
+    Not one of the errors above, which end a process for good: their exit code says that a start cannot help.
+    """

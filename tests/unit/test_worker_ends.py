@@ -1,0 +1,66 @@
+"""How a process ends whose worker cannot go on: as a crash, which is started again, not as a refusal."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import pytest
+
+from pipeline.errors import UnavailableError, WorkerFailedError
+from pipeline.runtime import store
+from pipeline.settings import Settings
+
+
+class _EndedError(Exception):
+    pass
+
+
+def _close(listener: socket.socket | None) -> None:
+    if listener is not None:
+        listener.close()
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **named: Any) -> NoReturn:
+        _close(named["listener"])
+        raise WorkerFailedError("partitions [1] do not move though nothing holds them up")
+
+    def end(code: int) -> NoReturn:
+        raise _EndedError(code)
+
+    monkeypatch.setattr(store, "run_store", fail)
+    monkeypatch.setattr(store, "_end", end)
+
+
+@pytest.mark.usefixtures("failing")
+def test_a_worker_alone_ends_with_1(tmp_path: Path) -> None:
+    with pytest.raises(_EndedError) as ended:
+        store.run_alone(Settings(data_dir=tmp_path), bootstrap="127.0.0.1:1", listener=None)
+    assert ended.value.args == (1,)
+
+
+@pytest.mark.usefixtures("failing")
+def test_the_supervisor_hears_of_a_crash_and_of_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(store, "report_problem", lambda *given: told.append(given) or 2)
+    with socket.socket() as listener:
+        details = {"bootstrap": "127.0.0.1:1", "fd": listener.detach(), "token": "t"}
+        order: Any = SimpleNamespace(settings=Settings(data_dir=tmp_path), details=details)
+        assert store._run(order) == 1
+    assert told == []
+
+    def refuse(*_: Any, **named: Any) -> NoReturn:
+        _close(named["listener"])
+        raise UnavailableError("no broker")
+
+    monkeypatch.setattr(store, "run_store", refuse)
+    with socket.socket() as listener:
+        order.details["fd"] = listener.detach()
+        assert store._run(order) == 2, "what cannot be mended by a start is told"
+    assert len(told) == 1
