@@ -136,6 +136,12 @@ class Town:
         if task.exception() is None:
             task.result()
 
+    async def worker_that_fails(self) -> None:
+        """Start a worker and wait for its end as one that cannot go on."""
+        async with self.worker() as task:
+            await asyncio.wait([task], timeout=PATIENCE_SECONDS)
+            assert isinstance(task.exception(), WorkerFailedError)
+
     def committed(self) -> list[int]:
         asked = ConsumerGroupTopicPartitions(
             self.settings.consumer_group,
@@ -224,14 +230,12 @@ async def test_a_crash_between_insert_and_commit_loses_and_doubles_nothing(
         *[record(0, event(number)) for number in range(9)],
     )
 
-    async def crash(*_: Any) -> set[int]:
+    async def crash(*_: Any) -> None:
         raise RuntimeError("killed before the commit")
 
     with monkeypatch.context() as patch:
         patch.setattr(Membership, "commit", crash)
-        async with town.worker() as task:
-            await asyncio.wait([task], timeout=PATIENCE_SECONDS)
-            assert isinstance(task.exception(), WorkerFailedError)
+        await town.worker_that_fails()
     stored = count(town.client, *OUTCOME_TABLES)
     assert sum(stored) > 0, "something was stored before the crash"
     async with town.worker():
@@ -259,9 +263,7 @@ async def test_what_failed_is_never_committed(town: Town, monkeypatch: pytest.Mo
     monkeypatch.setattr(Sink, "_send", fail_twice)
     town.send(*[record(0, event(number)) for number in range(10)], partition=0)
     for failed in (1, 2):
-        async with town.worker() as task:
-            await asyncio.wait([task], timeout=PATIENCE_SECONDS)
-            assert isinstance(task.exception(), WorkerFailedError)
+        await town.worker_that_fails()
         assert len(calls) == failed
         assert town.committed()[0] <= 0, "committed what is not stored"
     async with town.worker():
@@ -285,9 +287,7 @@ async def test_a_crash_in_the_middle_of_the_inserts_is_completed(
 
     with monkeypatch.context() as patch:
         patch.setattr(Sink, "_send", crash)
-        async with town.worker() as task:
-            await asyncio.wait([task], timeout=PATIENCE_SECONDS)
-            assert isinstance(task.exception(), WorkerFailedError)
+        await town.worker_that_fails()
     async with town.worker():
         await town.until(lambda: sum(town.committed()) == town.sent)
     town.assert_every_position_once()
@@ -313,9 +313,7 @@ async def test_a_block_that_was_begun_is_finished_by_its_own_rules(
 
     with monkeypatch.context() as patch:
         patch.setattr(Sink, "_send", crash)
-        async with town.worker() as task:
-            await asyncio.wait([task], timeout=PATIENCE_SECONDS)
-            assert isinstance(task.exception(), WorkerFailedError)
+        await town.worker_that_fails()
     begun = column(town.client, "SELECT event_id FROM events")
     assert begun
     assert count(town.client, "rejections") == [0]
