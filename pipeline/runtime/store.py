@@ -26,6 +26,7 @@ from pipeline.runtime.access import guard_metrics
 from pipeline.runtime.broker import wait_for_topic
 from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.process import EXIT_FAILED, Order, receive_order, report_problem
+from pipeline.runtime.protocol import bounded_to
 from pipeline.runtime.valve import obey
 from pipeline.runtime.watchdog import watch_loop
 from pipeline.settings import Settings
@@ -89,8 +90,12 @@ def run_store(
     board = StatusBoard(Status(catalogue=catalogues.digest, revision=after or ""))
     bridge: Bridge | None = None
     if listener is not None:
-        routes = guarded(settings, control_routes(board)) if token is None else control_routes(board)
-        bridge = Bridge(engine, token, listener=listener, extra_routes=routes).start()
+        routes = control_routes(board)
+        if token is None:  # whoever reaches the listener
+            routes, protocol = guarded(settings, routes), bounded_to(settings.max_connections)
+        else:
+            protocol = None
+        bridge = Bridge(engine, token, listener=listener, extra_routes=routes, protocol=protocol).start()
         log.info("bridge_listens", url=bridge.url)
     importing.join()
     wait_for_topic(bootstrap, settings.topic, seconds=_TOPIC_SECONDS, access=librdkafka_options(settings))

@@ -67,6 +67,7 @@ class Bridge:
     None, only without an engine: anybody who reaches the listener.
     listener : a bound loopback socket; unset: a free port.
     extra_routes : further routes behind the same token, for what else the owning process answers.
+    protocol : HTTP on the wire; unset: uvicorn's own, whose heads have no bounds (statements stand in them).
 
     Source: design 6 (one process owns the engine, gateway and api are the same client in both shapes).
     """
@@ -79,6 +80,7 @@ class Bridge:
         listener: socket.socket | None = None,
         extra_routes: Sequence[BaseRoute] = (),
         handles: int = HANDLES,
+        protocol: type[asyncio.Protocol] | None = None,
     ) -> None:
         if engine is not None and token is None:
             raise ValueError("an engine is served behind a token only")
@@ -95,7 +97,7 @@ class Bridge:
         app = Starlette(routes=routes)
         config = uvicorn.Config(
             app if token is None else _Guard(app, token),
-            http="httptools",
+            http=protocol or "httptools",
             ws="none",
             lifespan="off",
             log_config=None,

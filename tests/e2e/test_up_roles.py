@@ -149,6 +149,10 @@ def test_gateway_worker_and_api_run_apart_on_servers(site: Site) -> None:
             assert time.monotonic() < deadline, page
             time.sleep(0.1)
         assert "gridpipe_gateway_events_total" in httpx.get(f"http://{gateway_admin}/metrics").text
+        # A worker's listener is on the wire as the gateway's is.
+        for admin in (worker_admin, gateway_admin):
+            refused = httpx.get(f"http://{admin}/metrics", headers={"X-A": "a" * 20_000})
+            assert (refused.status_code, refused.json()["code"]) == (431, "head_too_large")
         assert httpx.get(f"http://{gateway_at}/metrics").status_code == 404
         assert httpx.post(f"http://{api_at}/v1/events", json=event).status_code in {404, 405}
     finally:
