@@ -14,14 +14,15 @@ from typing import Any, Final
 #: Over how long rates are taken, and delays, which need more events to mean something. Seconds.
 RATE_SECONDS: Final = 5.0
 DELAY_SECONDS: Final = 60.0
-#: Nothing has moved for so long although something waits: stuck. A block takes well under a second.
+#: A partition that has not moved for so long although something waits is stuck. A block takes well under a
+#: second.
 STUCK_SECONDS: Final = 10.0
 
 STAGES: Final = ("decode", "deduplicate", "look_up", "admit", "drop_resends", "enrich")
 
 _WANTED: Final = re.compile(
     rb"^gridpipe_(events_total|gateway_events_total|gateway_in_flight_bytes|consumer_lag_records"
-    rb"|consumer_lag_seconds|stage_seconds_sum|stage_seconds_count|insert_seconds_sum|insert_seconds_count"
+    rb"|consumer_lag_seconds|committed_offset|partition_braked|stage_seconds_sum|stage_seconds_count|insert_seconds_sum|insert_seconds_count"
     rb"|insert_retries_total|ingest_delay_seconds_bucket|life_safety_rejections_total)"
     rb'(?:\{\w+="([^"]*)"\})? (\S+)$',
     re.MULTILINE,
@@ -60,7 +61,7 @@ class Figures:
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque()
-        self._moved_at = float("-inf")  # when the worker last finished something, or had nothing to do
+        self._moved_at: dict[str, float] = {}  # when a partition last went on, or had nothing to do
         self._answered_at = float("-inf")  # the same of the gateway
 
     def add(self, sample: Sample) -> None:
@@ -68,10 +69,19 @@ class Figures:
         last = self._samples[-1] if self._samples else None
         if last is not None and _restarted(last, sample):
             self._samples.clear()
+            self._moved_at.clear()
             last = None
-        finished = last is None or sample.total("events_total") > last.total("events_total")
-        if finished or sample.total("consumer_lag_records") == 0:
-            self._moved_at = sample.at
+        # each for itself: eleven that go on would hide the one that does not
+        offsets = sample.families.get("committed_offset", {})
+        self._moved_at = {
+            partition: self._moved_at[partition]
+            if records
+            and partition in self._moved_at
+            and last is not None
+            and offsets.get(partition) == last.families.get("committed_offset", {}).get(partition)
+            else sample.at
+            for partition, records in sample.families.get("consumer_lag_records", {}).items()
+        }
         answered = last is None or sample.total("gateway_events_total") > last.total("gateway_events_total")
         if answered or sample.value("gateway_in_flight_bytes") == 0:
             self._answered_at = sample.at
@@ -92,6 +102,7 @@ class Figures:
             outcome: self._rate("events_total", outcome)
             for outcome in ("admitted", "rejected", "recorded", "duplicate", "quarantined")
         }
+        stuck = self._stuck(now)
         return {
             "worker": now.worker,
             "events_per_second": sum(per_second.values()) if now.worker else None,
@@ -108,7 +119,8 @@ class Figures:
                 "topic": {
                     "lag_records": int(now.total("consumer_lag_records")),
                     "lag_seconds": max(now.families.get("consumer_lag_seconds", {}).values(), default=0.0),
-                    "stuck": now.at - self._moved_at > STUCK_SECONDS,
+                    "stuck": bool(stuck),
+                    "stuck_partitions": stuck,
                 },
                 "outcomes_per_second": per_second,
                 "stages": {stage: _mean(before, now, "stage_seconds", stage) for stage in STAGES},
@@ -120,6 +132,12 @@ class Figures:
                 "life_safety": int(now.total("life_safety_rejections_total")),
             },
         }
+
+    def _stuck(self, now: Sample) -> list[int]:
+        """Partitions in which something waits and nothing moves, and those that were stopped."""
+        still = {at for at, moved in self._moved_at.items() if now.at - moved > STUCK_SECONDS}
+        braked = {at for at, value in now.families.get("partition_braked", {}).items() if value}
+        return sorted(map(int, still | braked))
 
     def _since(self, seconds: float) -> Sample:
         """The newest sample that is at least `seconds` old, or the oldest there is."""

@@ -25,13 +25,17 @@ def described(*samples: Sample) -> dict[str, Any]:
 def test_families_are_read_from_what_the_registry_really_writes() -> None:
     metrics.events.labels("recorded").inc(3)
     metrics.consumer_lag_records.labels("7").set(11)
+    metrics.committed_offset.labels("7").set(40)
+    metrics.partition_braked.labels("7").set(1)
     metrics.ingest_delay_seconds.observe(0.2)
     found = read_families(generate_latest(metrics.REGISTRY))
     assert found["events_total"]["recorded"] >= 3
     assert found["consumer_lag_records"]["7"] == 11
+    assert (found["committed_offset"]["7"], found["partition_braked"]["7"]) == (40, 1)
     assert found["ingest_delay_seconds_bucket"]["0.25"] >= 1
     assert found["gateway_in_flight_bytes"][""] == 0
-    metrics.consumer_lag_records.remove("7")
+    for gauge in (metrics.consumer_lag_records, metrics.committed_offset, metrics.partition_braked):
+        gauge.remove("7")
 
 
 def test_rates_are_taken_over_five_seconds() -> None:
@@ -73,17 +77,34 @@ def test_a_quantile_above_the_last_bound_is_unknown_and_zeros_below_are_skipped(
     assert quantile([(1.0, 1.0), (float("inf"), 10.0)], 0.99) is None
 
 
-@pytest.mark.parametrize(("seconds", "stuck"), [(STUCK_SECONDS - 1, False), (STUCK_SECONDS + 1, True)])
-def test_the_topic_is_stuck_when_records_wait_and_none_is_finished(seconds: float, stuck: bool) -> None:
-    waiting = {"consumer_lag_records": {"0": 4.0}, "events_total": {"admitted": 9.0}}
-    said = described(sample(0, **waiting), *(sample(at, **waiting) for at in range(1, int(seconds) + 1)))
-    assert said["flow"]["topic"]["stuck"] is stuck
-    moving = {"consumer_lag_records": {"0": 4.0}, "events_total": {"admitted": 10.0}}
+@pytest.mark.parametrize(("seconds", "stuck"), [(STUCK_SECONDS - 1, []), (STUCK_SECONDS + 1, [3])])
+def test_a_partition_is_stuck_that_does_not_move_while_others_do(seconds: float, stuck: list[int]) -> None:
+    def at(instant: float, third: float = 20.0, waiting: float = 4.0) -> Sample:
+        return sample(
+            instant,
+            consumer_lag_records={"0": 4.0, "3": waiting, "11": 0.0},
+            committed_offset={"0": 100.0 + instant, "3": third, "11": 7.0},
+            events_total={"admitted": 9.0 + instant},
+        )
+
     figures = Figures()
-    for at in range(int(seconds)):
-        figures.add(sample(at, **waiting))
-    figures.add(sample(seconds, **moving))
+    for instant in range(int(seconds) + 1):
+        figures.add(at(instant))
+    topic = figures.describe()["flow"]["topic"]
+    assert (topic["stuck"], topic["stuck_partitions"]) == (bool(stuck), stuck)
+    figures.add(at(seconds + 1, third=21.0))
     assert figures.describe()["flow"]["topic"]["stuck"] is False
+    for instant in range(int(STUCK_SECONDS) + 3):
+        figures.add(at(seconds + 2 + instant, third=21.0, waiting=0.0))
+    assert figures.describe()["flow"]["topic"]["stuck"] is False, "it has nothing to do"
+
+
+def test_a_partition_that_was_stopped_is_stuck_at_once_and_no_longer_when_it_went_elsewhere() -> None:
+    figures = Figures()
+    figures.add(sample(0, consumer_lag_records={"0": 0.0, "1": 0.0}, partition_braked={"0": 0.0, "1": 1.0}))
+    assert figures.describe()["flow"]["topic"]["stuck_partitions"] == [1]
+    figures.add(sample(1, consumer_lag_records={"0": 0.0}, partition_braked={"0": 0.0}))
+    assert figures.describe()["flow"]["topic"]["stuck_partitions"] == []
 
 
 def test_the_gateway_is_stuck_when_requests_wait_and_none_is_answered() -> None:
