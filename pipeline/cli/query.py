@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -41,6 +42,14 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Offline = Callable[["Reader", "Client"], dict[str, Any] | None]
 
 
+@dataclass(frozen=True)
+class _Personal:
+    """A read of personal data, as its line in the audit log names it."""
+
+    call: str
+    subject: str
+
+
 def register(app: typer.Typer) -> None:
     app.command("explain")(explain)
     app.command("case")(case)
@@ -59,25 +68,21 @@ def explain(
     """Where an event is and why: outcome, every rule with its result, enrichment, stored position."""
 
     def offline(reader: Reader, client: Client) -> dict[str, Any] | None:
-        from pipeline.read.explain import PastRetentionError
         from pipeline.read.explain import explain as read
 
         retention = timedelta(days=reader.settings.event_retention_days)
-        try:
-            return read(
-                client,
-                source,
-                event_id,
-                catalogues=reader.catalogues,
-                now=reader.clock(),
-                retention=retention,
-            )
-        except PastRetentionError:
-            print_error(f"{source}/{event_id} is past its {retention.days} days of retention")
-            raise typer.Exit(EXIT_SOME_REFUSED) from None
+        return read(
+            client,
+            source,
+            event_id,
+            catalogues=reader.catalogues,
+            now=reader.clock(),
+            retention=retention,
+        )
 
     path = f"/v1/events/{quote(source, safe='')}/{quote(event_id, safe='')}"
-    found = _ask(path, {}, offline, url=url, data_dir=data_dir, key=key, patient=True)
+    personal = _Personal("explain", f"{source}/{event_id}")
+    found = _ask(path, {}, offline, personal, url=url, data_dir=data_dir, key=key, patient=True)
     if json:
         print_json(found)
         return
@@ -101,7 +106,8 @@ def case(
 
         return read(client, case_id)
 
-    found = _ask(f"/v1/cases/{quote(case_id, safe='')}", {}, offline, url=url, data_dir=data_dir, key=key)
+    path, personal = f"/v1/cases/{quote(case_id, safe='')}", _Personal("case", case_id)
+    found = _ask(path, {}, offline, personal, url=url, data_dir=data_dir, key=key)
     if json:
         print_json(found)
         return
@@ -141,7 +147,7 @@ def kpi(
         asked = kpi_parameters(parameters, now=reader.clock())
         return read(client, names=KpiNames(reader.areas, reader.catalogues, client), **asked)
 
-    found = _ask("/v1/kpi", parameters, offline, url=url, data_dir=data_dir, key=key)
+    found = _ask("/v1/kpi", parameters, offline, None, url=url, data_dir=data_dir, key=key)
     if json:
         print_json(found)
         return
@@ -155,6 +161,7 @@ def _ask(
     path: str,
     parameters: dict[str, str],
     offline: _Offline,
+    personal: _Personal | None,
     *,
     url: str | None,
     data_dir: Path | None,
@@ -163,6 +170,7 @@ def _ask(
 ) -> dict[str, Any]:
     """The answer of the running service, else, unless a service was named, of the data directory.
 
+    personal : for the audit log, where the answer is about one report or case; a service audits by itself;
     patient : ask again while the answer is 404, for 5 s.
     Raises UnavailableError (exit 3) when nothing answers; ends with exit 1 when there is nothing, 2 on a bad
     parameter.
@@ -193,7 +201,7 @@ def _ask(
     except httpx.ConnectError:
         if url is not None:
             raise UnavailableError(f"no service at {url}; start one with `gridpipe up`") from None
-        return _from_data_dir(offline, data_dir)
+        return _from_data_dir(offline, personal, data_dir)
     except httpx.HTTPError as error:
         raise UnavailableError(f"{address} does not answer as it should: {type(error).__name__}") from error
     return _body(answer.status_code, answer.content, address)
@@ -228,8 +236,9 @@ def _body(status: int, content: bytes, address: str) -> dict[str, Any]:
     raise typer.Exit(EXIT_SOME_REFUSED if status in {404, 410} else EXIT_USAGE)
 
 
-def _from_data_dir(offline: _Offline, data_dir: Path | None) -> dict[str, Any]:
+def _from_data_dir(offline: _Offline, personal: _Personal | None, data_dir: Path | None) -> dict[str, Any]:
     """Open the store that the settings name; a directory without data is not created."""
+    from pipeline.read.explain import PastRetentionError
     from pipeline.read.reader import Reader
     from pipeline.rules.catalogue import load_catalogues
     from pipeline.settings import load_settings
@@ -243,11 +252,32 @@ def _from_data_dir(offline: _Offline, data_dir: Path | None) -> dict[str, Any]:
     reader = Reader(
         lambda: connect(settings), catalogues=load_catalogues(settings.catalogue_dir), settings=settings
     )
+    found, status, why = None, 404, "nothing is written under this id"
     try:
         found = reader.run_here(lambda client: offline(reader, client))
+    except PastRetentionError:
+        status, why = 410, f"this is past its {settings.event_retention_days} days of retention"
     finally:
         reader.close()
+    if personal is not None:
+        _audit(settings, personal, status if found is None else 200)
     if found is None:
-        print_error("nothing is written under this id")
+        print_error(why)
         raise typer.Exit(EXIT_SOME_REFUSED)
     return found
+
+
+def _audit(settings: Settings, personal: _Personal, status: int) -> None:
+    """The line that the service writes for the same read. Raises UnavailableError where it cannot be written:
+    nothing is shown then."""
+    from pipeline.audit import AuditLog, operator
+
+    audit = AuditLog(settings.audit_dir, keep_days=settings.audit_keep_days)
+    try:
+        audit.record(who=operator(), call=personal.call, subject=personal.subject, status=status)
+    except OSError as error:
+        raise UnavailableError(
+            f"reads cannot be recorded in {settings.audit_dir}: {error.strerror}; nothing is shown without"
+        ) from error
+    finally:
+        audit.close()

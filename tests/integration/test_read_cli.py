@@ -20,6 +20,7 @@ from rich.console import Console
 from starlette.applications import Starlette
 from typer.testing import CliRunner
 
+from pipeline.audit import operator
 from pipeline.cli import query
 from pipeline.cli.tables import duration, kpi_table, percent
 from pipeline.errors import ContractError, UnavailableError
@@ -119,6 +120,54 @@ def test_nothing_to_ask_is_unreachable(
     nowhere = run(app, "kpi", "--data-dir", str(tmp_path / "empty"))[2]
     assert isinstance(nowhere, UnavailableError)
     assert not (tmp_path / "empty").exists()
+
+
+@pytest.fixture
+def offline(url: str, engine_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data directory with the block of `url`, which no service answers for."""
+    assert url
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(query, "DEFAULT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+    monkeypatch.setenv("GRIDPIPE_EVENT_RETENTION_DAYS", "3650")
+    monkeypatch.setattr("pipeline.store.client.connect", lambda _: new_client(engine_path, DATABASE))
+    (tmp_path / "clickhouse").mkdir()
+    return tmp_path
+
+
+def audited(directory: Path) -> list[tuple[Any, ...]]:
+    text = "".join(path.read_text() for path in sorted((directory / "audit").glob("*.jsonl")))
+    found = [json.loads(line) for line in text.splitlines()]
+    return [(line["who"], line["call"], line["subject"], line["status"]) for line in found]
+
+
+def test_a_read_without_a_service_leaves_a_line_too(
+    app: typer.Typer, offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = ("--data-dir", str(offline))
+    assert as_json(app, "explain", "handset", "e1", *place)["outcome"] == "admitted"
+    assert as_json(app, "case", "c1", *place)["state"] == "SIGNED"
+    assert run(app, "case", "none", *place)[0] == 1
+    assert as_json(app, "kpi", *WINDOW, *place)["rows"]  # figures, no person
+    monkeypatch.setenv("GRIDPIPE_EVENT_RETENTION_DAYS", "7")
+    assert run(app, "explain", "handset", "e1", *place)[0] == 1
+    who = operator()
+    assert audited(offline) == [
+        (who, "explain", "handset/e1", 200),
+        (who, "case", "c1", 200),
+        (who, "case", "none", 404),
+        (who, "explain", "handset/e1", 410),
+    ]
+    assert (offline / "audit").stat().st_mode & 0o077 == 0
+
+
+def test_without_a_line_nothing_is_shown(app: typer.Typer, offline: Path) -> None:
+    (offline / "audit").write_text("a file where the directory should be")
+    for words in (("explain", "handset", "e1"), ("case", "c1")):
+        for form in ((), ("--json",)):
+            _, text, error = run(app, *words, *form, "--data-dir", str(offline))
+            assert (type(error), text) == (UnavailableError, "")  # exit 3, as for the service's 503
+            assert "cannot be recorded" in str(error)
+    assert as_json(app, "kpi", *WINDOW, "--data-dir", str(offline))["rows"]
 
 
 class _Answer:
