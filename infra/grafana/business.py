@@ -5,7 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from infra.grafana.kpi import BY, COUNTS, PERCENTILES, RATES, cohort
-from infra.grafana.panels import Panel, lines, page, sql_bars, sql_figures, sql_table
+from infra.grafana.panels import Panel, lines, page, per_district, sql_bars, sql_figures, sql_table
 
 _UNITS = {
     "percentunit": list(RATES.values()),
@@ -37,13 +37,13 @@ def business() -> Dashboard:
             sql_figures("响应与办结时间 Response and resolution time", cohort("city", PERCENTILES), _UNITS),
             lines(
                 "办结率走势 Closure rate",
-                {"{{district}}": "gridpipe_closure_ratio"},
+                {"{{district}}": per_district("closure_ratio")},
                 unit="percentunit",
                 description="近 30 天口径 The 30-day cohort, as of each moment",
             ),
             lines(
                 "响应时间 p90 Response time p90",
-                {"{{district}}": 'gridpipe_response_seconds{quantile="0.9"}'},
+                {"{{district}}": per_district('response_seconds{quantile="0.9"}')},
                 unit="s",
             ),
         ]

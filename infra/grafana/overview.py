@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from infra.grafana.panels import figure, lines, page
+from infra.grafana.panels import figure, lines, page, per_district
 
 _GOOD_RATE = ((None, "red"), (0.8, "orange"), (0.9, "green"))
 _ZERO = ((None, "green"), (1, "red"))
@@ -37,7 +37,7 @@ def overview() -> Dashboard:
                     steps=((None, "green"), (5, "red")),
                 ),
                 figure(
-                    "涉及生命安全的拒收（1 小时） Life-safety rejections, 1 h",
+                    "涉及生命安全的不予受理（1 小时） Life-safety rejections, 1 h",
                     "sum(increase(gridpipe_life_safety_rejections_total[1h]))",
                     steps=_ZERO,
                 ),
@@ -53,22 +53,26 @@ def overview() -> Dashboard:
                     unit="percentunit",
                     steps=_GOOD_RATE,
                 ),
-                figure("未办结 Open", "sum(gridpipe_open_cases)"),
-                figure("超期 Overdue", "sum(gridpipe_overdue_cases)"),
-                figure("响应超时 Response limit breached", "sum(gridpipe_response_breached_cases)"),
+                figure("未办结 Open", f"sum({per_district('open_cases')})"),
+                figure("超期 Overdue", f"sum({per_district('overdue_cases')})"),
+                figure("响应超时 Response limit breached", f"sum({per_district('response_breached_cases')})"),
                 figure(
                     "指标时刻 Figures as of",
-                    "gridpipe_business_as_of_timestamp_seconds * 1000",
+                    "min(gridpipe_business_as_of_timestamp_seconds) * 1000",
                     unit="dateTimeAsIso",
                 ),
             ],
             "业务 Work": [
-                lines("办结率 Closure rate", {"{{district}}": "gridpipe_closure_ratio"}, unit="percentunit"),
                 lines(
-                    "响应率 Response rate", {"{{district}}": "gridpipe_response_ratio"}, unit="percentunit"
+                    "办结率 Closure rate", {"{{district}}": per_district("closure_ratio")}, unit="percentunit"
                 ),
-                lines("未办结 Open cases", {"{{district}}": "gridpipe_open_cases"}),
-                lines("超期 Overdue cases", {"{{district}}": "gridpipe_overdue_cases"}),
+                lines(
+                    "响应率 Response rate",
+                    {"{{district}}": per_district("response_ratio")},
+                    unit="percentunit",
+                ),
+                lines("未办结 Open cases", {"{{district}}": per_district("open_cases")}),
+                lines("超期 Overdue cases", {"{{district}}": per_district("overdue_cases")}),
             ],
             "流入 Intake": [
                 lines("来源 By source", {"{{source}}": "source:gridpipe_events_received:rate1m"}, unit="ops"),

@@ -53,6 +53,11 @@ def _expressions(panel: Any, expressions: Mapping[str, str], *, instant: bool = 
     return panel.datasource(PROMETHEUS)
 
 
+def per_district(figure: str) -> str:
+    """A business figure, once: every api exports all of them, and a sum would add those up too."""
+    return f"max by (district) (gridpipe_{figure})"
+
+
 def lines(
     title: str,
     expressions: Mapping[str, str],

