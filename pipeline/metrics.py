@@ -66,6 +66,11 @@ process_up = Gauge(
 http_memory_bytes = Gauge(
     "gridpipe_http_memory_bytes", "Resident memory of the HTTP process.", registry=REGISTRY
 )
+http_loop_late_seconds = Gauge(
+    "gridpipe_http_loop_late_seconds",
+    "By how much the HTTP process's event loop came late at most within the last minute.",
+    registry=REGISTRY,
+)
 http_machine_memory_free_ratio = Gauge(
     "gridpipe_http_machine_memory_free_ratio",
     "Share of the memory of the HTTP process's machine that is available.",
@@ -97,6 +102,11 @@ canary_last_seen_timestamp_seconds = Gauge(
 worker_memory_bytes = Gauge(
     "gridpipe_worker_memory_bytes",
     "Resident memory of the worker's process, the embedded ClickHouse included.",
+    registry=REGISTRY,
+)
+worker_loop_late_seconds = Gauge(
+    "gridpipe_worker_loop_late_seconds",
+    "By how much the worker's event loop came late at most within the last minute.",
     registry=REGISTRY,
 )
 worker_buffer_bytes = Gauge(
@@ -177,6 +187,11 @@ insert_seconds = Histogram(
 insert_retries = Counter(
     "gridpipe_insert_retries", "Inserts sent again after a passing error.", registry=REGISTRY
 )
+sink_blocked_seconds = Gauge(
+    "gridpipe_sink_blocked_seconds",
+    "How long the store has refused, or not answered, the call that is repeated longest; 0 when none is.",
+    registry=REGISTRY,
+)
 life_safety_rejections = Counter(
     "gridpipe_life_safety_rejections",
     "Rejected reports that may concern life and limb: a clerk must look at once.",
@@ -194,9 +209,19 @@ verifier_drift = Counter(
     "Cases whose stored state was not that of their stored events, each minute anew.",
     registry=REGISTRY,
 )
+verifier_double_ids = Counter(
+    "gridpipe_verifier_double_ids",
+    "Ids that stand twice within the redelivery window in the cases last written to, each minute anew.",
+    registry=REGISTRY,
+)
 verifier_backward = Counter("gridpipe_verifier_backward", "Commits that went backward.", registry=REGISTRY)
 dedup_entries = Gauge(
     "gridpipe_dedup_entries", "Ids and report contents held for deduplication.", ["level"], registry=REGISTRY
+)
+dedup_forgotten = Counter(
+    "gridpipe_dedup_forgotten",
+    "Ids dropped from memory inside the redelivery window: a copy of theirs would be taken for new.",
+    registry=REGISTRY,
 )
 reference_rows = Gauge(
     "gridpipe_reference_rows", "Rows of reference data loaded.", ["kind"], registry=REGISTRY

@@ -36,6 +36,7 @@ class Account:
     def __init__(self, known_sources: Callable[[], Collection[str]]) -> None:
         self._known_sources = known_sources
         self._last_hi: dict[int, int] = {}
+        self._forgotten = 0
         for outcome in _OUTCOMES:
             metrics.events.labels(outcome)
 
@@ -121,6 +122,9 @@ class Account:
     def buffered(self, size: int) -> None:
         metrics.worker_buffer_bytes.set(size)
 
+    def blocked(self, seconds: float) -> None:
+        metrics.sink_blocked_seconds.set(seconds)
+
     def forget(self, partition: int) -> None:
         """The partition belongs to somebody else now."""
         self._last_hi.pop(partition, None)
@@ -132,9 +136,12 @@ class Account:
         ):
             gauge.remove(str(partition))
 
-    def dedup(self, ids: int, anchors: int) -> None:
+    def dedup(self, ids: int, anchors: int, forgotten: int) -> None:
+        """What is held for deduplication. forgotten : ids dropped early, of the partitions that are ours."""
         metrics.dedup_entries.labels("L1").set(ids)
         metrics.dedup_entries.labels("L2").set(anchors)
+        metrics.dedup_forgotten.inc(max(forgotten - self._forgotten, 0))  # less: a partition was taken away
+        self._forgotten = forgotten
 
     def reasons(self, codes: Iterable[str]) -> None:
         """The reason codes of the catalogue in force."""

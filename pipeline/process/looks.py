@@ -89,7 +89,9 @@ class Looks:
             self._account.buffered(self._budget.used)
             states = [buffer.state for buffer in self._buffers.values() if buffer.state is not None]
             self._account.dedup(
-                sum(len(state.seen) for state in states), sum(len(state.anchors) for state in states)
+                sum(len(state.seen) for state in states),
+                sum(len(state.anchors) for state in states),
+                sum(state.seen.forgotten for state in states),
             )
 
     def _look_at(self, buffer: PartitionBuffer, now: float) -> None:
@@ -117,7 +119,9 @@ class Looks:
             now,
             excused=excused,
         )
-        refused = sorted(self._on_the_way) if refused_for() > _REFUSED_SECONDS else []
+        blocked = refused_for()
+        self._account.blocked(blocked)
+        refused = sorted(self._on_the_way) if blocked > _REFUSED_SECONDS else []
         self._standing.look(self._stall.suspected(still), refused)
         if stalled := self._stall.stalled(still):
             raise WorkerFailedError(f"partitions {stalled} do not move though nothing holds them up")

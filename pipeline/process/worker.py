@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -680,7 +681,8 @@ class Worker:
             self._cases.forget()
             refresh_cases(client, self._inc, extents)
 
-        await watch_drift(self._in_thread, self._inc, newest, fold_again)
+        window = timedelta(days=self._settings.dedup_window_days)
+        await watch_drift(self._in_thread, self._inc, newest, fold_again, window)
 
     async def _watch_topic(self) -> None:
         assert self._topic is not None

@@ -202,7 +202,9 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
     @contextlib.asynccontextmanager
     async def run(_: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            watching = asyncio.create_task(watch_loop(parts.settings.stall_seconds), name="watchdog")
+            watching = asyncio.create_task(
+                watch_loop(parts.settings.stall_seconds, metrics.http_loop_late_seconds.set), name="watchdog"
+            )
             stack.callback(watching.cancel)
             if parts.control is not None:
                 stack.push_async_callback(parts.control.close)

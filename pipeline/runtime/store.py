@@ -17,7 +17,7 @@ from clickhouse_connect.driver.client import Client
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 
-from pipeline import logs
+from pipeline import logs, metrics
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import GridpipeError
 from pipeline.ingest.keys import KeyStore
@@ -164,7 +164,7 @@ async def _work(
             awaits=awaits,
         )
 
-    watching = asyncio.create_task(watch_loop(settings.stall_seconds))
+    watching = asyncio.create_task(watch_loop(settings.stall_seconds, metrics.worker_loop_late_seconds.set))
     switch = WorkerSwitch(make)
     obeying = None if valve_fd is None else asyncio.create_task(obey(valve_fd, switch.orders))
     await switch.run(stop)

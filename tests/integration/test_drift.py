@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,16 +13,17 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline import metrics
 from pipeline.process import drift
-from pipeline.process.drift import drifted
+from pipeline.process.drift import drifted, stored_twice
 from pipeline.process.flow import Block, PartitionState, process_block
 from pipeline.settings import Settings
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
-from tests.integration.worker_world import event, load_reference, record, rules_of
+from tests.integration.worker_world import NOON, event, load_reference, record, rules_of
 
 T = TypeVar("T")
 
 ALL = Extent(0, 0, 9)
+WINDOW = timedelta(days=7)
 
 
 @pytest.fixture
@@ -83,10 +85,56 @@ async def test_cases_that_drifted_are_told_and_folded_again(
         refresh_cases(its, 5, extents)
         folded.set()
 
-    watch = asyncio.create_task(drift.watch_drift(in_thread, 5, lambda: [ALL], fold_again))
+    watch = asyncio.create_task(drift.watch_drift(in_thread, 5, lambda: [ALL], fold_again, WINDOW))
     await asyncio.wait_for(folded.wait(), 20)
     await asyncio.sleep(0.05)
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)
     assert metrics.verifier_drift._value.get() == told + 1, "once: the next looks found nothing"
     assert drifted(client, 5, [ALL]) == set()
+
+
+async def test_an_id_that_stands_twice_is_told_each_minute(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy names another village, so that it lies in another partition, which has never seen the id."""
+    monkeypatch.setattr(drift, "_EVERY_SECONDS", 0.01)
+    copy = event(1) | {"grid_code": "440703002001001"}
+    result = process_block(Block(1, [record(0, copy)]), PartitionState.empty(Settings()), rules_of(client))
+    elsewhere = Extent(1, 0, 0)
+    assert stored_twice(client, 5, [ALL], WINDOW) == set()
+    Sink(client, "t").write(result, inc=5, blocks=[elsewhere], rules="r")
+    refresh_cases(client, 5, [elsewhere])
+    for extent in (ALL, elsewhere):
+        assert stored_twice(client, 5, [extent], WINDOW) == {("handset", "e1")}
+    assert stored_twice(client, 5, [Extent(0, 3, 3)], WINDOW) == set(), "another case"
+    told, before = asyncio.Event(), metrics.verifier_double_ids._value.get()
+
+    async def in_thread(call: Callable[[Client], T]) -> T:
+        await asyncio.sleep(0)
+        found = call(client)
+        if found == {("handset", "e1")}:
+            told.set()
+        return found
+
+    def fold_again(*_: object) -> None:
+        raise AssertionError("no case has drifted")
+
+    watch = asyncio.create_task(drift.watch_drift(in_thread, 5, lambda: [ALL], fold_again, WINDOW))
+    await asyncio.wait_for(told.wait(), 20)
+    await asyncio.sleep(0.05)
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+    assert metrics.verifier_double_ids._value.get() > before
+
+
+@pytest.mark.parametrize(("days", "double"), [(6.9, True), (7.1, False)])
+def test_the_same_id_is_another_event_after_the_window(client: Client, days: float, double: bool) -> None:
+    later = NOON + timedelta(days=days, minutes=3)
+    again = [record(20, event(1), received=later), record(21, event(1), received=later + WINDOW * 2)]
+    # of a partition that has forgotten what it saw
+    result = process_block(Block(0, again[:1]), PartitionState.empty(Settings()), rules_of(client))
+    Sink(client, "t").write(result, inc=5, blocks=[Extent(0, 20, 20)], rules="r")
+    result = process_block(Block(0, again[1:]), PartitionState.empty(Settings()), rules_of(client))
+    Sink(client, "t").write(result, inc=5, blocks=[Extent(0, 21, 21)], rules="r")
+    assert stored_twice(client, 5, [ALL], WINDOW) == ({("handset", "e1")} if double else set())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -80,7 +81,7 @@ import asyncio, sys, time
 from pipeline.runtime.watchdog import watch_loop
 
 async def main():
-    watching = asyncio.create_task(watch_loop(float(sys.argv[1])))
+    watching = asyncio.create_task(watch_loop(float(sys.argv[1]), lambda _: None))
     await asyncio.sleep(1.5)
     print("goes on", flush=True)
     secret = "4403"
@@ -102,8 +103,30 @@ def test_a_loop_that_stands_still_ends_the_process(seconds: str, code: int) -> N
 
 
 async def test_the_timer_goes_with_the_watch() -> None:
-    watching = asyncio.create_task(watch_loop(0.5))
+    watching = asyncio.create_task(watch_loop(0.5, lambda _: None))
     await asyncio.sleep(0.05)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
     await asyncio.sleep(0.7)
+
+
+@pytest.mark.parametrize("seconds", [2.0, 0.0])
+async def test_how_late_the_loop_came_is_told_for_a_minute(seconds: float) -> None:
+    lates: list[float] = []
+    told = asyncio.Event()
+
+    def late(most: float) -> None:
+        lates.append(most)
+        if most >= 0.7:
+            told.set()
+
+    watching = asyncio.create_task(watch_loop(seconds, late))
+    await asyncio.sleep(0.05)
+    time.sleep(1.8)  # noqa: ASYNC251  # what a call that blocks does
+    await asyncio.wait_for(told.wait(), 5)
+    count = len(lates)
+    while len(lates) == count:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert lates[-1] >= 0.7, "the look after it, which was in time, tells it too"

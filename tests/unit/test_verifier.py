@@ -66,3 +66,11 @@ def test_partitions_are_looked_at_one_by_one_and_forgotten() -> None:
     account.forget(PARTITION)
     assert grown(account, (5, 9)) == [0, 0, 0], "somebody else had it in between"
     assert grown(account, (5, 9), partition=PARTITION + 1) == [0, 1, 0]
+
+
+def test_ids_that_were_dropped_early_are_counted_once() -> None:
+    account, before = Account(frozenset), metrics.dedup_forgotten._value.get()
+    for forgotten in (0, 5, 5, 2, 4):  # two partitions; the one that had dropped three goes, the other goes on
+        account.dedup(10, 3, forgotten)
+    assert metrics.dedup_forgotten._value.get() == before + 7
+    assert metrics.dedup_entries.labels("L1")._value.get() == 10

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import metrics
 from pipeline.errors import TransientError
 from pipeline.process import looks as module
 from pipeline.process.buffer import Budget, PartitionBuffer
@@ -61,6 +62,8 @@ async def test_a_store_that_takes_nothing_makes_its_partitions_not_ready(
     worker._looks._look_for_stalls()
     worker._looks._look_for_stalls()
     assert told == [dict.fromkeys([2, 4], "the store does not take its block")]
+    assert metrics.sink_blocked_seconds._value.get() == 11.0
     monkeypatch.setattr(module, "refused_for", lambda: 0.0)
     worker._looks._look_for_stalls()
     assert told[1:] == [{}]
+    assert metrics.sink_blocked_seconds._value.get() == 0.0
