@@ -18,7 +18,7 @@ import httpx
 SOURCE: Final = "handset"
 WORKER: Final = "w-0001"
 #: The first steps of a case's life; each is legal right after the one before it.
-STEPS: Final = ("REPORTED", "ACCEPTED", "DISPATCHED", "SIGNED", "HANDLING")
+STEPS: Final = ("REPORTED", "ACCEPTED", "DISPATCHED", "SIGNED", "HANDLING", "RESOLVED", "CLOSED")
 GRIDS: Final = tuple(f"440704001{village:03d}003" for village in range(1, 25))
 #: Of no reference data: a report from there is rejected. Its cases are told by how their ids begin.
 UNKNOWN_GRID: Final = "440704001099003"
@@ -170,7 +170,9 @@ class Load:
             found = []
             for _ in range(self.size):
                 if self._open and self._random.random() < 0.4:
-                    case, grid, step, at = self._open.pop(self._random.randrange(len(self._open)))
+                    # the furthest of a few, or hardly any case would ever be closed
+                    some = [self._random.randrange(len(self._open)) for _ in range(3)]
+                    case, grid, step, at = self._open.pop(max(some, key=lambda at: self._open[at][2]))
                 else:
                     self._number += 1
                     case, grid, step = f"{self.seed}{self.name}-{self._number}", self._random.choice(GRIDS), 0

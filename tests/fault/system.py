@@ -371,7 +371,7 @@ class System:
         started = time.monotonic()
         seconds *= share()
         while True:
-            verdict = judge(self.ledger, self.query, sources=self.sources, fold=False)
+            verdict = judge(self.ledger, self.client, sources=self.sources, fold=False)
             if verdict.lost == 0 and verdict.agg == 0 and self._settled():
                 return time.monotonic() - started
             assert time.monotonic() - started < seconds, f"not drained: {verdict}" + self.tails()
@@ -402,7 +402,7 @@ class System:
         return bool(before == self.query(f"SELECT sum(n) FROM ({each})"))
 
     def verdict(self) -> Verdict:
-        return judge(self.ledger, self.query, sources=self.sources)
+        return judge(self.ledger, self.client, sources=self.sources)
 
     def audited(self) -> tuple[Verdict, int]:
         """The verdict once copies are merged, and how many positions stood there twice before.
@@ -414,7 +414,7 @@ class System:
         first = self.verdict()
         if not first.twice:
             return first, 0
-        assert (first.lost, first.phantom, first.agg, first.quarantined) == (0, 0, 0, 0), first
+        assert not (first.lost or first.phantom or first.agg or first.kpi or first.quarantined), first
         assert first.dup <= first.twice, first
         for table in OUTCOME_TABLES:
             self.client.command(f"OPTIMIZE TABLE {table} FINAL")

@@ -30,7 +30,7 @@ from tests.e2e.service import Service
 from tests.fault.conftest import ROUNDS
 from tests.fault.load import Ledger, Load
 from tests.fault.system import Process, Store, System, share, system
-from tests.fault.verdict import in_database, judge
+from tests.fault.verdict import judge
 
 Report = dict[str, object]
 
@@ -192,7 +192,7 @@ def test_21_temporary_directory_gone(tmp_path: Path, report: Report, seed: int) 
         load.stop()
         same = service.children()["store"].pid == store
         client = connect(Settings(data_dir=tmp_path))
-        verdict = judge(ledger, in_database(client), sources=("local",), unknown_grids=True)
+        verdict = judge(ledger, client, sources=("local",), unknown_grids=True)
         client.close()
         refused = log.read_text().count("does not take the block")
         report |= {"refused": refused, "acked_meanwhile": meanwhile, "same_process": same, "verdict": verdict}
