@@ -170,7 +170,9 @@ async def test_dead_broker_gives_503_at_once_and_recovers_without_restart(world:
     assert response.json()["accepted"] == 1
 
 
-async def test_halted_broker_gives_503_after_the_timeout(live: Broker, tmp_path: Path) -> None:
+async def test_halted_broker_gives_503_after_the_timeout_and_202_once_it_goes_on(
+    live: Broker, tmp_path: Path
+) -> None:
     world = make_world(tmp_path, durability_timeout_seconds=1.0)
     world.connect(producer=KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=False))
     assert (await world.post(event(1))).status_code == 202
@@ -184,4 +186,10 @@ async def test_halted_broker_gives_503_after_the_timeout(live: Broker, tmp_path:
         assert time.monotonic() - started < 4
     finally:
         os.kill(live.process.pid, signal.SIGCONT)
+    deadline = time.monotonic() + 20
+    while (response := await world.post(event(2))).status_code != 202:
+        assert response.status_code == 503
+        assert time.monotonic() < deadline, "it does not go on by itself"
+        await asyncio.sleep(0.1)
+    assert response.json()["accepted"] == 1
     await world.gateway.close()
