@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from infra.grafana.names import AREAS, CATALOGUES
 from pipeline.read.kpi import CITIZEN_KINDS
-from pipeline.read.names import Areas
-from pipeline.rules.catalogue import load_catalogues
-from pipeline.settings import load_settings
 
 #: Column of the view → the name it is shown under.
 COUNTS: Final = {
@@ -43,15 +41,12 @@ BY: Final = {
     "matter": "事项 Matter",
 }
 
-_SETTINGS: Final = load_settings()
-_CATALOGUES: Final = load_catalogues(_SETTINGS.catalogue_dir)
-_AREAS: Final = Areas.load(_SETTINGS.catalogue_dir)
 _NAMES: Final[Mapping[str, Mapping[str, str]]] = {
-    "city": _AREAS.city,
-    "district": _AREAS.districts,
-    "town": _AREAS.towns,
-    "department": _CATALOGUES.department_names_zh,
-    "matter": _CATALOGUES.matter_names_zh,
+    "city": AREAS.city,
+    "district": AREAS.districts,
+    "town": AREAS.towns,
+    "department": CATALOGUES.department_names_zh,
+    "matter": CATALOGUES.matter_names_zh,
 }
 
 
@@ -65,7 +60,7 @@ def _texts(values: Sequence[str]) -> str:
 
 def cohort(by: str, columns: Mapping[str, str], *, where: str = "listed", order: str = "key") -> str:
     """A row per key with its name and these columns; window and instant are those of the dashboard."""
-    citizen = sorted(code for code, kind in _CATALOGUES.channel_kind.items() if kind in CITIZEN_KINDS)
+    citizen = sorted(code for code, kind in CATALOGUES.channel_kind.items() if kind in CITIZEN_KINDS)
     names = _NAMES[by]
     name = f"transform(key, {_texts(list(names))}, {_texts(list(names.values()))}, key)"
     shown = [f"{name} AS {_quoted(BY[by])}"] if by != "city" else []

@@ -24,7 +24,7 @@ def load() -> Dashboard:
                 ),
                 figure("入库 Stored/s", "sum(outcome:gridpipe_events:rate1m)", unit="ops", width=6),
                 figure(
-                    "拒绝 Refused/s",
+                    "拒收 Refused/s",
                     'sum(rate(gridpipe_gateway_events_total{answer="refused"}[1m]))',
                     unit="ops",
                     width=6,
@@ -46,7 +46,7 @@ def load() -> Dashboard:
                 ),
                 lines(
                     "应答 Answers by status",
-                    {"{{status}}": "sum by (status) (rate(gridpipe_http_requests_total[1m]))"},
+                    {"状态码 {{status}}": "sum by (status) (rate(gridpipe_http_requests_total[1m]))"},
                     unit="reqps",
                 ),
             ],
@@ -73,7 +73,10 @@ def load() -> Dashboard:
                 ),
                 lines(
                     "内存 Memory",
-                    {"http": "gridpipe_http_memory_bytes", "worker": "gridpipe_worker_memory_bytes"},
+                    {
+                        "网关与接口 http {{instance}}": "gridpipe_http_memory_bytes",
+                        "处理 worker {{instance}}": "gridpipe_worker_memory_bytes",
+                    },
                     unit="bytes",
                 ),
                 lines(

@@ -75,7 +75,11 @@ def overview() -> Dashboard:
                 lines("超期 Overdue cases", {"{{district}}": per_district("overdue_cases")}),
             ],
             "流入 Intake": [
-                lines("来源 By source", {"{{source}}": "source:gridpipe_events_received:rate1m"}, unit="ops"),
+                lines(
+                    "来源 By source",
+                    {"来源 {{source}}": "source:gridpipe_events_received:rate1m"},
+                    unit="ops",
+                ),
                 lines("结果 By outcome", {"{{outcome}}": "outcome:gridpipe_events:rate1m"}, unit="ops"),
                 lines(
                     "不予受理原因 Rejections by reason",

@@ -11,6 +11,8 @@ from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 
+from infra.grafana.names import shown
+
 PROMETHEUS: Final = models.DataSourceRef("prometheus", "gridpipe-prometheus")
 CLICKHOUSE: Final = models.DataSourceRef("grafana-clickhouse-datasource", "gridpipe-clickhouse")
 #: Unit → the fields of a SQL answer that have it, by the name they are shown under.
@@ -84,6 +86,9 @@ def lines(
         )
         style = common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.LINE)
         panel = panel.thresholds_style(style)
+    for legend in expressions:
+        for name, words in shown(legend).items():
+            panel = panel.override_by_name(name, [models.DynamicConfigValue("displayName", words)])
     found: timeseries.Panel = _expressions(panel, expressions)
     return found
 
@@ -119,11 +124,18 @@ def sql_figures(title: str, sql: str, units: Units, *, width: int = 24) -> stat.
     return panel
 
 
-def sql_table(title: str, sql: str, units: Units, *, width: int = 24, height: int = 9) -> table.Panel:
+def sql_table(
+    title: str, sql: str, units: Units, *, names: str = "", width: int = 24, height: int = 9
+) -> table.Panel:
+    """names : a column of table names, which are shown with their Chinese words."""
     panel = table.Panel().title(title).span(width).height(height).datasource(CLICKHOUSE)
     panel = panel.with_target(_Sql(sql)).filterable(True)
     for name, properties in _properties(units):
         panel = panel.override_by_name(name, properties)
+    if names:
+        words = {name: {"text": text} for name, text in shown("{{table}}").items()}
+        mapping = {"type": "value", "options": words}
+        panel = panel.override_by_name(names, [models.DynamicConfigValue("mappings", [mapping])])
     return panel
 
 

@@ -56,7 +56,7 @@ def sink() -> Dashboard:
                     width=6,
                 ),
                 figure(
-                    "worker 内存 Worker memory", "sum(gridpipe_worker_memory_bytes)", unit="bytes", width=6
+                    "处理进程内存 Worker memory", "sum(gridpipe_worker_memory_bytes)", unit="bytes", width=6
                 ),
             ],
             "表 Tables": [
@@ -64,12 +64,14 @@ def sink() -> Dashboard:
                     "各表 Tables",
                     " ".join(_PARTS.split()),
                     {"bytes": ["磁盘 Disk"], "locale": ["行 Rows"]},
+                    names="表 Table",
                     width=14,
                 ),
                 sql_table(
                     "分片最多的分区 Most parts",
                     " ".join(_PARTITIONS.split()),
                     {"locale": ["行 Rows"]},
+                    names="表 Table",
                     width=10,
                 ),
             ],

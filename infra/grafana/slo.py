@@ -6,7 +6,15 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from infra.grafana.panels import figure, lines, page
 
-_WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+_WINDOWS = {
+    "5m": "5 分钟",
+    "30m": "30 分钟",
+    "1h": "1 小时",
+    "2h": "2 小时",
+    "6h": "6 小时",
+    "1d": "1 天",
+    "3d": "3 天",
+}
 
 
 def _quantile(q: float, metric: str, by: str = "") -> str:
@@ -35,7 +43,10 @@ def slo() -> Dashboard:
                 ),
                 lines(
                     "迟到比例 Late share",
-                    {window: f"gridpipe:freshness_late:ratio_rate{window}" for window in _WINDOWS},
+                    {
+                        f"{words} {window}": f"gridpipe:freshness_late:ratio_rate{window}"
+                        for window, words in _WINDOWS.items()
+                    },
                     unit="percentunit",
                     limit=0.01,
                     width=16,
@@ -51,7 +62,7 @@ def slo() -> Dashboard:
                 ),
                 lines(
                     "探测事件延迟 Canary delay by partition",
-                    {"{{partition}}": "max by (partition) (gridpipe_canary_delay_seconds)"},
+                    {"分区 {{partition}}": "max by (partition) (gridpipe_canary_delay_seconds)"},
                     unit="s",
                     limit=5,
                 ),
@@ -59,11 +70,11 @@ def slo() -> Dashboard:
             "流 Flow": [
                 lines(
                     "积压 Lag by partition",
-                    {"{{partition}}": "max by (partition) (gridpipe_consumer_lag_records)"},
+                    {"分区 {{partition}}": "max by (partition) (gridpipe_consumer_lag_records)"},
                 ),
                 lines(
                     "最早未处理 Age of the oldest record",
-                    {"{{partition}}": "max by (partition) (gridpipe_consumer_lag_seconds)"},
+                    {"分区 {{partition}}": "max by (partition) (gridpipe_consumer_lag_seconds)"},
                     unit="s",
                 ),
                 lines(
@@ -85,7 +96,7 @@ def slo() -> Dashboard:
                 ),
                 lines(
                     "提交 Records committed",
-                    {"{{partition}}": "max by (partition) (deriv(gridpipe_committed_offset[5m]))"},
+                    {"分区 {{partition}}": "max by (partition) (deriv(gridpipe_committed_offset[5m]))"},
                     unit="ops",
                 ),
                 lines(
@@ -95,19 +106,22 @@ def slo() -> Dashboard:
                 ),
                 lines(
                     "探测事件缺失 Canaries missing, 1 h",
-                    {"{{partition}}": "sum by (partition) (increase(gridpipe_canary_missing_total[1h]))"},
+                    {
+                        "分区 {{partition}}": "sum by (partition) "
+                        "(increase(gridpipe_canary_missing_total[1h]))"
+                    },
                     limit=1,
                 ),
             ],
             "网关 Gateway": [
                 lines(
                     "请求 Requests by status",
-                    {"{{status}}": "sum by (status) (rate(gridpipe_http_requests_total[5m]))"},
+                    {"状态码 {{status}}": "sum by (status) (rate(gridpipe_http_requests_total[5m]))"},
                     unit="reqps",
                 ),
                 lines(
                     "应答时间 p99 Answer time p99",
-                    {"{{route}}": _quantile(0.99, "gridpipe_http_seconds", "route")},
+                    {"路径 {{route}}": _quantile(0.99, "gridpipe_http_seconds", "route")},
                     unit="s",
                 ),
                 lines(
@@ -117,28 +131,31 @@ def slo() -> Dashboard:
                 ),
                 lines(
                     "处理中 In flight",
-                    {"{{instance}}": "gridpipe_gateway_in_flight_bytes"},
+                    {"网关 {{instance}}": "gridpipe_gateway_in_flight_bytes"},
                     unit="bytes",
                 ),
             ],
             "机器 Machine": [
                 lines(
                     "进程内存 Memory of our processes",
-                    {"http": "gridpipe_http_memory_bytes", "worker": "gridpipe_worker_memory_bytes"},
+                    {
+                        "网关与接口 http {{instance}}": "gridpipe_http_memory_bytes",
+                        "处理 worker {{instance}}": "gridpipe_worker_memory_bytes",
+                    },
                     unit="bytes",
                 ),
                 lines(
                     "可用内存 Memory available",
                     {
-                        "http {{instance}}": "gridpipe_http_machine_memory_free_ratio",
-                        "worker {{instance}}": "gridpipe_worker_machine_memory_free_ratio",
+                        "网关与接口 http {{instance}}": "gridpipe_http_machine_memory_free_ratio",
+                        "处理 worker {{instance}}": "gridpipe_worker_machine_memory_free_ratio",
                     },
                     unit="percentunit",
                 ),
                 lines(
                     "ClickHouse 磁盘剩余 Disk free",
                     {
-                        "{{disk}}": "min by (disk) "
+                        "磁盘 {{disk}}": "min by (disk) "
                         "(gridpipe_store_disk_free_bytes / gridpipe_store_disk_size_bytes)"
                     },
                     unit="percentunit",

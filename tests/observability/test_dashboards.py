@@ -9,10 +9,19 @@ import pytest
 import yaml
 
 from infra.grafana import generate
+from pipeline import metrics
+from pipeline.process.account import Account
+from pipeline.read.names import Areas
+from pipeline.rules.catalogue import load_catalogues
+from pipeline.settings import load_settings
 from tests.observability.grafana import DASHBOARDS, every_panel
+from tests.observability.prometheus import ROOT
 
 NAMES = sorted(path.stem for path in DASHBOARDS.glob("*.json"))
 PROVISIONING = DASHBOARDS.parent / "provisioning"
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+#: Read alike in both languages.
+NEUTRAL = re.compile(r"p\d+|")
 
 
 def test_the_committed_dashboards_are_what_the_code_makes() -> None:
@@ -36,7 +45,7 @@ def test_titles_are_chinese_with_english_and_sources_are_provisioned(name: str) 
     found = list(every_panel(name))
     assert len(found) >= 8
     for panel in found:
-        assert re.search(r"[\u4e00-\u9fff]", panel["title"]), panel["title"]
+        assert CHINESE.search(panel["title"]), panel["title"]
         assert re.search(r"[A-Za-z]{3}", panel["title"]), panel["title"]
         assert panel["targets"], panel["title"]
         assert (panel["datasource"]["type"], panel["datasource"]["uid"]) in known
@@ -48,3 +57,55 @@ def test_business_figures_come_from_the_kpi_views_alone(name: str) -> None:
         for target in panel["targets"]:
             tables = re.findall(r"\bFROM\s+([a-z_.]+)", target.get("rawSql", ""))
             assert all(table.startswith(("kpi_", "system.")) for table in tables), tables
+
+
+def closed_sets() -> dict[str, set[str]]:
+    """Label → every code that the product can give it."""
+    Account(lambda: ())
+    catalogue = load_settings().catalogue_dir
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "pipeline" / "process").glob("*.py"))
+    writes = (ROOT / "pipeline" / "sink" / "tables.py").read_text(encoding="utf-8")
+    counters = {"outcome": metrics.events, "answer": metrics.gateway_events, "level": metrics.duplicates}
+    return {
+        "district": set(Areas.load(catalogue).districts),
+        "reason": {*load_catalogues(catalogue).reason_names_zh, "other"},
+        "stage": set(re.findall(r'(?:\.lap|stage_seconds\.labels)\("(\w+)"\)', code)),
+        "table": set(re.findall(r'\._(?:insert|send)\(\s*"(\w+)"', writes)),
+    } | {
+        label: {sample.labels[label] for family in counter.collect() for sample in family.samples}
+        for label, counter in counters.items()
+    }
+
+
+def test_the_closed_sets_are_found() -> None:
+    found = closed_sets()
+    assert len(found["district"]) == 7
+    assert {"GRID_UNKNOWN", "OUT_OF_ADMIN_SCOPE"} <= found["reason"]
+    assert {"decode", "admit", "fold"} <= found["stage"]
+    assert found["table"] == {"events", "rejections", "duplicates", "quarantine", "case_events"}
+    assert found["outcome"] == {"admitted", "rejected", "recorded", "duplicate", "quarantined"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_curve_has_a_chinese_name(name: str) -> None:
+    """By its legend, or where that is a code of a closed set: by an override for each of the codes."""
+    closed = closed_sets()
+    for panel in every_panel(name):
+        words = {
+            override["matcher"]["options"]: entry["value"]
+            for override in panel["fieldConfig"]["overrides"]
+            for entry in override["properties"]
+            if entry["id"] == "displayName"
+        }
+        for target in panel["targets"]:
+            legend = target.get("legendFormat", "")
+            label = re.fullmatch(r"{{(\w+)}}", legend)
+            assert not label or label.group(1) in closed, f"{panel['title']}: say what {legend} is"
+            names = closed[label.group(1)] if label else {legend}
+            for code in names:
+                shown = words.get(code, "" if label else legend)
+                assert CHINESE.search(shown) or (not label and NEUTRAL.fullmatch(shown)), (
+                    panel["title"],
+                    code,
+                )
+                assert not label or code in shown
