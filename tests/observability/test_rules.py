@@ -7,8 +7,10 @@ import re
 import pytest
 import yaml
 
+from infra.grafana.names import AREAS, CODES
 from tests.observability.prometheus import ROOT, RULES, alerts, promtool
 
+NAMES = {"district": AREAS.districts, "reason": CODES["reason"]}
 CASE = re.compile(r'ALERTS\{alertname="(\w+)", alertstate="firing"\}')
 
 
@@ -47,6 +49,18 @@ def test_an_alert_says_how_bad_it_is_in_two_languages_and_what_to_do(name: str) 
     for part in ("含义 / What it means", "查看 / How to see it", "处置 / What to do"):
         assert f"## {part}\n\n" in page
     assert " ".join(rule["expr"].split()) in " ".join(page.split()), "the page shows another expression"
+
+
+def test_chinese_texts_name_districts_and_reasons_as_the_catalogue_does() -> None:
+    named = 0
+    for alert, rule in alerts().items():
+        text = rule["annotations"]["summary_zh"]
+        for label, names in NAMES.items():
+            if f"$labels.{label}" in text:
+                found = re.findall(rf'eq \$labels\.{label} "(\w+)" -}}}} ([^\s{{]+)', text)
+                assert dict(found) == names, alert
+                named += 1
+    assert named == 5
 
 
 def test_no_runbook_is_left_over() -> None:
