@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -35,7 +34,7 @@ def demo(
     A finished demo starts from an empty directory next time; an interrupted one goes on.
     """
     from pipeline import logs
-    from pipeline.runtime.process import harden
+    from pipeline.runtime.process import harden, obey_signals
     from pipeline.settings import load_settings
     from pipeline.simulate.demo import PATIENCE_SECONDS, free_http, run_demo
     from pipeline.simulate.year import DemoDirectory
@@ -51,8 +50,7 @@ def demo(
     )
     settings = settings.model_copy(update={"http": free_http(settings.http)})
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    obey_signals(stop.set, last_words="ended at once; the next demo goes on from here")
 
     def after(url: str, result: DemoResult) -> None:
         if json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -31,6 +30,7 @@ ClickHouse = Annotated[
 #: How often `up` refreshes: the table on a terminal, a plain line elsewhere.
 _TABLE_SECONDS = 2.0
 _LINE_SECONDS = 10.0
+_LAST_WORDS = "ended at once; what was not answered may not be stored, send it again"
 
 
 def up(
@@ -44,9 +44,9 @@ def up(
     kafka: Kafka = None,
     clickhouse: ClickHouse = None,
 ) -> None:
-    """Run everything on this machine; Ctrl-C stops it."""
+    """Run everything on this machine; Ctrl-C stops it, a second one at once (exit 1)."""
     from pipeline import logs
-    from pipeline.runtime.process import harden
+    from pipeline.runtime.process import harden, obey_signals
     from pipeline.runtime.supervisor import Supervisor
 
     harden()
@@ -55,9 +55,9 @@ def up(
     )
     logs.configure(level=settings.log_level, role="up", log_dir=settings.log_dir, console=False)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    with Supervisor(settings, simulate=not no_simulate) as supervisor:
+    made = Supervisor(settings, simulate=not no_simulate)
+    obey_signals(stop.set, kill=made.kill, last_words=_LAST_WORDS)
+    with made as supervisor:
         if not _until_ready(supervisor, stop):
             return
         _announce(supervisor, simulate=not no_simulate)

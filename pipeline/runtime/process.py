@@ -9,8 +9,11 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +25,9 @@ _PR_SET_PDEATHSIG: Final = 1
 EXIT_CONFIGURATION: Final = 2
 EXIT_UNREACHABLE: Final = 3
 EXIT_FAILED: Final = 1
+#: The supervisor's order to drain. Not SIGTERM: a service manager may have sent that to every process, and
+#: the order that follows would count as the second signal.
+STOP_ORDER: Final = signal.SIGUSR1
 
 
 def harden() -> None:
@@ -42,6 +48,43 @@ def die_with_parent(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         os._exit(EXIT_FAILED)
+
+
+def obey_signals(
+    stop: Callable[[], object], *, last_words: str, kill: Callable[[], object] | None = None
+) -> None:
+    """From now on the first SIGTERM or SIGINT calls `stop`, a second one ends this process at once with 1.
+
+    `STOP_ORDER` calls `stop` too, and is never the second. last_words : on stderr, before it ends so; kill :
+    called first then. All in a thread of its own: what hangs may be the event loop, or the main thread inside
+    the engine. Call this in the main thread. Source: reliability c.12.
+    """
+    hears, told = socket.socketpair()
+    told.setblocking(False)
+    asking = (signal.SIGTERM, signal.SIGINT, STOP_ORDER)
+    for number in asking:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+
+    def listen(_: socket.socket) -> None:
+        asked = False
+        while True:
+            number = hears.recv(1)[0]
+            if number == STOP_ORDER:
+                stop()
+            elif number in asking:
+                if asked:
+                    break
+                asked = True
+                stop()
+        if kill is not None:
+            kill()
+        sys.stderr.write(f"error: second signal: {last_words}\n")
+        sys.stderr.flush()
+        os._exit(EXIT_FAILED)
+
+    # with `told` as an argument, which keeps it open
+    threading.Thread(target=listen, args=(told,), name="signals", daemon=True).start()
 
 
 @dataclass(frozen=True)
@@ -127,10 +170,10 @@ class Child:
             return UnavailableError("; ".join(lines))
         return ConfigurationError(lines)
 
-    def stop(self, timeout_seconds: float) -> None:
-        """Ask it to end; kill it when it has not ended in time."""
+    def stop(self, timeout_seconds: float, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to end, by signal `number`; kill it when it has not ended in time."""
         if self.exit_code is None:
-            self.process.terminate()
+            self.process.send_signal(number)
             try:
                 self.process.wait(timeout_seconds)
             except subprocess.TimeoutExpired:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -25,7 +25,7 @@ from pipeline.kafka_access import librdkafka_options
 from pipeline.runtime.access import guard_metrics
 from pipeline.runtime.broker import wait_for_topic
 from pipeline.runtime.control import Status, StatusBoard, control_routes
-from pipeline.runtime.process import EXIT_FAILED, Order, receive_order, report_problem
+from pipeline.runtime.process import EXIT_FAILED, Order, obey_signals, receive_order, report_problem
 from pipeline.runtime.protocol import bounded_to
 from pipeline.runtime.valve import obey
 from pipeline.runtime.watchdog import watch_loop
@@ -53,6 +53,8 @@ def run_store(
     awaits: Collection[str] = (),
 ) -> None:
     """Open the store, migrate it, publish the catalogue, answer on the bridge, work until SIGTERM.
+
+    A second SIGTERM ends the process at once, with 1.
 
     bootstrap : Kafka bootstrap servers; listener, token : where other processes reach this one, and the
     password they need (None: no listener; no password, only without an embedded engine); valve_fd : where
@@ -146,8 +148,11 @@ async def _work(
         board.worker_is("stopping")
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
+    def asked() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is over: so is what there was to end
+            loop.call_soon_threadsafe(end)
+
+    obey_signals(asked, last_words="ended at once; nothing more is committed, the next start reads it again")
 
     def make() -> Worker:
         if not stop.is_set():

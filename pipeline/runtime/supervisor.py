@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -24,7 +25,7 @@ from pipeline.kafka_access import librdkafka_options
 from pipeline.runtime import broker
 from pipeline.runtime.access import LOCAL_SOURCE, READ_SOURCE
 from pipeline.runtime.guard import check_broker, check_start, unprotected
-from pipeline.runtime.process import EXIT_CONFIGURATION, EXIT_UNREACHABLE, Child
+from pipeline.runtime.process import EXIT_CONFIGURATION, EXIT_UNREACHABLE, STOP_ORDER, Child
 from pipeline.runtime.roll import LogRoll, LogState
 from pipeline.runtime.valve import Valve
 from pipeline.settings import Settings, is_loopback, split_address
@@ -183,6 +184,13 @@ class Supervisor:
         if self._thread.is_alive():
             self._thread.join()
         self._release()
+
+    def kill(self) -> None:
+        """Kill every child, for a caller that ends this process in the same breath: nothing is put in order,
+        and what is started meanwhile dies with its parent."""
+        for pid in self.pids.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     # --- before the children
 
@@ -432,7 +440,8 @@ class Supervisor:
             role = self._roles.get(name)
             if role is not None and role.child is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    role.child.stop(_STOP_SECONDS[name])
+                    number = STOP_ORDER if name == "store" else signal.SIGTERM
+                    role.child.stop(_STOP_SECONDS[name], number)
         if self._broker is not None:
             self._broker.kill()  # it holds nothing but memory, and does not listen to SIGTERM
 

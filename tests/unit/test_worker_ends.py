@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -11,6 +14,8 @@ import pytest
 
 from pipeline.errors import UnavailableError, WorkerFailedError
 from pipeline.runtime import store
+from pipeline.runtime.process import STOP_ORDER
+from pipeline.runtime.supervisor import Supervisor, _Role
 from pipeline.settings import Settings
 
 
@@ -64,3 +69,44 @@ def test_the_supervisor_hears_of_a_crash_and_of_no_problem(
         order.details["fd"] = listener.detach()
         assert store._run(order) == 2, "what cannot be mended by a start is told"
     assert len(told) == 1
+
+
+_STANDS_STILL = """
+import time
+from pipeline.runtime.process import obey_signals
+obey_signals(lambda: print("asked", flush=True), kill=lambda: print("kill", flush=True), last_words="over")
+print("waits", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_signal_ends_a_process_that_stands_still() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", _STANDS_STILL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        try:
+            assert child.stdout.readline() == "waits\n"
+            for number in (STOP_ORDER, signal.SIGTERM, STOP_ORDER):  # the order of the same stop is no second
+                child.send_signal(number)
+                assert child.stdout.readline() == "asked\n"
+            assert child.poll() is None
+            child.send_signal(signal.SIGINT)
+            assert child.wait(10) == 1
+            assert child.stdout.read() == "kill\n"
+            assert child.stderr.read() == "error: second signal: over\n"
+        finally:
+            child.kill()
+
+
+def test_the_supervisor_gives_the_store_an_order_and_no_second_signal(tmp_path: Path) -> None:
+    """A service manager may send SIGTERM to every process; the supervisor stops its children besides."""
+    told: dict[str, object] = {}
+    supervisor = Supervisor(Settings(data_dir=tmp_path))
+    for name in ("city", "http", "store"):
+        child: Any = SimpleNamespace(stop=lambda _, number, name=name: told.update({name: number}))
+        supervisor._roles[name] = _Role(start=lambda: None, child=child)  # type: ignore[arg-type,return-value]
+    supervisor._stop_children()
+    assert told == {"city": signal.SIGTERM, "http": signal.SIGTERM, "store": STOP_ORDER}
