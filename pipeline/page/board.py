@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
 
-from pipeline.page.rejected import rejection_reasons
+from pipeline.page.rejected import life_safety_rejections, rejection_reasons
 from pipeline.read.kpi import kpi, kpi_of_city_and_districts
 from pipeline.read.names import KpiNames
 from pipeline.read.reader import Reader
@@ -23,19 +23,27 @@ from pipeline.read.routes import DEFAULT_WINDOW
 
 #: A table that time alone may change is read again after so long. Seconds.
 STALE_SECONDS: Final = 15.0
+#: So long a rejection that may concern life and limb stays an alarm.
+_LIFE_SAFETY: Final = timedelta(hours=1)
 #: Newest rejections shown.
 _NEWEST: Final = 12
 
+_CITY_AND_DISTRICTS: Final = "kpi:city_and_district"
 _STORED: Final = ("events", "rejections", "duplicates", "quarantine", "cases", "ref_grids")
 
 
 @dataclass(frozen=True)
 class Table:
-    """One answer. mark : what was stored when it was asked; asked_at : monotonic."""
+    """One answer. mark : what was stored when it was asked; asked_at : monotonic; took : seconds."""
 
     answer: dict[str, Any]
     mark: str
     asked_at: float
+    took: float
+
+    def kept_for(self, every: float) -> float:
+        """Seconds from now during which it is not asked for again; reading takes half of the time at most."""
+        return max(every, 2 * self.took) - (time.monotonic() - self.asked_at)
 
 
 @dataclass
@@ -66,13 +74,17 @@ class Board:
     async def kpi(self, by: str, *, mark: str | None = None, every: float = 0.0) -> Table:
         """The KPI call's default answer with the counts behind each rate, as of about now.
 
-        every : seconds during which an answer is not asked for again even if something was stored since.
+        every : seconds during which an answer is not asked for again even if something was stored since;
+        twice the time that reading took if that is longer. After them it is no older than the districts'
+        answer, beside which it stands.
         """
 
         def ask(client: Client) -> dict[str, Any]:
             return self._kpi(client, by, self.reader.clock())
 
-        return await self._shared(f"kpi:{by}", ask, mark=mark, every=every)
+        districts = self._tables.get(_CITY_AND_DISTRICTS)
+        since = districts.answer["district"]["as_of"] if districts is not None else ""
+        return await self._shared(f"kpi:{by}", ask, mark=mark, every=every, since=since)
 
     async def kpi_at(self, at: datetime) -> dict[str, Any]:
         """The city's row as of a past instant."""
@@ -90,7 +102,7 @@ class Board:
             )
             return {"city": city, "district": districts}
 
-        return await self._shared("kpi:city_and_district", ask, mark=mark, every=every)
+        return await self._shared(_CITY_AND_DISTRICTS, ask, mark=mark, every=every)
 
     async def districts(self, *, every: float) -> dict[str, Any]:
         """The districts' rows of that answer, for others than the page."""
@@ -98,13 +110,14 @@ class Board:
         return answer
 
     async def rejected(self, *, mark: str | None = None, every: float = 0.0) -> Table:
-        """Rejected reports of the default window by primary reason, and the newest of them."""
+        """Rejected reports of the default window by primary reason, the newest of them, and the alarms."""
 
         def ask(client: Client) -> dict[str, Any]:
             now = self.reader.clock()
             return {
                 "reasons": rejection_reasons(client, from_=now - DEFAULT_WINDOW, to=now),
                 "newest": rejections(client, from_=now - DEFAULT_WINDOW, limit=_NEWEST),
+                "life_safety": life_safety_rejections(client, from_=now - _LIFE_SAFETY),
             }
 
         return await self._shared("rejected", ask, mark=mark, every=every)
@@ -116,15 +129,19 @@ class Board:
     def _names(self, client: Client) -> KpiNames:
         return KpiNames(self.reader.areas, self.reader.catalogues, client)
 
-    async def _shared(self, name: str, ask: Any, *, mark: str | None, every: float) -> Table:
-        """The answer called `name`; one caller asks, the others wait for it."""
+    async def _shared(self, name: str, ask: Any, *, mark: str | None, every: float, since: str = "") -> Table:
+        """The answer called `name`; one caller asks, the others wait for it.
+
+        since : an older one is asked for again, whether or not something was stored.
+        """
         async with self._locks.setdefault(name, asyncio.Lock()):
             now, held = time.monotonic(), self._tables.get(name)
-            if held is not None and now - held.asked_at < every:
+            if held is not None and every and held.kept_for(every) > 0:
                 return held
             mark = mark or await self.mark()
-            if held is not None and held.mark == mark and now - held.asked_at < STALE_SECONDS:
+            new = held is not None and held.mark == mark and held.answer.get("as_of", "") >= since
+            if held is not None and new and now - held.asked_at < STALE_SECONDS:
                 return held
             answer = await self.reader.run(ask)
-            self._tables[name] = Table(answer, mark, now)
+            self._tables[name] = Table(answer, mark, now, time.monotonic() - now)
             return self._tables[name]

@@ -27,6 +27,8 @@ _LONGEST_REST_SECONDS: Final = 1.0
 #: Tables are read so often that what they hold is never older, where a reading takes under half of it.
 _BEHIND_SECONDS: Final = 1.75
 _POINT_SECONDS: Final = 60.0
+#: The reading back of the last hour begins again so long after it failed.
+_PAST_AGAIN_SECONDS: Final = 10.0
 #: A comment on an idle stream, so that proxies keep it open.
 _HEARTBEAT_SECONDS: Final = 15.0
 #: More viewers than any control room has; beyond, 503.
@@ -192,6 +194,8 @@ class Live:
             try:
                 row = await self.board.kpi_at(at)
             except UnavailableError:
+                await asyncio.sleep(_PAST_AGAIN_SECONDS)
+                self._past = None
                 return
             if row["cases"]:
                 self._history.add(at, row, None)

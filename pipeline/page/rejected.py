@@ -1,4 +1,4 @@
-"""Rejected reports by primary reason."""
+"""Rejected reports by primary reason, and those that may concern life and limb."""
 
 from __future__ import annotations
 
@@ -30,3 +30,22 @@ def rejection_reasons(client: Client, *, from_: datetime, to: datetime) -> list[
         parameters={"from_ms": round(from_.timestamp() * 1000), "to_ms": round(to.timestamp() * 1000)},
     )
     return [{**row, "last": instant(row["last"])} for row in found.named_results()]
+
+
+def life_safety_rejections(client: Client, *, from_: datetime) -> dict[str, Any]:
+    """Reports that may concern life and limb, received since `from_` and rejected.
+
+    Returns reports (how many) and newest ({"source", "event_id"}, None without one).
+    """
+    found = client.query(
+        """
+        SELECT uniqExact(id_hi, id_lo), argMax((source, event_id), ingested_at)
+        FROM rejections
+        WHERE life_safety AND event_type = 'REPORTED'
+            AND ingested_at >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')
+        """,
+        parameters={"from_ms": round(from_.timestamp() * 1000)},
+    )
+    reports, newest = found.result_rows[0]
+    named = dict(zip(("source", "event_id"), newest, strict=True)) if reports else None
+    return {"reports": reports, "newest": named}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -15,7 +16,8 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pipeline import metrics
-from pipeline.page.board import Board
+from pipeline.errors import UnavailableError
+from pipeline.page.board import Board, Table
 from pipeline.page.history import HOUR, History
 from pipeline.page.live import Live, rest_after
 from pipeline.page.search import search
@@ -126,6 +128,52 @@ async def test_a_table_is_shared_until_something_is_stored(
     assert await board.kpi("town") is not second
 
 
+async def test_areas_are_no_older_than_the_districts_beside_them(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.page.board.STALE_SECONDS", 3600.0)
+    board = Board(reader)
+    held = await board.kpi("town")
+    now = reader.clock() + timedelta(seconds=1)
+    reader.clock = lambda: now
+    await board.city_and_districts()
+    assert await board.kpi("town", every=60) is held  # for a while, whatever came
+    newer = await board.kpi("town")
+    assert newer.answer["as_of"] > held.answer["as_of"]
+    assert await board.kpi("town") is newer
+
+
+def test_a_table_that_is_read_slowly_is_kept_for_twice_as_long_as_that_took() -> None:
+    now = time.monotonic()
+    assert Table({}, "", now, took=0.1).kept_for(2.0) == pytest.approx(2.0, abs=0.5)
+    assert Table({}, "", now, took=30.0).kept_for(2.0) == pytest.approx(60.0, abs=0.5)
+    assert Table({}, "", now - 10, took=0.1).kept_for(2.0) < 0
+
+
+async def test_what_may_concern_life_and_limb_is_an_alarm_for_an_hour(
+    reader: Reader, clickhouse: Client
+) -> None:
+    at = reader.clock()
+
+    def reject(number: int, minutes: int, *, life_safety: bool) -> None:
+        row = {"id_hi": number, "id_lo": number, "source": "local", "event_id": f"e{number}"}
+        row |= {"event_type": "REPORTED", "life_safety": life_safety}
+        row |= {"ingested_at": at - timedelta(minutes=minutes)}
+        clickhouse.insert("rejections", [list(row.values())], column_names=list(row))
+
+    async def alarms() -> Any:
+        return (await Board(reader).rejected()).answer["life_safety"]
+
+    assert await alarms() == {"reports": 0, "newest": None}
+    reject(101, 61, life_safety=True)
+    reject(102, 1, life_safety=False)
+    assert (await alarms())["reports"] == 0
+    reject(103, 20, life_safety=True)
+    reject(104, 30, life_safety=True)
+    reject(103, 20, life_safety=True)  # its block came again
+    assert await alarms() == {"reports": 2, "newest": {"source": "local", "event_id": "e103"}}
+
+
 async def test_the_gauges_take_what_the_page_has_just_read(reader: Reader) -> None:
     def closure() -> float | None:
         return metrics.REGISTRY.get_sample_value("gridpipe_closure_ratio", {"district": "440704"})
@@ -166,6 +214,30 @@ def test_city_and_districts_together_are_the_two_answers_apart(clickhouse: Clien
         apart = [kpi(clickhouse, by=by, view="cohort", parts=True, **asked) for by in ("city", "district")]
         assert list(together) == apart
         assert together[0]["rows"][0]["reports"] > sum(row["reports"] for row in together[1]["rows"])
+
+
+async def test_the_last_hour_is_read_back_again_after_the_store_failed(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.page.live._PAST_AGAIN_SECONDS", 0.0)
+    board = Board(reader)
+    original, failed, again = board.kpi_at, asyncio.Event(), asyncio.Event()
+
+    async def once_gone(at: datetime) -> dict[str, Any]:
+        if not failed.is_set():
+            failed.set()
+            raise UnavailableError("ClickHouse does not answer")
+        again.set()
+        return await original(at)
+
+    monkeypatch.setattr(board, "kpi_at", once_gone)
+    live = Live(board, no_metrics)
+    running = asyncio.create_task(live.run())
+    reading = asyncio.create_task(read_until(live.stream(), {"never"}))
+    async with asyncio.timeout(60):
+        await again.wait()
+    reading.cancel()
+    running.cancel()
 
 
 async def test_the_stream_says_when_the_store_is_gone(reader: Reader) -> None:
