@@ -129,6 +129,52 @@ def test_one_faulty_row_among_many_is_quarantined_and_the_others_are_stored(
     assert column(clickhouse, "SELECT count() FROM case_events WHERE case_id = 'c137'") == [0]
 
 
+@pytest.mark.parametrize(("seen_by", "most_asked"), [("us", 18), ("the store", 34)])
+def test_one_faulty_row_of_fifty_thousand_costs_few_inserts(
+    clickhouse: Client, rules: Rules, monkeypatch: pytest.MonkeyPatch, seen_by: str, most_asked: int
+) -> None:
+    """Halving stores all others in eighteen further inserts at most. Where the store refuses the row, not we,
+    each half that holds it is asked for in vain, too."""
+    documents = [event(number) for number in range(500)]
+    few = process_block(
+        Block(0, [record(offset, *documents[offset * 50 : offset * 50 + 50]) for offset in range(10)]),
+        PartitionState.empty(Settings()),
+        rules,
+    )
+    number, types = pl.int_range(pl.len()), few.events.schema
+    many = pl.concat([few.events] * 100).with_columns(
+        event_id=pl.format("e{}", number), case_id=pl.format("c{}", number),
+        id_lo=number.cast(types["id_lo"]),
+        _off=(number // 5_000).cast(types["_off"]), _idx=(number % 5_000).cast(types["_idx"]),
+    )  # fmt: skip
+    faulty, no_time = "e31415", pl.lit(10_000_000_000_000_000).cast(pl.Datetime("ms", "UTC"))
+    if seen_by == "us":
+        many = many.with_columns(
+            ingested_at=pl.when(pl.col("event_id") == faulty).then(no_time).otherwise("ingested_at")
+        )
+    result = replace(
+        few, events=many, received=50_000, case_events=case_events_of(many, few.duplicates.clear())
+    )
+    send, asked, done = Sink._send, [], []
+
+    def counted(self: Sink, table: str, rows: pl.DataFrame, token: str) -> None:
+        asked.append(table)
+        if seen_by == "the store" and table == "events" and faulty in rows["event_id"]:
+            raise DataError("a value of one row")
+        send(self, table, rows, token)
+        done.append(table)
+
+    monkeypatch.setattr(Sink, "_send", counted)
+    stored = Sink(clickhouse, "t").write(result, **PLACE)
+    assert (stored.events.height, stored.quarantined.height) == (49_999, 1)
+    assert count(clickhouse, "events", "quarantine") == [49_999, 1]
+    assert column(clickhouse, "SELECT event_id FROM quarantine") == [faulty]
+    assert column(clickhouse, "SELECT uniqExact(case_id) FROM case_events") == [49_999]
+    # without the row there are two: the events, and their cases
+    assert len(done) - 2 <= 18
+    assert len(asked) - 2 <= most_asked
+
+
 def test_a_fault_that_refuses_every_row_stops_instead_of_quarantining_them_all(
     clickhouse: Client, rules: Rules
 ) -> None:
