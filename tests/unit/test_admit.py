@@ -11,8 +11,10 @@ import pytest
 
 from pipeline import frames
 from pipeline.errors import ContractError
+from pipeline.process.decode import decode
 from pipeline.rules.admit import admit, explain_rules
 from pipeline.rules.catalogue import load_catalogues
+from tests.integration.worker_world import PRIVACY, event, record
 from tests.unit.admit_rows import (
     DISTRICTS,
     MORNING,
@@ -315,6 +317,25 @@ class TestTime:
         decision = judge(row)
         assert (decision["outcome"], decision["late_beyond_horizon"]) == ("admitted", False)
         assert judge(row | {"backfill": False})["reasons"] == ["TOO_OLD"]
+
+    @pytest.mark.parametrize(
+        "stamped",
+        [
+            "2028-02-29T12:00:00+08:00",
+            "2028-01-31T00:00:00+08:00",  # thirty days on it is the first of March, for February has 29
+            "2027-02-14T12:00:00-05:00",  # New York loses an hour a month later
+            "2027-11-07T01:30:00-04:00",  # half past one, which comes a second time at -05:00
+        ],
+    )
+    def test_limits_count_hours_whatever_calendar_and_clocks_do(self, stamped: str) -> None:
+        read = decode([(0, [record(0, event(1, occurred_at=stamped))])], privacy=PRIVACY).events
+        [occurred] = read["occurred_at"]
+        assert occurred == datetime.fromisoformat(stamped)
+        row = report(occurred_at=occurred, photos=[UNDATED])
+        for hours, reason in ((-5 / 60, "TIME_IN_FUTURE"), (30 * 24, "TOO_OLD")):
+            limit, beyond = occurred + timedelta(hours=hours), timedelta(milliseconds=1 if hours > 0 else -1)
+            assert judge(row | {"ingested_at": limit})["reasons"] == []
+            assert judge(row | {"ingested_at": limit + beyond})["reasons"] == [reason]
 
     def test_backfill_does_not_excuse_the_future(self) -> None:
         row = report(ingested_at=MORNING - timedelta(hours=1), backfill=True)

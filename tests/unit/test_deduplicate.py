@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
@@ -105,6 +106,33 @@ def test_the_window_ends_after_seven_days_between_receipts(days: float, kept: bo
         block = rows(copy)
     offsets, _, _ = outcome(deduplicate(block, {0: seen}, WINDOW), block.height)
     assert (1 in offsets) is kept
+
+
+@pytest.mark.parametrize(
+    "stamped",
+    [
+        "2028-02-25T12:00:00+08:00",  # the leap day is inside
+        "2028-02-29T23:59:59.999+08:00",
+        "2027-03-10T12:00:00-05:00",  # New York loses an hour on the 14th
+        "2027-11-07T01:30:00-04:00",  # half past one, which comes a second time at -05:00
+    ],
+)
+@pytest.mark.parametrize(("more", "kept"), [(0, False), (1, True)])
+def test_the_window_is_168_hours_whatever_calendar_and_clocks_do(stamped: str, more: int, kept: bool) -> None:
+    occurred = datetime.fromisoformat(stamped).astimezone(UTC)
+    received = occurred + timedelta(minutes=3)
+    late = received + timedelta(hours=168, milliseconds=more)
+    new_york = occurred.astimezone(ZoneInfo("America/New_York")).isoformat()
+    block = rows(
+        record(0, event(1, occurred_at=stamped), received=received),
+        # the same instant as another clock tells it: a copy, and no other content
+        record(1, event(1, occurred_at=new_york), received=late),
+    )
+    assert block["occurred_at"].to_list() == [occurred, occurred]
+    offsets, copies, conflicts = outcome(deduplicate(block, {0: SeenIds(WINDOW)}, WINDOW), block.height)
+    assert (1 in offsets) is kept
+    assert (1 in copies) is not kept
+    assert conflicts == []
 
 
 def test_a_copy_kept_beyond_the_window_is_what_the_next_copy_repeats() -> None:
