@@ -14,6 +14,8 @@ from infra.grafana.names import AREAS, CODES
 from tests.observability.prometheus import ROOT, RULES, alerts, promtool
 
 NAMES = {"district": AREAS.districts, "reason": CODES["reason"]}
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+PAGES = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
 CASE = re.compile(r'ALERTS\{alertname="(\w+)", alertstate="firing"\}')
 
 
@@ -103,7 +105,7 @@ def test_an_alert_says_how_bad_it_is_in_two_languages_and_what_to_do(name: str) 
     rule = alerts()[name]
     assert rule["labels"]["severity"] in {"critical", "warning"}
     texts = rule["annotations"]
-    assert re.search(r"[\u4e00-\u9fff]", texts["summary_zh"])
+    assert CHINESE.search(texts["summary_zh"])
     assert re.fullmatch(r"[\x20-\x7e]+", texts["summary"])
     page = (ROOT / texts["runbook"]).read_text(encoding="utf-8")
     assert page.startswith(f"# {name}\n")
@@ -124,8 +126,20 @@ def test_chinese_texts_name_districts_and_reasons_as_the_catalogue_does() -> Non
     assert named == 5
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_section_of_a_runbook_is_for_chinese_readers_too(page: Path) -> None:
+    """So is each of its points; not the expression."""
+    sections = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for section in sections:
+        title, _, body = section.partition("\n")
+        if not title.endswith("Expression"):
+            assert CHINESE.search(body), title
+            points = re.findall(r"^(?:-|\d+\.) .*$", body, flags=re.MULTILINE)
+            assert [point for point in points if not CHINESE.search(point)] == []
+
+
 def test_no_runbook_is_left_over() -> None:
-    pages = {path.stem for path in (ROOT / "docs" / "runbooks").glob("*.md")} - {"README"}
+    pages = {path.stem for path in PAGES} - {"README"}
     assert pages == set(alerts())
     index = (ROOT / "docs" / "runbooks" / "README.md").read_text(encoding="utf-8")
     assert all(f"]({name}.md)" in index for name in alerts())
