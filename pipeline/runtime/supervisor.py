@@ -274,6 +274,8 @@ class Supervisor:
             self._state.failure = GridpipeError(f"the supervisor failed: {error}")
         finally:
             self._stop_children()
+            for valve in self._valves.values():
+                valve.close()
             run_dir = self.settings.run_dir
             for name in (BridgeAddress.path(run_dir), run_dir / "pids.json", LogState.path(run_dir)):
                 name.unlink(missing_ok=True)

@@ -7,16 +7,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from clickhouse_connect.driver.client import Client
 
+from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import KeyStore
-from pipeline.runtime import guard
+from pipeline.runtime import broker, guard, store, supervisor
 from pipeline.runtime.guard import check_broker, check_start, unprotected
 from pipeline.settings import Settings, load_settings
 from pipeline.store.windows import check_windows, tables_without_window
+from tests.conftest import new_client
 from tests.e2e.service import gridpipe
 from tests.security.certificates import make
 
@@ -204,6 +208,33 @@ def test_the_embedded_broker_itself_is_on_loopback_only() -> None:
         child.wait()
 
 
+def test_up_refuses_a_broker_that_others_can_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = _listener("0.0.0.0")
+    killed: list[str] = []
+
+    def start(role: str, *_: Any, **__: Any) -> Any:
+        """Stands for every process of the service; the broker is the listener."""
+
+        def end(*_: Any) -> None:
+            killed.append(role)
+
+        return SimpleNamespace(pid=child.pid, exit_code=None, log_path="", stop=end, kill=end)
+
+    monkeypatch.setattr(supervisor, "Child", start)
+    monkeypatch.setattr(broker, "wait_until_up", lambda *_, **__: None)
+    monkeypatch.setattr(broker, "ensure_topic", lambda *_, **__: 12)
+    up = supervisor.Supervisor(load_settings(data_dir=tmp_path, http="127.0.0.1:0"), simulate=False)
+    try:
+        with up, pytest.raises(ConfigurationError, match=r"0\.0\.0\.0.*must stay on 127\.0\.0\.1"):
+            up.wait_ready(20)
+        assert set(killed) == {"broker", "store", "http"}
+    finally:
+        child.kill()
+        child.wait()
+        if child.stdout:
+            child.stdout.close()
+
+
 # --- tables
 
 
@@ -220,6 +251,24 @@ def test_table_without_a_deduplication_window(clickhouse: Client) -> None:
     assert [line.split()[1] for line in caught.value.problems] == ["cases", "events"]
     clickhouse.command("CREATE TABLE extra (x UInt8) ENGINE = MergeTree ORDER BY x")
     assert tables_without_window(clickhouse, database)[0] == ["cases", "events", "extra"]
+
+
+def test_a_worker_refuses_tables_without_a_window(
+    clickhouse: Client, engine_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(
+        data_dir=tmp_path, clickhouse="http://127.0.0.1:1", database=str(clickhouse.database)
+    )
+    Privacy.load(settings.pseudonym_key_path, create=True)
+    clickhouse.command("ALTER TABLE cases MODIFY SETTING non_replicated_deduplication_window = 0")
+    monkeypatch.setattr(store, "connect_server", lambda _, database: new_client(engine_path, database))
+
+    def go_on(*_: Any, **__: Any) -> None:
+        pytest.fail("it goes on with tables that take the same insert twice")
+
+    monkeypatch.setattr(store, "wait_for_topic", go_on)
+    with pytest.raises(ConfigurationError, match="cases has no deduplication window"):
+        store.run_store(settings, bootstrap="127.0.0.1:1", listener=None, token=None)
 
 
 def test_what_travels_in_plain_text_is_said(tmp_path: Path) -> None:
