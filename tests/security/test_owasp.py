@@ -18,6 +18,7 @@ from starlette.routing import Route
 from pipeline.audit import AuditLog
 from pipeline.ingest.keys import KeyStore
 from pipeline.ingest.quota import AddressQuota, Quotas
+from pipeline.ingest.signing import SigningAuth
 from pipeline.read.reader import Reader
 from pipeline.reference.load import load_directory
 from pipeline.rules.catalogue import load_catalogues
@@ -27,7 +28,7 @@ from pipeline.settings import Settings
 from tests.integration.read_world import http_over, reader_over, store_block
 from tests.integration.worker_world import PRIVACY
 from tests.integration.worker_world import event as report
-from tests.unit.gateway_world import World, event, make_world
+from tests.unit.gateway_world import NOW, World, event, make_world
 
 STRANGER = "203.0.113.9"
 
@@ -98,6 +99,28 @@ async def test_api2_broken_authentication(tmp_path: Path) -> None:
     assert statuses[-1] == 429
     async with client(world.app, world.key) as http:  # same address, same key id, the right secret
         assert (await http.post("/v1/events", json=event(1))).status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/events:validate"])
+async def test_api2_a_hundred_wrong_signatures_lock_their_sender_out(tmp_path: Path, path: str) -> None:
+    """Of whoever sends: not the source whose key id was named, and nobody at another address."""
+    world = make_world(tmp_path)
+    key = world.keys.create("12345", signed=True)
+    guessed = "_".join([*key.split("_")[:2], "B" * 43])
+
+    async def send(secret: str, times: int = 1, address: str = STRANGER) -> list[httpx.Response]:
+        auth = SigningAuth(secret, clock=NOW.timestamp)
+        async with client(world.app, address=address) as http:
+            return [await http.post(path, json=event(1), auth=auth) for _ in range(times)]
+
+    answers = await send(guessed, 105)
+    assert [answer.status_code for answer in answers] == [401] * 100 + [429] * 5
+    assert int(answers[-1].headers["Retry-After"]) >= 1
+    for secret, address in ((key, STRANGER), (key, "198.51.100.4")):
+        (answer,) = await send(secret, address=address)
+        assert answer.status_code in {202, 503}, answer.text  # 503: no reference data to validate by here
+    (answer,) = await send(guessed, address="198.51.100.4")
+    assert answer.status_code == 401
 
 
 async def test_api3_broken_object_property_level_authorisation(
