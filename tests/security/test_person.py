@@ -386,6 +386,23 @@ def test_details_go_first_then_links_then_rows(clickhouse: Client, tmp_path: Pat
     assert cases >= {"cdetails", "clinks"}
 
 
+def test_rows_of_every_table_with_a_retention_go_in_time(clickhouse: Client) -> None:
+    apply_retention(clickhouse, Settings(event_retention_days=90, fact_retention_days=1_095))
+    days = {"duplicates": 1_095, "events": 1_095, "quarantine": 90, "rejections": 1_095}
+    with_ttl = rows(
+        clickhouse,
+        "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree' "
+        "AND match(create_table_query, '\\) ENGINE .* TTL ') ORDER BY name",
+    )
+    assert [name for (name,) in with_ttl] == sorted(days), "a table whose retention nobody tests"
+    now = datetime.now(UTC)
+    for table, kept in days.items():
+        aged = [["young", 1, now - timedelta(days=kept - 1)], ["old", 2, now - timedelta(days=kept + 1)]]
+        clickhouse.insert(table, aged, column_names=["event_id", "_off", "ingested_at"])
+        clickhouse.command(f"OPTIMIZE TABLE {table} FINAL")
+        assert rows(clickhouse, f"SELECT event_id FROM {table}") == [["young"]], table
+
+
 def test_settings_change_the_tables(clickhouse: Client) -> None:
     apply_retention(clickhouse, Settings())
     assert apply_retention(clickhouse, Settings(event_retention_days=30)) == [
