@@ -138,10 +138,19 @@ def test_finding_6_defaults_that_moved(open_client: Client) -> None:
     assert INSERT_SETTINGS["async_insert"] == 0
     assert INSERT_SETTINGS["insert_deduplicate"] == 1
     assert INSERT_SETTINGS["deduplicate_blocks_in_dependent_materialized_views"] == 1
-    window = open_client.query(
-        "SELECT value FROM system.merge_tree_settings WHERE name = 'non_replicated_deduplication_window'"
+    names = (
+        "('non_replicated_deduplication_window', 'replicated_deduplication_window', "
+        "'replicated_deduplication_window_seconds', 'fsync_after_insert')"
+    )
+    of_tables = open_client.query(
+        f"SELECT name, value FROM system.merge_tree_settings WHERE name IN {names}"
     ).result_rows
-    assert window == [("0",)]
+    assert dict(of_tables) == {
+        "non_replicated_deduplication_window": "0",
+        "replicated_deduplication_window": "10000",
+        "replicated_deduplication_window_seconds": "3600",  # it was a week
+        "fsync_after_insert": "0",
+    }
 
 
 def test_finding_7_arrow_inserts_wrap_and_clamp(clickhouse: Client) -> None:
