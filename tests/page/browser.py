@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -32,6 +32,10 @@ def chromium() -> Iterator[Browser]:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield running
         running.close()
+
+
+def id_of(page: Page, name: str) -> Any:
+    return page.get_by_test_id(name)
 
 
 def until_same(page: Page, shown: Callable[[], T], told: Callable[[], T], *, seconds: float = 90) -> T:

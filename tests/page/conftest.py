@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -15,6 +17,9 @@ from tests.e2e.service import Service, gridpipe
 from tests.page.browser import chromium
 
 EVENTS = 2_000
+#: A grid of this city, and a point in it.
+GRID = "440704001001001"
+POINT = {"lon": 113.104808, "lat": 22.503802, "crs": "wgs84"}
 #: What the tests leave to look at.
 PICTURES = Path(__file__).parents[2] / "var" / "page" / "screenshots"
 
@@ -25,6 +30,22 @@ def run(*arguments: str) -> str:
     done = gridpipe(*arguments, seconds=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def citizen_report(number: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "event_id": f"page-{number}",
+        "source": "local",
+        "event_type": "REPORTED",
+        "case_id": f"page-case-{number}",
+        "submission_id": f"page-submission-{number}",
+        "occurred_at": datetime.now(UTC).isoformat(),
+        "channel": "hotline_12345",
+        "matter_code": "UE-08",
+        "grid_code": GRID,
+        "actor": {"type": "citizen", "phone": "13800001234"},
+        "description": f"路灯不亮 {number}",
+    } | changes
 
 
 @pytest.fixture(scope="module")

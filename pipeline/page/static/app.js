@@ -5,17 +5,17 @@ import { drawTimes, drawTrend, loadCharts } from "./charts.js";
 import { describeCase, describeEvent, stateName, word } from "./event.js";
 import * as format from "./format.js";
 import { getJson, postJson, Stream } from "./stream.js";
-import { TEXTS } from "./texts.js";
+import { ERRORS, TEXTS } from "./texts.js";
 
 const TILES = [
   "events_per_second", "closure_rate", "response_rate", "timely_response_rate", "closure_on_time_rate",
   "handling_on_time_rate", "open", "overdue", "delay_seconds",
 ];
 const KEY = "gridpipe.key";
+const THEME = "gridpipe.theme";
 const CITY = "4407";
-// Tables beside the stream are asked for again at most so often, and only when the stream brought something new.
-const EVERY_MS = { town: 4000, village: 6000, grid: 8000, department: 10000, matter: 10000 };
 const RETRY_MS = 3000;
+const LEAST_REST_MS = 500; // between two askings for a table
 const PATIENCE_MS = 60000; // for a test event to become queryable
 const SHOWN_IN_CHART = 14;
 const BEHIND_WARN_SECONDS = 5;
@@ -47,20 +47,20 @@ const component = () => ({
   lang: document.documentElement.lang === "en" ? "en" : "zh",
   theme: document.documentElement.dataset.theme,
   now: Date.now(),
-  skew: 0, // the server's clock minus ours, ms
+  skew: null, // the server's clock minus ours, ms; null until it is known
   connection: "connecting",
   storeWorks: true,
   ready: false,
 
-  figures: null,
+  figures: null, // null while the stream is not live: what was running is not known then
   currentAt: null, // the tables hold what was stored until then
   city: null,
   districts: { as_of: null, rows: [] },
-  rejected: { reasons: [], newest: [] },
+  rejected: { reasons: [], newest: [], life_safety: { reports: 0, newest: null } },
   points: [],
   tables: {}, // by → {as_of, rows}
-  asked: {}, // by → when, ms
-  version: 0, // grows with every district table
+  asked: {}, // by → {as_of: the district table's that it is as new as, again: ms, when to ask next, busy}
+  timers: {}, // by → until then
 
   tiles: TILES.map((id) => ({ id })),
   metrics: area.METRICS,
@@ -93,15 +93,19 @@ const component = () => ({
   test: { source: "", matter: "UE-08", grid: "", point: "", title: "", description: "", result: "", stored: null },
 
   init() {
+    document.title = this.t("title");
     for (const [topic, value] of Object.entries(firstData())) this.take(topic, value);
     this.connect();
     requestAnimationFrame(() => setTimeout(() => this.showRest()));
     this.loadCatalogue();
-    if (this.key) this.checkKey().catch(() => this.forgetKey());
+    if (this.key) this.checkKey().catch((error) => error.status === 401 && this.forgetKey());
     setInterval(() => this.tick(), 1000);
     new ResizeObserver(() => this.drawTimes()).observe(this.$refs.times);
     this.$watch("metric", () => this.refresh());
     document.addEventListener("visibilitychange", () => this.refresh());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (screen) => {
+      if (!recall(localStorage, THEME)) this.wear(screen.matches ? "dark" : "light");
+    });
   },
 
   // ---- words
@@ -144,6 +148,8 @@ const component = () => ({
   },
 
   // ---- chrome
+  hushed: false, // Esc hides the formula that is shown; the next tile shows its own again
+  hush(hushed) { this.hushed = hushed; },
   switchLanguage() {
     this.lang = this.lang === "zh" ? "en" : "zh";
     document.documentElement.lang = this.lang === "zh" ? "zh-CN" : "en";
@@ -154,22 +160,25 @@ const component = () => ({
     if (this.view === "trend") this.drawTrend();
   },
   switchTheme() {
-    this.theme = this.theme === "dark" ? "light" : "dark";
-    document.documentElement.dataset.theme = this.theme;
-    remember(localStorage, "gridpipe.theme", this.theme);
+    this.wear(this.theme === "dark" ? "light" : "dark");
+    remember(localStorage, THEME, this.theme);
+  },
+  wear(theme) {
+    this.theme = theme;
+    document.documentElement.dataset.theme = theme;
     this.drawTimes();
     if (this.view === "trend") this.drawTrend();
   },
   tick() {
     this.now = Date.now();
   },
-  serverNow() { return new Date(this.now + this.skew).toISOString(); },
+  serverNow() { return new Date(this.now + (this.skew || 0)).toISOString(); },
   nowClock() { return format.clock(this.serverNow(), this.lang); },
   nowDate() { return format.date(this.serverNow(), this.lang); },
   behindSeconds() {
     // before the store was asked for us: of when the figures are that the page brought along
     const at = this.currentAt || (this.city && this.city.as_of);
-    if (!this.figures || !at) return null;
+    if (this.skew === null || !at) return null;
     return Math.max(0, (this.now + this.skew - Date.parse(at)) / 1000);
   },
   behindText() {
@@ -210,7 +219,15 @@ const component = () => ({
   },
   connected(state) {
     this.connection = state;
+    if (state !== "live") this.figures = null;
     if (state === "key" && !this.view) this.openKey();
+  },
+  // An answer that another try will not change: reading needs a key, or another one.
+  keyRefused(error, key) {
+    if ((error.status !== 401 && error.status !== 403) || key !== this.key) return false;
+    this.stream.stop();
+    this.connected("key");
+    return true;
   },
   take(topic, value) {
     if (topic === "figures") {
@@ -223,7 +240,6 @@ const component = () => ({
       this.ready = true;
     } else if (topic === "district") {
       this.districts = value;
-      this.version += 1;
       this.refresh();
     } else if (topic === "rejected") this.rejected = value;
     else if (topic === "current") this.currentAt = value.at;
@@ -233,37 +249,50 @@ const component = () => ({
     } else if (topic === "store") this.storeWorks = value.available;
   },
   async loadCatalogue() {
+    const key = this.key;
     try {
-      this.catalogue = await getJson("/v1/live/matters", this.key);
+      this.catalogue = await getJson("/v1/live/matters", key);
       this.matters = this.catalogue.matters;
       this.drawTimes();
-    } catch {
-      if (this.connection !== "key") setTimeout(() => this.loadCatalogue(), 3000);
+    } catch (error) {
+      if (!this.keyRefused(error, key)) setTimeout(() => this.loadCatalogue(), RETRY_MS);
     }
   },
 
   // ---- tables beside the stream
   refresh() {
-    if (document.hidden) return;
+    if (document.hidden || this.connection === "key") return;
     this.want("town", "");
     this.want(this.dimension, "");
     if (this.path.length > 1) this.want(this.level(), this.path[this.path.length - 1]);
   },
-  async want(by, parent, soon = false) {
+  // A table that is not older than the districts', now or as soon as the server has one.
+  async want(by, parent) {
     const name = `${by}:${parent}`;
-    const last = this.asked[name];
-    const now = Date.now();
-    if (!soon && last && (last.version === this.version || now - last.at < EVERY_MS[by])) return;
-    this.asked[name] = { at: now, version: this.version };
+    const last = this.asked[name] || { again: 0 };
+    if (last.busy || last.as_of === this.districts.as_of) return;
+    const rest = last.again - Date.now();
+    if (rest > 0) {
+      clearTimeout(this.timers[name]);
+      this.timers[name] = setTimeout(() => this.refresh(), rest);
+      return;
+    }
+    const { key, districts: { as_of } } = this;
+    const asked = { busy: true };
+    this.asked[name] = asked;
     try {
       const suffix = parent ? `?parent=${encodeURIComponent(parent)}` : "";
-      const table = await getJson(`/v1/live/tables/${by}${suffix}`, this.key);
+      const table = await getJson(`/v1/live/tables/${by}${suffix}`, key);
       this.tables = { ...this.tables, [name]: table }; // after the wait: others may have come meanwhile
       if (by === this.dimension) this.drawTimes();
-    } catch {
-      delete this.asked[name];
-      setTimeout(() => this.refresh(), RETRY_MS);
+      // an older one was held for others: it is asked for again
+      if (!as_of || table.as_of >= as_of) asked.as_of = as_of;
+      asked.again = Date.now() + Math.max(LEAST_REST_MS, table.again_in_seconds * 1000);
+    } catch (error) {
+      asked.again = this.keyRefused(error, key) ? 0 : Date.now() + RETRY_MS;
     }
+    asked.busy = false;
+    this.refresh();
   },
 
   // ---- tiles
@@ -310,7 +339,7 @@ const component = () => ({
     const row = this.cityRow();
     if (!row) return "";
     if (id === "open") return `${this.t("cases")} ${this.number(row.cases)}`;
-    if (id === "overdue") return row.open ? `${format.percent(row.overdue / row.open)} ${this.lang === "zh" ? "的在办" : "of open"}` : "";
+    if (id === "overdue") return row.open ? `${format.percent(row.overdue / row.open)} ${this.t("ofOpen")}` : "";
     return row.parts[id].map((n) => this.number(n)).join(" / ");
   },
   tileClass(id) {
@@ -466,7 +495,7 @@ const component = () => ({
   },
   enter() {
     this.sort = null;
-    if (this.path.length > 1) this.want(this.level(), this.path[this.path.length - 1], true);
+    if (this.path.length > 1) this.want(this.level(), this.path[this.path.length - 1]);
     else if (this.path.length === 1) this.want("town", "");
   },
   crumbs() {
@@ -537,6 +566,14 @@ const component = () => ({
   reasonWidth(row) { return `${Math.max(2, row.reports / Math.max(...this.rejected.reasons.map((item) => item.reports)) * 100)}%`; },
 
   lifeSafetyText(row) { return `${this.t("lifeSafety")} ${row.life_safety}`; },
+  lifeSafetyAlert() {
+    const { reports } = this.rejected.life_safety;
+    return reports ? `⚠ ${this.t("lifeSafetyAlert")} ${this.number(reports)}` : "";
+  },
+  openLifeSafety() {
+    const { source, event_id } = this.rejected.life_safety.newest;
+    this.openEvent(source, event_id);
+  },
 
   // ---- dialog
   show(view, item = null) {
@@ -571,13 +608,20 @@ const component = () => ({
     if (this.view === "key") return this.t("keyTitle");
     return this.view === "test" ? this.t("testEvent") : "";
   },
+  problemText() { return this.problem ? this.errorText(this.problem) : ""; },
+  // By the server's code, else by its status; without an answer there is neither.
+  errorText({ status, problem }) {
+    const pair = ERRORS[problem && problem.code] || ERRORS[status];
+    if (pair) return word(pair, this.lang);
+    return status ? `${this.t("failed")} · HTTP ${status}` : this.t("unreachable");
+  },
   async ask(path) {
     this.busy = true;
     this.problem = null;
     try {
       return await getJson(path, this.key);
     } catch (error) {
-      this.problem = `${this.t("failed")}: ${error.message}`;
+      this.problem = error;
       return null;
     } finally {
       this.busy = false;
@@ -661,10 +705,10 @@ const component = () => ({
       this.problem = null;
     } catch (error) {
       this.forgetKey();
-      this.problem = error.status === 401 ? this.t("keyBad") : error.message;
+      this.problem = error;
     }
     this.typedKey = "";
-    if (this.keyInfo && this.connection === "key") {
+    if (this.keyInfo && this.connection !== "live") {
       this.connect();
       this.loadCatalogue();
     }
@@ -673,6 +717,7 @@ const component = () => ({
     this.key = null;
     this.keyInfo = null;
     remember(sessionStorage, KEY, null);
+    this.connect(); // without it: what it opened ends here
   },
   sources() { return this.keyInfo ? this.keyInfo.sources : []; },
   maySend() { return this.sources().length > 0; },
@@ -712,8 +757,8 @@ const component = () => ({
       this.test.result = `${this.t("sent")} · ${this.t("queryable")} ${((performance.now() - started) / 1000).toFixed(2)} ${this.t("seconds")}`;
       this.test.stored = body.event_id;
     } catch (error) {
-      const problems = ((error.problem && error.problem.errors) || []).map((item) => `${item.field || ""} ${item.message}`);
-      this.test.result = problems.join("; ") || error.message;
+      const problems = ((error.problem && error.problem.errors) || []).map((item) => `${item.field || ""} ${word(ERRORS[item.code], this.lang) || item.message}`);
+      this.test.result = problems.join("; ") || this.errorText(error);
     }
   },
   decisionText(report) {

@@ -10,11 +10,13 @@ export const COLUMNS = [
 ];
 export const METRICS = [
   "closure_rate", "response_rate", "timely_response_rate", "closure_on_time_rate", "handling_on_time_rate", "admission_rate",
-  "satisfaction_rate", "rework_rate", "cases", "open", "overdue", "response_p50", "response_p90", "resolution_p50", "resolution_p90",
+  "satisfaction_rate", "demand_resolution_rate", "rework_rate", "extension_rate", "return_rate", "void_rate", "duplicate_rate",
+  "cases", "open", "overdue", "response_p50", "response_p90", "resolution_p50", "resolution_p90",
 ];
 
 const STEPS = [0.8, 0.9, 0.95, 0.99]; // of rates where more is better
 const LESS_STEPS = [0.01, 0.03, 0.06, 0.1]; // of rates where less is better
+const LESS_IS_BETTER = new Set(["rework_rate", "extension_rate", "return_rate", "void_rate", "duplicate_rate"]);
 const WORSE_WHEN_MORE = new Set(["overdue", "response_p50", "response_p90", "resolution_p50", "resolution_p90"]);
 
 const isTime = (name) => /_p\d\d$/.test(name);
@@ -55,7 +57,7 @@ function rateSteps(rates) {
 
 // The colour scale of a metric over some rows: {prefix, bounds}; class number = 1 + bounds passed.
 export function scale(name, rows) {
-  if (name === "rework_rate") return { prefix: "h", bounds: LESS_STEPS };
+  if (LESS_IS_BETTER.has(name)) return { prefix: "h", bounds: LESS_STEPS };
   if (isRate(name)) return { prefix: "v", bounds: rateSteps(rows.map((row) => value(name, row)).filter((rate) => rate !== null)) };
   const most = Math.max(1, ...rows.map((row) => value(name, row) || 0));
   return { prefix: WORSE_WHEN_MORE.has(name) ? "h" : "q", bounds: [0.1, 0.25, 0.5, 0.75].map((part) => part * most) };
