@@ -153,6 +153,10 @@ def test_gateway_worker_and_api_run_apart_on_servers(site: Site) -> None:
         for admin in (worker_admin, gateway_admin):
             refused = httpx.get(f"http://{admin}/metrics", headers={"X-A": "a" * 20_000})
             assert (refused.status_code, refused.json()["code"]) == (431, "head_too_large")
+        live_page = httpx.get(f"http://{api_at}/", timeout=30)
+        assert live_page.status_code == 200
+        assert "<title>江门市网格治理 · 实时监测</title>" in live_page.text
+        assert live_page.headers["content-security-policy"].startswith("default-src 'self'; ")
         assert httpx.get(f"http://{gateway_at}/metrics").status_code == 404
         assert httpx.post(f"http://{api_at}/v1/events", json=event).status_code in {404, 405}
     finally:
