@@ -44,6 +44,9 @@ SPELLED_MOBILES = (
     "{}\u2012{}\u2015{}", "{}\u00ad{}\u200e{}", "{}\u200b{}\u200b{}", "0{}{}{}", "086{}{}{}",
 )  # fmt: skip
 
+#: Tables of the engine without rows of their own that repeat messages and statements.
+_ENGINE_TELLS = ("errors", "mutations", "processes", "query_cache", "warnings")
+
 
 def escaped(text: str) -> str:
     """As JSON writes it in ASCII."""
@@ -441,14 +444,18 @@ def search_topic(world: World, needles: Needles) -> tuple[int, int, list[str]]:
     return len(partitions), blocks, bad
 
 
-def search_store(client: Client, database: str, needles: Needles) -> tuple[int, int, list[str]]:
-    """(tables, rows, tables that hold a needle): every column of every row, whatever its type."""
+def search_store(client: Client, needles: Needles) -> tuple[int, int, list[str]]:
+    """(tables, rows, tables that hold a needle): every column of every row, whatever its type, of every
+    database, the engine's own logs included; of what it makes up when asked, where it repeats statements."""
     tables = client.query(
-        "SELECT name FROM system.tables WHERE database = {database:String} AND engine LIKE '%MergeTree'",
-        {"database": database},
+        "SELECT database, name FROM system.tables WHERE engine NOT LIKE '%View' "
+        "AND (engine NOT LIKE 'System%' OR database = 'system' AND name IN {told:Array(String)}) "
+        "ORDER BY database, name",
+        {"told": list(_ENGINE_TELLS)},
     ).result_rows
     rows, bad = 0, []
-    for (table,) in tables:
+    for database, name in tables:
+        table = f"`{database}`.`{name}`"
         texts = client.query(f"SELECT toString(tuple(*)) FROM {table}").result_rows
         rows += len(texts)
         if any(needles.within(text) for (text,) in texts):
@@ -476,10 +483,16 @@ def test_no_personal_number_is_left_anywhere(
     needles.found.clear()
 
     with world.store() as client:
+        elsewhere = Needles({"a needle in another database"})
+        client.command("CREATE DATABASE elsewhere")
+        client.command("CREATE TABLE elsewhere.probe (x Array(String)) ENGINE = Log")
+        client.insert("elsewhere.probe", [[elsewhere.texts]], column_names=["x"])
+        assert search_store(client, elsewhere)[2] == ["`elsewhere`.`probe`"]
+        client.command("DROP DATABASE elsewhere SYNC")
         assert client.query("SELECT count() FROM events").result_rows[0][0] > 5
         assert client.query("SELECT count() FROM rejections").result_rows[0][0] >= 3
         assert client.query("SELECT count() FROM quarantine").result_rows[0][0] >= 6
-        tables, rows, bad_tables = search_store(client, world.settings.database, needles)
+        tables, rows, bad_tables = search_store(client, needles)
         marks = " AND ".join(
             f"position(ifNull(description, ''), '{mark}') > 0"
             for mark in ("[身份证号]", "[手机号]", "[银行卡号]", "[车牌号]")
