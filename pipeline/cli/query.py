@@ -274,7 +274,14 @@ def _audit(settings: Settings, personal: _Personal, status: int) -> None:
 
     audit = AuditLog(settings.audit_dir, keep_days=settings.audit_keep_days)
     try:
-        audit.record(who=operator(), call=personal.call, subject=personal.subject, status=status)
+        audit.record(
+            who=operator(),
+            call=personal.call,
+            subject=personal.subject,
+            query=None,
+            address=None,
+            status=status,
+        )
     except OSError as error:
         raise UnavailableError(
             f"reads cannot be recorded in {settings.audit_dir}: {error.strerror}; nothing is shown without"

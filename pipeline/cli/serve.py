@@ -151,7 +151,7 @@ def worker(
 ) -> None:
     """Process events from Kafka into ClickHouse; run one per share of the partitions."""
     from pipeline import logs
-    from pipeline.runtime.guard import check_start
+    from pipeline.runtime.guard import check_start, warn_unprotected
     from pipeline.runtime.process import harden
     from pipeline.runtime.store import run_alone
     from pipeline.runtime.supervisor import bind
@@ -161,6 +161,7 @@ def worker(
     check_start(settings)
     assert settings.kafka is not None
     logs.configure(level=settings.log_level, role="worker", log_dir=settings.log_dir, console=True)
+    warn_unprotected(settings)
     listener = bind(settings.admin_http, "--admin-http") if settings.admin_http else None
     run_alone(settings, bootstrap=settings.kafka, listener=listener)
 
@@ -236,7 +237,7 @@ def _serve_http(settings: Settings, role: str) -> None:
     from pipeline.ingest.durability import Replicated
     from pipeline.kafka_access import librdkafka_options
     from pipeline.runtime import broker
-    from pipeline.runtime.guard import check_start
+    from pipeline.runtime.guard import check_start, warn_unprotected
     from pipeline.runtime.http import assemble, serve
     from pipeline.runtime.process import harden
     from pipeline.runtime.supervisor import bind
@@ -245,6 +246,7 @@ def _serve_http(settings: Settings, role: str) -> None:
     harden()
     check_start(settings)
     logs.configure(level=settings.log_level, role=role, log_dir=settings.log_dir, console=True)
+    warn_unprotected(settings)
     connect_server(settings, None).close()
     bootstrap = None
     if role == "gateway":

@@ -150,7 +150,7 @@ def _service(settings: Settings) -> list[Finding]:
 def _listeners(settings: Settings, *, running: bool) -> Iterator[Finding]:
     check_start(settings)
     for what in unprotected(settings):
-        yield Finding("transport", "warning", what, "see docs/security.md")
+        yield Finding("protection", "warning", what, "see docs/security.md")
     if not running:
         bind(settings.http, "--http").close()
     yield Finding("listeners", "ok", settings.http + (" in use by the service" if running else " is free"))

@@ -6,6 +6,7 @@ Looks at settings and files only; what needs a connection is looked at once ther
 
 from __future__ import annotations
 
+import os
 import resource
 import stat
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import psutil
 
+from pipeline import logs
 from pipeline.contract.secret import is_placeholder, load_secret
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import KeyStore
@@ -24,6 +26,8 @@ from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.tls import client_context, http_client_context, server_context
 
 _LOCAL_KEY_BYTES: Final = 43
+
+log = logs.get_logger(__name__)
 
 
 def check_start(settings: Settings, *, simulate: bool = False) -> None:
@@ -183,10 +187,18 @@ def _contexts(settings: Settings) -> Iterator[str]:
     yield from ()
 
 
+def warn_unprotected(settings: Settings) -> None:
+    """Once at start, a line of the log for each."""
+    for what in unprotected(settings):
+        log.warning("unprotected", what=what)
+
+
 def unprotected(settings: Settings) -> list[str]:
-    """What travels in plain text to or from other machines: for the log and `doctor`; no reason to refuse,
-    for a proxy or a private network may protect it."""
+    """What travels in plain text to or from other machines, and a process that may do everything: for the log
+    and `doctor`; no reason to refuse, for a proxy, a private network or a container may protect it."""
     found = []
+    if os.geteuid() == 0:
+        found.append("gridpipe runs as root: start it as a user of its own, who owns the data directory")
     if not is_loopback(split_address(settings.http)[0]) and settings.tls_cert is None:
         found.append(f"HTTP on {settings.http} is plain: set GRIDPIPE_TLS_CERT or put a TLS proxy before it")
     if settings.kafka is not None and not settings.kafka_security.endswith("ssl"):

@@ -24,7 +24,7 @@ from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 from pipeline.kafka_access import librdkafka_options
 from pipeline.runtime import broker
 from pipeline.runtime.access import LOCAL_SOURCE, READ_SOURCE
-from pipeline.runtime.guard import check_broker, check_start, unprotected
+from pipeline.runtime.guard import check_broker, check_start, warn_unprotected
 from pipeline.runtime.process import EXIT_CONFIGURATION, EXIT_UNREACHABLE, STOP_ORDER, Child
 from pipeline.runtime.roll import LogRoll, LogState
 from pipeline.runtime.valve import Valve
@@ -205,8 +205,7 @@ class Supervisor:
         Privacy.load(settings.pseudonym_key_path, create=not settings.clickhouse_dir.exists())
         self._prepare_key()
         check_start(settings, simulate=self._simulate)
-        for what in unprotected(settings):
-            log.warning("unprotected", what=what)
+        warn_unprotected(settings)
         self._public = not is_loopback(split_address(settings.http)[0])
         self._http = self._bind(settings.http, "--http")
         self._admin = self._bind(settings.admin_http, "--admin-http") if settings.admin_http else None

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 from clickhouse_connect.driver.client import Client
 
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import KeyStore
-from pipeline.runtime import broker, guard, store, supervisor
+from pipeline.runtime import broker, doctor, guard, store, supervisor
 from pipeline.runtime.guard import check_broker, check_start, unprotected
 from pipeline.settings import Settings, load_settings
 from pipeline.store.windows import check_windows, tables_without_window
@@ -271,7 +272,8 @@ def test_a_worker_refuses_tables_without_a_window(
         store.run_store(settings, bootstrap="127.0.0.1:1", listener=None, token=None)
 
 
-def test_what_travels_in_plain_text_is_said(tmp_path: Path) -> None:
+def test_what_travels_in_plain_text_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard.os, "geteuid", lambda: 1_000)
     assert unprotected(load_settings(data_dir=tmp_path)) == []
     found = unprotected(
         Settings(
@@ -280,6 +282,23 @@ def test_what_travels_in_plain_text_is_said(tmp_path: Path) -> None:
     )
     assert [line.split(" ")[0] for line in found] == ["HTTP", "Kafka", "ClickHouse"]
     assert GOOD not in "".join(found)
+
+
+@pytest.mark.parametrize("user", [0, 1_000])
+def test_root_is_warned_of_by_doctor_and_at_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int
+) -> None:
+    monkeypatch.setattr(guard.os, "geteuid", lambda: user)
+    settings = load_settings(data_dir=tmp_path, http="127.0.0.1:0")
+    tmp_path.chmod(0o700)
+    found = [one for one in doctor.examine(settings) if "as root" in one.what]
+    assert [(one.check, one.level) for one in found] == ([("protection", "warning")] if user == 0 else [])
+    up = supervisor.Supervisor(settings, simulate=False)
+    with structlog.testing.capture_logs() as said:
+        up._prepare()
+        up._release()
+    warned = [line["what"] for line in said if line["event"] == "unprotected"]
+    assert [what.split(":")[0] for what in warned] == (["gridpipe runs as root"] if user == 0 else [])
 
 
 def test_a_limit_on_the_size_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
