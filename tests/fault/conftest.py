@@ -37,9 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("FAULT") == "1":
         return
     for item in items:
-        three = summary.broker_of(item.nodeid) == "kafka" and "kafka_node" not in getattr(
-            item, "fixturenames", ()
-        )
+        # those that run on both brokers; what is about Kafka alone runs, if it takes seconds
+        three = summary.broker_of(item.nodeid) == "kafka" and "bootstrap" in getattr(item, "fixturenames", ())
         if three and item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.skip(reason="on three Kafka nodes: make test-fault runs it"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import signal
@@ -24,7 +25,7 @@ from tests.fault.load import Ledger, Load
 from tests.fault.proxy import Proxy
 from tests.fault.system import PARTITIONS, Memory, Store, System, share, system
 from tests.fault.verdict import OUTCOME_TABLES, judge
-from tests.kafka import embedded_broker
+from tests.kafka import JARS, embedded_broker, need_kafka
 
 Report = dict[str, object]
 
@@ -334,17 +335,24 @@ def test_5_commits_hang_over_a_rebalance(town: System, report: Report) -> None:
     assert not worker.said("offsets_passed_over") + other.said("offsets_passed_over")
 
 
-@pytest.fixture
-def far_broker(tmp_path: Path, store_process: Store, seed: int) -> Iterator[tuple[System, Proxy]]:
-    """A system that reaches the embedded broker through a proxy alone."""
+@pytest.fixture(params=["embedded", "kafka"])
+def far_broker(
+    request: pytest.FixtureRequest, tmp_path: Path, store_process: Store, seed: int
+) -> Iterator[tuple[System, Proxy]]:
+    """A system that reaches its broker through a proxy alone: the embedded one, or one Kafka node."""
     port = broker.free_port()
     proxy = Proxy(port)
-    with (
-        embedded_broker(port, proxy.port),
-        system(tmp_path, f"127.0.0.1:{proxy.port}", store_process, seed=seed) as made,
-    ):
-        yield made, proxy
-    proxy.close()
+    address = f"127.0.0.1:{proxy.port}"
+    with contextlib.ExitStack() as running:
+        running.callback(proxy.close)
+        if request.param == "kafka":
+            need_kafka()
+            far = {"advertised.listeners": f"PLAINTEXT://{address}"}
+            node = Cluster(tmp_path / "kafka", ports=[port], jars=JARS, retention_ms=-1, settings=far)
+            running.enter_context(node)
+        else:
+            running.enter_context(embedded_broker(port, proxy.port))
+        yield running.enter_context(system(tmp_path, address, store_process, seed=seed)), proxy
 
 
 @pytest.mark.fault

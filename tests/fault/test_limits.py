@@ -283,7 +283,6 @@ def test_22_gateway_out_of_descriptors(town: System, report: Report) -> None:
     assert gateway.running
 
 
-@pytest.mark.fault
 @pytest.mark.timeout(600)
 def test_23_burst_against_a_memory_ceiling(town: System, report: Report) -> None:
     """120 requests of 4 MB that are all on their way before one ends, twice, against 300 MB more address

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-import pytest
 from confluent_kafka import TopicCollection
 from confluent_kafka.admin import ConfigResource, ResourceType
 
@@ -19,7 +18,6 @@ PARTITIONS = 12
 EVENTS = 200
 
 
-@pytest.mark.fault
 async def test_kafka_keeps_three_copies_and_takes_an_idempotent_producer(
     kafka_three: Cluster, tmp_path: Path
 ) -> None:

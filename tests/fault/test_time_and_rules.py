@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from pipeline.settings import Settings
+from tests.fault.conftest import ROUNDS
 from tests.fault.system import System, share
 
 Report = dict[str, object]
@@ -60,7 +61,7 @@ def test_24_clock_jumps(town: System, report: Report) -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_36_rules_change_during_a_pending_block(town: System, report: Report) -> None:
     """The worker dies between two tables, and the next one finds other rules in force: the block is finished
     by the rules that it was begun with, what follows is judged by the new ones."""
@@ -70,7 +71,7 @@ def test_36_rules_change_during_a_pending_block(town: System, report: Report) ->
     town.start_gateway()
     town.start_load(pace=10)
     rebuilt = 0
-    for turn in range(3):
+    for turn in range(ROUNDS):
         worker = town.start_worker("after:insert:events", 2)
         assert worker.wait(120 * share()) is not None, worker.tail()
         rules = schemas / "catalogue" / "admission.yaml"
@@ -93,7 +94,9 @@ def test_36_rules_change_during_a_pending_block(town: System, report: Report) ->
         "SELECT count() FROM (SELECT _inc, _part, _blk_lo, uniqExact(_rules) AS sets "
         f"FROM ({each}) GROUP BY ALL HAVING sets > 1)"
     )[0][0]
-    report |= {"rounds": 3, "rebuilt_by_earlier_rules": rebuilt, "rule_sets": digests, "verdict": verdict}
+    report |= {
+        "rounds": ROUNDS, "rebuilt_by_earlier_rules": rebuilt, "rule_sets": digests, "verdict": verdict,
+    }  # fmt: skip
     assert verdict.zeros, verdict
     assert rebuilt > 0
     assert digests > 1
