@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from typer.testing import CliRunner
 
-from pipeline.audit import AuditLog
+from pipeline.audit import AuditLog, operator
 from pipeline.cli import keys as keys_commands
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import KeyStore
@@ -279,3 +281,40 @@ def test_several_processes_share_a_file(tmp_path: Path) -> None:
         children.append(child)
     assert all(os.waitpid(child, 0)[1] == 0 for child in children)
     assert len(lines(tmp_path / "audit")) == 2_000
+
+
+async def test_whose_data_a_key_read_is_found_as_the_handbook_says(tmp_path: Path) -> None:
+    handbook = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()
+    who, command = re.findall(r"^WHO='(.*)'\n(cat var/audit/.*)$", handbook, re.MULTILINE)[0]
+    keys = KeyStore(tmp_path / "keys.json")
+    stolen, other = keys.create(roles=["read"]), keys.create(roles=["read"])
+    audit = AuditLog(tmp_path / "var" / "audit", keep_days=1)
+    wrapped = ReadKeys(AuditReads(app(), audit, keys), keys)
+    for key, paths in (
+        (
+            stolen,
+            ("events/12345/e-1", "events/12345/e-1", "cases/c-1", "rejections?reason=A", "cases/c/none"),
+        ),
+        (other, ("events/12345/e-2",)),
+    ):
+        async with client(wrapped, headers={"Authorization": f"Bearer {key}"}) as http:
+            for path in paths:
+                await http.get(f"/v1/{path}")
+    # as `gridpipe case` without a service does
+    audit.record(who=operator(), call="case", subject="c-7", query=None, address=None, status=200)
+
+    def found(name: str) -> list[str]:
+        script = f"WHO='{name}'\n{command}"
+        result = subprocess.run(
+            ["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return [" ".join(line.split()) for line in result.stdout.splitlines()]
+
+    assert re.fullmatch(r"key [0-9a-f]{12}", who)
+    assert found(f"key {stolen.split('_')[1]}") == [
+        '1 GET /v1/cases "c-1" null',
+        '2 GET /v1/events "12345/e-1" null',
+        '1 GET /v1/rejections null "reason=A"',
+    ]
+    assert found(operator()) == ['1 case "c-7" null']
+    assert found("key 000000000000") == []
