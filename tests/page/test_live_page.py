@@ -90,6 +90,12 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
     chart = id_of(page, "times-chart")
     expect(chart.locator("canvas")).to_have_count(1)
     expect(chart).to_have_attribute("aria-label", re.compile("^响应时间; .*公安局: p50 .+, p90 .+, 时限 "))
+    police = re.compile("公安局: p50 (.+?), p90 (.+?), ")
+    until_same(
+        page,
+        lambda: police.findall(str(chart.get_attribute("aria-label"))),
+        lambda: [percentiles_of(service, "public_security")],
+    )
     until_same(page, lambda: painted(page) > 0.01, lambda: True)
     until_same(page, lambda: painted(page, red=True) > 0.0002, lambda: True)  # the limits
     id_of(page, "by-matter").click()
@@ -110,6 +116,22 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
     page.wait_for_timeout(300)
     page.screenshot(path=PICTURES / "wall-light.png")
     until_same(page, lambda: page.evaluate("document.documentElement.scrollHeight <= 1080"), lambda: True)
+
+
+def percentiles_of(service: Service, department: str) -> tuple[str, ...]:
+    """p50 and p90 of a department's response time as the page writes them."""
+
+    def written(seconds: int) -> str:
+        minutes, hours = seconds // 60, seconds // 3600
+        if hours >= 48:
+            return f"{hours // 24}天{f'{hours % 24}时' if hours % 24 else ''}"
+        if hours:
+            return f"{hours}时{f'{minutes % 60:02}分' if minutes % 60 else ''}"
+        return f"{minutes}分" if minutes else f"{seconds}秒"
+
+    rows = service.get("/v1/kpi", by="department")["rows"]
+    (row,) = [row for row in rows if row["key"] == department]
+    return tuple(written(row["response_seconds"][name]) for name in ("p50", "p90"))
 
 
 def newest_of(page: Page) -> list[str]:
@@ -380,6 +402,40 @@ def test_a_rejection_is_explained_and_leads_to_its_case(new_page: NewPage, servi
     expect(id_of(page, "case").locator(".timeline li").first).to_contain_text("上报")
     page.keyboard.press("Escape")
     expect(id_of(page, "dialog")).to_be_hidden()
+
+
+def test_a_reason_lists_its_newest_reports(new_page: NewPage, service: Service) -> None:
+    page = new_page()
+    reason = page.locator(".reasons button").first
+    name, code = reason.inner_text(), str(reason.get_attribute("title"))
+    reason.click()
+    dialog, rows = id_of(page, "dialog"), id_of(page, "of-reason").locator("li")
+    told = [row["event_id"] for row in service.get("/v1/rejections", reason=code, limit="12")["rows"]]
+    expect(rows).to_have_count(len(told))
+    assert rows.evaluate_all("(all) => all.map((li) => li.dataset.event)") == told
+    expect(dialog.get_by_role("heading", level=2)).to_have_text(f"不予受理 · {name}")
+    rows.first.get_by_role("button").click()
+    expect(id_of(page, "explain").locator(".verdict")).to_contain_text(name)
+    page.get_by_role("button", name="返回上级").click()
+    expect(rows).to_have_count(len(told))
+
+
+def test_a_matter_that_nobody_knows_leaves_rules_unknown(new_page: NewPage, service: Service) -> None:
+    service.send(citizen_report("unknown", matter_code="NO-SUCH", location=POINT))
+    told = service.get("/v1/events/local/page-unknown")["rules"]
+    words = {"true": "通过", "false": "未通过", "unknown": "未知"}
+    results = [str(rule["result"]).lower() for rule in told]
+    assert set(results) == set(words)
+    page = new_page()
+    page.get_by_role("searchbox").fill("page-unknown")
+    page.keyboard.press("Enter")
+    rules = id_of(page, "explain").locator(".rules li")
+    expect(rules).to_have_count(len(told))
+    assert rules.locator("i").all_inner_texts() == [words[result] for result in results]
+    # each with what it looked at
+    expect(rules.nth(2).locator("small")).to_contain_text("事项: NO-SUCH")
+    expect(rules.nth(5).locator("small")).to_contain_text("渠道: ")
+    expect(rules.nth(7).locator("small")).to_have_text(f"网格: {GRID} · 网格存在: 是 · 网格有效: 是")
 
 
 def test_a_case_shows_its_timeline_limits_and_what_was_illegal(new_page: NewPage, service: Service) -> None:

@@ -18,6 +18,7 @@ const RETRY_MS = 3000;
 const LEAST_REST_MS = 500; // between two askings for a table
 const PATIENCE_MS = 60000; // for a test event to become queryable
 const SHOWN_IN_CHART = 14;
+const SHOWN_OF_REASON = 12;
 const BEHIND_WARN_SECONDS = 5;
 const LEAST_RATE_SPAN = 0.01; // of a tile's little curve
 
@@ -84,6 +85,7 @@ const component = () => ({
   event: null, came: [], lookedUp: [], position: [], copies: [], ruleRows: [],
   record: null, caseFacts: [], steps: [],
   found: null,
+  ofReason: null,
   trendOf: "closure_rate",
   query: "",
 
@@ -577,7 +579,7 @@ const component = () => ({
 
   // ---- dialog
   show(view, item = null) {
-    if (this.view && ["event", "case", "found", "test"].includes(this.view)) this.trail.push({ view: this.view, item: this.shownItem });
+    if (this.view && ["event", "case", "found", "reason", "test"].includes(this.view)) this.trail.push({ view: this.view, item: this.shownItem });
     this.put(view, item);
     if (!this.$refs.dialog.open) this.$refs.dialog.showModal();
   },
@@ -593,6 +595,7 @@ const component = () => ({
     if (view === "event") this.event = item;
     if (view === "case") this.record = item;
     if (view === "found") this.found = item;
+    if (view === "reason") this.ofReason = item;
     this.redescribe();
   },
   closeDialog() { this.$refs.dialog.close(); },
@@ -605,6 +608,7 @@ const component = () => ({
     if (this.view === "event") return this.event ? `${this.t("explain")} ${this.event.source}/${this.event.event_id}` : this.t("explain");
     if (this.view === "case") return this.record ? `${this.t("case")} ${this.record.case_id}` : this.t("case");
     if (this.view === "found") return `${this.t("results")} ${this.found ? this.found.q : ""}`;
+    if (this.view === "reason") return `${this.t("rejections")} · ${this.ofReason ? this.reasonName(this.ofReason.reason) : ""}`;
     if (this.view === "key") return this.t("keyTitle");
     return this.view === "test" ? this.t("testEvent") : "";
   },
@@ -661,6 +665,14 @@ const component = () => ({
     this.shownItem = found;
     if (found && found.cases.length === 1 && !found.events.length) await this.openCase(found.cases[0]);
     else if (found && found.events.length === 1 && !found.cases.length) await this.openEvent(found.events[0].source, found.events[0].event_id);
+  },
+  // The newest reports that have this reason, first or not.
+  async openReason(reason) {
+    this.show("reason");
+    this.ofReason = null;
+    const answer = await this.ask(`/v1/rejections?reason=${encodeURIComponent(reason)}&limit=${SHOWN_OF_REASON}`);
+    this.ofReason = answer && { reason, rows: answer.rows };
+    this.shownItem = this.ofReason;
   },
   nothingFound() { return this.found && !this.found.cases.length && !this.found.events.length; },
   openTrend(id) {
