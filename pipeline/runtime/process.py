@@ -77,11 +77,13 @@ def obey_signals(
                     break
                 asked = True
                 stop()
-        if kill is not None:
-            kill()
-        sys.stderr.write(f"error: second signal: {last_words}\n")
-        sys.stderr.flush()
-        os._exit(EXIT_FAILED)
+        try:
+            if kill is not None:
+                kill()
+            # not through the stream: who hangs may hold its lock
+            os.write(2, f"error: second signal: {last_words}\n".encode())
+        finally:
+            os._exit(EXIT_FAILED)
 
     # with `told` as an argument, which keeps it open
     threading.Thread(target=listen, args=(told,), name="signals", daemon=True).start()
