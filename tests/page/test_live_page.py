@@ -96,10 +96,26 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
         lambda: police.findall(str(chart.get_attribute("aria-label"))),
         lambda: [percentiles_of(service, "public_security")],
     )
+    PICTURES.mkdir(parents=True, exist_ok=True)
     until_same(page, lambda: painted(page) > 0.01, lambda: True)
     until_same(page, lambda: painted(page, red=True) > 0.0002, lambda: True)  # the limits
     id_of(page, "by-matter").click()
     expect(chart).to_have_attribute("aria-label", re.compile(r"[A-Z]{2}-\d\d .+: p50"))
+
+    def charted() -> int:
+        return str(chart.get_attribute("aria-label")).count(": p50 ")
+
+    def timed() -> int:
+        rows = service.get("/v1/kpi", by="matter")["rows"]
+        return sum(row["response_seconds"]["p50"] is not None for row in rows)
+
+    assert until_same(page, charted, lambda: 14) < timed()
+    id_of(page, "times-all").click()
+    until_same(page, charted, timed)
+    until_same(page, lambda: bool(page.evaluate(CHART_SCROLLS)), lambda: True)
+    page.screenshot(path=PICTURES / "wall-all-times.png")
+    id_of(page, "times-all").click()
+    until_same(page, lambda: bool(page.evaluate(CHART_SCROLLS)), lambda: False)
     id_of(page, "by-department").click()
     id_of(page, "resolution_seconds").click()
     expect(chart).to_have_attribute("aria-label", re.compile("^办结时间; .*公安局: p50 "))
@@ -110,12 +126,17 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
     assert until_same(page, reasons, lambda: city(service)["rejected_reports"]) > 3
     until_same(page, lambda: newest_of(page), lambda: newest_told(service))
 
-    PICTURES.mkdir(parents=True, exist_ok=True)
     page.get_by_test_id("metric").select_option("closure_rate")
     page.mouse.move(5, 5)
     page.wait_for_timeout(300)
     page.screenshot(path=PICTURES / "wall-light.png")
     until_same(page, lambda: page.evaluate("document.documentElement.scrollHeight <= 1080"), lambda: True)
+
+
+CHART_SCROLLS = """() => {
+    const box = document.querySelector('.chart-box'), canvas = box.querySelector('canvas');
+    return box.scrollHeight > box.clientHeight + 1 && canvas.clientHeight > box.clientHeight;
+}"""
 
 
 def percentiles_of(service: Service, department: str) -> tuple[str, ...]:

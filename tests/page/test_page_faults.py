@@ -120,7 +120,7 @@ def test_a_rejection_about_life_safety_is_an_alarm(new_page: NewPage, service: S
         assert (rejected["outcome"], rejected["decision"]["life_safety"]) == ("rejected", True)
     recent = [row for row in service.get("/v1/rejections", limit="1000")["rows"] if row["life_safety"]]
     # everything that this service knows was received a moment ago
-    expect(alarm).to_have_text(f"⚠ 有涉及人身安全的上报不予受理，近一小时件数： {len(recent)}")
+    expect(alarm).to_have_text(f"⚠ 有涉及人身安全的上报不予受理，近一小时件数：{len(recent)}")
     expect(alarm).to_have_attribute("role", "alert")
     id_of(page, "language").click()
     expect(alarm).to_have_text(f"⚠ Reports about life safety were rejected; in the last hour: {len(recent)}")

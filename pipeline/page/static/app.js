@@ -18,6 +18,7 @@ const RETRY_MS = 3000;
 const LEAST_REST_MS = 500; // between two askings for a table
 const PATIENCE_MS = 60000; // for a test event to become queryable
 const SHOWN_IN_CHART = 14;
+const LINE_REM = 1.3; // of a line in it
 const SHOWN_OF_REASON = 12;
 const BEHIND_WARN_SECONDS = 5;
 const LEAST_RATE_SPAN = 0.01; // of a tile's little curve
@@ -73,6 +74,7 @@ const component = () => ({
   sort: null,
   dimension: "department",
   span: "response_seconds",
+  allTimes: false, // or those with most cases, as many as can be read
 
   catalogue: { matters: [], reasons: {}, departments: {}, channels: {}, towns: {}, districts: {}, matter_names: {} },
   matters: [],
@@ -541,13 +543,19 @@ const component = () => ({
   timesRows() {
     const table = this.tables[`${this.dimension}:`];
     if (!table) return [];
-    return [...table.rows].filter((row) => row[this.span].p50 !== null).sort((a, b) => b.cases - a.cases).slice(0, SHOWN_IN_CHART)
+    return [...table.rows].filter((row) => row[this.span].p50 !== null).sort((a, b) => b.cases - a.cases).slice(0, this.allTimes ? Infinity : SHOWN_IN_CHART)
       .map((row) => ({
         name: this.dimension === "matter" ? this.matterName(row.key) : this.departmentName(row.key),
         values: row[this.span],
         limits: this.limitsOf(row.key),
       }));
   },
+  showAllTimes() {
+    this.allTimes = !this.allTimes;
+    this.$nextTick(() => this.drawTimes());
+  },
+  // As high as its lines need; what does not fit is scrolled to.
+  timesSize() { return this.allTimes ? { minHeight: `${this.timesRows().length * LINE_REM + 4}rem` } : {}; },
   drawTimes() {
     if (!window.echarts || !this.$refs.times || !this.$refs.times.clientWidth) return;
     drawTimes(this.$refs.times, this.timesRows(), {
@@ -570,7 +578,7 @@ const component = () => ({
   lifeSafetyText(row) { return `${this.t("lifeSafety")} ${row.life_safety}`; },
   lifeSafetyAlert() {
     const { reports } = this.rejected.life_safety;
-    return reports ? `⚠ ${this.t("lifeSafetyAlert")} ${this.number(reports)}` : "";
+    return reports ? `⚠ ${this.t("lifeSafetyAlert")}${this.number(reports)}` : "";
   },
   openLifeSafety() {
     const { source, event_id } = this.rejected.life_safety.newest;
