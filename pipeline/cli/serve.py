@@ -264,7 +264,7 @@ def _serve_http(settings: Settings, role: str) -> None:
     )
     admin = bind(settings.admin_http, "--admin-http") if settings.admin_http else None
     err.print(f"{role} listens on http://{settings.http}")
-    serve(parts, bind(settings.http, "--http"), admin)
+    serve(parts, bind(settings.http, "--http"), admin, alone=True)
 
 
 def register(app: typer.Typer) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import FrameType
 from typing import Any, Final
 
 import uvicorn
@@ -56,7 +57,7 @@ from pipeline.runtime.exposition import CONTENT_TYPE, http_part
 from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Check, Health, broker_check
 from pipeline.runtime.pages import TO_DOCS, page, page_routes, to_docs
-from pipeline.runtime.process import Order, receive_order, report_problem
+from pipeline.runtime.process import Order, end_at_once, receive_order, report_problem
 from pipeline.runtime.protocol import bounded_to
 from pipeline.runtime.roll import LogState
 from pipeline.runtime.valve import obey
@@ -333,8 +334,18 @@ def _worker_check(control: ControlClient) -> Check:
     return check
 
 
-def serve(parts: Parts, listener: socket.socket, admin_listener: socket.socket | None) -> None:
-    """Answer until SIGTERM or SIGINT, then finish running requests."""
+def serve(
+    parts: Parts,
+    listener: socket.socket,
+    admin_listener: socket.socket | None,
+    *,
+    alone: bool = False,
+) -> None:
+    """Answer until SIGTERM or SIGINT, then finish running requests.
+
+    alone : a second signal ends the process at once, with 1. Under a supervisor it may be the same stop, sent
+    to every process by a service manager.
+    """
 
     async def going_on() -> str:
         """The admin listener outlives the other one by its last answers: not ready meanwhile."""
@@ -355,7 +366,7 @@ def serve(parts: Parts, listener: socket.socket, admin_listener: socket.socket |
         "timeout_graceful_shutdown": _DRAIN_SECONDS,
     }
     secure = server_options(parts.settings, ask_clients=True)
-    server = _First(uvicorn.Config(public, lifespan="on", **common, **secure), parts.live)
+    server = _First(uvicorn.Config(public, lifespan="on", **common, **secure), parts.live, alone=alone)
     secure = server_options(parts.settings, ask_clients=False) if admin_is_secure(parts.settings) else {}
     admin_server = (
         _Second(uvicorn.Config(admin, lifespan="off", **common, **secure)) if admin is not None else None
@@ -390,11 +401,20 @@ def _spare_collections() -> None:
 
 
 class _First(uvicorn.Server):
-    """Ends the streams of the live page when it stops: they have no end of their own."""
+    """Ends the streams of the live page when it stops: they have no end of their own.
 
-    def __init__(self, config: uvicorn.Config, live: Live | None) -> None:
+    alone : see `serve`.
+    """
+
+    def __init__(self, config: uvicorn.Config, live: Live | None, *, alone: bool) -> None:
         super().__init__(config)
         self._live = live
+        self._alone = alone
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and self._alone:
+            end_at_once("ended at once; what was not answered may not be stored, send it again")
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._live is not None:

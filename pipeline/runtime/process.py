@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 from pipeline.settings import Settings
@@ -50,6 +50,15 @@ def die_with_parent(parent: int) -> None:
         os._exit(EXIT_FAILED)
 
 
+def end_at_once(last_words: str) -> NoReturn:
+    """For a second signal: a line on stderr, exit 1, nothing else."""
+    try:
+        # not through the stream: who hangs may hold its lock
+        os.write(2, f"error: second signal: {last_words}\n".encode())
+    finally:
+        os._exit(EXIT_FAILED)
+
+
 def obey_signals(
     stop: Callable[[], object], *, last_words: str, kill: Callable[[], object] | None = None
 ) -> None:
@@ -80,10 +89,8 @@ def obey_signals(
         try:
             if kill is not None:
                 kill()
-            # not through the stream: who hangs may hold its lock
-            os.write(2, f"error: second signal: {last_words}\n".encode())
         finally:
-            os._exit(EXIT_FAILED)
+            end_at_once(last_words)
 
     # with `told` as an argument, which keeps it open
     threading.Thread(target=listen, args=(told,), name="signals", daemon=True).start()

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import httpx
 import pytest
 
 from pipeline.errors import UnavailableError, WorkerFailedError
@@ -110,3 +111,50 @@ def test_the_supervisor_gives_the_store_an_order_and_no_second_signal(tmp_path: 
         supervisor._roles[name] = _Role(start=lambda: None, child=child)  # type: ignore[arg-type,return-value]
     supervisor._stop_children()
     assert told == {"city": signal.SIGTERM, "http": signal.SIGTERM, "store": STOP_ORDER}
+
+
+_SERVES = """
+import asyncio, socket, sys
+from pathlib import Path
+from types import SimpleNamespace
+from pipeline.ingest.keys import KeyStore
+from pipeline.rules.catalogue import load_catalogues
+from pipeline.runtime.http import Parts, serve
+from pipeline.settings import Settings
+
+async def close():  # stands for a broker that does not take what is on its way
+    print("stops", flush=True)
+    await asyncio.sleep(4)
+
+settings = Settings(data_dir=Path(sys.argv[1]))
+listener = socket.create_server(("127.0.0.1", 0))
+control = SimpleNamespace(close=close)
+keys, catalogues = KeyStore(settings.keys_path), load_catalogues(settings.catalogue_dir)
+parts = Parts(settings, catalogues, keys, None, None, control, {})
+print(listener.getsockname()[1], flush=True)
+serve(parts, listener, None, alone=sys.argv[2] == "alone")
+"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "code", "said"), [("alone", 1, "error: second signal: "), ("beside", 0, "")]
+)
+def test_a_second_signal_ends_a_gateway_alone(tmp_path: Path, shape: str, code: int, said: str) -> None:
+    """Beside a supervisor it may be the same stop, sent twice: what is on its way is finished."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", _SERVES, str(tmp_path), shape],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        try:
+            port = int(child.stdout.readline())
+            httpx.get(f"http://127.0.0.1:{port}/health/live", timeout=60, trust_env=False).raise_for_status()
+            child.send_signal(signal.SIGTERM)
+            assert child.stdout.readline() == "stops\n"
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(30) == code
+            assert child.stderr.read()[: len(said) or None] == said
+        finally:
+            child.kill()
