@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from pipeline.ingest.blocks import rows_in
 from pipeline.process.account import Tally
 from pipeline.process.brake import Brake
 from pipeline.process.flow import PartitionState
 from pipeline.process.partition import Span
-from pipeline.process.records import Record
+from pipeline.process.records import MAX_EVENTS_PER_RECORD, Record
 from pipeline.sink.tables import Extent
 
-#: An event in an Arrow block takes at least this many bytes; more events than that are never assumed.
-_BYTES_PER_ARROW_EVENT: Final = 100
 #: Records that are read again should arrive within this; else they are asked for once more.
 _REREAD_SECONDS: Final = 5.0
 
@@ -31,11 +30,10 @@ class Taken(Enum):
 
 
 def rows_at_most(record: Record) -> int:
-    """An upper estimate of the events in a record, without reading it."""
-    size = len(record.value or b"")
-    if record.is_arrow:
-        return max(1, size // _BYTES_PER_ARROW_EVENT)
-    return 1 + (record.value or b"").count(b"\n")
+    """The events in a record, or somewhat more, without reading it."""
+    value = record.value or b""
+    # what claims too many is refused as a whole
+    return min(rows_in(value), MAX_EVENTS_PER_RECORD) if record.is_arrow else 1 + value.count(b"\n")
 
 
 @dataclass
@@ -218,10 +216,11 @@ class PartitionBuffer:
             return self._last >= self.spans[0].hi
         return True
 
-    def cut(self) -> tuple[list[Record], Span | None, int]:
+    def cut(self, most_rows: int) -> tuple[list[Record], Span | None, int]:
         """The records of the next block, the recovered span that they rebuild, and their rows at most.
 
-        A recovered block has exactly its old bounds; a new one never crosses the next recovered block.
+        most_rows : room for a new block, which has one record at least and never crosses the next recovered
+        block; a recovered one has exactly its old bounds.
         """
         first = self._records[0][0].offset
         span = self.spans[0] if self.spans and first >= self.spans[0].lo else None
@@ -232,7 +231,7 @@ class PartitionBuffer:
             record, estimate, _ = self._records[0]
             if limit is not None and record.offset > limit:
                 break
-            if span is None and records and rows + estimate > self.max_rows:
+            if span is None and records and rows + estimate > most_rows:
                 break
             records.append(record)
             rows += estimate

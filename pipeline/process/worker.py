@@ -513,12 +513,12 @@ class Worker:
         if not any(buffer.due(now, linger) for buffer in buffers):
             return []
         works: list[Work] = []
-        rows = 0
+        room = self._settings.block_max_rows
         for buffer in sorted(buffers, key=lambda buffer: buffer.waiting_since):
-            if rows >= self._settings.block_max_rows:
+            if room <= 0:
                 break
-            records, span, estimate = buffer.cut()
-            rows += estimate
+            records, span, rows = buffer.cut(room)
+            room -= rows
             buffer.in_flight = True
             self._on_the_way.add(buffer.partition)
             works.append(Work(buffer, Block(buffer.partition, records), span))

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 
+import polars as pl
+
+from pipeline.ingest.blocks import encode_frame
 from pipeline.process.buffer import Budget, PartitionBuffer, Taken
 from pipeline.process.partition import Span
-from pipeline.process.records import Record
+from pipeline.process.records import ARROW, Record
 from pipeline.process.topic import TopicFacts
+from pipeline.process.worker import Worker
+from pipeline.settings import Settings
+from tests.integration.worker_world import PRIVACY
 
 
 def record(offset: int, size: int = 0) -> Record:
@@ -19,7 +26,7 @@ def buffer(max_bytes: int = 10_000, **given: object) -> PartitionBuffer:
 
 
 def offsets(buffered: PartitionBuffer) -> list[int]:
-    records, _, _ = buffered.cut()
+    records, _, _ = buffered.cut(100)
     return [one.offset for one in records]
 
 
@@ -97,7 +104,7 @@ def test_all_partitions_share_one_budget() -> None:
         first.take(record(offset, 1_000), 0.0)
     assert second.full, "what one holds, no other may"
     assert not second.hungry
-    first.cut()
+    first.cut(100)
     assert second.hungry
     second.take(record(0, 1_000), 0.0)
     second.drop()
@@ -120,5 +127,35 @@ def test_a_begun_block_whose_records_are_gone_is_told_of_before_anything_else() 
     assert held.gone == [Span(0, 5, "r")]
     held.gone.clear()
     assert held.ready
-    records, span, _ = held.cut()
+    records, span, _ = held.cut(100)
     assert ([one.offset for one in records], span) == ([8, 9], Span(8, 9, "r"))
+
+
+def test_a_block_is_as_large_as_its_room_and_one_record_at_least() -> None:
+    """By the events that are in a record, not by its bytes: small blocks take more of them each."""
+    held = buffer(max_bytes=10_000_000, next_offset=0)
+    for offset, size in enumerate((3, 30, 4, 200, 1)):
+        held.take(Record(offset, 0, ARROW, block_of(size)), 0.0)
+    assert [(len(records), rows) for records, _, rows in (held.cut(37), held.cut(50), held.cut(50))] == [
+        (3, 37), (1, 200), (1, 1),
+    ]  # fmt: skip
+
+
+def block_of(size: int) -> bytes:
+    return encode_frame(pl.DataFrame({"event_id": ["e"] * size}))
+
+
+async def test_a_round_is_no_larger_than_a_block_may_be(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, block_max_rows=60, block_linger_seconds=0)
+    worker = Worker(settings, _no_store, "127.0.0.1:1", PRIVACY)  # type: ignore[arg-type]
+    for partition in range(4):
+        held = PartitionBuffer(partition, max_rows=60, budget=worker._budget, recovered=True, next_offset=0)
+        for offset in range(5):
+            held.take(Record(offset, 0, ARROW, block_of(10)), float(partition))
+        worker._buffers[partition] = held
+    rounds = [[(work.block.partition, work.block.hi) for work in worker._cut_round()] for _ in range(2)]
+    assert rounds == [[(0, 4), (1, 0)], [(2, 4), (3, 0)]], "room for six records of ten events"
+
+
+def _no_store() -> None:
+    raise AssertionError("no store here")

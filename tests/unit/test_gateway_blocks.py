@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import orjson
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +29,7 @@ from pipeline.ingest.blocks import (
     murmur2,
     partition_of,
     partitions_of,
+    rows_in,
 )
 from tests.unit.gateway_world import NOW, SECRET, event
 
@@ -70,6 +72,7 @@ def test_every_row_is_in_one_block_and_comes_back_as_it_was(count: int, partitio
     assert sorted(np.concatenate([block.rows for block in blocks])) == list(range(count))
     for block in blocks:
         assert len(block.payload) <= limit or len(block.rows) == 1
+        assert rows_in(block.payload) == len(block.rows)
         back = decode_block(block.payload)
         assert back.equals(frame[block.rows], null_equal=True)
         assert set(partitions_of(back["grid_code"], partitions)) == {block.partition}
@@ -110,6 +113,7 @@ def test_empty_frame_gives_no_block() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"x", b"\xff\xff\xff\xff\x10\x00\x00\x00", b"{}", b"ARROW1" * 100])
 def test_bytes_that_are_no_block_are_refused(payload: bytes) -> None:
+    assert rows_in(payload) == 1
     with pytest.raises(ContractError):
         decode_block(payload)
 
@@ -122,11 +126,23 @@ def test_damaged_block_is_refused_or_read_but_never_ends_the_process() -> None:
         damaged = bytearray(payload[: chance.choice([len(payload), chance.randrange(len(payload))])])
         for _ in range(chance.randint(1, 4) if damaged else 0):
             damaged[chance.randrange(len(damaged))] = chance.choice([0, 127, 128, 255])
+        assert rows_in(bytes(damaged)) >= 1
         try:
             decode_block(bytes(damaged))
         except ContractError:
             refused += 1
     assert refused > 100
+
+
+def test_rows_of_every_batch_of_a_block_are_counted() -> None:
+    frame = frame_of(range(600))
+    for options in (pa.ipc.IpcWriteOptions(), pa.ipc.IpcWriteOptions(compression="lz4")):
+        sink = pa.BufferOutputStream()
+        batches = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches(max_chunksize=250)
+        with pa.ipc.new_stream(sink, batches[0].schema, options=options) as stream:
+            for batch in [*batches, batches[0].slice(0, 0)]:
+                stream.write_batch(batch)
+        assert rows_in(sink.getvalue().to_pybytes()) == 600
 
 
 def test_block_of_other_columns_is_refused() -> None:
