@@ -107,4 +107,4 @@ def _id_numbers(sources: list[str], event_id: str) -> list[int]:
     """`id_lo`, which has an index, of this id under every source."""
     schema = {"source": pl.String, "event_id": pl.String}
     frame = pl.DataFrame({"source": sources, "event_id": [event_id] * len(sources)}, schema=schema)
-    return frame.select(*id_hash())["id_lo"].to_list()
+    return id_hash(frame)[1].to_list()

@@ -310,8 +310,10 @@ def _frames(collected: _Collected, backfill_sources: frozenset[str]) -> Decoded:
     events = pl.concat(frames) if frames else pl.DataFrame(schema={**EVENT, **POSITION})
     if collected.events:  # single lines were parsed after the others; Arrow blocks come in order
         events = events.sort("_part", "_off", "_idx", maintain_order=True)
-    events = events.with_columns(*id_hash(), content_hash(events))
-    quarantined = pl.DataFrame(collected.refused, schema=QUARANTINED).sort("_part", "_off", "_idx")
+    events = events.with_columns(*id_hash(events), content_hash(events))
+    quarantined = pl.DataFrame(collected.refused, schema=QUARANTINED)
+    if collected.refused:
+        quarantined = quarantined.sort(list(POSITION))
     return Decoded(expect(events, DECODED, "decoded"), quarantined)
 
 

@@ -143,7 +143,10 @@ class SeenIds:
 
 
 def _last_of_each(hi: UInt64s, lo: UInt64s, position: Int64s) -> NDArray[np.intp]:
-    """Rows in the order of their positions, of one id only the last."""
+    """Rows as they stand, of one id only the one with the largest position."""
+    alike = np.sort(lo)
+    if (alike[1:] != alike[:-1]).all():  # as nearly always
+        return np.arange(len(lo))
     order = np.lexsort((position, hi, lo))
     last = np.ones(len(order), bool)
     last[:-1] = (lo[order[1:]] != lo[order[:-1]]) | (hi[order[1:]] != hi[order[:-1]])

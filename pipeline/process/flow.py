@@ -24,6 +24,7 @@ from pipeline.frames import (
     DECODED,
     DUPLICATE,
     FEATURES,
+    POSITION,
     QUARANTINED,
     RANK,
     STORED,
@@ -119,9 +120,12 @@ class PartitionState:
 
 def remember(states: Mapping[int, PartitionState], result: BlockResult) -> None:
     """Let each partition take in the ids and anchors of its rows, once they are stored."""
-    resent = result.duplicates.filter(pl.col("level") == "L2").with_columns(*id_hash())
     columns = ("_part", "_off", "_idx", "id_hi", "id_lo", "ingested_at", "content_hash")
-    kept = pl.concat([rows.select(columns) for rows in (result.events, result.rejections, resent)])
+    tables = [rows.select(columns) for rows in (result.events, result.rejections)]
+    resent = result.duplicates.filter(pl.col("level") == "L2")
+    if not resent.is_empty():
+        tables.append(resent.with_columns(*id_hash(resent)).select(columns))
+    kept = pl.concat(tables)
     kept = kept.sort("_part", maintain_order=True)
     hi, lo = kept["id_hi"].to_numpy(), kept["id_lo"].to_numpy()
     position, ingested = positions(kept), milliseconds(kept["ingested_at"])
@@ -201,14 +205,20 @@ def process_blocks(
     return BlockResult(
         events=judged.stored.filter(~rejected),
         rejections=judged.stored.filter(rejected),
-        duplicates=pl.concat([copies, judged.resent]).sort("_part", "_off", "_idx"),
-        quarantined=pl.concat([decoded.quarantined, unique.conflicts, judged.unstorable]).sort(
-            "_part", "_off", "_idx"
-        ),
+        duplicates=_joined(copies, judged.resent),
+        quarantined=_joined(decoded.quarantined, unique.conflicts, judged.unstorable),
         case_events=case_events_of(judged.stored, judged.resent),
         received=decoded.events.height + decoded.quarantined.height,
         stage_seconds=watch.seconds,
     )
+
+
+def _joined(*parts: pl.DataFrame) -> pl.DataFrame:
+    """Rows of frames, each in position order, in that order; most are empty."""
+    rows = [part for part in parts if not part.is_empty()]
+    if len(rows) < 2:
+        return rows[0] if rows else parts[0]
+    return pl.concat(rows).sort(list(POSITION))
 
 
 @dataclass(frozen=True)

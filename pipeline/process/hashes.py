@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 import polars as pl
 import polars_hash as plh
+from numpy.typing import NDArray
 
 from pipeline.frames import EVENT, PERSON, PHOTO
 
@@ -18,18 +20,25 @@ _PART: Final = "\x1f"
 _ITEM: Final = "\x1e"
 _MEMBER: Final = "\x1d"
 _NULL: Final = "\x00"
-_LOW: Final = 2**64
+_BYTES: Final = 16
 
 #: What the pipeline adds on the way; everything else of an event comes from the client.
 _NOT_CONTENT: Final = frozenset({"ingested_at", "request_id", "backfill", "key_version"})
 CONTENT_COLUMNS: Final = tuple(name for name in EVENT if name not in _NOT_CONTENT)
 
 
-def hash128(parts: Sequence[pl.Expr], hi: str, lo: str) -> list[pl.Expr]:
-    """Two UInt64 columns named `hi` and `lo`: xxh3-128 of the text parts, nulls distinct from every text."""
+def hash128(rows: pl.DataFrame, parts: Sequence[pl.Expr]) -> NDArray[np.uint64]:
+    """(2, n), the high and the low word of xxh3-128 of the text parts, nulls distinct from every text.
+
+    Evaluated at once: as two expressions polars would join and hash each text twice.
+    """
     text = plh.concat_str(*[part.fill_null(_NULL) for part in parts], separator=_PART)
-    digest = text.nchash.xxh3_128()
-    return [(digest // _LOW).cast(pl.UInt64).alias(hi), (digest % _LOW).cast(pl.UInt64).alias(lo)]
+    digest = rows.select(text.nchash.xxh3_128(return_binary=True, byte_order="big")).to_series()
+    if digest.is_empty():
+        return np.empty((2, 0), np.uint64)
+    binary = digest.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    raw = memoryview(binary.buffers()[2])[_BYTES * binary.offset :][: _BYTES * len(binary)]
+    return np.ascontiguousarray(np.frombuffer(raw, ">u8").reshape(-1, 2).T, dtype=np.uint64)
 
 
 def hash64(parts: Sequence[pl.Expr], name: str) -> pl.Expr:
@@ -38,9 +47,10 @@ def hash64(parts: Sequence[pl.Expr], name: str) -> pl.Expr:
     return text.nchash.xxh3_64().cast(pl.UInt64).alias(name)
 
 
-def id_hash(hi: str = "id_hi", lo: str = "id_lo") -> list[pl.Expr]:
-    """128 bit of an event's identity, (`source`, `event_id`)."""
-    return hash128([pl.col("source").cast(pl.String), pl.col("event_id")], hi, lo)
+def id_hash(rows: pl.DataFrame) -> list[pl.Series]:
+    """`id_hi`, `id_lo`: 128 bit of the identity, (`source`, `event_id`), of rows that have these two."""
+    hi, lo = hash128(rows, [pl.col("source").cast(pl.String), pl.col("event_id")])
+    return [pl.Series("id_hi", hi), pl.Series("id_lo", lo)]
 
 
 def case_hash() -> pl.Expr:

@@ -151,16 +151,12 @@ def _load_ids(client: Client, state: PartitionState, inc: int, partition: int, s
     kept = " UNION ALL ".join(
         f"SELECT id_hi, id_lo, {columns} FROM {table} WHERE {where}" for table in ("events", "rejections")
     )
-    ids = [
-        _rows(client, kept, parameters),
-        _rows(
-            client,
-            f"SELECT source, event_id, {columns} FROM duplicates WHERE {where} AND level = 'L2'",
-            parameters,
-        )
-        .with_columns(pl.col("source").cast(pl.String), pl.col("event_id").cast(pl.String))
-        .with_columns(*id_hash()),
-    ]
+    resent = _rows(
+        client,
+        f"SELECT source, event_id, {columns} FROM duplicates WHERE {where} AND level = 'L2'",
+        parameters,
+    ).with_columns(pl.col("source").cast(pl.String), pl.col("event_id").cast(pl.String))
+    ids = [_rows(client, kept, parameters), resent.with_columns(*id_hash(resent))]
     names = ["id_hi", "id_lo", "_inc", "_off", "_idx", "ingested_at", "content_hash"]
     rows = pl.concat([_typed(frame).select(names) for frame in ids]).sort("_inc", "_off", "_idx")
     state.seen.remember(

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.clock import utc_now
@@ -45,11 +46,13 @@ ANCHOR: Final = {
 }
 
 
-#: What an anchor is made of.
-_ANCHOR_FROM: Final = (
+#: What is told of a row that may be a resend or what it repeats.
+_TOLD: Final = (
     "_part", "_off", "_idx", "occurred_at", "ingested_at", "l2_hi", "l2_lo", "event_id", "source", "case_id",
-    "submission_id", "outcome",
+    "outcome",
 )  # fmt: skip
+#: What an anchor is made of.
+_ANCHOR_FROM: Final = (*_TOLD, "submission_id")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,26 @@ class Keys(NamedTuple):
         high, low = hi.to_arrow(), lo.to_arrow()
         given = np.asarray(high.is_valid().to_numpy(zero_copy_only=False))
         return cls(given, high.fill_null(0).to_numpy(), low.fill_null(0).to_numpy())
+
+    @classmethod
+    def at(cls, rows: NDArray[np.intp], words: UInt64s, height: int) -> Keys:
+        """Of `height` rows those at `rows` have a key: words (2, k)."""
+        given, hi, lo = np.zeros(height, bool), np.zeros(height, np.uint64), np.zeros(height, np.uint64)
+        given[rows], hi[rows], lo[rows] = True, *words
+        return cls(given, hi, lo)
+
+    def repeated(self, part: NDArray[np.uint16]) -> NDArray[np.intp]:
+        """Rows whose key occurs more than once among those of their partition."""
+        rows = np.flatnonzero(self.given)  # only reports have keys: few rows are compared
+        keys = pl.DataFrame({"part": part[rows], "hi": self.hi[rows], "lo": self.lo[rows]})
+        return np.asarray(rows[keys.is_duplicated().to_numpy()])
+
+    def series(self, hi: str, lo: str) -> list[pl.Series]:
+        """Two UInt64 columns, null where there is no key."""
+        return [
+            pl.Series(name, pa.array(words, mask=~self.given))
+            for name, words in ((hi, self.hi), (lo, self.lo))
+        ]
 
     def within(self, rows: slice) -> Keys:
         """Those of some rows."""
@@ -237,43 +260,56 @@ def _grown(array: Int64s, size: int) -> Int64s:
     return grown
 
 
-def with_content_keys(judged: pl.DataFrame) -> pl.DataFrame:
-    """Add l2_hi, l2_lo (null where L2 does not apply: no REPORTED, no reporter key, neither text nor photo)
-    and sub_hi, sub_lo (null where there is no submission id or L2 does not apply)."""
+class ContentKeys(NamedTuple):
+    """content, submission : of each row judged; none where L2 does not apply (no REPORTED, no reporter key,
+    neither text nor photo), and no submission where there is no submission id."""
+
+    content: Keys
+    submission: Keys
+
+
+#: What the keys of a report are made of.
+_KEYS_FROM: Final = (
+    "source", "submission_id", "actor_key", "matter_code", "grid_code", "unit_code", "title", "description",
+    "photos", "lon", "lat", "crs", "persons", "organisation_code", "organisation_name",
+)  # fmt: skip
+#: Of these, the ones that are compared as people read them.
+_READ: Final = ("title", "description", "organisation_name")
+
+
+def content_keys(judged: pl.DataFrame) -> ContentKeys:
+    """Keys of rows of DECODED or wider."""
     # most rows are no reports: only those that may have a key are normalised and hashed
     at = judged.select(
         ((pl.col("event_type") == "REPORTED") & pl.col("actor_key").is_not_null()).fill_null(False).arg_true()
     ).to_series()
-    keys = _content_keys(judged[at])
-    absent = pl.Series([None], dtype=pl.UInt64).new_from_index(0, judged.height)
-    return judged.with_columns(absent.scatter(at, keys[name]).alias(name) for name in _KEY_COLUMNS)
-
-
-_KEY_COLUMNS: Final = ("l2_hi", "l2_lo", "sub_hi", "sub_lo")
-
-
-def _content_keys(reports: pl.DataFrame) -> pl.DataFrame:
-    """l2_hi, l2_lo, sub_hi, sub_lo of reports whose reporter is known."""
-    text = pl.concat_str(_normal("title"), _normal("description"), separator=_LATER_ITEM)
+    rows = at.to_numpy()
+    # normalised once: each use in an expression would do it again
+    reports = judged.select(_KEYS_FROM)[at].with_columns(_normal(name) for name in _READ)
+    applies = reports.select(
+        ((pl.col("title") != "") | (pl.col("description") != "") | (pl.col("photos").list.len() > 0))
+        .fill_null(False)
+        .alias("applies"),
+        pl.col("submission_id").is_not_null().alias("sent"),
+    )
+    text = pl.concat_str("title", "description", separator=_LATER_ITEM)
     photos = (
         pl.col("photos").list.eval(pl.element().struct.field("sha256")).list.sort().list.join(_LATER_ITEM)
     )
     parts = [
         pl.col("actor_key"), pl.col("matter_code"), pl.col("grid_code"), pl.col("unit_code"), text, photos,
         _degrees("lon"), _degrees("lat"), pl.col("crs"), persons_text(),
-        pl.col("organisation_code"), _normal("organisation_name"),
+        pl.col("organisation_code"), pl.col("organisation_name"),
     ]  # fmt: skip
-    applies = (
-        (_normal("title") != "") | (_normal("description") != "") | (pl.col("photos").list.len() > 0)
-    ).fill_null(False)
-    submission = applies & pl.col("submission_id").is_not_null()
-    return reports.select(
-        *[pl.when(applies).then(column) for column in hash128(parts, "l2_hi", "l2_lo")],
-        *[
-            pl.when(submission).then(column)
-            for column in hash128([pl.col("source"), pl.col("submission_id")], "sub_hi", "sub_lo")
-        ],
+    given = applies["applies"].to_numpy()
+    sent = given & applies["sent"].to_numpy()
+    return ContentKeys(
+        Keys.at(rows[given], hash128(reports, parts)[:, given], judged.height),
+        Keys.at(rows[sent], hash128(reports, _SUBMISSION)[:, sent], judged.height),
     )
+
+
+_SUBMISSION: Final = (pl.col("source"), pl.col("submission_id"))
 
 
 def drop_resends(judged: pl.DataFrame, anchors: Mapping[int, Anchors]) -> Resends:
@@ -282,25 +318,22 @@ def drop_resends(judged: pl.DataFrame, anchors: Mapping[int, Anchors]) -> Resend
     judged : DECODED + FEATURES + DECISION, of one or more partitions, each in position order.
     anchors : by partition; not changed.
     """
-    rows = with_content_keys(judged)
-    suspect = np.zeros(rows.height, bool)
-    content, submission = Keys.of(rows["l2_hi"], rows["l2_lo"]), Keys.of(rows["sub_hi"], rows["sub_lo"])
-    for partition, part in by_partition(rows):
-        suspect[part] = anchors[partition].known(content.within(part), submission.within(part))
-    for hi, lo in (("l2_hi", "l2_lo"), ("sub_hi", "sub_lo")):
-        # only reports have keys: few rows are compared
-        keyed = rows.select(pl.col(hi).is_not_null().arg_true()).to_series()
-        repeated = rows.select("_part", hi, lo)[keyed].is_duplicated()
-        suspect[keyed.filter(repeated).to_numpy()] = True
+    keys = content_keys(judged)
+    kept = judged.with_columns(keys.content.series("l2_hi", "l2_lo"))
+    suspect = np.zeros(judged.height, bool)
+    for partition, part in by_partition(judged):
+        suspect[part] = anchors[partition].known(keys.content.within(part), keys.submission.within(part))
+    for each in keys:
+        suspect[each.repeated(judged["_part"].to_numpy())] = True
     originals: dict[int, _Original] = {}
     if suspect.any():
-        for partition, part in by_partition(rows):
-            found = _originals(rows[part], np.flatnonzero(suspect[part]), anchors[partition])
+        told = kept.select(_TOLD).with_columns(keys.submission.series("sub_hi", "sub_lo"))
+        for partition, part in by_partition(judged):
+            found = _originals(told[part], np.flatnonzero(suspect[part]), anchors[partition])
             originals |= {row + part.start: original for row, original in found.items()}
-    kept = rows.drop("sub_hi", "sub_lo")
     if not originals:
         return Resends(kept, _resend_rows(kept.clear(), []))
-    at = np.zeros(rows.height, bool)
+    at = np.zeros(judged.height, bool)
     at[list(originals)] = True
     return Resends(
         kept.filter(~at), _resend_rows(kept.filter(at), [originals[row] for row in sorted(originals)])
@@ -313,9 +346,10 @@ def anchors_of(kept: pl.DataFrame) -> pl.DataFrame:
     reports = kept.select(_ANCHOR_FROM).filter(
         (pl.col("outcome") == "admitted") & pl.col("l2_hi").is_not_null()
     )
-    submission = hash128([pl.col("source"), pl.col("submission_id")], "sub_hi", "sub_lo")
+    sent = np.flatnonzero(reports["submission_id"].is_not_null())
+    submission = Keys.at(sent, hash128(reports, _SUBMISSION)[:, sent], reports.height)
     return reports.with_columns(
-        *[pl.when(pl.col("submission_id").is_not_null()).then(column) for column in submission],
+        *submission.series("sub_hi", "sub_lo"),
         position=pl.Series(positions(reports), dtype=pl.Int64),
         occurred=pl.col("occurred_at").to_physical(),
         ingested=pl.col("ingested_at").to_physical(),

@@ -46,10 +46,8 @@ def explain(
     The outcome is that of the first copy; later copies (redeliveries, same id with other content) are listed.
     Raises PastRetentionError when the event was received longer ago than `retention`.
     """
-    identity = (
-        pl.DataFrame({"source": [source], "event_id": [event_id]}).select(*id_hash()).row(0, named=True)
-    )
-    parameters = {"source": source, "event_id": event_id, "id_lo": identity["id_lo"]}
+    _, id_lo = id_hash(pl.DataFrame({"source": [source], "event_id": [event_id]}))
+    parameters = {"source": source, "event_id": event_id, "id_lo": id_lo.item()}
     stored = _rows(
         client,
         " UNION ALL ".join(

@@ -16,17 +16,24 @@ def words_of(types: Mapping[str, str]) -> frozenset[str]:
     return frozenset(name for name, kind in types.items() if kind.startswith((_WORD, f"Array({_WORD}")))
 
 
-def to_arrow(frame: pl.DataFrame, words: Collection[str]) -> pa.Table:
+def to_arrow(frame: pl.DataFrame, words: Collection[str], nullable: Collection[str]) -> pa.Table:
     """The frame as one record batch, `words` (String or List(String) columns) as dictionaries.
 
+    nullable : columns that the table lets be null; in no other one may a null be.
+
     A LowCardinality column is a dictionary in the engine: handed over as one, an event takes 730 bytes
-    instead of 1,030, and its insert 2.9 µs instead of 4.0, the encoding (0.4) included.
+    instead of 1,030, and its insert 2.9 µs instead of 4.0, the encoding (0.4) included. A field that may be
+    null is read as Nullable and cast, whatever it holds: an eighth of an insert.
     """
     table = frame.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
-    for at, name in enumerate(table.column_names):
-        if name in words:
-            table = table.set_column(at, name, _encoded(table.column(at).combine_chunks()))
-    return table
+    columns, fields = [], []
+    for field, column in zip(table.schema, table.columns, strict=True):
+        values = column.combine_chunks()
+        if field.name in words:
+            values = _encoded(values)
+        columns.append(values)
+        fields.append(pa.field(field.name, values.type, nullable=field.name in nullable))
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
 def _encoded(values: Any) -> Any:

@@ -26,6 +26,7 @@ from pipeline.process.flow import UNSTORABLE, BlockResult, case_events_of, most_
 from pipeline.sink.arrow import to_arrow, words_of
 from pipeline.sink.retry import Failure, classify, persist
 from pipeline.store.cases import pack_case_events
+from pipeline.store.client import insert_table
 from pipeline.store.ddl import STORED_TYPES
 
 log = structlog.get_logger(__name__)
@@ -185,13 +186,13 @@ class Sink:
         return pl.concat([stored for stored, _ in done]), pl.concat([refused for _, refused in done])
 
     def _send(self, table: str, rows: pl.DataFrame, token: str) -> None:
-        data = to_arrow(rows, _WORDS.get(table, ()))
+        data = to_arrow(rows, _WORDS.get(table, ()), _NULLABLE.get(table, ()))
         settings = {**INSERT_SETTINGS, "insert_deduplication_token": f"{token}:{table}"}
 
         def insert() -> None:
             self._before_insert()
             started = time.perf_counter()
-            self._client.insert_arrow(table, data, settings=settings)
+            insert_table(self._client, table, data, settings)
             metrics.insert_seconds.labels(table).observe(time.perf_counter() - started)
 
         persist(insert, stopping=self._stopping, what=f"{token} {table}")
@@ -249,9 +250,16 @@ def _with_block(rows: pl.DataFrame, place: _Place) -> pl.DataFrame:
     )
 
 
+#: By table, those of its columns that may be null; of `case_events` none may.
+_NULLABLE: Final = {
+    "events": _NULLABLE_STORED,
+    "rejections": _NULLABLE_STORED,
+    "duplicates": _NULLABLE_DUPLICATE,
+    "quarantine": _NULLABLE_QUARANTINED,
+}
 _SCHEMAS: Final[dict[str, tuple[Schema, frozenset[str]]]] = {
-    "events": (STORED, _NULLABLE_STORED),
-    "rejections": (STORED, _NULLABLE_STORED),
-    "duplicates": (DUPLICATE, _NULLABLE_DUPLICATE),
-    "quarantine": (QUARANTINED, _NULLABLE_QUARANTINED),
+    "events": (STORED, _NULLABLE["events"]),
+    "rejections": (STORED, _NULLABLE["rejections"]),
+    "duplicates": (DUPLICATE, _NULLABLE["duplicates"]),
+    "quarantine": (QUARANTINED, _NULLABLE["quarantine"]),
 }

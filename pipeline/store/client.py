@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import clickhouse_connect
+import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from clickhouse_connect.driver.httpclient import HttpClient
@@ -162,6 +163,19 @@ def at_once(client: Client, *calls: Callable[[], Result]) -> list[Result]:
     with ThreadPoolExecutor(len(calls) - 1, thread_name_prefix="beside") as threads:
         others = [threads.submit(call) for call in calls[1:]]
         return [calls[0](), *(other.result() for other in others)]
+
+
+def insert_table(client: Client, table: str, rows: pa.Table, settings: Mapping[str, Any]) -> None:
+    """`client.insert_arrow`, without a copy of the whole while other threads wait: the embedded engine's
+    driver makes `bytes` of what it could write to its file as it is."""
+    if isinstance(client, HttpClient):
+        client.insert_arrow(table, rows, settings=dict(settings))
+        return
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, rows.schema) as file:
+        file.write_table(rows)
+    data: Any = memoryview(sink.getvalue())
+    client.raw_insert(table, rows.schema.names, data, dict(settings), "Arrow")
 
 
 def _first_line(error: BaseException) -> str:

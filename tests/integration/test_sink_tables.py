@@ -193,14 +193,15 @@ class Flaky:
         self._client, self._errors, self._late = client, errors, late
         self.tokens: list[str] = []
 
-    def insert_arrow(self, table: str, data: Any, settings: dict[str, Any]) -> None:
+    def raw_insert(self, table: str, *what: Any) -> None:
+        _, _, settings, _ = what
         self.tokens.append(settings["insert_deduplication_token"])
         if self._errors:
             error = self._errors.pop(0)
             if self._late:
-                self._client.insert_arrow(table, data, settings=settings)
+                self._client.raw_insert(table, *what)
             raise error
-        self._client.insert_arrow(table, data, settings=settings)
+        self._client.raw_insert(table, *what)
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -81,7 +81,7 @@ def test_a_stop_ends_the_telling_of_cases_that_the_store_does_not_take(
     def refuse(*_: object, **__: object) -> None:
         raise TransientError("the store is away")
 
-    monkeypatch.setattr(clickhouse, "insert_arrow", refuse)
+    monkeypatch.setattr(clickhouse, "raw_insert", refuse)
     stopping = threading.Event()
     stopping.set()
     with pytest.raises(Stopping):

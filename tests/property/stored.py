@@ -97,7 +97,7 @@ def _insert(client: Client, table: str, schema: Schema, rows: list[dict[str, Any
         return
     frame = pl.DataFrame(rows, schema)
     if "id_lo" in schema:
-        frame = frame.with_columns(*id_hash())
+        frame = frame.with_columns(*id_hash(frame))
     frame = frame.with_columns(
         pl.lit(inc, pl.UInt64).alias("_inc"),
         pl.col("_off").alias("_blk_lo"),

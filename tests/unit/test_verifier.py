@@ -70,7 +70,7 @@ def test_partitions_are_looked_at_one_by_one_and_forgotten() -> None:
 
 def test_ids_that_were_dropped_early_are_counted_once() -> None:
     account, before = Account(frozenset), metrics.dedup_forgotten._value.get()
-    for forgotten in (0, 5, 5, 2, 4):  # two partitions; the one that had dropped three goes, the other goes on
+    for forgotten in (0, 5, 5, 2, 4):  # of two partitions one, which had dropped three, goes away
         account.dedup(10, 3, forgotten)
     assert metrics.dedup_forgotten._value.get() == before + 7
     assert metrics.dedup_entries.labels("L1")._value.get() == 10
