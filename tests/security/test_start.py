@@ -301,6 +301,14 @@ def test_root_is_warned_of_by_doctor_and_at_start(
     assert [what.split(":")[0] for what in warned] == (["gridpipe runs as root"] if user == 0 else [])
 
 
+@pytest.mark.parametrize("role", ["gateway", "worker"])
+def test_roles_alone_say_what_is_unprotected(tmp_path: Path, role: str) -> None:
+    servers = ("--kafka", "192.0.2.1:9092", "--clickhouse", "http://127.0.0.1:9")  # nobody is there
+    result = gridpipe(role, "--data-dir", str(tmp_path), *servers)
+    assert result.returncode in {2, 3}, result.stderr
+    assert "Kafka is reached in plain text" in result.stderr
+
+
 def test_a_limit_on_the_size_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded engine calls a part stored that was cut off there; a server is on its own machine."""
     monkeypatch.setattr(guard.resource, "getrlimit", lambda _: (1 << 30, 1 << 30))
