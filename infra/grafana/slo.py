@@ -101,8 +101,19 @@ def slo() -> Dashboard:
                 ),
                 lines(
                     "校验器 Verifier, 1 h",
-                    {"异常 anomalies": "gridpipe:verifier_anomalies:increase1h"},
+                    {
+                        "偏移异常 offsets": "gridpipe:verifier_anomalies:increase1h",
+                        "案件不符 drifted": "sum(increase(gridpipe_verifier_drift_total[1h]))",
+                        "编号重复 double ids": "sum(increase(gridpipe_verifier_double_ids_total[1h]))",
+                        "提前遗忘 forgotten ids": "sum(increase(gridpipe_dedup_forgotten_total[1h]))",
+                    },
                     limit=1,
+                ),
+                lines(
+                    "写入受阻 Store refuses for",
+                    {"处理 worker {{instance}}": "gridpipe_sink_blocked_seconds"},
+                    unit="s",
+                    limit=60,
                 ),
                 lines(
                     "探测事件缺失 Canaries missing, 1 h",
@@ -143,6 +154,15 @@ def slo() -> Dashboard:
                         "处理 worker {{instance}}": "gridpipe_worker_memory_bytes",
                     },
                     unit="bytes",
+                ),
+                lines(
+                    "事件循环迟到 Event loop late by",
+                    {
+                        "网关与接口 http {{instance}}": "gridpipe_http_loop_late_seconds",
+                        "处理 worker {{instance}}": "gridpipe_worker_loop_late_seconds",
+                    },
+                    unit="s",
+                    limit=1,
                 ),
                 lines(
                     "可用内存 Memory available",
