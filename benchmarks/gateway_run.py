@@ -39,6 +39,7 @@ def main() -> None:
         canary_interval_seconds=0,
         # a key's quota is far above any client of the city, and below what this client sends
         quota_source_events_per_second=100_000_000,
+        quota_source_bytes_per_second=0,
         quota_source_requests_per_second=1_000_000,
     )
     logs.configure(level="error", role="gateway", log_dir=settings.log_dir, console=True)

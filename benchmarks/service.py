@@ -27,6 +27,7 @@ def service(data_dir: Path, bootstrap: str | None, **more: Any) -> Iterator[tupl
         kafka=bootstrap,
         log_level="warning",
         quota_source_events_per_second=0,
+        quota_source_bytes_per_second=0,
         quota_source_requests_per_second=0,
         **more,
     )

@@ -116,6 +116,11 @@ class Settings(BaseSettings):
     quota_source_events_per_second: int = Field(
         50_000, ge=0, description="Events per second of one source, whatever its keys; 0: no limit."
     )
+    quota_source_bytes_per_second: int = Field(
+        50_000_000,
+        ge=0,
+        description="Bytes of request bodies per second of one source, whatever its keys; 0: no limit.",
+    )
     quota_loopback: bool = Field(
         False,
         description="Quotas also for callers on a loopback address, as behind a proxy on the same machine.",

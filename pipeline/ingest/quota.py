@@ -1,4 +1,4 @@
-"""Quotas: requests and bytes per address, requests and events per source, in windows of some seconds.
+"""Quotas: requests and bytes per address, requests, bytes and events per source, in windows of some seconds.
 
 A request costs a few look-ups whatever the number of its events: the address is charged before anything else
 is done for it, the sources once their events are counted. The request that crosses the end of a window is
@@ -115,6 +115,7 @@ class Quotas:
         self._address_requests = item(address_requests_per_second)
         self._address_bytes = item(settings.quota_address_bytes_per_second)
         self._source_requests = item(settings.quota_source_requests_per_second)
+        self._source_bytes = item(settings.quota_source_bytes_per_second)
         self._source_events = item(settings.quota_source_events_per_second)
         self._wrong = RateLimitItemPerSecond(_MOST_WRONG, _WRONG_SECONDS)
 
@@ -134,10 +135,16 @@ class Quotas:
                 self._address_bytes, "bytes", ("b", name), "too much data from this address; send slower"
             )
 
-    def charge_bytes(self, address: str, size: int) -> None:
-        """Charge what a request brought, bytes as sent."""
-        if self._address_bytes is not None and size > 0 and not self._exempt(address):
+    def charge_bytes(self, address: str, sources: frozenset[str], size: int) -> None:
+        """Charge what a request brought, bytes as sent, to its address and to each of its key's sources, none
+        where no key was right."""
+        if size <= 0 or self._exempt(address):
+            return
+        if self._address_bytes is not None:
             self._limiter.hit(self._address_bytes, "b", caller(address), cost=size)
+        if self._source_bytes is not None:
+            for source in sources:
+                self._limiter.hit(self._source_bytes, "d", source, cost=size)
 
     # --- sources
 
@@ -154,11 +161,12 @@ class Quotas:
                     ("r", min(sources)),
                     "too many requests of this source; send larger batches",
                 )
-        events = self._source_events
-        if events is not None and not any(self._limiter.test(events, "e", source) for source in sources):
-            raise self._refusal(
-                events, "events", ("e", min(sources)), "too many events of this source; send slower"
-            )
+        for item, unit, name, what in (
+            (self._source_bytes, "bytes", "d", "too much data of this source; send slower"),
+            (self._source_events, "events", "e", "too many events of this source; send slower"),
+        ):
+            if item is not None and not any(self._limiter.test(item, name, source) for source in sources):
+                raise self._refusal(item, unit, (name, min(sources)), what)
 
     def admit_events(self, address: str, sources: Iterable[str]) -> None:
         """Once the events are read: raises ProblemError 429 when one of their sources has nothing left. A key

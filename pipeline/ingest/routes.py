@@ -130,7 +130,7 @@ class EventsCall:
             call = Call(body, content_type, encoding, credential, request_id, address)
             members = await self._handle(call)
         finally:
-            gateway.quotas.charge_bytes(address, held)
+            gateway.quotas.charge_bytes(address, credential.sources if credential else frozenset(), held)
             gateway.budget.give_back(holder, held)
         _tell_refusals(members, request_id, min(credential.sources, default=""))
         headers = [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]

@@ -146,10 +146,26 @@ async def test_address_is_charged_before_its_key_is_looked_at(
 def test_bytes_of_an_address() -> None:
     quotas = Quotas(Settings(quota_address_bytes_per_second=100, quota_window_seconds=1), Clock())
     quotas.admit_address(HERE)
-    quotas.charge_bytes(HERE, 101)
+    quotas.charge_bytes(HERE, frozenset(), 101)
     with pytest.raises(ProblemError, match="too much data"):
         quotas.admit_address(HERE)
     quotas.admit_address(THERE)
+
+
+async def test_bytes_of_a_source_whatever_the_address(tmp_path: Path) -> None:
+    body = orjson.dumps(event())
+    world = make_world(tmp_path, quota_source_bytes_per_second=len(body), quota_window_seconds=2)
+    other = world.keys.create("handset")
+    answers = []
+    for address in (HERE, THERE, HERE, THERE):
+        async with from_address(world.app, address, world.key) as client:
+            answers.append(await client.post("/v1/events", content=body))
+    assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
+    assert "too much data of this source" in answers[-1].json()["message"]
+    assert answers[-1].headers["ratelimit-policy"] == f'"bytes";q={2 * len(body)};w=2'
+    async with from_address(world.app, HERE, other) as client:
+        answer = await client.post("/v1/events", content=orjson.dumps(event(source="handset")))
+        assert answer.status_code == 202, "another source has its own"
 
 
 def test_this_machine_is_exempt_unless_asked_for() -> None:
