@@ -62,11 +62,11 @@ _KPI_COLUMNS: Final[tuple[tuple[str, Cell, bool], ...]] = (
     ("响应率", lambda row: percent(row["response_rate"]), True),
     ("按时响应率", lambda row: percent(row["timely_response_rate"]), False),
     ("按期办结率", lambda row: percent(row["closure_on_time_rate"]), False),
-    ("在办", lambda row: count(row["open"]), True),
+    ("未办结", lambda row: count(row["open"]), True),
     ("超期", lambda row: count(row["overdue"]), True),
     ("响应 p50", lambda row: duration(row["response_seconds"]["p50"]), True),
     ("响应 p90", lambda row: duration(row["response_seconds"]["p90"]), False),
-    ("办理 p50", lambda row: duration(row["resolution_seconds"]["p50"]), False),
+    ("办结时间 p50", lambda row: duration(row["resolution_seconds"]["p50"]), False),
 )
 
 

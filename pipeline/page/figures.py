@@ -23,7 +23,7 @@ STAGES: Final = ("decode", "deduplicate", "look_up", "admit", "drop_resends", "e
 _WANTED: Final = re.compile(
     rb"^gridpipe_(events_total|gateway_events_total|gateway_in_flight_bytes|consumer_lag_records"
     rb"|consumer_lag_seconds|committed_offset|partition_braked|stage_seconds_sum|stage_seconds_count|insert_seconds_sum|insert_seconds_count"
-    rb"|insert_retries_total|ingest_delay_seconds_bucket|life_safety_rejections_total)"
+    rb"|insert_retries_total|ingest_delay_seconds_bucket)"
     rb'(?:\{\w+="([^"]*)"\})? (\S+)$',
     re.MULTILINE,
 )
@@ -119,7 +119,6 @@ class Figures:
                 "topic": {
                     "lag_records": int(now.total("consumer_lag_records")),
                     "lag_seconds": max(now.families.get("consumer_lag_seconds", {}).values(), default=0.0),
-                    "stuck": bool(stuck),
                     "stuck_partitions": stuck,
                 },
                 "outcomes_per_second": per_second,
@@ -129,7 +128,6 @@ class Figures:
                     "seconds_per_insert": _mean(before, now, "insert_seconds"),
                     "retries_per_second": self._rate("insert_retries_total"),
                 },
-                "life_safety": int(now.total("life_safety_rejections_total")),
             },
         }
 

@@ -400,7 +400,9 @@ const component = () => ({
     const stage = (name) => fact("perBlock", ms(flow.stages[name]));
     const down = this.storeWorks === false;
     const silent = !here && this.figures.expects_worker; // the worker ran here and answers no more
-    const alarm = (stuck, gone) => (stuck ? this.t("stuck") : gone ? this.t("silent") : "");
+    const still = flow.topic.stuck_partitions;
+    const stuckAt = still.length ? `${this.t("stuckPartitions")} ${still.join(", ")}` : "";
+    const alarm = (stuck, gone) => (stuck === true ? this.t("stuck") : stuck || (gone ? this.t("silent") : ""));
     const arrow = (to, rate, facts, stuck = false, gone = false) => {
       const known = here || to === "gateway" || to === "topic"; // the others are the worker's
       return {
@@ -413,13 +415,13 @@ const component = () => ({
         fact("queue", format.bytes(flow.gateway.in_flight_bytes)), fact("refused", per(flow.gateway.refused_per_second), flow.gateway.refused_per_second > 0),
       ], flow.gateway.stuck),
       arrow("topic", flow.gateway.accepted_per_second, [fact("notWritten", per(flow.gateway.not_written_per_second), flow.gateway.not_written_per_second > 0)], flow.gateway.stuck),
-      arrow("decode", all, [fact("queue", this.number(flow.topic.lag_records)), fact("lag", `${flow.topic.lag_seconds.toFixed(1)} s`, flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], flow.topic.stuck, silent),
+      arrow("decode", all, [fact("queue", this.number(flow.topic.lag_records)), fact("lag", `${flow.topic.lag_seconds.toFixed(1)} s`, flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], stuckAt, silent),
       arrow("deduplicate", all - out.quarantined, [fact("quarantined", per(out.quarantined), out.quarantined > 0), stage("deduplicate")]),
       arrow("admit", all - out.quarantined - out.duplicate, [fact("duplicates", per(out.duplicate)), stage("admit")]),
       arrow("enrich", out.admitted + out.recorded + out.rejected, [fact("rejected", per(out.rejected)), stage("enrich")]),
       arrow("store", out.admitted + out.recorded + out.rejected, [
         fact("retries", per(flow.store.retries_per_second), flow.store.retries_per_second > 0), fact("perInsert", ms(flow.store.seconds_per_insert)),
-      ], flow.topic.stuck, down || silent),
+      ], stuckAt, down || silent),
     ];
   },
 

@@ -113,6 +113,7 @@ export const TEXTS = {
   perBlock: ["每块", "a block"],
   perInsert: ["每次写", "an insert"],
   stuck: ["停滞", "stuck"],
+  stuckPartitions: ["停滞的分区", "stuck partitions"],
   silent: ["无应答", "no answer"],
   lowest: ["最低", "lowest"],
   highest: ["最高", "highest"],
