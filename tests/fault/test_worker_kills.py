@@ -82,9 +82,9 @@ def test_1_a_worker_killed_every_three_seconds(town: System, report: Report, see
     """Two workers, one of them killed every 3 s for MINUTES (5): the load is taken in all the time, the first
     commit comes within 15 s of the last kill, and the rest drains.
 
-    No worker lives longer than six seconds, which is the session of the group: on a busy machine it may never
-    settle meanwhile, and nothing need be stored until the kills end. For how long nothing was is told there;
-    on one that nobody else wants each partition is committed further within a minute."""
+    No worker lives longer than six seconds, which is the session of the group: a member that died is waited
+    for until the next one has died. It never settles meanwhile, also on an idle machine, and nothing need be
+    stored until the kills end. For how long nothing was is told, not judged."""
     minutes = float(os.environ.get("MINUTES", "5"))
     idle = share() < 1.5  # now: the workers that begin all the time make it busy by themselves
     town.start_gateway()
@@ -111,7 +111,6 @@ def test_1_a_worker_killed_every_three_seconds(town: System, report: Report, see
     }  # fmt: skip
     assert verdict.zeros, verdict
     assert recovery < 15 * share()
-    assert not idle or progress.longest < 60
     assert rate >= 0.9 * load.pace * load.size
 
 
