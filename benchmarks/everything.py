@@ -24,7 +24,7 @@ from benchmarks import (
     stages,
     together,
 )
-from benchmarks.harness import PLACE, out
+from benchmarks.harness import PLACE, RunFailedError, WrongCountsError, out
 
 _MINUTES = 20
 EVENTS = 500_000
@@ -57,12 +57,19 @@ def main(arguments: list[str]) -> int:
         "reads": (reads, [] if options.quick else ["--rounds", "5"]),
     }
     begin = time.perf_counter()
+    failed: list[str] = []
     for name, (module, more) in parts.items():
         started = time.perf_counter()
         out.rule(name)
-        module.main([*quick, *more])
+        try:
+            module.main([*quick, *more])
+        except (RunFailedError, WrongCountsError) as error:  # the report tells what the others measured
+            failed.append(name)
+            out.print(f"{name} FAILED: {error}")
         out.print(f"{name}: {(time.perf_counter() - started) / 60:.1f} minutes")
     code = report.main([])
     minutes = (time.perf_counter() - begin) / 60
     out.print(f"all: {minutes:.1f} minutes" + (f", more than {_MINUTES}" if minutes > _MINUTES else ""))
-    return code
+    if failed:
+        out.print(f"failed, and without figures in the report: {', '.join(failed)}")
+    return 1 if failed else code

@@ -226,6 +226,7 @@ class Series:
     _commit: str = field(default_factory=commit)
 
     def add(self, case: str, round_number: int, result: dict[str, Any]) -> None:
+        result = {"round": round_number, **result}
         self.runs.setdefault(case, []).append(result)
         history = PLACE / "history" if self.quick else HISTORY
         history.mkdir(parents=True, exist_ok=True)
@@ -235,7 +236,6 @@ class Series:
             "machine": self._machine,
             "settings": self.settings,
             "case": case,
-            "round": round_number,
             **result,
         }
         with (history / f"{self.kind}.jsonl").open("ab") as file:
@@ -245,9 +245,13 @@ class Series:
         return statistics.median(run[name] for run in self.runs[case])
 
     def ratio(self, case: str, other: str, name: str = "events_per_second") -> float:
-        """Median over rounds of the ratio in one round: what disturbed a round disturbed both."""
-        pairs = zip(self.runs[case], self.runs[other], strict=False)
-        return statistics.median(mine[name] / theirs[name] for mine, theirs in pairs)
+        """Median over rounds of the ratio in one round: what disturbed a round disturbed both.
+
+        A round in which one of the two was left out says nothing."""
+        theirs = {run["round"]: run[name] for run in self.runs[other]}
+        return statistics.median(
+            run[name] / theirs[run["round"]] for run in self.runs[case] if run["round"] in theirs
+        )
 
     def spread(self, case: str, name: str = "events_per_second") -> float:
         """(largest − smallest) / median."""

@@ -29,7 +29,8 @@ TITLES: Final = {
     "stages": "Each stage alone",
     "gateway": "Gateway",
     "latency": "From accepted to visible",
-    "together": "Everything together",
+    "together": "Everything together on one Kafka node",
+    "burst": "Everything together on the embedded broker",
     "reads": "Reads",
     "growth": "Growth",
     "profile": "Profiles",
@@ -76,7 +77,8 @@ def _note(saved: Saved) -> str:
     busy = (
         f"; the machine was busy before it (load {loaded})" if loaded > saved["machine"]["cores"] / 2 else ""
     )
-    return f"{at}, commit {saved['commit']}; {settings}{busy}."
+    left_out = "".join(f" Left out: {what}." for what in saved["facts"].get("left_out", ()))
+    return f"{at}, commit {saved['commit']}; {settings}{busy}.{left_out}"
 
 
 def _tables(kind: str, saved: Saved) -> list[Rows]:
@@ -229,6 +231,7 @@ _SHAPES: Final = {
     "stages": _stages,
     "latency": _latency,
     "together": _together,
+    "burst": _together,
     "reads": _reads,
     "growth": _growth,
 }
@@ -269,7 +272,9 @@ def _html(saved: dict[str, Saved], sections: list[Section], plots: dict[str, lis
             data = base64.b64encode(path.read_bytes()).decode()
             parts.append(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">')
         for path in _graphs(kind, saved):
-            parts.append(f'<p><a href="{path.name}">{html.escape(path.stem)}: flame graph</a></p>')
+            data = base64.b64encode(path.read_bytes()).decode()
+            name = html.escape(f"{path.stem}: flame graph")
+            parts.append(f'<h3>{name}</h3><img alt="{name}" src="data:image/svg+xml;base64,{data}">')
     return "\n".join(parts) + "</html>\n"
 
 

@@ -59,6 +59,7 @@ def main(arguments: list[str]) -> int:
         {"events": sizes, "persons": options.persons, "partitions": options.partitions},
         quick=options.quick,
     )
+    left_out: list[str] = []
     for size in set(sizes.values()):
         cache.events(size, options.persons)
     for at, case in rounds(number, cases):
@@ -71,12 +72,13 @@ def main(arguments: list[str]) -> int:
             try:
                 result = run_peer(name, source, form, options.persons, options.partitions)
             except (WrongCountsError, RunFailedError) as error:  # ours may not fail; theirs is left out
+                left_out.append(f"{case} in round {at + 1}: {error}")
                 out.print(f"round {at + 1}/{number}  {case}: left out, {error}")
                 continue
         series.add(case, at, result)
         tell(series, case, at, number)
     compared = compare(series)
-    series.save({"goals": compared})
+    series.save({"goals": compared, "left_out": left_out})
     return 0
 
 
@@ -103,6 +105,8 @@ def compare(series: Series) -> list[dict[str, Any]]:
     for what, mine, theirs, least in GOALS:
         other = best_row(series, theirs[5:]) if theirs.startswith("rows:") else theirs
         if mine not in series.runs or other not in series.runs:
+            continue
+        if not {run["round"] for run in series.runs[mine]} & {run["round"] for run in series.runs[other]}:
             continue
         ratio = series.ratio(mine, other)
         compared.append({"what": what, "against": other, "ratio": ratio, "at_least": least})

@@ -167,7 +167,7 @@ def main(arguments: list[str]) -> int:
     seconds = 20.0 if options.quick else options.minutes * 60
     embedded = options.embedded or options.quick
     series = Series(
-        "together",
+        "burst" if embedded else "together",
         {"seconds": seconds, "broker": "embedded" if embedded else "kafka", "persons": options.persons},
         quick=options.quick,
     )

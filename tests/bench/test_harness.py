@@ -45,8 +45,14 @@ def test_ratio_is_taken_within_a_round_and_runs_are_written_down(
         series.add("theirs", number, {"events_per_second": theirs})
     assert series.ratio("ours", "theirs") == 3.0
     assert series.median("ours") == 280.0
+    # of a round that one of the two was left out of nothing can be said, and the next ones stay pairs
+    series.add("ours", 3, {"events_per_second": 50.0})
+    for number, (ours, theirs) in enumerate([(400.0, 100.0), (400.0, 100.0)], start=4):
+        series.add("ours", number, {"events_per_second": ours})
+        series.add("theirs", number, {"events_per_second": theirs})
+    assert series.ratio("ours", "theirs") == 3.0
     lines = [orjson.loads(line) for line in (tmp_path / "trial.jsonl").read_bytes().splitlines()]
-    assert len(lines) == 6
+    assert len(lines) == 11
     assert {"at", "commit", "machine", "settings", "case", "round"} <= set(lines[0])
 
 

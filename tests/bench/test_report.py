@@ -58,20 +58,25 @@ def test_what_is_carried_together_counts_when_it_lasted(sustained: bool, seconds
     run = {"events_per_second": 160_000.0, "sustained": sustained, "seconds": seconds}
     series = {"together": saved("together", {"one Kafka node": [run]})}
     assert verdict("everything together, one Kafka node, ten minutes", series)[1] == word
+    burst = {"burst": saved("burst", {"embedded broker": [run]})}
+    assert verdict("everything together, embedded broker, a burst", burst)[1] == (
+        "reached" if sustained else "not reached"
+    )
 
 
 @pytest.mark.parametrize(
     ("middle", "last", "change", "word"),
     [
-        (47, 17.0, "-15.0% over 50 runs", "not reached"),
-        (47, 21.0, "+5.0% over 50 runs", "reached"),
-        (1, 21.0, "+5.0% over 4 runs", "not reached"),
+        ([21.0] * 47, 17.0, "-15.0% over 50 runs, 23.5% apart at most", "not reached"),
+        ([21.0] * 47, 21.0, "+5.0% over 50 runs, 5.0% apart at most", "reached"),
+        ([21.0], 21.0, "+5.0% over 4 runs, 5.0% apart at most", "not reached"),
+        ([21.0] * 46 + [30.0], 20.0, "+0.0% over 50 runs, 50.0% apart at most", "not reached"),
     ],
 )
 def test_growth_is_judged_in_both_directions_and_over_its_whole_length(
-    middle: int, last: float, change: str, word: str
+    middle: list[float], last: float, change: str, word: str
 ) -> None:
-    runs = [{"cpu_seconds_per_million": value} for value in (30.0, 20.0, *[21.0] * middle, last)]
+    runs = [{"cpu_seconds_per_million": value} for value in (30.0, 20.0, *middle, last)]
     series = {"growth": saved("growth", {"cost": runs})}
     found = verdict("processor time per million events, second to fiftieth", series)
     assert found[:2] == [change, word]
