@@ -93,7 +93,7 @@ async def run_worker(
     known_sources: Callable[[], Collection[str]] = tuple,
     braked: Callable[[Mapping[int, str]], None] = lambda _: None,
 ) -> None:
-    """Work until `stop` is set; returns after a drain of at most 25 s.
+    """Work until `stop` is set, then drain for at most 25 s.
 
     client_factory : gives clients on the migrated database; each thread uses its own.
     bootstrap : Kafka bootstrap servers. privacy : pseudonyms for direct records.
@@ -101,8 +101,9 @@ async def run_worker(
     everything else is counted as "other". braked : told at each change which partitions stand still, and why:
     braked, stalled, or not yet recovered after a rebalance.
 
-    Raises ConfigurationError and UnavailableError before the first event is taken, WorkerFailedError later:
-    the caller must then end the process with a non-zero status, so that it starts again from the last commit.
+    Raises ConfigurationError and UnavailableError before the first event is taken, WorkerFailedError later,
+    also where the drain took too long: the caller must then end the process with a non-zero status, so that
+    it starts again from the last commit.
     """
     worker = Worker(
         settings, client_factory, bootstrap, privacy, ready=ready, known_sources=known_sources, braked=braked
@@ -144,6 +145,7 @@ class Worker:
         self._settled = asyncio.Event()
         self._failure: BaseException | None = None
         self._draining = False
+        self._gave_up = False
         self._stopping = threading.Event()
         # one thread per round, one for recovery and reference data
         self._in_thread = Threads(ROUNDS_IN_FLIGHT + 1, client_factory, self._stopping)
@@ -199,6 +201,8 @@ class Worker:
             await self._close(tasks)
         if self._failure is not None:
             raise WorkerFailedError(f"the worker cannot go on: {self._failure!r}") from self._failure
+        if self._gave_up:
+            raise WorkerFailedError("blocks were given up at the end; the next start reads them again")
 
     def _open(self, client: Client) -> Rules:
         catalogues = load_catalogues(self._settings.catalogue_dir)
@@ -222,7 +226,8 @@ class Worker:
         if self._rounds:
             _, late = await asyncio.wait(set(self._rounds), timeout=_DRAIN_SECONDS)
             if late:
-                log.warning("blocks_given_up", rounds=len(late))
+                self._gave_up = True
+                log.error("blocks_given_up", rounds=len(late))
                 self._stopping.set()
                 await asyncio.wait(late, timeout=_GIVE_UP_SECONDS)
         if self._failure is None:

@@ -292,6 +292,7 @@ def test_31_sigterm_with_the_store_down(town: System, report: Report) -> None:
     }  # fmt: skip
     assert verdict.zeros, verdict
     assert said == [503, 200, 503], "not ready while it starts, nor while it drains"
+    assert code == 1, "blocks were given up"
 
 
 def _readiness(worker: Process, port: int, wanted: str) -> int:

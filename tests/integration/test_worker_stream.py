@@ -26,11 +26,13 @@ from confluent_kafka.admin import AdminClient
 from pipeline import metrics
 from pipeline.errors import WorkerFailedError
 from pipeline.process import looks
+from pipeline.process import worker as module
 from pipeline.process.membership import Membership
 from pipeline.process.records import Record
 from pipeline.process.worker import run_worker
 from pipeline.runtime import broker
 from pipeline.settings import Settings
+from pipeline.sink.retry import Stopping
 from pipeline.sink.tables import Sink
 from tests.conftest import new_client
 from tests.fault.system import Store
@@ -220,6 +222,31 @@ async def test_records_become_rows_and_the_metrics_add_up(town: Town) -> None:
         "events_total/duplicate": 1,
         "events_total/quarantined": 1,
     }
+
+
+async def test_a_stop_that_the_store_does_not_let_end_gives_its_blocks_up_and_is_a_failure(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends with 1: whoever stopped it learns that not all was finished. Nothing is committed."""
+    monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.3)
+    send, asked = Sink._send, threading.Event()
+
+    def hang(self: Sink, table: str, rows: Any, token: str) -> None:
+        asked.set()
+        self._stopping.wait(20)
+        raise Stopping("not stored")
+
+    monkeypatch.setattr(Sink, "_send", hang)
+    town.send(record(0, event(1)), partition=0)
+    async with town.worker() as task:
+        assert await asyncio.to_thread(asked.wait, PATIENCE_SECONDS)
+    assert isinstance(task.exception(), WorkerFailedError)
+    assert "given up" in str(task.exception())
+    assert town.committed()[0] <= 0
+    monkeypatch.setattr(Sink, "_send", send)
+    async with town.worker():
+        await town.until(lambda: town.committed()[0] == 1)
+    assert column(town.client, "SELECT event_id FROM events") == ["e1"]
 
 
 async def test_a_crash_between_insert_and_commit_loses_and_doubles_nothing(
