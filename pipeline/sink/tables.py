@@ -192,7 +192,7 @@ class Sink:
         def insert() -> None:
             self._before_insert()
             started = time.perf_counter()
-            insert_table(self._client, table, data, settings)
+            insert_table(self._client, table, data, settings=settings)
             metrics.insert_seconds.labels(table).observe(time.perf_counter() - started)
 
         persist(insert, stopping=self._stopping, what=f"{token} {table}")

@@ -130,4 +130,4 @@ def store_cases(client: Client, sets: pl.DataFrame) -> None:
     # A refresh repeats safely, and must not be swallowed for being like an earlier one: that may be what it
     # mends. A token of its own says so to every engine; newer ones do not heed `insert_deduplicate = 0` here.
     settings = {**_INSERT_SETTINGS, "insert_deduplication_token": f"refresh-{uuid.uuid4()}"}
-    insert_table(client, _TABLE, states.to_arrow(compat_level=pl.CompatLevel.oldest()), settings)
+    insert_table(client, _TABLE, states.to_arrow(compat_level=pl.CompatLevel.oldest()), settings=settings)

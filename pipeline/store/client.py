@@ -165,7 +165,7 @@ def at_once(client: Client, *calls: Callable[[], Result]) -> list[Result]:
         return [calls[0](), *(other.result() for other in others)]
 
 
-def insert_table(client: Client, table: str, rows: pa.Table, settings: Mapping[str, Any]) -> None:
+def insert_table(client: Client, table: str, rows: pa.Table, *, settings: Mapping[str, Any]) -> None:
     """`client.insert_arrow`, without a copy of the whole while other threads wait: the embedded engine's
     driver makes `bytes` of what it could write to its file as it is."""
     if isinstance(client, HttpClient):

@@ -479,6 +479,7 @@ def test_stalled_partition_ends_its_worker(town: System, report: Report, point: 
     assert verdict.zeros, verdict
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("point", ["panic:before:judge"])
 def test_38_polars_panics_in_a_thread(town: System, report: Report, point: str) -> None:
     """The process ends with an error, and the next one reads again what was on the way."""

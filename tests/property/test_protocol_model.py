@@ -257,7 +257,7 @@ class World:
             for buffer in self.chance.sample(waiting, self.chance.randint(1, len(waiting))):
                 buffer.max_rows = self.chance.randint(1, 16)
                 assert buffer.ready, "a recovered block lies wholly in the log, so it can always be completed"
-                records, span, _ = buffer.cut()
+                records, span, _ = buffer.cut(buffer.max_rows)
                 works.append(Work(buffer, Block(buffer.partition, records), span))
                 if self.mutant == "commit before insert":
                     self.committed[buffer.partition] = records[-1].offset + 1
