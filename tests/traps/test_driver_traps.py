@@ -115,7 +115,10 @@ def inserts_in(source: str) -> list[tuple[str, bool]]:
         ("client.command('INSERT INTO t SELECT 1', settings=SETTINGS)", [False]),
         ("sql = 'INSERT INTO t SELECT 1'\nclient.command(sql)\nclient.command('SELECT 1')", [False]),
         ("insert_table(client, 't', rows, settings=SETTINGS)", [False]),
-        ("token = {'insert_deduplication_token': 'x'}\ninsert_table(client, 't', rows, settings=token)", [True]),
+        (
+            "told = {'insert_deduplication_token': 'x'}\ninsert_table(client, 't', rows, settings=told)",
+            [True],
+        ),
         ("def insert_table(client, rows):\n    client.raw_insert(rows)\nclient.insert('t', rows)", [False]),
         ("self._index.insert(high, low)", []),
     ],
