@@ -28,8 +28,8 @@ from benchmarks.service import service
 from benchmarks.workload import SOURCE
 
 SHARES = (0.1, 0.5, 0.8)
-#: Probes at once: where an event takes seconds, one would come to a handful of measurements. Each asks a query
-#: of the store again and again: more of them would be a load of their own.
+#: Probes at once: where an event takes seconds, one would come to a handful of measurements. Each asks a
+#: query of the store again and again: more of them would be a load of their own.
 _PROBES = 3
 _PROBE_SECONDS = 0.25
 _POLL_SECONDS = 0.02
