@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 
 _LAG_SECONDS: Final = 1.0
 _TOPIC_SECONDS: Final = 10.0
-#: A call that the store has refused for longer makes the partitions on their way "not ready", though it may have
-#: taken others: a block that it never takes would hide behind them.
+#: A call that the store has refused for longer makes the partitions on their way "not ready", though it may
+#: have taken others: a block that it never takes would hide behind them.
 _REFUSED_SECONDS: Final = 10.0
 #: Of a look at the topic; a stop waits for the one on the way.
 _LOOK_SECONDS: Final = 3.0
