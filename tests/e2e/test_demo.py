@@ -113,7 +113,7 @@ def test_demo_measures_the_published_year_twice_in_a_row(demo: Demo) -> None:
     assert orjson.loads((demo.data_dir / "demo.json").read_bytes())["finished"] is True
 
 
-@pytest.mark.parametrize("role", ["store", *(pytest.param(role, marks=MORE) for role in ("http", "broker"))])
+@pytest.mark.parametrize("role", [pytest.param(role, marks=MORE) for role in ("store", "http", "broker")])
 def test_demo_survives_the_death_of_any_part(demo: Demo, role: str) -> None:
     demo.start()
     demo.wait_for_answers(6)

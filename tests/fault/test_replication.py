@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from pathlib import Path
 
-from confluent_kafka import TopicCollection
-from confluent_kafka.admin import ConfigResource, ResourceType
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType, TopicDescription
 
 from infra.kafka.cluster import Cluster
 from pipeline.ingest.durability import Replicated
@@ -25,7 +26,7 @@ async def test_kafka_keeps_three_copies_and_takes_an_idempotent_producer(
     topic = f"copies-{uuid.uuid4().hex[:8]}"
     admin = broker.wait_until_up(kafka_three.bootstrap, seconds=20)
     broker.ensure_topic(admin, topic, PARTITIONS)
-    told = admin.describe_topics(TopicCollection([topic]))[topic].result(20)
+    told = _described(admin, topic)
     assert [len(partition.replicas) for partition in told.partitions] == [3] * PARTITIONS
     asked = ConfigResource(ResourceType.TOPIC, topic)
     [settings] = admin.describe_configs([asked]).values()
@@ -41,3 +42,17 @@ async def test_kafka_keeps_three_copies_and_takes_an_idempotent_producer(
     assert producer._idempotent, "it went on without"
     assert producer._producer is first
     await world.gateway.close()
+
+
+def _described(admin: AdminClient, topic: str) -> TopicDescription:
+    """The node that is asked may not have heard of a topic that another one has just made."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            told: TopicDescription = admin.describe_topics(TopicCollection([topic]))[topic].result(20)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return told
