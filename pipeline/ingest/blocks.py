@@ -29,6 +29,8 @@ HEADERS: Final[Mapping[str, bytes]] = {
 #: What a block may unpack to, bytes. The gateway's own stay below a tenth of it; a record of a megabyte could
 #: ask for a thousand times its size.
 MOST_UNPACKED_BYTES: Final = 128_000_000
+#: Of an event that is packed: several times what an ordinary one unpacks to.
+_UNPACKED_ROW_BYTES: Final = 2_000
 _VILLAGE_DIGITS: Final = 12
 _COMPRESSED_ROWS: Final = 256
 _MAGIC: Final = np.uint32(0x5BD1E995)
@@ -187,9 +189,12 @@ def read_batches(payload: bytes) -> list[pa.RecordBatch]:
 
 def rows_in(payload: bytes) -> int:
     """Events of a block, without reading its columns: what the heads of its record batches say, which is what
-    pyarrow reads. 1 where the bytes are no Arrow stream: such a record becomes one row of `quarantine`."""
+    pyarrow reads; or more, where it is packed and would unpack to more than so many events take: a round of
+    such records would fill the memory. 1 where the bytes are no Arrow stream: such a record becomes one row
+    of `quarantine`."""
     rows = 0
     try:
+        unpacked = _unpacked_bytes(payload)
         for message in pa.ipc.MessageReader.open_stream(payload):
             if message.type == "record batch":
                 head = memoryview(message.metadata)
@@ -198,7 +203,7 @@ def rows_in(payload: bytes) -> int:
                 rows += 0 if length is None else max(struct.unpack_from("<q", head, length)[0], 0)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, struct.error):
         return 1
-    return max(rows, 1)
+    return max(rows, unpacked // _UNPACKED_ROW_BYTES, 1)
 
 
 def _unpacked_bytes(payload: bytes) -> int:

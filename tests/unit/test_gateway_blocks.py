@@ -31,6 +31,7 @@ from pipeline.ingest.blocks import (
     partitions_of,
     rows_in,
 )
+from pipeline.settings import Settings
 from tests.unit.gateway_world import NOW, SECRET, event
 
 
@@ -163,6 +164,11 @@ def test_block_that_would_fill_the_memory_is_refused_before_it_is_unpacked(codec
     assert _unpacked_bytes(buffer.getvalue()) > MOST_UNPACKED_BYTES
     with pytest.raises(ContractError, match="would unpack to more"):
         decode_block(buffer.getvalue())
+    # one below the limit is read: alone in its block, not among all that the buffer holds
+    bomb = bomb[:600]
+    buffer = io.BytesIO()
+    bomb.write_ipc_stream(buffer, compression=codec, compat_level=pl.CompatLevel.oldest())
+    assert rows_in(buffer.getvalue()) > Settings().block_max_rows
 
 
 def test_largest_request_of_the_gateway_is_far_from_the_limit() -> None:
