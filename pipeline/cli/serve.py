@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.common import err, out, print_json
+from pipeline.cli.common import err, out, print_error, print_json
 from pipeline.errors import ConfigurationError
 from pipeline.settings import Settings, load_settings
 
@@ -30,7 +30,8 @@ ClickHouse = Annotated[
 #: How often `up` refreshes: the table on a terminal, a plain line elsewhere.
 _TABLE_SECONDS = 2.0
 _LINE_SECONDS = 10.0
-_LAST_WORDS = "ended at once; what was not answered may not be stored, send it again"
+_SEND_AGAIN = "what was not answered may not be stored, send it again"
+_LAST_WORDS = f"ended at once; {_SEND_AGAIN}"
 
 
 def up(
@@ -64,6 +65,9 @@ def up(
         _watch(supervisor, stop)
         if sys.stdout.isatty():
             out.print("stopping …")
+    if made.unfinished:
+        print_error(f"{' and '.join(made.unfinished)} ended before all was done; {_SEND_AGAIN}")
+        raise typer.Exit(1)
 
 
 def _until_ready(supervisor: Supervisor, stop: threading.Event) -> bool:

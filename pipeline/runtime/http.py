@@ -224,9 +224,8 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
             if parts.gateway is not None:
                 stack.push_async_callback(parts.gateway.close)
                 if parts.valve_fd is not None:
-                    obeying = asyncio.create_task(
-                        obey(parts.valve_fd, gate_orders(parts.gateway.gate, parts.gateway.renewed))
-                    )
+                    orders = gate_orders(parts.gateway.gate, parts.gateway.renewed)
+                    obeying = asyncio.create_task(obey(parts.valve_fd, {**orders, "greet": _greet}))
                     stack.callback(obeying.cancel)
             if parts.canary is not None:
                 canary = asyncio.create_task(parts.canary.run(), name="canary")
@@ -237,6 +236,11 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
             yield
 
     return run
+
+
+async def _greet() -> dict[str, Any]:
+    """The supervisor asks whether this process is there by now."""
+    return {}
 
 
 def assemble(

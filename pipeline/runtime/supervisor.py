@@ -27,6 +27,7 @@ from pipeline.runtime.access import LOCAL_SOURCE, READ_SOURCE
 from pipeline.runtime.guard import check_broker, check_start, warn_unprotected
 from pipeline.runtime.process import EXIT_CONFIGURATION, EXIT_UNREACHABLE, STOP_ORDER, Child
 from pipeline.runtime.roll import LogRoll, LogState
+from pipeline.runtime.standin import StandIn
 from pipeline.runtime.valve import Valve
 from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.store.client import BridgeAddress
@@ -44,6 +45,7 @@ _BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 #: A child that lived this long starts again with the shortest backoff.
 _STEADY_SECONDS: Final = 60.0
 _TICK_SECONDS: Final = 0.1
+_GREETING_SECONDS: Final = 0.2
 
 log = logs.get_logger(__name__)
 
@@ -81,8 +83,9 @@ class Supervisor:
     `new_key` is True when this start made `local_key`.
 
     A child that dies is started again. When the embedded broker dies its log is gone: HTTP and store are
-    killed first, so that nothing sent to the old log can be acknowledged from offsets of the new one.
-    Children are killed by the kernel when this process ends in any way.
+    killed first, so that nothing sent to the old log can be acknowledged from offsets of the new one; until
+    the next HTTP process is there, callers get 503. Children are killed by the kernel when this process ends
+    in any way.
 
     Source: design 6; reliability T1 (the memory broker), D6 (native crash of the engine).
     """
@@ -98,6 +101,8 @@ class Supervisor:
         self._broker: Child | None = None
         self._valves: dict[str, Valve] = {}
         self._roll: LogRoll | None = None
+        self._stand_in: StandIn | None = None
+        self._unfinished: list[str] = []
         self._sockets: list[socket.socket] = []
         self._token = secrets.token_urlsafe(32)
         self._lock: DirectoryLock | None = None
@@ -129,6 +134,11 @@ class Supervisor:
     def read_headers(self) -> dict[str, str]:
         """What a reader on this machine must send: a key where the listener is public."""
         return {"Authorization": f"Bearer {self.local_key}"} if self._public else {}
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """After `stop`: children that had to be killed, or that ended without having finished."""
+        return tuple(self._unfinished)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -263,6 +273,7 @@ class Supervisor:
             while not self._state.stopping.is_set():
                 self._tend()
                 self._tend_log()
+                self._tend_stand_in()
                 if not self._state.ready.is_set() and self._answers_ready():
                     self._state.ready.set()
                 self._state.stopping.wait(_TICK_SECONDS)
@@ -273,6 +284,7 @@ class Supervisor:
             self._state.failure = GridpipeError(f"the supervisor failed: {error}")
         finally:
             self._stop_children()
+            self._end_stand_in()
             for valve in self._valves.values():
                 valve.close()
             run_dir = self.settings.run_dir
@@ -288,11 +300,26 @@ class Supervisor:
                 if (role := self._roles.get(name)) and role.child is not None:
                     role.child.kill()
                     self._bury(name, role, killed=True)
+            if self._state.ready.is_set() and self._stand_in is None:
+                self._stand_in = StandIn(self.settings, self._http, self._admin).start()
             self._start_broker()
         for name, role in self._roles.items():
             if role.child is not None and role.child.exit_code is not None:
                 self._bury(name, role)
         self._start_missing()
+
+    def _tend_stand_in(self) -> None:
+        """Let the HTTP process take its place again once it is there."""
+        if self._stand_in is None or (valve := self._ready_valves().get("http")) is None:
+            return
+        with contextlib.suppress(UnavailableError):
+            valve.ask("greet", seconds=_GREETING_SECONDS)
+            self._end_stand_in()
+
+    def _end_stand_in(self) -> None:
+        if self._stand_in is not None:
+            self._stand_in.close()
+            self._stand_in = None
 
     def _tend_log(self) -> None:
         """Roll the embedded log when it is due."""
@@ -443,6 +470,9 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     number = STOP_ORDER if name == "store" else signal.SIGTERM
                     role.child.stop(_STOP_SECONDS[name], number)
+                if name != "city" and role.child.exit_code != 0:
+                    log.error("not_finished", child=name, exit_code=role.child.exit_code)
+                    self._unfinished.append(name)
         if self._broker is not None:
             self._broker.kill()  # it holds nothing but memory, and does not listen to SIGTERM
 

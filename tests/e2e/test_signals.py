@@ -112,6 +112,19 @@ def test_a_second_signal_ends_the_whole_service(tmp_path: Path) -> None:
         service.kill()
 
 
+@pytest.mark.slow
+def test_what_could_not_be_finished_in_time_is_told_and_exits_one(tmp_path: Path) -> None:
+    service = Service(tmp_path / "data", "--no-simulate", "--http", "127.0.0.1:0")
+    try:
+        children = service.children()
+        children["store"].send_signal(signal.SIGSTOP)
+        assert service.stop(seconds=40) == 1
+        assert wait_gone(list(children.values()), 2) == []
+        assert re.match(r"error: store ended before all was done; .*\n$", service.output[-1])
+    finally:
+        service.kill()
+
+
 def test_while_it_stops_it_is_not_ready_and_finishes_what_it_has(tmp_path: Path) -> None:
     admin = f"127.0.0.1:{broker.free_port()}"
     service = Service(tmp_path / "data", "--no-simulate", "--http", "127.0.0.1:0", "--admin-http", admin)

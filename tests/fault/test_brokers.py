@@ -485,9 +485,10 @@ def test_13_embedded_service_under_kills(tmp_path: Path, report: Report, seed: i
         assert verdict.acked > 0
         assert kills == ROUNDS
         assert logs == (kills + 1 if victim == "tansu" else 1)
-        # No "503 within 1 s" here: with the broker, or by its own kill, the HTTP process dies too, and who
-        # connects meanwhile waits at the listening socket until the next one is there. Nobody hangs: once
-        # that one has started the wait is the one for durability, as ever.
+        # Without its broker the supervisor answers, within a second: `tests/e2e/test_stand_in.py`. Where only
+        # the HTTP process died, who connects meanwhile waits at the listening socket until the next one is
+        # there. Nobody hangs: once that one has started the wait is the one for durability, as ever.
+        assert load.statuses.get(503, 0) > 0 or victim != "tansu", load.statuses
         assert "ReadTimeout" not in load.statuses, load.statuses
         durable = Settings(data_dir=tmp_path).durability_timeout_seconds
         assert max(load.slowest.values()) < durable + 15 * share(), load.slowest

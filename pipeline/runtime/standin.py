@@ -1,0 +1,94 @@
+"""Answers in place of the HTTP process while that one is being replaced together with its broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any, Final, Self
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
+from pipeline.runtime.headers import SecurityHeaders
+from pipeline.runtime.protocol import bounded_to
+from pipeline.settings import Settings
+from pipeline.tls import admin_is_secure, server_options
+
+#: A body is read to its end, or the connection would be reset before the answer is; within this time, so
+#: that the answer comes within a second.
+_BODY_SECONDS: Final = 0.7
+_END_SECONDS: Final = 2
+_RETRY_AFTER_SECONDS: Final = 2
+
+
+class StandIn:
+    """503 with Retry-After for every request to `listener` and `admin_listener`, from a thread of its own.
+
+    The listeners stay open and others may accept from them at the same time. Nothing is read but to be thrown
+    away. Source: reliability c.11 (the broker is down: 503 within a second).
+    """
+
+    def __init__(
+        self, settings: Settings, listener: socket.socket, admin_listener: socket.socket | None
+    ) -> None:
+        common: dict[str, Any] = {
+            "http": bounded_to(settings.max_connections),
+            "ws": "none",
+            "lifespan": "off",
+            "log_config": None,
+            "access_log": False,
+            "server_header": False,
+            "timeout_graceful_shutdown": _END_SECONDS,
+        }
+        app = SecurityHeaders(_come_again, loopback_only=False)
+        secure = server_options(settings, ask_clients=True)
+        self._servers = [(_Server(uvicorn.Config(app, **common, **secure)), listener.dup())]
+        if admin_listener is not None:
+            secure = server_options(settings, ask_clients=False) if admin_is_secure(settings) else {}
+            self._servers.append((_Server(uvicorn.Config(app, **common, **secure)), admin_listener.dup()))
+        self._thread = threading.Thread(target=self._run, name="stand-in", daemon=True)
+
+    def start(self) -> Self:
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Accept nobody any more, finish the answers under way."""
+        for server, _ in self._servers:
+            server.should_exit = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        async def both() -> None:
+            await asyncio.gather(*(server.serve(sockets=[own]) for server, own in self._servers))
+
+        asyncio.run(both())
+
+
+class _Server(uvicorn.Server):
+    """Signals are the supervisor's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _come_again(scope: Scope, receive: Receive, send: Send) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_BODY_SECONDS):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                pass
+    problem = ProblemError(
+        503,
+        "restarting",
+        "the log was lost and is being replaced; nothing of this request was taken, send it again",
+        retry_after=_RETRY_AFTER_SECONDS,
+        headers={"Connection": "close"},
+    )
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    await problem_response(problem, request_id_of(given.decode("latin-1")))(scope, receive, send)
+
