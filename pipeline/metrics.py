@@ -48,6 +48,12 @@ gateway_events = Counter(
 gateway_refusals = Counter(
     "gridpipe_gateway_refusals", "Events refused by the gateway, by error code.", ["code"], registry=REGISTRY
 )
+gateway_quota_refusals = Counter(
+    "gridpipe_gateway_quota_refusals",
+    "Requests refused since a source of their key is over its quota, by that source.",
+    ["source"],
+    registry=REGISTRY,
+)
 gateway_in_flight_bytes = Gauge(
     "gridpipe_gateway_in_flight_bytes", "Bytes of requests being handled.", registry=REGISTRY
 )

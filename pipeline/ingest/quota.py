@@ -20,6 +20,7 @@ from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pipeline import metrics
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.settings import Settings
 
@@ -118,6 +119,7 @@ class Quotas:
         self._source_bytes = item(settings.quota_source_bytes_per_second)
         self._source_events = item(settings.quota_source_events_per_second)
         self._wrong = RateLimitItemPerSecond(_MOST_WRONG, _WRONG_SECONDS)
+        self._counted: frozenset[str] = frozenset()
 
     # --- addresses
 
@@ -150,12 +152,16 @@ class Quotas:
 
     def admit_sources(self, address: str, sources: frozenset[str]) -> None:
         """Charge a request to a key's sources. Raises ProblemError 429 when none has anything left."""
+        if not sources <= self._counted:  # from zero on: a counter's first increase is seen by no alert
+            for source in sources:
+                metrics.gateway_quota_refusals.labels(source)
+            self._counted |= sources
         if self._exempt(address):
             return
         if self._source_requests is not None:
             left = [self._limiter.hit(self._source_requests, "r", source) for source in sources]
             if not any(left):
-                raise self._refusal(
+                raise self._source_refusal(
                     self._source_requests,
                     "requests",
                     ("r", min(sources)),
@@ -166,7 +172,7 @@ class Quotas:
             (self._source_events, "events", "e", "too many events of this source; send slower"),
         ):
             if item is not None and not any(self._limiter.test(item, name, source) for source in sources):
-                raise self._refusal(item, unit, (name, min(sources)), what)
+                raise self._source_refusal(item, unit, (name, min(sources)), what)
 
     def admit_events(self, address: str, sources: Iterable[str]) -> None:
         """Once the events are read: raises ProblemError 429 when one of their sources has nothing left. A key
@@ -176,7 +182,7 @@ class Quotas:
             return
         for source in sorted(sources):
             if not self._limiter.test(events, "e", source):
-                raise self._refusal(
+                raise self._source_refusal(
                     events, "events", ("e", source), f"too many events of the source {source}; send slower"
                 )
 
@@ -225,6 +231,12 @@ class Quotas:
             "RateLimit-Reset": str(max(0, math.ceil(ends_at - self._clock()))),
             "RateLimit-Policy": f'"{unit}";q={item.amount};w={item.get_expiry()}',
         }
+
+    def _source_refusal(
+        self, item: RateLimitItem, unit: str, name: tuple[str, str], message: str
+    ) -> ProblemError:
+        metrics.gateway_quota_refusals.labels(name[1]).inc()
+        return self._refusal(item, unit, name, message)
 
     def _refusal(self, item: RateLimitItem, unit: str, name: tuple[str, ...], message: str) -> ProblemError:
         state = self._state(item, unit, name)

@@ -91,4 +91,3 @@ async def _come_again(scope: Scope, receive: Receive, send: Send) -> None:
     )
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
     await problem_response(problem, request_id_of(given.decode("latin-1")))(scope, receive, send)
-

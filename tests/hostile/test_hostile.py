@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 #: Numbers that a test elsewhere plays, with the test.
 ELSEWHERE: dict[int, str] = {
-    50: "tests/security/test_quotas.py::test_source_with_too_many_events_waits_and_others_go_on",
+    50: "tests/security/test_flood.py::test_50_flood_of_one_key_costs_other_sources_nothing",
 }
 
 

@@ -15,6 +15,7 @@ from clickhouse_connect.driver.client import Client
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from pipeline import metrics
 from pipeline.audit import AuditLog
 from pipeline.ingest.keys import KeyStore
 from pipeline.ingest.quota import AddressQuota, Quotas
@@ -203,9 +204,17 @@ async def test_api6_unrestricted_access_to_sensitive_business_flows(tmp_path: Pa
     """A flood of urgent reports from one source is stopped at its quota; other sources alarm as before."""
     world = make_world(tmp_path, quota_source_events_per_second=10, quota_window_seconds=10)
     flood = [event(n, matter_code="ER-01") for n in range(60)]
+
+    def refused() -> float:
+        name = "gridpipe_gateway_quota_refusals_total"
+        return metrics.REGISTRY.get_sample_value(name, {"source": "12345"}) or 0.0
+
+    before = refused()
     async with client(world.app, world.key) as http:
         statuses = [(await http.post("/v1/events", json=flood)).status_code for _ in range(4)]
     assert statuses == [202, 202, 429, 429]
+    # the flag: alert GridpipeSourceOverQuota reads it
+    assert refused() == before + 2
     async with client(world.app, world.keys.create("119")) as http:
         answer = await http.post("/v1/events", json=event(1, source="119", matter_code="ER-01"))
     assert answer.status_code == 202

@@ -107,10 +107,14 @@ def test_the_supervisor_gives_the_store_an_order_and_no_second_signal(tmp_path: 
     told: dict[str, object] = {}
     supervisor = Supervisor(Settings(data_dir=tmp_path))
     for name in ("city", "http", "store"):
-        child: Any = SimpleNamespace(stop=lambda _, number, name=name: told.update({name: number}))
+        child: Any = SimpleNamespace(
+            stop=lambda _, number, name=name: told.update({name: number}),
+            exit_code={"city": -9, "http": 0, "store": -9}[name],
+        )
         supervisor._roles[name] = _Role(start=lambda: None, child=child)  # type: ignore[arg-type,return-value]
     supervisor._stop_children()
     assert told == {"city": signal.SIGTERM, "http": signal.SIGTERM, "store": STOP_ORDER}
+    assert supervisor.unfinished == ("store",), "the city has nothing to finish"
 
 
 _SERVES = """
