@@ -4,7 +4,8 @@
 
 cost : chunks of a million events one after the other into one store, each from a topic of its own that is
        deleted once drained (the embedded broker frees nothing else): CPU seconds and memory per million.
-soak : the same chunk length for `--minutes`; memory after each.
+soak : the whole service (`benchmarks.together`) on one Kafka node for `--minutes`, the same processes all the
+       time, at six tenths of what it stores at full speed: memory of each process.
 partitions, workers : one run each; workers share one ClickHouse server where GRIDPIPE_CLICKHOUSE names one,
        for the embedded engine belongs to one process. dedup : windows of 1 and 10 million ids, in columns.
 Part of `make bench-long`. Every chunk is checked against its ledger.
@@ -24,25 +25,25 @@ from typing import Any
 import numpy as np
 import orjson
 
-from benchmarks import cache
+from benchmarks import cache, together
 from benchmarks.harness import PLACE, Series, WrongCountsError, broker, fill, out, python, rounds, run_program
 from benchmarks.peers.common import peak_mb
 from benchmarks.processor import run_ours
+from pipeline.errors import UnavailableError
 
 WHAT = ("cost", "soak", "partitions", "workers", "dedup")
+_SOAK_SHARE = 0.6
 
 
-def cost(series: Series, events: int, chunk_events: int, persons: int, *, minutes: float = 0.0) -> None:
+def cost(series: Series, events: int, chunk_events: int, persons: int) -> None:
     """One worker process per chunk on one growing store: what a restart costs is not counted."""
     place = PLACE / "growth"
     shutil.rmtree(place, ignore_errors=True)
     cache.copy_store(persons, place)
-    case = "soak" if minutes else "cost"
-    end = time.monotonic() + minutes * 60 if minutes else float("inf")
     before = dict.fromkeys(("stored", "rejected", "duplicates"), 0)
     number = 0
     try:
-        while number * chunk_events < events and time.monotonic() < end:
+        while number * chunk_events < events:
             # ids of every chunk are its own: the window of known ids grows as it would
             source = cache.events(chunk_events, persons, seed=1_000 + number, salt=f"g{number:03d}.")
             with broker() as to:
@@ -62,9 +63,9 @@ def cost(series: Series, events: int, chunk_events: int, persons: int, *, minute
                 "cpu_seconds_per_million": result["cpu_seconds"] / chunk_events * 1e6,
                 "events_before": (number - 1) * chunk_events,
             }
-            series.add(case, number - 1, result)
+            series.add("cost", number - 1, result)
             out.print(
-                f"{case}: {number * chunk_events:,} events, "
+                f"cost: {number * chunk_events:,} events, "
                 f"{result['cpu_seconds_per_million']:.2f} CPU s per million, "
                 f"ready {result['ready_mb']:,.0f} MB, peak {result['peak_mb']:,.0f} MB"
             )
@@ -72,6 +73,22 @@ def cost(series: Series, events: int, chunk_events: int, persons: int, *, minute
                 shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def soak(series: Series, minutes: float, persons: int, *, quick: bool) -> None:
+    """Memory of every process over the second and the last third. Says so where there is no Kafka."""
+    try:
+        result = together.measure(
+            embedded=quick, seconds=minutes * 60, rate=None, persons=persons, share=_SOAK_SHARE
+        )
+    except UnavailableError as error:
+        out.print(f"soak: left out, {error}")
+        return
+    series.add("soak", 0, result)
+    out.print(
+        f"soak: {result['events_per_second']:,.0f} events/s for {result['seconds'] / 60:.1f} minutes; memory "
+        + together.growth_text(result["memory_growth"])
+    )
 
 
 def partitions(series: Series, events: int, persons: int, number: int, counts: tuple[int, ...]) -> None:
@@ -186,7 +203,7 @@ def main(arguments: list[str]) -> int:
         # a quick look is two chunks
         cost(series, 2 * chunk if quick else (options.millions or 50) * 1_000_000, chunk, persons)
     if "soak" in wanted:
-        cost(series, 10**12, chunk, persons, minutes=0.5 if quick else options.minutes)
+        soak(series, 0.5 if quick else options.minutes, persons, quick=quick)
     if "partitions" in wanted:
         partitions(series, chunk, persons, 1 if quick else 5, (4, 32) if quick else (4, 8, 12, 16, 32))
     if "workers" in wanted:

@@ -123,17 +123,20 @@ def _reads(saved: Saved, directory: Path) -> list[Path]:
 
 def _growth(saved: Saved, directory: Path) -> list[Path]:
     found = []
-    for case in ("cost", "soak"):
-        runs = saved["runs"].get(case)
-        if not runs:
-            continue
+    if runs := saved["runs"].get("cost"):
         figure, (above, below) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
         at = [(run["events_before"] + run["events"]) / 1e6 for run in runs]
         above.plot(at, [run["cpu_seconds_per_million"] for run in runs], marker=".")
-        above.set(title=case, ylabel="CPU s per million", ylim=(0, None))
+        above.set(title="cost", ylabel="CPU s per million", ylim=(0, None))
         below.plot(at, [run["peak_mb"] for run in runs], marker=".")
         below.set(xlabel="million events stored", ylabel="peak MB", ylim=(0, None))
-        found.append(_save(figure, directory / f"growth-{case}.png"))
+        found.append(_save(figure, directory / "growth-cost.png"))
+    for run in saved["runs"].get("soak", []):
+        figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+        axes.plot([at / 60 for at, _ in run["memory_mb"]], [mb for _, mb in run["memory_mb"]])
+        title = f"soak at {run['events_per_second']:,.0f} events/s"
+        axes.set(title=title, xlabel="minutes", ylabel="MB of all processes", ylim=(0, None))
+        found.append(_save(figure, directory / "growth-soak.png"))
     return found
 
 

@@ -212,11 +212,19 @@ def _reads(saved: Saved) -> Rows:
 
 def _growth(saved: Saved) -> Rows:
     rows = [["series", "first", "last", "change"]]
-    for case in ("cost", "soak"):
-        if runs := saved["runs"].get(case):
-            for name in ("cpu_seconds_per_million", "peak_mb"):
-                first, last = runs[0][name], runs[-1][name]
-                rows.append([f"{case}: {name}", f"{first:,.2f}", f"{last:,.2f}", f"{last / first - 1:+.0%}"])
+    if runs := saved["runs"].get("cost"):
+        for name in ("cpu_seconds_per_million", "peak_mb"):
+            first, last = runs[0][name], runs[-1][name]
+            rows.append([f"cost: {name}", f"{first:,.2f}", f"{last:,.2f}", f"{last / first - 1:+.0%}"])
+    for run in saved["runs"].get("soak", []):
+        rows.append(
+            [
+                f"soak: MB of all processes, {run['seconds'] / 60:.0f} minutes",
+                f"{run['memory_mb'][0][1]:,.0f}" if run["memory_mb"] else "",
+                f"{run['memory_mb'][-1][1]:,.0f}" if run["memory_mb"] else "",
+                growth_text(run["memory_growth"]) + " (last third over second)",
+            ]
+        )
     for case, runs in saved["runs"].items():
         if "partitions" in case or "workers" in case:
             rows.append([case, f"{median(runs, 'events_per_second'):,.0f} events/s", "", ""])

@@ -5,6 +5,7 @@ A stage gets what the stages before it gave for the same events, and its output 
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pipeline.contract.parse import parse_ndjson
 from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import to_frame
 from pipeline.ingest.blocks import encode_blocks
+from pipeline.process.case_memory import CaseMemory
 from pipeline.process.decode import decode
 from pipeline.process.deduplicate import deduplicate
 from pipeline.process.flow import Block, PartitionState, Rules, case_events_of, process_blocks
@@ -32,7 +34,7 @@ from pipeline.rules.admit import admit
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import load_settings
 from pipeline.sink.tables import Extent, Sink
-from pipeline.store.cases import pack_case_events, refresh_cases
+from pipeline.store.cases import case_sets, pack_case_events, store_cases
 from pipeline.store.engine import EmbeddedEngine
 
 PERSONS = int(os.environ.get("BENCH_PERSONS", "500000"))
@@ -197,19 +199,35 @@ def test_process_block(benchmark: Any, batch: Any, world: Any) -> None:
     assert found.received == batch.size
 
 
-def test_insert_and_fold(benchmark: Any, batch: Any, world: Any) -> None:
-    """All tables and the fold of the cases touched; every repetition stands in another place."""
-    sink, place = Sink(world.client, "bench"), iter(range(batch.size * 1_000, 2**62, 1_000_000))
+def test_insert(benchmark: Any, batch: Any, world: Any) -> None:
+    """All tables; every repetition stands in another place."""
+    sink, places = Sink(world.client, "bench"), itertools.count(INC + 1)
     result = batch.result
+    extent = Extent(0, 0, len(batch.arrow) - 1)
 
-    def write() -> int:
-        lo = next(place)
-        hi = lo + len(batch.arrow) - 1
-        sink.write(result, inc=INC + lo, blocks=[Extent(0, 0, len(batch.arrow) - 1)], rules="bench")
-        refresh_cases(world.client, INC + lo, [(0, 0, len(batch.arrow) - 1)])
-        return hi
+    def write() -> None:
+        sink.write(result, inc=next(places), blocks=[extent], rules="bench")
 
     benchmark.extra_info["rows"] = batch.size
     benchmark.pedantic(write, rounds=5 if batch.size <= 5_000 else 3, warmup_rounds=1)
-    count = world.client.command("SELECT count() FROM events")
-    assert count >= result.events.height
+    assert world.client.command("SELECT count() FROM events") >= result.events.height
+
+
+def test_fold(benchmark: Any, batch: Any, world: Any) -> None:
+    """The sets of the cases touched and their states; every repetition is about cases of its own."""
+    memory, salts = CaseMemory(), itertools.count()
+    memory.begin(on=True)
+
+    def fresh() -> tuple[tuple[pl.DataFrame], dict[str, Any]]:
+        named = pl.concat_str(pl.lit(f"{batch.size}-{next(salts)}-"), pl.col("case_id")).alias("case_id")
+        return (case_sets(batch.result.case_events.with_columns(named), INC),), {}
+
+    def fold(stored: pl.DataFrame) -> int:
+        sets = memory.sets(world.client, stored)
+        assert sets is not None
+        store_cases(world.client, sets)
+        return sets["case_id"].n_unique()
+
+    benchmark.extra_info["rows"] = batch.size
+    found = benchmark.pedantic(fold, setup=fresh, rounds=5, warmup_rounds=1)
+    assert found == batch.result.case_events["case_id"].n_unique()

@@ -82,8 +82,18 @@ def _embedded() -> Iterator[str]:
         yield to.bootstrap
 
 
-def measure(*, embedded: bool, seconds: float, rate: float | None, persons: int) -> dict[str, Any]:
-    """One run. Raises UnavailableError without Kafka, RunFailedError when events are missing."""
+def measure(
+    *,
+    embedded: bool,
+    seconds: float,
+    rate: float | None,
+    persons: int,
+    share: float = _SHARE_OF_CAPACITY,
+) -> dict[str, Any]:
+    """One run. share : of what was stored per second at full speed, where no rate is asked.
+
+    Raises UnavailableError without Kafka, RunFailedError when events are missing.
+    """
     place = PLACE / "together"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -93,13 +103,13 @@ def measure(*, embedded: bool, seconds: float, rate: float | None, persons: int)
             _embedded() if embedded else _kafka(place) as bootstrap,
             service(place / "data", bootstrap, canary_interval_seconds=0) as (running, key),
         ):
-            return _run(place, running, key, persons, seconds, rate)
+            return _run(place, running, key, persons, seconds, rate, share)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _run(  # noqa: PLR0917
-    place: Path, running: Supervisor, key: str, persons: int, seconds: float, rate: float | None
+    place: Path, running: Supervisor, key: str, persons: int, seconds: float, rate: float | None, share: float
 ) -> dict[str, Any]:
     address = running.url.removeprefix("http://")
 
@@ -113,7 +123,7 @@ def _run(  # noqa: PLR0917
     warm = load(0, min(15.0, max(4.0, seconds / 10)), 0.0)
     total = warm["accepted"]
     capacity = total / (drain(running.url, total) - begin)
-    rate = rate or capacity * _SHARE_OF_CAPACITY
+    rate = rate or capacity * share
     out.print(f"as fast as answered: {capacity:,.0f} events/s to the store; now {rate:,.0f} events/s")
     waiting = Waiting(running.url, total, rate)
     with Memory(running) as memory:
@@ -138,6 +148,7 @@ def _run(  # noqa: PLR0917
         "waiting_second_third": earlier,
         "waiting_last_third": later,
         "memory_growth": grown,
+        "memory_mb": [[round(at), sum(found.values())] for at, found in memory.samples],
         "peak_mb": max((sum(found.values()) for _, found in memory.samples), default=0.0),
         "drained_after_seconds": left,
         "statuses": sent["statuses"],

@@ -82,6 +82,25 @@ def test_growth_is_judged_in_both_directions_and_over_its_whole_length(
     assert found[:2] == [change, word]
 
 
+@pytest.mark.parametrize(
+    ("store", "seconds", "word"),
+    [
+        (0.05, 1_800, "reached"),
+        (-0.06, 1_800, "not reached"),
+        (0.01, 600, "not reached"),
+        (None, 1_800, "not reached"),
+    ],
+)
+def test_soak_is_judged_by_each_process(store: float | None, seconds: int, word: str) -> None:
+    run = {"memory_growth": {"store": store, "http": 0.0}, "seconds": seconds}
+    found = verdict(
+        "memory of each process, soak of 30 minutes, last third over second",
+        {"growth": saved("growth", {"soak": [run]})},
+    )
+    assert found[1] == word
+    assert found[0].startswith("store ")
+
+
 def test_samples_count_for_the_function_of_ours_that_is_nearest() -> None:
     folded = "\n".join(
         [
