@@ -45,7 +45,7 @@ test-fuzz: setup ## FUZZ=20 times as many hostile bytes and requests as in `make
 	@FUZZ=$(FUZZ) $(BIN)/pytest tests/hostile/test_decode_fuzz.py tests/hostile/test_openapi_fuzz.py tests/hostile/test_atheris.py -s
 
 test-fault: setup ## kills, outages and pauses against the embedded broker and three Kafka brokers (ROUNDS=20)
-	@FAULT=1 $(BIN)/pytest -n $(WORKERS) --durations 15 --durations-min 60 tests/fault tests/traps tests/integration/test_worker_stream.py tests/property/test_protocol_model.py
+	@FAULT=1 SLOW=1 $(BIN)/pytest -n $(WORKERS) --durations 15 --durations-min 60 tests/fault tests/traps tests/integration/test_worker_stream.py tests/property/test_protocol_model.py tests/e2e/test_log_roll.py tests/security/test_flood.py
 
 kafka: setup ## a Kafka of our own on loopback until Ctrl-C (NODES=3 for three nodes)
 	@exec $(BIN)/python -m infra.kafka --nodes $(NODES)

@@ -70,6 +70,7 @@ class Canary:
         self._store = store
         self._privacy = privacy
         self._interval = interval_seconds
+        self._patience = max(2 * interval_seconds, _FIRST_SECONDS)
         self._max_block_bytes = max_block_bytes
         self._clock = clock
         self._villages: list[int] = []
@@ -91,8 +92,9 @@ class Canary:
             await asyncio.sleep(max(self._interval - (time.monotonic() - began), 0.0))
 
     async def _until_readable(self) -> None:
-        """A service that only starts up has lost no canary."""
-        while True:
+        """A service that only starts up has lost no canary; one whose store stays away has."""
+        began = time.monotonic()
+        while time.monotonic() - began < self._patience:
             try:
                 await self._store.run(_look([], self._clock()))
             except UnavailableError:

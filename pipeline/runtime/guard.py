@@ -201,6 +201,11 @@ def unprotected(settings: Settings) -> list[str]:
         found.append("gridpipe runs as root: start it as a user of its own, who owns the data directory")
     if not is_loopback(split_address(settings.http)[0]) and settings.tls_cert is None:
         found.append(f"HTTP on {settings.http} is plain: set GRIDPIPE_TLS_CERT or put a TLS proxy before it")
+    admin = settings.admin_http
+    if admin is not None and not is_loopback(split_address(admin)[0]) and settings.tls_cert is None:
+        found.append(
+            f"admin HTTP on {admin} is plain, keys too: set GRIDPIPE_TLS_CERT or put a TLS proxy before it"
+        )
     if settings.kafka is not None and not settings.kafka_security.endswith("ssl"):
         hosts = {part.strip().rpartition(":")[0].strip("[]") for part in settings.kafka.split(",")}
         if not all(is_loopback(host) for host in hosts):

@@ -281,7 +281,7 @@ def assemble(
     checks["catalogue"] = catalogue
     if control is not None:
         checks["worker"] = _worker_check(control)
-    live = Live(Board(reader), _expositions(control)) if read else None
+    live = Live(Board(reader), _expositions(control), gateway=gateway is not None) if read else None
     canary: Canary | None = None
     if gateway is not None and settings.canary_interval_seconds:
         canary = Canary(

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection
 from importlib import import_module
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from clickhouse_connect.driver.client import Client
 from starlette.applications import Starlette
@@ -36,6 +36,7 @@ from pipeline.store.engine import EmbeddedEngine
 from pipeline.store.migrate import migrate
 from pipeline.store.retention import apply_retention
 from pipeline.store.windows import check_windows
+from pipeline.tls import admin_is_secure, server_options
 
 #: The broker starts beside this process.
 _TOPIC_SECONDS: Final = 30.0
@@ -93,12 +94,12 @@ def run_store(
     bridge: Bridge | None = None
     if listener is not None:
         routes = control_routes(board)
-        if token is None:  # whoever reaches the listener
-            routes, protocol = guarded(settings, routes), bounded_to(settings.max_connections)
-        else:
-            protocol = None
-        bridge = Bridge(engine, token, listener=listener, extra_routes=routes, protocol=protocol).start()
-        log.info("bridge_listens", url=bridge.url)
+        bridge = (
+            admin_listener(settings, routes, listener)  # whoever reaches it
+            if token is None
+            else Bridge(engine, token, listener=listener, extra_routes=routes)
+        ).start()
+        log.info("bridge_listens", port=bridge.port)
     importing.join()
     wait_for_topic(bootstrap, settings.topic, seconds=_TOPIC_SECONDS, access=librdkafka_options(settings))
     asyncio.run(
@@ -118,6 +119,14 @@ def run_store(
     if engine is not None:
         engine.close()
     log.info("store_stopped")
+
+
+def admin_listener(settings: Settings, routes: list[BaseRoute], listener: socket.socket) -> Bridge:
+    """Metrics and health of a worker alone: with bounds, and TLS as the other roles' admin listeners."""
+    options: dict[str, Any] = {"http": bounded_to(settings.max_connections)}
+    if admin_is_secure(settings):
+        options |= server_options(settings, ask_clients=False)
+    return Bridge(None, None, listener=listener, extra_routes=guarded(settings, routes), options=options)
 
 
 def guarded(settings: Settings, routes: list[BaseRoute]) -> list[BaseRoute]:

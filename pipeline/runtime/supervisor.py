@@ -46,6 +46,8 @@ _BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 _STEADY_SECONDS: Final = 60.0
 _TICK_SECONDS: Final = 0.1
 _GREETING_SECONDS: Final = 0.2
+#: How a child ends that was asked to: in order, or before it had begun and could hear the order.
+_FINISHED: Final = (0, -signal.SIGTERM, -STOP_ORDER)
 
 log = logs.get_logger(__name__)
 
@@ -283,6 +285,7 @@ class Supervisor:
             log.exception("supervisor_failed")
             self._state.failure = GridpipeError(f"the supervisor failed: {error}")
         finally:
+            self._end_stand_in()
             self._stop_children()
             self._end_stand_in()
             for valve in self._valves.values():
@@ -301,12 +304,21 @@ class Supervisor:
                     role.child.kill()
                     self._bury(name, role, killed=True)
             if self._state.ready.is_set() and self._stand_in is None:
-                self._stand_in = StandIn(self.settings, self._http, self._admin).start()
+                self._start_stand_in("restarting", "the log was lost and is being replaced; send it again")
             self._start_broker()
         for name, role in self._roles.items():
             if role.child is not None and role.child.exit_code is not None:
                 self._bury(name, role)
         self._start_missing()
+
+    def _start_stand_in(self, code: str, message: str) -> None:
+        """A courtesy to callers: where it fails they wait at the listening socket."""
+        try:
+            self._stand_in = StandIn(
+                self.settings, self._http, self._admin, code=code, message=message
+            ).start()
+        except (GridpipeError, OSError) as error:
+            log.warning("no_stand_in", problem=str(error))
 
     def _tend_stand_in(self) -> None:
         """Let the HTTP process take its place again once it is there."""
@@ -470,7 +482,9 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     number = STOP_ORDER if name == "store" else signal.SIGTERM
                     role.child.stop(_STOP_SECONDS[name], number)
-                if name != "city" and role.child.exit_code != 0:
+                if name == "http" and self._state.ready.is_set():
+                    self._start_stand_in("stopping", "the service is stopping; send again")
+                if name != "city" and role.child.exit_code not in _FINISHED:
                     log.error("not_finished", child=name, exit_code=role.child.exit_code)
                     self._unfinished.append(name)
         if self._broker is not None:

@@ -12,7 +12,7 @@ import socket
 import threading
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from email import policy
 from email.parser import BytesParser
 from functools import partial
@@ -67,7 +67,7 @@ class Bridge:
     None, only without an engine: anybody who reaches the listener.
     listener : a bound loopback socket; unset: a free port.
     extra_routes : further routes behind the same token, for what else the owning process answers.
-    protocol : HTTP on the wire; unset: uvicorn's own, whose heads have no bounds (statements stand in them).
+    options : further ones of uvicorn's; without `http` heads have no bounds (statements stand in them).
 
     Source: design 6 (one process owns the engine, gateway and api are the same client in both shapes).
     """
@@ -80,7 +80,7 @@ class Bridge:
         listener: socket.socket | None = None,
         extra_routes: Sequence[BaseRoute] = (),
         handles: int = HANDLES,
-        protocol: type[asyncio.Protocol] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if engine is not None and token is None:
             raise ValueError("an engine is served behind a token only")
@@ -97,13 +97,16 @@ class Bridge:
         app = Starlette(routes=routes)
         config = uvicorn.Config(
             app if token is None else _Guard(app, token),
-            http=protocol or "httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            timeout_keep_alive=120,
-            timeout_graceful_shutdown=5,
+            **{
+                "http": "httptools",
+                "ws": "none",
+                "lifespan": "off",
+                "log_config": None,
+                "access_log": False,
+                "timeout_keep_alive": 120,
+                "timeout_graceful_shutdown": 5,
+                **(options or {}),
+            },
         )
         self._started = threading.Event()
         self._server = _Server(config, self._started)

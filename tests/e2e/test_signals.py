@@ -118,7 +118,17 @@ def test_what_could_not_be_finished_in_time_is_told_and_exits_one(tmp_path: Path
     try:
         children = service.children()
         children["store"].send_signal(signal.SIGSTOP)
-        assert service.stop(seconds=40) == 1
+        service.process.send_signal(signal.SIGTERM)
+        assert wait_gone([children["http"]], 10) == []
+        time.sleep(1)
+        began = time.monotonic()
+        for path in ("/v1/events", "/health/ready"):
+            refused = httpx.get(f"{service.url}{path}", timeout=10, trust_env=False)
+            assert (refused.status_code, refused.json()["code"]) == (503, "stopping")
+            assert "retry-after" in refused.headers
+        assert time.monotonic() - began < 2.0
+        assert service.process.wait(40) == 1
+        service._reader.join(5)
         assert wait_gone(list(children.values()), 2) == []
         assert re.match(r"error: store ended before all was done; .*\n$", service.output[-1])
     finally:

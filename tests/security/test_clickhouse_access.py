@@ -93,6 +93,35 @@ def test_grants_name_what_is_there_and_analysts_see_no_person(clickhouse: Client
     }  # fmt: skip
 
 
+#: Granted to analysts of every district as a whole: no row of theirs is of a case, a report or a person.
+OF_THE_WHOLE_CITY = {"ref_grids", "ref_units", "ref_matters", "ref_modes"}
+
+
+def test_every_table_of_cases_has_a_policy_for_each_district(clickhouse: Client) -> None:
+    """Views read with the rights of who asks: the policies of their tables hold in them."""
+    views = {"case_current", "case_as_of", "kpi_cohort", "kpi_flow"}
+    text = "\n".join(statements(str(clickhouse.database)))
+    database = str(clickhouse.database)
+    granted = set(
+        re.findall(rf"GRANT SELECT(?: \([^)]*\))? ON {database}\.(\w+) TO grid_analyst$", text, re.MULTILINE)
+    )
+    roles = set(re.findall(r"CREATE ROLE IF NOT EXISTS grid_analyst_(\d{6})", text))
+    assert len(roles) == 7
+    found: dict[str, set[str]] = {}
+    for name, table, condition, role in re.findall(
+        rf"CREATE ROW POLICY IF NOT EXISTS d(\d+) ON {database}\.(\w+) FOR SELECT USING (.*) "
+        r"TO grid_analyst_(\d+)$",
+        text,
+        re.MULTILINE,
+    ):
+        assert name == role
+        assert f"'{role}'" in condition
+        clickhouse.query(f"SELECT count() FROM {table} WHERE {condition}")  # it fits the table
+        found.setdefault(table, set()).add(role)
+    assert found.keys() == granted - views - OF_THE_WHOLE_CITY
+    assert all(districts == roles for districts in found.values()), found
+
+
 def test_nobody_may_call_out() -> None:
     text = "\n".join(statements()).upper()
     for source in ("URL", "FILE", "REMOTE", "S3", "EXECUTABLE", "MYSQL", "SOURCES"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from pipeline.rules.catalogue import load_catalogues
 from pipeline.runtime.access import guard_metrics
 from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.http import Parts, build_app
+from pipeline.runtime.store import admin_listener as listener_of_a_worker
 from pipeline.runtime.store import guarded
 from pipeline.settings import Settings
-from pipeline.store.bridge import Bridge
 from tests.unit.gateway_world import World, event, make_world
 
 HERE, THERE = "192.0.2.7", "198.51.100.9"
@@ -278,7 +279,8 @@ async def test_the_listener_of_a_worker_alone_counts_who_really_calls(tmp_path: 
     settings = Settings(data_dir=tmp_path, admin_http="0.0.0.0:9090", quota_loopback=True)
     right = KeyStore(settings.keys_path).create(roles=["admin"])
     board = StatusBoard(Status(catalogue="", revision=""))
-    bridge = Bridge(None, None, extra_routes=guarded(settings, control_routes(board))).start()
+    listener = socket.create_server(("127.0.0.1", 0))
+    bridge = listener_of_a_worker(settings, control_routes(board), listener).start()
     try:
         async with httpx.AsyncClient(base_url=bridge.url, trust_env=False, timeout=30) as http:
 

@@ -277,10 +277,14 @@ def test_what_travels_in_plain_text_is_said(tmp_path: Path, monkeypatch: pytest.
     assert unprotected(load_settings(data_dir=tmp_path)) == []
     found = unprotected(
         Settings(
-            http="0.0.0.0:8080", kafka="kafka.example:9092", clickhouse=f"http://grid:{GOOD}@db.example:8123"
+            http="0.0.0.0:8080",
+            admin_http="0.0.0.0:9090",
+            kafka="kafka.example:9092",
+            clickhouse=f"http://grid:{GOOD}@db.example:8123",
         )
     )
-    assert [line.split(" ")[0] for line in found] == ["HTTP", "Kafka", "ClickHouse"]
+    assert [line.split(" ")[0] for line in found] == ["HTTP", "admin", "Kafka", "ClickHouse"]
+    assert unprotected(Settings(admin_http="127.0.0.1:9090")) == []
     assert GOOD not in "".join(found)
 
 

@@ -18,6 +18,8 @@ import pytest
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import KeyStore
 from pipeline.kafka_access import faust_credentials, librdkafka_options
+from pipeline.runtime.control import Status, StatusBoard, control_routes
+from pipeline.runtime.store import admin_listener
 from pipeline.settings import Settings
 from pipeline.tls import verify_for
 from tests.e2e.service import gridpipe
@@ -87,6 +89,26 @@ def mutual(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory)
     )
     yield served
     served.stop()
+
+
+def test_the_admin_listener_of_a_worker_alone_speaks_tls(certificates: Certificates, tmp_path: Path) -> None:
+    """Off loopback: a key that opens it would travel in clear."""
+    files = {"tls_cert": certificates.cert, "tls_key": certificates.key}
+    board = StatusBoard(Status(catalogue="", revision=""))
+    for address, secure in (("0.0.0.0:9090", True), ("127.0.0.1:9090", False)):
+        settings = Settings(data_dir=tmp_path, admin_http=address, **files)
+        served = admin_listener(settings, control_routes(board), listen()).start()
+        try:
+            verify = ssl.create_default_context(cafile=certificates.ca)
+            at = f"127.0.0.1:{served.port}/health/live"
+            if secure:
+                assert httpx.get(f"https://{at}", verify=verify, trust_env=False).status_code == 200
+                with pytest.raises(httpx.TransportError):
+                    httpx.get(f"http://{at}", trust_env=False)
+            else:
+                assert httpx.get(f"http://{at}", trust_env=False).status_code == 200
+        finally:
+            served.close()
 
 
 def ask(served: Served, **context: Any) -> int:

@@ -108,7 +108,8 @@ GRANT ALL ON grid.* TO grid_admin;
 GRANT SELECT ON system.* TO grid_admin;
 
 -- Districts: an analyst of one district sees that district. A role per district; policies say who sees what, and
--- whoever has no policy of a table sees none of its rows (users_without_row_policies_can_read_rows = false).
+-- of a table that has any, whoever has none sees no row (users_without_row_policies_can_read_rows = false). Every
+-- table with rows of cases or reports has them; lists of grids, units, matters and modes are the whole city's.
 -- grid_city adds to grid_analyst the rows of every district.
 CREATE ROLE IF NOT EXISTS grid_city;
 CREATE ROLE IF NOT EXISTS grid_analyst_440703;
@@ -156,6 +157,22 @@ CREATE ROW POLICY IF NOT EXISTS d440781 ON grid.cases FOR SELECT USING substring
 CREATE ROW POLICY IF NOT EXISTS d440783 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440783' TO grid_analyst_440783;
 CREATE ROW POLICY IF NOT EXISTS d440784 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440784' TO grid_analyst_440784;
 CREATE ROW POLICY IF NOT EXISTS d440785 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440785' TO grid_analyst_440785;
+CREATE ROW POLICY IF NOT EXISTS whole_city ON grid.case_events FOR SELECT USING 1
+    TO grid_ingest, grid_api, grid_eraser, grid_admin, grid_city;
+CREATE ROW POLICY IF NOT EXISTS d440703 ON grid.case_events FOR SELECT
+    USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440703', events) TO grid_analyst_440703;
+CREATE ROW POLICY IF NOT EXISTS d440704 ON grid.case_events FOR SELECT
+    USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440704', events) TO grid_analyst_440704;
+CREATE ROW POLICY IF NOT EXISTS d440705 ON grid.case_events FOR SELECT
+    USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440705', events) TO grid_analyst_440705;
+CREATE ROW POLICY IF NOT EXISTS d440781 ON grid.case_events FOR SELECT
+    USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440781', events) TO grid_analyst_440781;
+CREATE ROW POLICY IF NOT EXISTS d440783 ON grid.case_events FOR SELECT
+    USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440783', events) TO grid_analyst_440783;
+CREATE ROW POLICY IF NOT EXISTS d440784 ON grid.case_events FOR SELECT
+    USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440784', events) TO grid_analyst_440784;
+CREATE ROW POLICY IF NOT EXISTS d440785 ON grid.case_events FOR SELECT
+    USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440785', events) TO grid_analyst_440785;
 
 -- People and programs. No password is kept here; the default user is switched off in users.d/default-off.xml.
 CREATE USER IF NOT EXISTS gridpipe_worker IDENTIFIED WITH sha256_hash BY '${GRIDPIPE_INGEST_SHA256}'
