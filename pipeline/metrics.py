@@ -246,6 +246,12 @@ response_breached_cases = Gauge(
     ["district"],
     registry=REGISTRY,
 )
+response_breaches_last_hour_cases = Gauge(
+    "gridpipe_response_breaches_last_hour_cases",
+    "Cases whose response limit passed within the last hour without a response by then.",
+    ["district"],
+    registry=REGISTRY,
+)
 business_as_of_timestamp_seconds = Gauge(
     "gridpipe_business_as_of_timestamp_seconds",
     "The instant as of which the business gauges hold.",

@@ -11,10 +11,11 @@ from pipeline.read.kpi import CITIZEN_KINDS
 #: Column of the view → the name it is shown under.
 COUNTS: Final = {
     "reports": "上报 Reports",
-    "cases": "受理 Cases",
+    "cases": "计数案件 Cases",
     "closed": "办结 Closed",
     "open": "未办结 Open",
     "overdue": "超期 Overdue",
+    "ratings": "评价 Ratings",
 }
 RATES: Final = {
     "closure_rate": "办结率 Closure",

@@ -37,7 +37,7 @@ def overview() -> Dashboard:
                     steps=((None, "green"), (5, "red")),
                 ),
                 figure(
-                    "涉及生命安全的不予受理（1 小时） Life-safety rejections, 1 h",
+                    "涉及人身安全的不予受理（1 小时） Life-safety rejections, 1 h",
                     "sum(increase(gridpipe_life_safety_rejections_total[1h]))",
                     steps=_ZERO,
                 ),

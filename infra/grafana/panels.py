@@ -158,6 +158,7 @@ _BARS: Final = {
     "percentunit": [
         models.DynamicConfigValue("min", 0),
         models.DynamicConfigValue("max", 1),
+        models.DynamicConfigValue("decimals", 2),
         models.DynamicConfigValue("custom.cellOptions", {"type": "gauge", "mode": "basic"}),
     ]
 }

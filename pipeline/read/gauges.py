@@ -22,9 +22,11 @@ from pipeline.errors import UnavailableError
 from pipeline.read.kpi import kpi
 from pipeline.read.names import KpiNames
 from pipeline.read.reader import Reader
+from pipeline.read.times import parameter
 
 WINDOW: Final = timedelta(days=30)
 REFRESH_SECONDS: Final = 5.0
+_LAST_HOUR: Final = timedelta(hours=1)
 #: Prometheus writes quantiles as fractions.
 _QUANTILES: Final = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
 _GAUGES: Final = {
@@ -79,12 +81,14 @@ async def refresh(reader: Reader, districts: Districts | None = None) -> None:
     """
     answer = await (districts() if districts is not None else reader.run(partial(_ask, reader)))
     rows = answer["rows"]
+    breaches = await reader.run(partial(_breaches, now=reader.clock()))
     # No await from here on: a scrape sees either all figures of one instant or all of another.
     metrics.business_as_of_timestamp_seconds.set(datetime.fromisoformat(answer["as_of"]).timestamp())
     for row in rows:
         district = row["key"]
         in_time, owed = row["parts"]["timely_response_rate"]
         metrics.response_breached_cases.labels(district).set(owed - in_time)
+        metrics.response_breaches_last_hour_cases.labels(district).set(breaches.get(district, 0))
         for field, gauge in _GAUGES.items():
             _set(gauge, row[field], district)
         for percentile, quantile in _QUANTILES.items():
@@ -99,6 +103,33 @@ def _ask(reader: Reader, client: Client) -> dict[str, Any]:
     names = KpiNames(reader.areas, reader.catalogues, client)
     window = {"from_": now - WINDOW, "to": now, "as_of": now}
     return kpi(client, by="district", view="cohort", names=names, parts=True, **window)
+
+
+def _breaches(client: Client, *, now: datetime) -> dict[str, int]:
+    """District → counted cases whose response limit passed within the last hour without a response by then.
+
+    By the instant of the limit: what the 30-day stock gains in an hour hides behind what leaves it.
+    """
+    found = client.query(
+        """
+        SELECT substring(state.3, 1, 6) AS district, count()
+        FROM (
+            SELECT argMax((is_admitted, is_counted, grid_code, response_due_at, first_response_at), version)
+                AS state
+            FROM cases
+            WHERE case_id IN (
+                SELECT case_id FROM cases WHERE response_due_at > {since:DateTime64(3, 'UTC')}
+                    AND response_due_at <= {now:DateTime64(3, 'UTC')}
+            )
+            GROUP BY case_id
+        )
+        WHERE state.1 AND state.2 AND state.4 > {since:DateTime64(3, 'UTC')}
+            AND state.4 <= {now:DateTime64(3, 'UTC')} AND ifNull(state.5 > state.4, 1)
+        GROUP BY district
+        """,
+        parameters={"since": parameter(now - _LAST_HOUR), "now": parameter(now)},
+    )
+    return {str(district): int(cases) for district, cases in found.result_rows}
 
 
 def _disks(client: Client) -> list[tuple[str, int, int]]:

@@ -11,7 +11,7 @@ import polars as pl
 from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import ContractError
-from pipeline.read.times import aware, instant
+from pipeline.read.times import instant, parameter
 from pipeline.store.client import at_once
 from pipeline.store.kpi_views import (
     BY,
@@ -168,9 +168,9 @@ def _rows(
     afterwards, for a case may have moved on meanwhile.
     """
     parameters: dict[str, Any] = {
-        "from": _parameter(from_),
-        "to": _parameter(to),
-        "as_of": _parameter(as_of),
+        "from": parameter(from_),
+        "to": parameter(to),
+        "as_of": parameter(as_of),
     }
     of_cases = {
         "citizen_channels": sorted(
@@ -212,8 +212,3 @@ def _joined(*parts: pl.DataFrame) -> pl.DataFrame:
         duplicate_rate=pl.when(pl.col("reports") > 0).then(copies / pl.col("reports")),
         listed=pl.sum_horizontal("has_cases", "has_reports") > 0,
     )
-
-
-def _parameter(at: datetime) -> str:
-    """A time as ClickHouse reads a DateTime64(3, 'UTC') parameter."""
-    return aware(at).strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03d}"

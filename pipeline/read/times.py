@@ -48,3 +48,8 @@ def parse_instant(text: str, name: str) -> datetime:
             f"{name} must be an RFC 3339 time with zone between 2000 and 2100, "
             "for example 2026-03-02T08:00:00+08:00"
         ) from None
+
+
+def parameter(at: datetime) -> str:
+    """A time as ClickHouse reads a DateTime64(3, 'UTC') parameter."""
+    return aware(at).strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03d}"

@@ -127,6 +127,18 @@ async def test_while_the_store_starts_no_canary_is_sent(
     assert any(log.records)
 
 
+async def test_a_store_that_stays_away_from_the_start_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a round there would be no series, and without one no alert."""
+    monkeypatch.setattr("pipeline.runtime.canary._FIRST_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.runtime.canary._SLOW_LOOK_SECONDS", 0.05)
+    log = MemoryLog()
+    missing = metrics.canary_missing.labels("0")._value.get()
+    with pytest.raises(TimeoutError):  # it runs for ever
+        await asyncio.wait_for(make(log, Away()).run(), 3)
+    assert any(log.records)
+    assert metrics.canary_missing.labels("0")._value.get() > missing
+
+
 def test_a_canary_belongs_to_no_case() -> None:
     frame = to_frame(
         [canary_event("canary-1", 7, NOW)],

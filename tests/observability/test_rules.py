@@ -114,6 +114,12 @@ def test_an_alert_says_how_bad_it_is_in_two_languages_and_what_to_do(name: str) 
     assert " ".join(rule["expr"].split()) in " ".join(page.split()), "the page shows another expression"
 
 
+ENGLISH = {
+    "440703": "Pengjiang", "440704": "Jianghai", "440705": "Xinhui", "440781": "Taishan",
+    "440783": "Kaiping", "440784": "Heshan", "440785": "Enping",
+}  # fmt: skip
+
+
 def test_chinese_texts_name_districts_and_reasons_as_the_catalogue_does() -> None:
     named = 0
     for alert, rule in alerts().items():
@@ -123,6 +129,11 @@ def test_chinese_texts_name_districts_and_reasons_as_the_catalogue_does() -> Non
                 found = re.findall(rf'eq \$labels\.{label} "(\w+)" -}}}} ([^\s{{]+)', text)
                 assert dict(found) == names, alert
                 named += 1
+        if "$labels.district" in text:
+            english = re.findall(
+                r'eq \$labels\.district "(\w+)" -}} ([A-Z][a-z]+)', rule["annotations"]["summary"]
+            )
+            assert dict(english) == ENGLISH, alert
     assert named == 5
 
 
