@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.common import EXIT_SOME_REFUSED, err, out, print_json, print_table
+from pipeline.read.percent import percent_text
 
 if TYPE_CHECKING:
     from pipeline.simulate.demo import DemoResult
@@ -145,7 +146,7 @@ def _print(result: DemoResult) -> None:
 
 
 def _rate(rate: float | None) -> str:
-    return "not stated" if rate is None else f"{rate:.2%}"
+    return "not stated" if rate is None else f"{percent_text(rate)}%"
 
 
 def register(app: typer.Typer) -> None:

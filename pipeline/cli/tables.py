@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.cli.common import natural_width, out, print_table
+from pipeline.read.percent import percent_text
 
 DIMENSIONS_ZH: Final = {
     "city": "全市", "district": "区县", "town": "镇街", "village": "村居", "grid": "网格", "matter": "事项",
@@ -28,7 +29,7 @@ _NONE: Final = "–"
 
 def percent(rate: float | None) -> str:
     """0.98739 → "98.74 %"; a rate without a denominator is a dash."""
-    return _NONE if rate is None else f"{100 * rate:.2f} %"
+    return _NONE if rate is None else f"{percent_text(rate)} %"
 
 
 def duration(seconds: float | None) -> str:

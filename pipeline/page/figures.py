@@ -23,7 +23,7 @@ STAGES: Final = ("decode", "deduplicate", "look_up", "admit", "drop_resends", "e
 _WANTED: Final = re.compile(
     rb"^gridpipe_(events_total|gateway_events_total|gateway_in_flight_bytes|consumer_lag_records"
     rb"|consumer_lag_seconds|committed_offset|partition_braked|stage_seconds_sum|stage_seconds_count|insert_seconds_sum|insert_seconds_count"
-    rb"|insert_retries_total|ingest_delay_seconds_bucket)"
+    rb"|insert_retries_total|ingest_delay_seconds_bucket|worker_buffer_bytes|sink_blocked_seconds)"
     rb'(?:\{\w+="([^"]*)"\})? (\S+)$',
     re.MULTILINE,
 )
@@ -127,6 +127,9 @@ class Figures:
                     "inserts_per_second": self._rate("insert_seconds_count"),
                     "seconds_per_insert": _mean(before, now, "insert_seconds"),
                     "retries_per_second": self._rate("insert_retries_total"),
+                    "waiting_bytes": int(now.value("worker_buffer_bytes")),
+                    "blocked_seconds": now.value("sink_blocked_seconds"),
+                    "stuck": now.value("sink_blocked_seconds") > STUCK_SECONDS,
                 },
             },
         }

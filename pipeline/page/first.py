@@ -15,6 +15,7 @@ import orjson
 
 from pipeline.page.assets import Asset
 from pipeline.page.live import Live
+from pipeline.read.percent import percent_text
 
 #: What of the stream lies in the page. Nothing of single events: reading those is audited.
 _TOPICS: Final = ("store", "city", "district", "trend")
@@ -69,5 +70,4 @@ def _texts(city: bytes | None) -> dict[str, str]:
 
 
 def _percent(rate: float | None) -> str:
-    """Cut, not rounded: 99.996 % must not read as 100 %."""
-    return _UNKNOWN if rate is None else f"{int(rate * 10_000 + 1e-9) / 100:.2f}%"
+    return _UNKNOWN if rate is None else f"{percent_text(rate)}%"

@@ -52,8 +52,10 @@ class _Frame:
 class Live:
     """One per process. `run` computes; `stream` hands out."""
 
-    def __init__(self, board: Board, expositions: Expositions) -> None:
+    def __init__(self, board: Board, expositions: Expositions, *, gateway: bool = True) -> None:
+        """gateway : whether this process takes events in, and so can tell how many."""
         self.board = board
+        self._gateway = gateway
         self.viewers = 0
         self._expositions = expositions
         self._expects_worker = False  # once seen; where workers run elsewhere they never are
@@ -154,6 +156,7 @@ class Live:
             "at": self._now(),
             "viewers": self.viewers,
             "expects_worker": self._expects_worker,
+            "gateway": self._gateway,
         }
         self._publish("figures", figures)
         return max(0.0, now + TICK_SECONDS - time.monotonic())

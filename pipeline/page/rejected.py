@@ -11,10 +11,10 @@ from pipeline.read.times import instant
 
 
 def rejection_reasons(client: Client, *, from_: datetime, to: datetime) -> list[dict[str, Any]]:
-    """Reports that occurred in [from_, to) and were rejected, by primary reason, most frequent first.
+    """Reports that were received in [from_, to) and rejected, by primary reason, most frequent first.
 
-    A report counts once whatever copies of it were stored; together they are the city's `rejected_reports` of
-    the KPI call, save for a report that was admitted first and whose late copy was rejected.
+    By receipt, as the clerk's list: reports are rejected for having occurred too long ago, or in the future.
+    A report counts once whatever copies of it were stored.
     Returns reason, reports, life_safety (how many may concern life and limb) and last (newest receipt).
     """
     found = client.query(
@@ -23,8 +23,8 @@ def rejection_reasons(client: Client, *, from_: datetime, to: datetime) -> list[
             uniqExactIf((id_hi, id_lo), life_safety) AS life_safety, max(ingested_at) AS last
         FROM rejections
         WHERE event_type = 'REPORTED'
-            AND occurred_at >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')
-            AND occurred_at < fromUnixTimestamp64Milli({to_ms:Int64}, 'UTC')
+            AND ingested_at >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')
+            AND ingested_at < fromUnixTimestamp64Milli({to_ms:Int64}, 'UTC')
         GROUP BY reason ORDER BY reports DESC, reason
         """,
         parameters={"from_ms": round(from_.timestamp() * 1000), "to_ms": round(to.timestamp() * 1000)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from pipeline.page.search import search
 from pipeline.read.matters import matters_in_force
 from pipeline.read.routes import answer, only
 from pipeline.read.small_cells import for_reader
-from pipeline.rules.model import RULE_COUNT
+from pipeline.rules.model import RULE_COUNT, Channel, Named
 from pipeline.runtime.pages import page
 from pipeline.store.kpi_views import BY
 
@@ -103,8 +104,8 @@ def live_routes(live: Live, keys: KeyStore) -> list[BaseRoute]:
         only(request)
         now: datetime = reader.clock()
         return matters_in_force(reader.catalogues, now) | {
-            "departments": dict(reader.catalogues.department_names_zh),
-            "channels": dict(reader.catalogues.channel_names_zh),
+            "departments": _both_names(reader.catalogues.departments),
+            "channels": _both_names(reader.catalogues.channels),
             "matter_names": dict(reader.catalogues.matter_names_zh),
             "reasons": {
                 reason.code: {"zh": reason.name_zh, "en": reason.name_en}
@@ -140,3 +141,7 @@ def _file(request: Request, asset: Asset, cache: str) -> Response:
     if packed:
         headers["Content-Encoding"] = "gzip"
     return Response(asset.packed if packed else asset.body, media_type=asset.media_type, headers=headers)
+
+
+def _both_names(items: Mapping[str, Named | Channel]) -> dict[str, dict[str, str]]:
+    return {code: {"zh": item.name_zh, "en": item.name_en} for code, item in items.items()}

@@ -29,7 +29,8 @@ _STORED_COLUMNS: Final = f"""
     grid_version, grid_name, grid_type, grid_risk_tags, unit_found, point_in_grid, point_distance_m,
     staff_found, staff_active, staff_kind, staff_department, staff_in_grid, staff_in_district,
     staff_channel_rights, organisation_code, organisation_found, route_department, person_facts,
-    submission_id, title, description, length(photos) AS photo_count,
+    submission_id, title, description, photos, lon, lat, crs, address, organisation_name, due_at,
+    primary_case_id, void_reason, rating, department, level, self_handled,
     {_POSITION}
 """
 
@@ -89,6 +90,7 @@ def explain(
         hidden = any(map(reporter_is_protected, matters))
         answer |= _stored(first, catalogues, hidden=hidden)
         answer["content"] = _content(first, matters, catalogues, hidden=hidden)
+        answer["matter"] = _matter(first, catalogues)
     elif copies:
         answer |= _duplicate(first)
     else:
@@ -200,12 +202,52 @@ def _content(
         if matter.code in matters
     )
     withheld = hidden or about_people
+    told = {
+        "title": row["title"],
+        "description": row["description"],
+        "address": row["address"],
+        "lon": _coarse(row["lon"]),
+        "lat": _coarse(row["lat"]),
+        "crs": row["crs"],
+        "organisation_name": row["organisation_name"],
+    }
+    photos = [dict(photo) for photo in row["photos"]]
     return {
         "withheld": withheld,
-        "title": None if withheld else row["title"],
-        "description": None if withheld else row["description"],
+        **(dict.fromkeys(told) if withheld else told),
         "submission_id": row["submission_id"],
-        "photos": row["photo_count"],
+        "photos": len(photos),
+        "photo_hashes": [(photo["sha256"] or "")[:8] for photo in photos],
+        "photo_taken_at": [instant(photo["taken_at"]) for photo in photos],
+        "due_at": instant(row["due_at"]),
+        "primary_case_id": row["primary_case_id"],
+        "void_reason": row["void_reason"],
+        "rating": row["rating"],
+        "department": row["department"],
+        "level": row["level"],
+        "self_handled": row["self_handled"],
+    }
+
+
+def _coarse(degrees: float | None) -> float | None:
+    """About a hundred metres: enough to see which side of a border, not which door."""
+    return None if degrees is None else round(degrees, 3)
+
+
+def _matter(row: dict[str, Any], catalogues: Catalogues) -> dict[str, Any] | None:
+    """What the list said of the matter when the event happened, in force or not; None where it has none."""
+    matter = catalogues.version_at(aware(row["occurred_at"])).matters.get(row["matter_code"] or "")
+    if matter is None:
+        return None
+    return {
+        "effective_from": instant(matter.effective_from_instant),
+        "effective_to": instant(matter.effective_to_instant),
+        "temporary": matter.temporary,
+        "allowed_channels": list(matter.allowed_channels),
+        "required_fields": list(matter.required_fields),
+        "needs_person": matter.needs_person,
+        "active_only_in_modes": list(matter.active_only_in_modes),
+        "emergency_modes": list(matter.prioritised_in),
     }
 
 

@@ -197,6 +197,9 @@ def test_columns_line_up_beside_wide_characters() -> None:
 
 def test_rates_and_durations_are_readable() -> None:
     assert [percent(rate) for rate in (None, 0.0, 0.98739, 1.0)] == ["–", "0.00 %", "98.74 %", "100.00 %"]
+    # the published ones, a half, and one case of twenty thousand that is open
+    rates = (23_500 / 23_800, 5 / 7, 0.98735, 19_999 / 20_000, 463 / 599)
+    assert [percent(rate) for rate in rates] == ["98.74 %", "71.43 %", "98.74 %", "99.99 %", "77.30 %"]
     assert [duration(seconds) for seconds in (None, 0, 59, 60, 3_599, 3_900, 86_400, 187_200)] == [
         "–", "0 s", "59 s", "1 min", "59 min", "1 h 05 min", "1 d 0 h", "2 d 4 h",
     ]  # fmt: skip

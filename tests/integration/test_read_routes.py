@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,21 @@ async def test_an_admitted_event_shows_rules_enrichment_and_position(http: httpx
     }  # fmt: skip
     assert [copy["position"]["offset"] for copy in event["copies"]] == [2]
     assert [conflict["reason"] for conflict in event["conflicts"]] == ["ID_CONFLICT"]
+
+
+async def test_what_came_in_is_told_and_withheld_where_it_is_about_people(http: httpx.AsyncClient) -> None:
+    told = await found(http, "/v1/events/handset/e1")
+    content = told["content"]
+    assert (content["withheld"], content["crs"], content["rating"]) == (False, "wgs84", None)
+    assert (content["lon"], content["lat"]) == (round(content["lon"], 3), round(content["lat"], 3))
+    assert content["photos"] == len(content["photo_hashes"]) == len(content["photo_taken_at"]) > 0
+    assert {len(digest) for digest in content["photo_hashes"]} == {8}
+    assert told["matter"]["effective_from"] == "2022-03-31T16:00:00.000Z"
+    assert told["channel"] in told["matter"]["allowed_channels"]
+    hidden = (await found(http, "/v1/events/handset/e6"))["content"]
+    assert hidden["withheld"]
+    assert {hidden[name] for name in ("title", "description", "address", "lon", "lat")} == {None}
+    assert (await found(http, "/v1/events/handset/e2"))["matter"] is None
 
 
 async def test_a_rejected_event_names_the_rules_that_failed(http: httpx.AsyncClient) -> None:
@@ -271,6 +286,29 @@ async def test_gauges_show_the_defaults_by_district(factory: Callable[[], Client
     assert value("gridpipe_response_seconds", quantile="0.9") == 480
     # no case, no ratio: a false zero would look like a district that closes nothing
     assert metrics.REGISTRY.get_sample_value("gridpipe_closure_ratio", {"district": "440705"}) is None
+
+
+MILLISECOND = timedelta(milliseconds=1)
+
+
+async def test_a_breach_is_counted_for_the_hour_after_its_limit(factory: Callable[[], Client]) -> None:
+    client = factory()
+    [[due, answered]] = client.query(
+        "SELECT response_due_at, first_response_at FROM cases FINAL WHERE case_id = 'c6'"
+    ).result_rows
+    client.close()
+    due = due.replace(tzinfo=UTC)
+    assert answered is None
+    found = []
+    for now in (due - MILLISECOND, due, due + timedelta(hours=1) - MILLISECOND, due + timedelta(hours=1)):
+        reader = reader_over(factory, now=now)
+        await refresh(reader)
+        reader.close()
+        name = "gridpipe_response_breaches_last_hour_cases"
+        found.append(metrics.REGISTRY.get_sample_value(name, {"district": "440704"}))
+        assert metrics.REGISTRY.get_sample_value(name, {"district": "440705"}) == 0
+    # c1 has the same limit and was answered in time
+    assert found == [0, 1, 1, 0]
 
 
 async def test_gauges_keep_refreshing_through_an_outage(factory: Callable[[], Client]) -> None:

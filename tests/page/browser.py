@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, TypeVar
 
 import pytest
@@ -50,9 +51,11 @@ def until_same(page: Page, shown: Callable[[], T], told: Callable[[], T], *, sec
 
 
 def percent(rate: float, digits: int = 2) -> str:
-    """As the page shows it: cut, not rounded."""
-    scale: int = 10**digits
-    return f"{int(rate * 100 * scale + 1e-9) / scale:.{digits}f}%"
+    """As the page shows it: rounded half up; what is below 1 never reads as 100 %."""
+    hundredths = Decimal(rate * 100).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    if rate < 1:
+        hundredths = min(hundredths, 100 - Decimal(1).scaleb(-digits))
+    return f"{hundredths}%"
 
 
 def slowness() -> float:

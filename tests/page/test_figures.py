@@ -106,6 +106,17 @@ def test_a_partition_that_was_stopped_is_stuck_at_once_and_no_longer_when_it_wen
     assert figures.describe()["flow"]["topic"]["stuck_partitions"] == []
 
 
+@pytest.mark.parametrize(("seconds", "stuck"), [(STUCK_SECONDS - 1, False), (STUCK_SECONDS + 1, True)])
+def test_the_store_is_stuck_when_it_refuses_for_long(seconds: float, stuck: bool) -> None:
+    metrics.sink_blocked_seconds.set(seconds)
+    metrics.worker_buffer_bytes.set(5_000)
+    families = read_families(generate_latest(metrics.REGISTRY))
+    metrics.sink_blocked_seconds.set(0)
+    metrics.worker_buffer_bytes.set(0)
+    store = described(Sample(1.0, families, worker=True))["flow"]["store"]
+    assert (store["stuck"], store["blocked_seconds"], store["waiting_bytes"]) == (stuck, seconds, 5_000)
+
+
 def test_the_gateway_is_stuck_when_requests_wait_and_none_is_answered() -> None:
     waiting = {"gateway_in_flight_bytes": {"": 700.0}, "gateway_events_total": {"accepted": 3.0}}
     said = described(*(sample(at, **waiting) for at in range(int(STUCK_SECONDS) + 2)))

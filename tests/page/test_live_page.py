@@ -23,12 +23,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 #: Tile → its formula.
 FORMULAS = {
     "events_per_second": "近 5 秒内入库并提交的事件数 ÷ 5",
-    "closure_rate": "已办结 ÷ 受理案件",
+    "closure_rate": "已办结 ÷ 计数案件（已准入，不含并案和作废）",
     "response_rate": "已响应 ÷（已响应，或响应时限已到）",
     "timely_response_rate": "时限内响应 ÷（已响应，或响应时限已到）",
     "closure_on_time_rate": "按期办结 ÷（已办结，或办结时限已到）",
     "handling_on_time_rate": "按期处置 ÷（已处置，或办结时限已到）",
-    "open": "受理案件 − 已办结",
+    "open": "计数案件 − 已办结",
     "overdue": "未办结且办结时限已过",
     "delay_seconds": "从网关收到到可查询",
 }
@@ -37,6 +37,13 @@ FORMULAS = {
 def city(service: Service) -> dict[str, Any]:
     row: dict[str, Any] = service.get("/v1/kpi")["rows"][0]
     return row
+
+
+def rejected_lately(service: Service) -> int:
+    """Reports by receipt, each once, as the clerk's list has them."""
+    rows = service.get("/v1/rejections", limit="1000")["rows"]
+    assert len(rows) < 1_000
+    return len({(row["source"], row["event_id"]) for row in rows})
 
 
 def figures_of(page: Page) -> dict[str, str]:
@@ -123,7 +130,7 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
     def reasons() -> int:
         return sum(int(n.replace(",", "")) for n in page.locator(".reasons li b").all_inner_texts() if n)
 
-    assert until_same(page, reasons, lambda: city(service)["rejected_reports"]) > 3
+    assert until_same(page, reasons, lambda: rejected_lately(service)) > 3
     until_same(page, lambda: newest_of(page), lambda: newest_told(service))
 
     page.get_by_test_id("metric").select_option("closure_rate")
@@ -234,6 +241,16 @@ def test_a_tile_shows_the_trend_of_the_last_hour(new_page: NewPage) -> None:
     for name in ("closure_rate", "response_rate", "open", "overdue"):
         line = id_of(page, f"tile-{name}").locator(".spark .line")
         expect(line).to_have_attribute("d", re.compile(r"^M[\d.]+,[\d.]+(L[\d.]+,[\d.]+){9,}$"))
+    # the width is the hour: what this service alone has counted begins late
+    began = r"^M([\d.]+),"
+    first = {
+        name: float(
+            re.match(began, id_of(page, f"tile-{name}").locator(".spark .line").get_attribute("d") or "")[1]
+        )  # type: ignore[index]
+        for name in ("open", "events_per_second")
+    }
+    assert first["open"] < 25, first
+    assert first["events_per_second"] > 40, first
     id_of(page, "tile-closure_rate").click()
     chart = id_of(page, "trend-chart")
     expect(chart.locator("canvas")).to_be_visible()
@@ -253,7 +270,7 @@ def test_a_tile_shows_the_trend_of_the_last_hour(new_page: NewPage) -> None:
 def test_the_table_sorts_by_a_column_by_mouse_and_keyboard(new_page: NewPage) -> None:
     page = new_page()
     header = id_of(page, "areas").locator("thead th").nth(3)
-    expect(header).to_have_text("受理案件")
+    expect(header).to_have_text("计数案件")
     column = page.locator("tbody tr:not(.total) td:nth-of-type(3)")
 
     def cases() -> list[int]:
@@ -327,7 +344,7 @@ def test_a_posted_event_is_on_the_page_within_three_seconds(new_page: NewPage, s
     print(
         f"stored after {stored - started:.2f} s, shown {seen - stored:.2f} s later, slowed {slow:.1f} times"
     )
-    assert seen - stored < 3 * slow
+    assert seen - started < 3 * slow
     expect(page.locator(f"[data-event='{rejected['event_id']}']")).to_contain_text("缺少必填项")
     expect(id_of(page, "tile-events_per_second").locator(".value")).not_to_have_text("—")
     expect(id_of(page, "tile-delay_seconds").locator(".value")).to_have_text(re.compile(r"^[\d.> ]+ s$"))
@@ -456,7 +473,36 @@ def test_a_matter_that_nobody_knows_leaves_rules_unknown(new_page: NewPage, serv
     # each with what it looked at
     expect(rules.nth(2).locator("small")).to_contain_text("事项: NO-SUCH")
     expect(rules.nth(5).locator("small")).to_contain_text("渠道: ")
-    expect(rules.nth(7).locator("small")).to_have_text(f"网格: {GRID} · 网格存在: 是 · 网格有效: 是")
+    expect(rules.nth(7).locator("small")).to_have_text(
+        f"网格: {GRID} · 网格存在: 是 · 网格有效: 是 · 区县: {GRID[:6]} 江海区"
+    )
+    expect(rules.nth(8).locator("small")).to_contain_text("经度（约）: 113.105 · 纬度（约）: 22.504")
+    came = id_of(page, "explain")
+    expect(came.locator("[data-field=lon]")).to_have_text("113.105")
+    # a name, and not the letters of a code
+    expect(came.locator("[data-field=channel]")).to_have_text("12345政务服务便民热线")
+    page.keyboard.press("Escape")
+    id_of(page, "language").click()
+    page.get_by_role("searchbox").fill("page-unknown")
+    page.keyboard.press("Enter")
+    expect(came.locator("[data-field=channel]")).to_have_text("Citizen hotline")
+
+
+def test_reports_from_too_long_ago_and_from_the_future_are_among_the_reasons(
+    new_page: NewPage, service: Service
+) -> None:
+    now = datetime.now(UTC)
+    for number, days in (("old", -45), ("future", 400)):
+        service.send(citizen_report(number, occurred_at=(now + timedelta(days=days)).isoformat()))
+    page = new_page()
+    for code, name in (("TOO_OLD", "超过30天"), ("TIME_IN_FUTURE", "发生时间晚于接收时间")):
+        button = page.locator(f".reasons button[title={code}]")
+        expect(button).to_have_text(name)
+        button.click()
+        expect(id_of(page, "of-reason").locator("li").first).to_be_visible()
+        page.keyboard.press("Escape")
+    id_of(page, "tile-closure_rate").focus()
+    expect(id_of(page, "dialog")).to_be_hidden()
 
 
 def test_a_case_shows_its_timeline_limits_and_what_was_illegal(new_page: NewPage, service: Service) -> None:
@@ -550,8 +596,29 @@ def test_the_keyboard_reaches_everything(new_page: NewPage) -> None:
     expect(stop).to_have_count(1)
     expect(stop).to_be_focused()
     page.keyboard.press("Enter")
-    expect(id_of(page, "areas").get_by_role("navigation")).to_contain_text("江门市")
+    crumbs = id_of(page, "areas").get_by_role("navigation").get_by_role("button")
+    expect(crumbs).to_have_count(3 if len(str(stop.get_attribute("data-code"))) > 6 else 2)
     expect(page.locator("tr.total")).to_have_count(0)
+    # down the table by keyboard: the title, which says where we are, takes over from the row that is gone
+    crumbs.first.focus()
+    page.keyboard.press("Enter")
+    title = id_of(page, "areas").get_by_role("heading", level=2)
+    expect(title).to_be_focused()
+    expect(title).to_have_accessible_name("区县")
+    page.locator("tr[data-key='440704'] th button").focus()
+    page.keyboard.press("Enter")
+    expect(title).to_be_focused()
+    expect(title).to_have_accessible_name("镇街 · 江门市 江海区")
+    # and in the sheet, whose link goes away with its view
+    page.locator(".newest button").first.focus()
+    page.keyboard.press("Enter")
+    case = id_of(page, "dialog").locator(".verdict .link")
+    expect(case).to_be_visible()
+    case.focus()
+    page.keyboard.press("Enter")
+    expect(id_of(page, "case")).to_be_visible()
+    expect(id_of(page, "dialog").get_by_role("heading", level=2)).to_be_focused()
+    page.keyboard.press("Escape")
     nameless = """() => [...document.querySelectorAll('button,input,select,textarea,a')]
             .filter((e) => e.checkVisibility() && !(e.innerText || '').trim() && !e.getAttribute('aria-label')
                 && !(e.labels && e.labels.length)).map((e) => e.outerHTML)"""

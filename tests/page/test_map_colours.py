@@ -7,6 +7,7 @@ from math import ceil, floor
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.e2e.service import Service
 from tests.page.browser import id_of, percent, until_same
@@ -29,14 +30,24 @@ METRICS = {
     "return_rate": "h",
     "void_rate": "h",
     "duplicate_rate": "h",
+    "reports": "q",
     "cases": "q",
+    "closed": "q",
     "open": "q",
     "overdue": "h",
     "response_p50": "h",
     "response_p90": "h",
+    "response_p99": "h",
+    "dispatch_p50": "h",
+    "dispatch_p90": "h",
+    "department_response_p50": "h",
+    "department_response_p90": "h",
     "resolution_p50": "h",
     "resolution_p90": "h",
+    "resolution_p99": "h",
 }
+#: How many: of districts compared among districts.
+COUNTS = {"reports", "cases", "closed", "open", "overdue"}
 
 
 def value_of(metric: str, row: dict[str, Any]) -> float | None:
@@ -87,18 +98,24 @@ def test_every_metric_is_shown_coloured_by_its_bounds_and_explained(
     assert not set(names) & set(METRICS)
 
     def shown() -> dict[str, str]:
-        found: dict[str, str] = page.locator(".cell:not(.district)").evaluate_all(
+        found: dict[str, str] = page.locator(".cell").evaluate_all(
             """(all) => Object.fromEntries(all.map((cell) => [cell.dataset.code,
-                `${cell.classList[1]} ${cell.querySelector('.value').innerText}`.trim()]))"""
+                `${[...cell.classList].filter((name) => !['cell', 'district'].includes(name))[0]} ` +
+                `${cell.querySelector('.value').innerText}`.trim()].map((text) => text.trim())))"""
         )
         return found
 
     def expected() -> dict[str, str]:
-        rows = {row["key"]: row for row in service.get("/v1/live/tables/town")["rows"]}
+        levels = {by: service.get(f"/v1/live/tables/{by}")["rows"] for by in ("town", "district")}
+        rows = {row["key"]: row for level in levels.values() for row in level}
         values = {code: value_of(metric, row) for code, row in rows.items()}
-        bounds = bounds_of(metric, [value for value in values.values() if value is not None])
+
+        def bounds_among(by: str) -> list[float]:
+            return bounds_of(metric, [v for row in levels[by] if (v := value_of(metric, row)) is not None])
+
         found = {}
         for code in shown():
+            bounds = bounds_among("district" if len(code) == 6 and metric in COUNTS else "town")
             value = values.get(code)
             if value is None or not rows[code]["cases"]:
                 found[code] = f"none {told(metric, value)}".strip()
@@ -123,6 +140,8 @@ def test_every_metric_is_shown_coloured_by_its_bounds_and_explained(
         choice.select_option(metric)
         colours = until_same(page, shown, expected)
         assert any(not colour.startswith("none") for colour in colours.values()), metric
+        note = page.locator(".map .note")
+        (expect(note).to_contain_text if metric in COUNTS else expect(note).not_to_contain_text)("区县之间")
         if metric[-4:-2] == "_p":
             assert [step[:2] for step in legend()] == ["h1", "h2", "h3", "h4", "h5"]
         else:

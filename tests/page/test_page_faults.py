@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from playwright.sync_api import Page, Route, expect
 
 from tests.e2e.service import Service
@@ -210,3 +211,20 @@ def test_a_table_that_is_refused_is_not_asked_for_for_ever(new_page: NewPage) ->
     expect(page.get_by_role("status").first).to_contain_text("读取需要密钥")
     page.wait_for_timeout(7_000)
     assert 1 <= len(asked) <= 3, asked
+
+
+def test_a_partition_that_stands_still_is_named(new_page: NewPage, service: Service) -> None:
+    """The last one here: the partition stays as it is until the service starts anew."""
+    page = new_page()
+    stage = id_of(page, "flow-decode")
+    expect(stage).not_to_have_class(re.compile("stuck"))
+    (address,) = [part for part in service.children()["tansu"].cmdline() if part.startswith("tcp://")][:1]
+    producer = Producer({"bootstrap.servers": address.removeprefix("tcp://")})
+    for _ in range(1_500):  # a thousand in a row are left alone
+        producer.produce("grid.events", b"{broken", partition=3)
+    assert producer.flush(30) == 0
+    expect(stage).to_have_class(re.compile("stuck"), timeout=60_000 * slowness())
+    expect(stage).to_contain_text("停滞的分区 3")
+    assert service.send(citizen_report("beside-it"))["accepted"] == 1
+    id_of(page, "language").click()
+    expect(stage).to_contain_text("stuck partitions 3")

@@ -127,14 +127,11 @@ const component = () => ({
     if (!matter) return [code, this.catalogue.matter_names[code]].filter(Boolean).join(" ") || "—";
     return `${code} ${this.lang === "zh" ? matter.name_zh : matter.name_en}`;
   },
-  departmentName(code) {
-    const zh = this.catalogue.departments[code];
-    return this.lang === "zh" && zh ? zh : (code || "—").replaceAll("_", " ");
-  },
-  channelName(code) { return (this.lang === "zh" && this.catalogue.channels[code]) || code; },
+  departmentName(code) { return (this.catalogue.departments[code] || {})[this.lang] || code || "—"; },
+  channelName(code) { return (this.catalogue.channels[code] || {})[this.lang] || code; },
   reasonName(code) {
     const found = this.catalogue.reasons[code];
-    return found ? found[this.lang] : code;
+    return found ? found[this.lang] : this.word(code);
   },
   areaName(code) {
     if (!code) return "";
@@ -147,7 +144,7 @@ const component = () => ({
     return {
       lang: this.lang,
       t: (name) => this.t(name),
-      names: { matter: (c) => this.matterName(c), department: (c) => this.departmentName(c), channel: (c) => this.channelName(c), area: (c) => this.areaName(c) },
+      names: { matter: (c) => this.matterName(c), department: (c) => this.departmentName(c), channel: (c) => this.channelName(c), reason: (c) => this.reasonName(c), area: (c) => this.areaName(c) },
     };
   },
 
@@ -316,7 +313,7 @@ const component = () => ({
   tileCounts(id) {
     if (id === "events_per_second") {
       const totals = this.figures && this.figures.totals;
-      if (!totals) return "—";
+      if (!totals || !this.figures.worker) return "—";
       return ["admitted", "rejected", "recorded", "duplicate", "quarantined"]
         .map((name) => `${this.t(name)} ${format.count(totals[name] || 0, this.lang)}`).join(" · ");
     }
@@ -372,10 +369,11 @@ const component = () => ({
     // a hundredth of a point is no cliff
     const least = id.endsWith("_rate") ? LEAST_RATE_SPAN : 1e-9;
     if (high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
-    const start = Date.parse(points[0].at);
-    const length = Date.parse(points[points.length - 1].at) - start || 1;
+    // the width is always the hour: a line that begins late has no figures before
+    const end = Date.parse(points[points.length - 1].at);
+    const place = (at) => Math.max(0, 100 - (end - Date.parse(at)) / format.HOUR_MS * 100);
     return points.map((point) => [
-      ((Date.parse(point.at) - start) / length * 100).toFixed(1), (26 - (point.value - low) / (high - low) * 24).toFixed(1),
+      place(point.at).toFixed(1), (26 - (point.value - low) / (high - low) * 24).toFixed(1),
     ].join(","));
   },
   sparkLine(id) {
@@ -384,7 +382,7 @@ const component = () => ({
   },
   sparkArea(id) {
     const points = this.spark(id);
-    return points ? `M0,28L${points.join("L")}L100,28Z` : "";
+    return points ? `M${points[0].split(",")[0]},28L${points.join("L")}L100,28Z` : "";
   },
 
   // ---- flow
@@ -404,7 +402,7 @@ const component = () => ({
     const stuckAt = still.length ? `${this.t("stuckPartitions")} ${still.join(", ")}` : "";
     const alarm = (stuck, gone) => (stuck === true ? this.t("stuck") : stuck || (gone ? this.t("silent") : ""));
     const arrow = (to, rate, facts, stuck = false, gone = false) => {
-      const known = here || to === "gateway" || to === "topic"; // the others are the worker's
+      const known = to === "gateway" || to === "topic" ? this.figures.gateway : here; // by whom it is counted
       return {
         to, rate: known ? per(rate) : "—", facts: known ? facts : facts.map(({ name }) => ({ name, value: "—", bad: false })),
         look: stuck || gone ? "stuck" : known ? "" : "unknown", alarm: alarm(stuck, gone),
@@ -420,8 +418,10 @@ const component = () => ({
       arrow("admit", all - out.quarantined - out.duplicate, [fact("duplicates", per(out.duplicate)), stage("admit")]),
       arrow("enrich", out.admitted + out.recorded + out.rejected, [fact("rejected", per(out.rejected)), stage("enrich")]),
       arrow("store", out.admitted + out.recorded + out.rejected, [
+        fact("queue", format.bytes(flow.store.waiting_bytes)),
+        fact("blocked", `${flow.store.blocked_seconds.toFixed(1)} s`, flow.store.blocked_seconds > BEHIND_WARN_SECONDS),
         fact("retries", per(flow.store.retries_per_second), flow.store.retries_per_second > 0), fact("perInsert", ms(flow.store.seconds_per_insert)),
-      ], stuckAt, down || silent),
+      ], stuckAt || flow.store.stuck, down || silent),
     ];
   },
 
@@ -432,7 +432,8 @@ const component = () => ({
   cellPlace(cell) { return { gridColumn: `${cell.column} / span ${cell.district ? 2 : 1}`, gridRow: String(cell.line) }; },
   cellClass(cell) {
     const row = this.rowOf(cell);
-    const scale = cell.district && !this.metric.endsWith("_rate") ? area.scale(this.metric, this.districts.rows) : this.scale();
+    // a district is the sum of its towns: how many is compared among districts, how good and how fast with the towns
+    const scale = cell.district && this.countsOnMap() ? area.scale(this.metric, this.districts.rows) : this.scale();
     const dim = this.path.length && !cell.code.startsWith(this.path[0]) ? " dim" : "";
     return (cell.district ? "district " : "") + area.tone(scale, row && row.cases ? area.value(this.metric, row) : null) + dim;
   },
@@ -443,6 +444,8 @@ const component = () => ({
   },
   cellValue(cell) { return area.brief(this.metric, this.rowOf(cell), this.lang); },
   cellLabel(cell) { return `${this.areaName(cell.code)} ${this.t(this.metric)} ${area.shown(this.metric, this.rowOf(cell), this.lang)}`; },
+  countsOnMap() { return area.isCount(this.metric); },
+  mapNote() { return [this.t("mapNote"), ...(this.countsOnMap() ? [this.t("legendOfTowns")] : [])].join(this.lang === "zh" ? "；" : "; "); },
   legend() { return area.legend(this.metric, this.scale(), this.lang); },
   focusCell(code) { this.mapFocus = code; },
   moveOnMap(event) {
@@ -494,11 +497,19 @@ const component = () => ({
   drill(row) {
     this.path = [...this.path, row.key];
     this.enter();
+    this.focusAreas();
   },
   climb(depth) {
     this.path = this.path.slice(0, depth);
     this.enter();
+    this.focusAreas();
   },
+  // The button that was pressed is gone with its row: go on from the title, which says where we are.
+  focusAreas() {
+    const title = this.$refs.areasTitle; // found from the button, while that is there
+    this.$nextTick(() => title.focus({ preventScroll: true }));
+  },
+  areasLabel() { return [this.levelText(), ...(this.path.length ? [this.crumbs().map((step) => step.name).join(" ")] : [])].join(" · "); },
   enter() {
     this.sort = null;
     if (this.path.length > 1) this.want(this.level(), this.path[this.path.length - 1]);
@@ -571,7 +582,7 @@ const component = () => ({
   },
   timesSummary() {
     return [this.t(this.span), ...this.timesRows().map((row) =>
-      `${row.name}: p50 ${format.duration(row.values.p50, this.lang)}, p90 ${format.duration(row.values.p90, this.lang)}, ${this.t("limit")} ${row.limits ? row.limits.map((v) => format.duration(v, this.lang)).join("–") : "—"}`)].join("; ");
+      `${row.name}: p50 ${format.duration(row.values.p50, this.lang)}, p90 ${format.duration(row.values.p90, this.lang)}, p99 ${format.duration(row.values.p99, this.lang)}, ${this.t("limit")} ${row.limits ? row.limits.map((v) => format.duration(v, this.lang)).join("–") : "—"}`)].join("; ");
   },
 
   // ---- rejections
@@ -594,6 +605,9 @@ const component = () => ({
     if (!this.$refs.dialog.open) this.$refs.dialog.showModal();
   },
   put(view, item) {
+    // the link that was pressed goes away with its view
+    const title = this.$refs.dialogTitle;
+    if (this.$refs.dialog.open) this.$nextTick(() => title.focus());
     this.view = view;
     this.shownItem = item;
     this.problem = null;

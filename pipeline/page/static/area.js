@@ -6,21 +6,23 @@ import { DISTRICTS, TOWNS } from "./tiles.js";
 export const LEVELS = ["district", "town", "village", "grid"];
 export const COLUMNS = [
   "reports", "admission_rate", "cases", "closed", "closure_rate", "response_rate", "timely_response_rate",
-  "closure_on_time_rate", "open", "overdue", "response_p50", "response_p90", "resolution_p50", "satisfaction_rate",
+  "closure_on_time_rate", "open", "overdue", "response_p50", "response_p90", "resolution_p50", "satisfaction_rate", "ratings",
 ];
 export const METRICS = [
   "closure_rate", "response_rate", "timely_response_rate", "closure_on_time_rate", "handling_on_time_rate", "admission_rate",
   "satisfaction_rate", "demand_resolution_rate", "rework_rate", "extension_rate", "return_rate", "void_rate", "duplicate_rate",
-  "cases", "open", "overdue", "response_p50", "response_p90", "resolution_p50", "resolution_p90",
+  "reports", "cases", "closed", "open", "overdue", "response_p50", "response_p90", "response_p99",
+  "dispatch_p50", "dispatch_p90", "department_response_p50", "department_response_p90", "resolution_p50", "resolution_p90",
+  "resolution_p99",
 ];
 
 const STEPS = [0.8, 0.9, 0.95, 0.99]; // of rates where more is better
 const LESS_STEPS = [0.01, 0.03, 0.06, 0.1]; // of rates where less is better
 const LESS_IS_BETTER = new Set(["rework_rate", "extension_rate", "return_rate", "void_rate", "duplicate_rate"]);
-const WORSE_WHEN_MORE = new Set(["overdue", "response_p50", "response_p90", "resolution_p50", "resolution_p90"]);
-
 const isTime = (name) => /_p\d\d$/.test(name);
+const isWorseWhenMore = (name) => name === "overdue" || isTime(name);
 const isRate = (name) => name.endsWith("_rate");
+export const isCount = (name) => !isRate(name) && !isTime(name);
 
 export function value(name, row) {
   if (!row) return null;
@@ -60,7 +62,7 @@ export function scale(name, rows) {
   if (LESS_IS_BETTER.has(name)) return { prefix: "h", bounds: LESS_STEPS };
   if (isRate(name)) return { prefix: "v", bounds: rateSteps(rows.map((row) => value(name, row)).filter((rate) => rate !== null)) };
   const most = Math.max(1, ...rows.map((row) => value(name, row) || 0));
-  return { prefix: WORSE_WHEN_MORE.has(name) ? "h" : "q", bounds: [0.1, 0.25, 0.5, 0.75].map((part) => part * most) };
+  return { prefix: isWorseWhenMore(name) ? "h" : "q", bounds: [0.1, 0.25, 0.5, 0.75].map((part) => part * most) };
 }
 
 export function tone({ prefix, bounds }, found) {

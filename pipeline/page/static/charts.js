@@ -1,6 +1,8 @@
 // The two ECharts pictures: percentiles with their limits, and the trend of one tile.
 // Tooltips are drawn on the canvas (richText): a name out of the data is never read as HTML.
 
+import { HOUR_MS } from "./format.js";
+
 const MARKS = [60, 300, 600, 1800, 3600, 21600, 86400, 604800, 2592000]; // of the time axis, seconds
 const FEWER_MARKS = [60, 3600, 86400, 2592000];
 const FONT = getComputedStyle(document.body).fontFamily;
@@ -112,9 +114,10 @@ export function drawTimes(element, rows, { names, format }) {
 export function drawTrend(element, points, { name, format, time, zero }) {
   const picture = chart(element);
   const option = base();
+  const end = points.length ? Date.parse(points[points.length - 1].at) : Date.now();
   Object.assign(option, {
     grid: { left: 8, right: 16, top: 16, bottom: 8, containLabel: true },
-    xAxis: { type: "time", axisLabel: { ...quiet(), formatter: (at) => time(at).slice(0, 5), hideOverlap: true }, axisLine: axisLine(), splitLine: { show: false } },
+    xAxis: { type: "time", min: end - HOUR_MS, max: end, axisLabel: { ...quiet(), formatter: (at) => time(at).slice(0, 5), hideOverlap: true }, axisLine: axisLine(), splitLine: { show: false } },
     yAxis: { type: "value", scale: !zero, min: zero ? 0 : null, axisLabel: { ...quiet(), formatter: format }, splitLine: { lineStyle: { color: ink("--line"), opacity: 0.6 } } },
     series: [{
       name, type: "line", showSymbol: points.length < 20, symbolSize: sized(5), connectNulls: true, lineStyle: { width: 2, color: ink("--accent") },

@@ -11,7 +11,8 @@ export const fieldName = (name, lang) => word(FIELDS[name], lang) || name;
 
 function plain(value, name, { lang, names }) {
   if (value === null || value === undefined || value === "") return null;
-  if (name.endsWith("_at")) return instant(value, lang);
+  if (name.endsWith("photo_taken_at")) return value.map((at) => (at ? instant(at, lang) : "—")).join("、") || null;
+  if (name.endsWith("_at") || name.startsWith("matter.effective")) return instant(value, lang);
   if (name.endsWith("_limit_seconds")) return duration(value, lang);
   if (name.endsWith("_distance_m")) return distance(value, lang);
   if (name === "event_type") return stateName(value, lang);
@@ -24,8 +25,9 @@ function plain(value, name, { lang, names }) {
   if (CODED.has(name)) {
     const codes = [value].flat();
     if (!codes.length) return null;
-    return codes.map((code) => word(VALUES[code], lang) || (name.endsWith("channel_rights") ? names.channel(code) : code)).join("、");
+    return codes.map((code) => word(VALUES[code], lang) || (name.includes("channel") ? names.channel(code) : code)).join("、");
   }
+  if (name === "enrichment.persons") return value.map((person) => personText(person, lang)).join("；") || null;
   if (Array.isArray(value)) {
     if (!value.length) return null;
     return value.map((item) => (item !== null && typeof item === "object" ? Object.values(item).flat().filter((x) => x !== null && x !== "").join(" ") : String(item))).join("、");
@@ -34,12 +36,23 @@ function plain(value, name, { lang, names }) {
   return String(value);
 }
 
+function personText(person, lang) {
+  const found = person.found ? (lang === "zh" ? "在册" : "on record") : (lang === "zh" ? "不在册" : "not on record");
+  const codes = [person.role, person.gender, person.residence_kind, ...(person.flags || [])];
+  const words = codes.filter(Boolean).map((code) => word(VALUES[code], lang) || code);
+  return [person.key, found, person.age_band, person.home_grid_code, ...words].filter(Boolean).join(" ");
+}
+
 function pairs(object, paths, words) {
   return paths.map((path) => ({ name: path, label: fieldName(path, words.lang), value: plain(at(object, path), path, words) }))
     .filter((pair) => pair.value !== null);
 }
 
 const CAME = ["source", "event_id", "event_type", "case_id", "occurred_at", "received_at", "channel", "matter_code", "grid_code", "unit_code"];
+const CONTENT = [
+  "submission_id", "title", "description", "address", "lon", "lat", "crs", "organisation_name", "photos", "photo_hashes", "photo_taken_at",
+  "department", "due_at", "content.level", "primary_case_id", "void_reason", "rating", "self_handled",
+];
 const ACTOR = ["actor.type", "actor.key", "actor.name", "actor.phone"];
 const LOOKED_UP = Object.keys(FIELDS).filter((name) => name.startsWith("enrichment.") || name.startsWith("decision."));
 const PLACE = ["stored_at", "position.incarnation", "position.partition", "position.offset", "position.index", "position.block", "position.rules"];
@@ -47,7 +60,7 @@ const PLACE = ["stored_at", "position.incarnation", "position.partition", "posit
 export function describeEvent(event, words) {
   const content = event.content || {};
   const flat = { ...event, ...content };
-  const came = pairs(flat, [...CAME, "submission_id", "title", "description", "photos"], words);
+  const came = pairs(flat, [...CAME, ...CONTENT], words);
   if (content.withheld) came.push({ name: "withheld", label: fieldName("description", words.lang), value: words.t("withheld") });
   if (event.actor && event.actor.protected) came.push({ name: "actor", label: fieldName("actor.protected", words.lang), value: plain(true, "x", words) });
   else came.push(...pairs(event, ACTOR, words));
@@ -57,7 +70,7 @@ export function describeEvent(event, words) {
     lookedUp: pairs(event, LOOKED_UP, words),
     position: pairs(event, PLACE, words),
     copies: [...(event.copies || []), ...(event.conflicts || [])].map((copy) =>
-      [copy.level || copy.reason, instant(copy.received_at, words.lang), `${copy.position.partition}:${copy.position.offset}:${copy.position.index}`].join("  ")),
+      [copy.level || words.names.reason(copy.reason), instant(copy.received_at, words.lang), `${copy.position.partition}:${copy.position.offset}:${copy.position.index}`].join("  ")),
     rules: (event.rules || []).map((rule) => ({
       number: rule.number,
       result: rule.result,

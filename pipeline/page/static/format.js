@@ -2,14 +2,16 @@
 
 const ZONE = "Asia/Shanghai";
 const NONE = "—";
+export const HOUR_MS = 3_600_000;
 
 export const locale = (lang) => (lang === "zh" ? "zh-CN" : "en-GB");
 
 export function percent(value, digits = 1) {
   if (value === null || value === undefined) return NONE;
-  // cut, not rounded: 99.96 % must not read as 100 %
+  // as read/percent.py: rounded half up, but what is below 1 never reads as 100 %
   const scale = 10 ** digits;
-  return (Math.floor(value * 100 * scale + 1e-9) / scale).toFixed(digits) + "%";
+  const rounded = Math.floor(value * 100 * scale + 0.5 + 1e-7);
+  return ((value < 1 ? Math.min(rounded, 100 * scale - 1) : rounded) / scale).toFixed(digits) + "%";
 }
 
 export function count(value, lang) {
