@@ -57,6 +57,10 @@ def overview() -> Dashboard:
                 figure("超期 Overdue", f"sum({per_district('overdue_cases')})"),
                 figure("响应超时 Response limit breached", f"sum({per_district('response_breached_cases')})"),
                 figure(
+                    "一小时内响应超时 Response limit breached, 1 h",
+                    f"sum({per_district('response_breaches_last_hour_cases')})",
+                ),
+                figure(
                     "指标时刻 Figures as of",
                     "min(gridpipe_business_as_of_timestamp_seconds) * 1000",
                     unit="dateTimeAsIso",

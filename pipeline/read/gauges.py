@@ -81,7 +81,8 @@ async def refresh(reader: Reader, districts: Districts | None = None) -> None:
     """
     answer = await (districts() if districts is not None else reader.run(partial(_ask, reader)))
     rows = answer["rows"]
-    breaches = await reader.run(partial(_breaches, now=reader.clock()))
+    now = reader.clock()
+    breaches, disks = await reader.run(lambda client: (_breaches(client, now=now), _disks(client)))
     # No await from here on: a scrape sees either all figures of one instant or all of another.
     metrics.business_as_of_timestamp_seconds.set(datetime.fromisoformat(answer["as_of"]).timestamp())
     for row in rows:
@@ -93,7 +94,7 @@ async def refresh(reader: Reader, districts: Districts | None = None) -> None:
             _set(gauge, row[field], district)
         for percentile, quantile in _QUANTILES.items():
             _set(metrics.response_seconds, row["response_seconds"][percentile], district, quantile)
-    for disk, free, size in await reader.run(_disks):
+    for disk, free, size in disks:
         metrics.store_disk_free_bytes.labels(disk).set(free)
         metrics.store_disk_size_bytes.labels(disk).set(size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 def test_without_its_broker_it_answers_503_within_a_second(tmp_path: Path) -> None:
     admin = f"127.0.0.1:{broker.free_port()}"
     service = Service(tmp_path, "--no-simulate", "--http", "127.0.0.1:0", "--admin-http", admin)
-    refused, slowest, probes = 0, 0.0, []
+    refused, broken, slowest, probes = 0, 0, 0.0, []
     try:
         assert service.send(report(1))["accepted"] == 1
         service.children()["tansu"].kill()
@@ -28,11 +29,16 @@ def test_without_its_broker_it_answers_503_within_a_second(tmp_path: Path) -> No
             while True:
                 assert time.monotonic() < deadline, service.log("up") + service.log("http")
                 began = time.monotonic()
-                answer = caller.post(
-                    "/v1/events",
-                    json=[report(2)] * 200,
-                    headers={"Authorization": f"Bearer {service.key}", "X-Request-Id": "again"},
-                )
+                try:
+                    answer = caller.post(
+                        "/v1/events",
+                        json=[report(2)] * 200,
+                        headers={"Authorization": f"Bearer {service.key}", "X-Request-Id": "again"},
+                    )
+                except httpx.TransportError:
+                    # it came in the moment in which one of the two took over from the other
+                    broken += 1
+                    continue
                 if answer.status_code == 202:
                     break
                 took = time.monotonic() - began
@@ -43,10 +49,12 @@ def test_without_its_broker_it_answers_503_within_a_second(tmp_path: Path) -> No
                     refused, slowest = refused + 1, max(slowest, took)
                     assert answer.json()["request_id"] == "again"
                     assert answer.headers["Connection"] == "close"
-                    probes.append(httpx.get(f"http://{admin}/health/ready", trust_env=False).status_code)
-                    assert httpx.get(f"http://{admin}/health/live", trust_env=False).status_code == 200
+                    with contextlib.suppress(httpx.TransportError):
+                        probes.append(httpx.get(f"http://{admin}/health/ready", trust_env=False).status_code)
+                        assert httpx.get(f"http://{admin}/health/live", trust_env=False).status_code == 200
                 time.sleep(0.1)
         assert refused > 3
+        assert broken <= 2
         assert set(probes) <= {503, 200} and 503 in probes
         assert slowest < 1.0 * service.busy
         assert service.send(report(3))["accepted"] == 1

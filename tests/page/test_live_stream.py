@@ -185,7 +185,7 @@ async def test_the_gauges_take_what_the_page_has_just_read(reader: Reader) -> No
     await board.city_and_districts()
     counted = Counted(reader)
     await refresh(reader, partial(board.districts, every=60))
-    assert counted.asked == 1  # the disks
+    assert counted.asked == 1  # breaches and disks
     assert closure() == told is not None
     assert metrics.REGISTRY.get_sample_value("gridpipe_business_as_of_timestamp_seconds") == at
 
