@@ -560,6 +560,7 @@ class Worker:
     async def _round(self, works: Sequence[Work]) -> None:
         assert self._rules is not None
         rules = self._rules.now
+        done = False
         try:
             finished = await self._in_thread(
                 lambda client: run_round(
@@ -576,6 +577,7 @@ class Worker:
             )
             await self._commit(finished.stored)
             self._brake(works, finished.braked)
+            done = True
         except Stopping:
             pass  # not stored; the records are read again after the next start
         except AbandonedError:
@@ -586,6 +588,10 @@ class Worker:
             self._fail(error)
         finally:
             for work in works:
+                if not done:
+                    # The next block must not be cut in the moment before the worker ends: it would be stored,
+                    # and its commit would pass over this one, which is not.
+                    work.buffer.stand_still()
                 work.buffer.in_flight = False
                 self._on_the_way.discard(work.buffer.partition)
             self._settled.set()

@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -482,16 +483,23 @@ def test_stalled_partition_ends_its_worker(town: System, report: Report, point: 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("point", ["panic:before:judge"])
-def test_38_polars_panics_in_a_thread(town: System, report: Report, point: str) -> None:
-    """The process ends with an error, and the next one reads again what was on the way."""
+@pytest.mark.timeout(900)
+def test_38_polars_panics_in_a_thread(town: System, report: Report, seed: int, point: str) -> None:
+    """The process ends with an error, and the next one reads again what was on the way. While it ends, other
+    rounds are on their way, and the partitions of the one that failed have more to take up."""
+    rng, codes = random.Random(seed), Counter[int]()
+    rounds = min(ROUNDS, 10)
     town.start_gateway()
-    worker = town.start_worker(point, 3)
     town.start_load()
-    code = worker.wait(60 * share())
-    assert code not in {None, 0}, worker.tail()
+    for _ in range(rounds):
+        worker = town.start_worker(point, rng.randint(2, 8))
+        code = worker.wait(60 * share())
+        assert code is not None, worker.tail()
+        codes[code] += 1
+    assert 0 not in codes
     town.start_worker()
     town.until_stored(20)
     town.drained()
     verdict = town.verdict()
-    report |= {"exit_code": code, "verdict": verdict}
+    report |= {"rounds": rounds, "kills": rounds, "exit_codes": codes, "verdict": verdict}
     assert verdict.zeros, verdict
