@@ -121,6 +121,7 @@ def test_demo_survives_the_death_of_any_part(demo: Demo, role: str) -> None:
     check(demo.finish())
 
 
+@pytest.mark.slow
 def test_a_killed_demo_goes_on_with_the_same_year(demo: Demo) -> None:
     demo.start()
     demo.wait_for_answers(6)

@@ -17,6 +17,7 @@ from tests.kafka import JARS, need_kafka
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_starts_a_node_and_stops_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
