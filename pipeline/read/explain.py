@@ -202,6 +202,7 @@ def _content(
         if matter.code in matters
     )
     withheld = hidden or about_people
+    photos = [dict(photo) for photo in row["photos"]]
     told = {
         "title": row["title"],
         "description": row["description"],
@@ -210,18 +211,17 @@ def _content(
         "lat": _coarse(row["lat"]),
         "crs": row["crs"],
         "organisation_name": row["organisation_name"],
+        "photo_hashes": [(photo["sha256"] or "")[:8] for photo in photos],
+        "photo_taken_at": [instant(photo["taken_at"]) for photo in photos],
+        "void_reason": row["void_reason"],
     }
-    photos = [dict(photo) for photo in row["photos"]]
     return {
         "withheld": withheld,
         **(dict.fromkeys(told) if withheld else told),
         "submission_id": row["submission_id"],
         "photos": len(photos),
-        "photo_hashes": [(photo["sha256"] or "")[:8] for photo in photos],
-        "photo_taken_at": [instant(photo["taken_at"]) for photo in photos],
         "due_at": instant(row["due_at"]),
         "primary_case_id": row["primary_case_id"],
-        "void_reason": row["void_reason"],
         "rating": row["rating"],
         "department": row["department"],
         "level": row["level"],

@@ -14,12 +14,14 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline import metrics
 from pipeline.errors import UnavailableError
+from pipeline.read.explain import _STORED_COLUMNS, _content
 from pipeline.read.gauges import business_gauges, refresh
 from pipeline.read.kpi import BY
 from pipeline.read.routes import OPENAPI_PATHS, read_routes
 from pipeline.store.migrate import migrate
 from tests.conftest import new_client
 from tests.integration.read_world import INC, NOW, PARTITION, http_over, reader_over, store_block
+from tests.integration.worker_world import catalogues
 
 DATABASE = "test_read_routes"
 WINDOW = {"from": "2026-05-01T00:00:00+08:00", "to": "2026-05-02T00:00:00+08:00"}
@@ -92,8 +94,27 @@ async def test_what_came_in_is_told_and_withheld_where_it_is_about_people(http: 
     assert told["channel"] in told["matter"]["allowed_channels"]
     hidden = (await found(http, "/v1/events/handset/e6"))["content"]
     assert hidden["withheld"]
-    assert {hidden[name] for name in ("title", "description", "address", "lon", "lat")} == {None}
+    withheld = (
+        "title",
+        "description",
+        "address",
+        "lon",
+        "lat",
+        "void_reason",
+        "photo_hashes",
+        "photo_taken_at",
+    )
+    assert {name: hidden[name] for name in withheld} == dict.fromkeys(withheld)
     assert (await found(http, "/v1/events/handset/e2"))["matter"] is None
+
+
+def test_why_a_case_about_people_was_voided_is_withheld_too() -> None:
+    row = dict.fromkeys(_STORED_COLUMNS.replace(",", " ").split()) | {
+        "occurred_at": NOW, "photos": [], "void_reason": "he moved to his son", "title": "t",
+    }  # fmt: skip
+    assert _content(row, [], catalogues(), hidden=False)["void_reason"] == "he moved to his son"
+    hidden = _content(row, [], catalogues(), hidden=True)
+    assert (hidden["withheld"], hidden["void_reason"], hidden["title"]) == (True, None, None)
 
 
 async def test_a_rejected_event_names_the_rules_that_failed(http: httpx.AsyncClient) -> None:
