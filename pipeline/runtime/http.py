@@ -8,7 +8,7 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
@@ -58,7 +58,7 @@ from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Check, Health, broker_check
 from pipeline.runtime.pages import TO_DOCS, page, page_routes, to_docs
 from pipeline.runtime.process import Order, end_at_once, receive_order, report_problem
-from pipeline.runtime.protocol import bounded_to
+from pipeline.runtime.protocol import SecondServer, bounded_to
 from pipeline.runtime.roll import LogState
 from pipeline.runtime.valve import obey
 from pipeline.runtime.watchdog import watch_loop
@@ -373,7 +373,7 @@ def serve(
     server = _First(uvicorn.Config(public, lifespan="on", **common, **secure), parts.live, alone=alone)
     secure = server_options(parts.settings, ask_clients=False) if admin_is_secure(parts.settings) else {}
     admin_server = (
-        _Second(uvicorn.Config(admin, lifespan="off", **common, **secure)) if admin is not None else None
+        SecondServer(uvicorn.Config(admin, lifespan="off", **common, **secure)) if admin is not None else None
     )
 
     async def run() -> None:
@@ -424,14 +424,6 @@ class _First(uvicorn.Server):
         if self._live is not None:
             self._live.close()
         await super().shutdown(sockets)
-
-
-class _Second(uvicorn.Server):
-    """A server beside another one, which takes the signals for both."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def main() -> None:

@@ -7,9 +7,12 @@ then would hold its connection for ever.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
+from collections.abc import Iterator
 from typing import Any, Final
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
@@ -116,6 +119,14 @@ class BoundedHttp(HttpToolsProtocol):
         head = [name + b": " + value + b"\r\n" for name, value in answer.raw_headers]
         self.transport.write(b"".join([STATUS_LINE[problem.status], *head, b"\r\n", bytes(answer.body)]))
         self.transport.close()
+
+
+class SecondServer(uvicorn.Server):
+    """A server beside others of its process, which take the signals for it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def bounded_to(most_connections: int) -> type[BoundedHttp]:

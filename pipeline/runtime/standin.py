@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final, Self
 
@@ -17,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.runtime.headers import SecurityHeaders
-from pipeline.runtime.protocol import bounded_to
+from pipeline.runtime.protocol import SecondServer, bounded_to
 from pipeline.settings import Settings
 from pipeline.tls import admin_is_secure, server_options
 
@@ -59,10 +58,12 @@ class StandIn:
         }
         app = SecurityHeaders(partial(_come_again, code, message), loopback_only=False)
         secure = server_options(settings, ask_clients=True)
-        self._servers = [(_Server(uvicorn.Config(app, **common, **secure)), listener.dup())]
+        self._servers = [(SecondServer(uvicorn.Config(app, **common, **secure)), listener.dup())]
         if admin_listener is not None:
             secure = server_options(settings, ask_clients=False) if admin_is_secure(settings) else {}
-            self._servers.append((_Server(uvicorn.Config(app, **common, **secure)), admin_listener.dup()))
+            self._servers.append(
+                (SecondServer(uvicorn.Config(app, **common, **secure)), admin_listener.dup())
+            )
         self._thread = threading.Thread(target=self._run, name="stand-in", daemon=True)
 
     def start(self) -> Self:
@@ -80,14 +81,6 @@ class StandIn:
             await asyncio.gather(*(server.serve(sockets=[own]) for server, own in self._servers))
 
         asyncio.run(both())
-
-
-class _Server(uvicorn.Server):
-    """Signals are the supervisor's."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def _come_again(code: str, message: str, scope: Scope, receive: Receive, send: Send) -> None:
