@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType, TopicDescription
+from confluent_kafka.admin import ConfigResource, ResourceType
 
 from infra.kafka.cluster import Cluster
 from pipeline.ingest.durability import Replicated
@@ -18,6 +21,8 @@ from tests.unit.gateway_world import event, make_world
 PARTITIONS = 12
 EVENTS = 200
 
+Answer = TypeVar("Answer")
+
 
 async def test_kafka_keeps_three_copies_and_takes_an_idempotent_producer(
     kafka_three: Cluster, tmp_path: Path
@@ -26,12 +31,12 @@ async def test_kafka_keeps_three_copies_and_takes_an_idempotent_producer(
     topic = f"copies-{uuid.uuid4().hex[:8]}"
     admin = broker.wait_until_up(kafka_three.bootstrap, seconds=20)
     broker.ensure_topic(admin, topic, PARTITIONS)
-    told = _described(admin, topic)
+    told = _once_known(lambda: admin.describe_topics(TopicCollection([topic]))[topic])
     assert [len(partition.replicas) for partition in told.partitions] == [3] * PARTITIONS
     asked = ConfigResource(ResourceType.TOPIC, topic)
-    [settings] = admin.describe_configs([asked]).values()
-    assert settings.result(20)["min.insync.replicas"].value == "2"
-    assert settings.result(20)["unclean.leader.election.enable"].value == "false"
+    settings = _once_known(lambda: admin.describe_configs([asked])[asked])
+    assert settings["min.insync.replicas"].value == "2"
+    assert settings["unclean.leader.election.enable"].value == "false"
 
     world = make_world(tmp_path, durability=Replicated(), topic=topic)
     producer = KafkaProducer(world.gateway.settings, kafka_three.bootstrap, idempotent=True)
@@ -44,15 +49,13 @@ async def test_kafka_keeps_three_copies_and_takes_an_idempotent_producer(
     await world.gateway.close()
 
 
-def _described(admin: AdminClient, topic: str) -> TopicDescription:
-    """The node that is asked may not have heard of a topic that another one has just made."""
+def _once_known(ask: Callable[[], Future[Answer]]) -> Answer:
+    """Answer of whichever node is asked: it may not have heard of a topic that another one has just made."""
     deadline = time.monotonic() + 20
     while True:
         try:
-            told: TopicDescription = admin.describe_topics(TopicCollection([topic]))[topic].result(20)
+            return ask().result(20)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
-        else:
-            return told
