@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -48,6 +49,8 @@ class Reader:
         self._client_factory = client_factory
         self._idle: queue.LifoQueue[Client] = queue.LifoQueue()
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="read")
+        self._ended = threading.Condition()
+        self._running = 0
 
     async def run(self, work: Callable[[Client], Result]) -> Result:
         """`work(client)` in a thread. Raises UnavailableError when ClickHouse does not answer."""
@@ -55,6 +58,16 @@ class Reader:
 
     def run_here(self, work: Callable[[Client], Result]) -> Result:
         """`work(client)` in the calling thread. Raises UnavailableError when ClickHouse does not answer."""
+        with self._ended:
+            self._running += 1
+        try:
+            return self._run(work)
+        finally:
+            with self._ended:
+                self._running -= 1
+                self._ended.notify_all()
+
+    def _run(self, work: Callable[[Client], Result]) -> Result:
         try:
             client = self._take()
             try:
@@ -86,9 +99,15 @@ class Reader:
         except queue.Empty:
             return self._client_factory()
 
-    def close(self) -> None:
-        """Wait for running queries, then close every client."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+    def close(self, seconds: float | None = None) -> None:
+        """Begin no query, wait for those that run, close every client.
+
+        seconds : to wait at most; a store that does not answer keeps a query, and its thread, for as long as
+        its client waits.
+        """
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        with self._ended:
+            self._ended.wait_for(lambda: not self._running, seconds)
         while True:
             try:
                 self._idle.get_nowait().close()

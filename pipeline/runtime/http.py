@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import uvicorn
 import uvloop
@@ -57,7 +57,7 @@ from pipeline.runtime.exposition import CONTENT_TYPE, http_part
 from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Check, Health, broker_check
 from pipeline.runtime.pages import TO_DOCS, page, page_routes, to_docs
-from pipeline.runtime.process import Order, end_at_once, receive_order, report_problem
+from pipeline.runtime.process import Order, end_at_once, leave, receive_order, report_problem
 from pipeline.runtime.protocol import SecondServer, bounded_to
 from pipeline.runtime.roll import LogState
 from pipeline.runtime.valve import obey
@@ -70,6 +70,9 @@ from pipeline.tls import admin_is_secure, server_options
 _READ_SECONDS: Final = 30.0
 #: What an answer may still take once we were asked to stop: below the supervisor's patience.
 _DRAIN_SECONDS: Final = 4
+
+#: For the queries that still run then: nobody waits for what they bring.
+_LAST_QUERIES_SECONDS: Final = 0.2
 
 #: Objects made before the collector of reference cycles looks at the young ones.
 _YOUNG_OBJECTS: Final = 50_000
@@ -210,7 +213,7 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
             if parts.control is not None:
                 stack.push_async_callback(parts.control.close)
             if parts.reader is not None:
-                stack.callback(parts.reader.close)
+                stack.callback(parts.reader.close, _LAST_QUERIES_SECONDS)
                 shared = (
                     None if parts.live is None else partial(parts.live.board.districts, every=GAUGES_SECONDS)
                 )
@@ -344,8 +347,8 @@ def serve(
     admin_listener: socket.socket | None,
     *,
     alone: bool = False,
-) -> None:
-    """Answer until SIGTERM or SIGINT, then finish running requests.
+) -> NoReturn:
+    """Answer until SIGTERM or SIGINT, finish running requests, end this process with 0.
 
     alone : a second signal ends the process at once, with 1. Under a supervisor it may be the same stop, sent
     to every process by a service manager.
@@ -391,6 +394,7 @@ def serve(
     _spare_collections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
+        leave(0)
 
 
 def _spare_collections() -> None:
@@ -459,7 +463,6 @@ def _run(order: Order) -> int:
     metrics.embedded_log_bytes.set_function(lambda: float(LogState.bytes_in(settings.run_dir)))
     admin = socket.socket(fileno=details["admin_fd"]) if details["admin_fd"] is not None else None
     serve(parts, socket.socket(fileno=details["fd"]), admin)
-    return 0
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ def thread_names(pid: int) -> Counter[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_log_far_over_its_limit_is_rolled_and_nothing_is_lost(service: Service) -> None:
     stop = threading.Event()
     feeders = [Feeder(service, number, stop) for number in range(CLIENTS)]

@@ -83,10 +83,9 @@ def seed() -> int:
 
 @pytest.fixture
 def town(
-    request: pytest.FixtureRequest, tmp_path: Path, bootstrap: str, store_process: Store, seed: int
+    tmp_path: Path, bootstrap: str, store_process: Store, seed: int, report: dict[str, object]
 ) -> Iterator[System]:
-    """A system with nothing running yet. What the test leaves in `notes` is printed in the summary."""
-    with system(tmp_path, bootstrap, store_process, seed=seed) as made:
+    with system(tmp_path, bootstrap, store_process, seed=seed, report=report) as made:
         yield made
 
 

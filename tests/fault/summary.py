@@ -110,6 +110,11 @@ def table(rows: Iterable[Row]) -> list[str]:
         f"{sum(row.rounds for row in rows):,} rounds, {sum(row.kills for row in rows):,} kills, "
         f"{sent:,} events sent"
     )
+    if scraped := [row.more for row in rows if row.more.get("scrapes")]:
+        told += (
+            f"; {sum(int(more['scrapes']) for more in scraped):,} scrapes meanwhile, the slowest after "
+            f"{max(float(more['scrape_slowest']) for more in scraped):.2f} s on an idle machine"
+        )
     lines += ["", told]
     return lines
 

@@ -35,6 +35,7 @@ from pipeline.settings import Settings
 from pipeline.store.migrate import migrate
 from tests.fault.load import GRIDS, SOURCE, WORKER, Ledger, Load
 from tests.fault.proxy import Proxy
+from tests.fault.scrape import Scraper
 from tests.fault.verdict import OUTCOME_TABLES, Verdict, in_database, judge
 
 PARTITIONS = 6
@@ -53,6 +54,8 @@ class Process:
     def __init__(self, name: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
         self.name = name
         self.log = log
+        #: Whether it was told to end: it owes no answer any more.
+        self.ending = False
         with log.open("ab") as output:
             self.started = time.monotonic()
             self._process = subprocess.Popen(
@@ -78,10 +81,12 @@ class Process:
         return self._process.poll()
 
     def kill(self) -> None:
+        self.ending = True
         self._process.kill()
         self._process.wait()
 
     def signal(self, number: signal.Signals) -> None:
+        self.ending = self.ending or number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
         self._process.send_signal(number)
 
     def wait(self, seconds: float) -> int | None:
@@ -238,6 +243,7 @@ class System:
         self.load: Load | None = None
         self._all_loads: list[Load] = []
         self.http_port = broker.free_port()
+        self.scraper = Scraper(f"{self.url}/metrics", lambda: self.gateway, share)
         self.sources: tuple[str, ...] = (SOURCE,)
         self.kills = 0
         self.loads = 0
@@ -289,13 +295,14 @@ class System:
         arguments += ["--kafka", bootstrap or self.bootstrap]
         arguments += ["--clickhouse", self.store.url(), "--data-dir", str(self.directory)]
         arguments += ["--http", f"127.0.0.1:{self.http_port}"]
-        self.gateway = self._start("gateway", arguments)
+        started = self._start("gateway", arguments)
         deadline = time.monotonic() + _START_SECONDS
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/health/live", trust_env=False).status_code == 200:
-                    return self.gateway
-            assert self.gateway.running and time.monotonic() < deadline, self.gateway.tail()
+                    self.gateway = started
+                    return started
+            assert started.running and time.monotonic() < deadline, started.tail()
             time.sleep(0.1)
 
     def kill(self, process: Process) -> None:
@@ -402,7 +409,10 @@ class System:
         return bool(before == self.query(f"SELECT sum(n) FROM ({each})"))
 
     def verdict(self) -> Verdict:
-        return judge(self.ledger, self.client, sources=self.sources)
+        """What the oracle says; fails if the gateway's metrics were not to be had meanwhile (fault 39)."""
+        found = judge(self.ledger, self.client, sources=self.sources)
+        self.scraper.check()
+        return found
 
     def audited(self) -> tuple[Verdict, int]:
         """The verdict once copies are merged, and how many positions stood there twice before.
@@ -424,6 +434,7 @@ class System:
         return "".join(process.tail() for process in self.processes[-3:])
 
     def close(self) -> None:
+        self.scraper.stop()
         if self.load is not None:
             self.load.stop(0)
         for process in self.processes:
@@ -438,12 +449,16 @@ class System:
 
 
 @contextmanager
-def system(directory: Path, bootstrap: str, store: Store, **options: Any) -> Iterator[System]:
+def system(
+    directory: Path, bootstrap: str, store: Store, *, report: dict[str, object], **options: Any
+) -> Iterator[System]:
+    """A system with nothing running yet; leaves in `report` how its gateway's metrics answered meanwhile."""
     made = System(directory, bootstrap, store, **options)
     try:
         yield made
     finally:
         made.close()
+        report |= made.scraper.figures
 
 
 def admin_of(bootstrap: str) -> AdminClient:

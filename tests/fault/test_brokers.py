@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,14 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import NewTopic
+from confluent_kafka.admin._listoffsets import OffsetSpec
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.kafka.cluster import Cluster
+from pipeline.errors import UnavailableError
+from pipeline.process.topic import describe_topic
 from pipeline.runtime import broker
 from tests.e2e.service import Service
 from tests.fault.conftest import ROUNDS
@@ -31,8 +36,10 @@ Report = dict[str, object]
 
 
 @pytest.fixture
-def kafka_town(tmp_path: Path, kafka_three: Cluster, store_process: Store, seed: int) -> Iterator[System]:
-    with system(tmp_path, kafka_three.bootstrap, store_process, seed=seed) as made:
+def kafka_town(
+    tmp_path: Path, kafka_three: Cluster, store_process: Store, seed: int, report: Report
+) -> Iterator[System]:
+    with system(tmp_path, kafka_three.bootstrap, store_process, seed=seed, report=report) as made:
         yield made
     for node in kafka_three.members:
         if not node.running:
@@ -71,6 +78,46 @@ def test_13_kafka_node_killed_while_producing(
     assert verdict.zeros, verdict
     assert gateway.running
     assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(300)
+def test_librdkafka_tells_no_end_and_no_error_of_a_partition_whose_leader_is_away(
+    kafka_three: Cluster,
+) -> None:
+    """A trap (tests/traps): who takes the answer for an offset believes that the log was cut. For us an end
+    that is not known is an error."""
+    topic, partitions = f"ends-{uuid.uuid4().hex[:8]}", range(PARTITIONS)
+    admin = broker.wait_until_up(kafka_three.bootstrap, seconds=60)
+    [made] = admin.create_topics(
+        [NewTopic(topic, PARTITIONS, 1, config={"min.insync.replicas": "1"})]
+    ).values()
+    made.result(30)
+    asked = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions}  # type: ignore[no-untyped-call]
+
+    def ends() -> dict[int, int]:
+        """Without an error for any of them; it is told anew, as for a leader that has just come."""
+        until = time.monotonic() + 30 * share()
+        while True:
+            try:
+                answers = admin.list_offsets(asked, request_timeout=5)
+                return {at.partition: answer.result(10).offset for at, answer in answers.items()}
+            except KafkaException:
+                assert time.monotonic() < until
+                time.sleep(0.2)
+
+    assert ends() == dict.fromkeys(partitions, 0)
+    kafka_three.kill(1)
+    try:
+        until = time.monotonic() + 30 * share()
+        while (told := ends()) == dict.fromkeys(partitions, 0):
+            assert time.monotonic() < until, "an end is told where nobody is who could know it"
+            time.sleep(0.1)
+        assert set(told.values()) == {0, -1001}, "offset -1001, and no error"
+        with pytest.raises(UnavailableError):
+            describe_topic(kafka_three.bootstrap, topic, seconds=5)
+    finally:
+        kafka_three.start_node(1)
 
 
 @pytest.mark.fault

@@ -236,6 +236,7 @@ def test_a_tile_shows_its_formula_and_counts_on_hover_and_on_focus(
     expect(why).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_tile_shows_the_trend_of_the_last_hour(new_page: NewPage) -> None:
     page = new_page()
     points = {"closure_rate": 9, "response_rate": 9, "open": 9, "overdue": 9, "events_per_second": 1}
@@ -721,6 +722,7 @@ PAINTED = """async () => {
 }"""
 
 
+@pytest.mark.slow
 def test_the_page_is_red_where_it_is_stuck_while_the_store_is_silent_and_recovers(
     new_page: NewPage, service: Service
 ) -> None:

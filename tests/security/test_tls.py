@@ -19,6 +19,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import KeyStore
 from pipeline.kafka_access import faust_credentials, librdkafka_options
 from pipeline.runtime.control import Status, StatusBoard, control_routes
+from pipeline.runtime.standin import StandIn
 from pipeline.runtime.store import admin_listener
 from pipeline.settings import Settings
 from pipeline.tls import verify_for
@@ -109,6 +110,43 @@ def test_the_admin_listener_of_a_worker_alone_speaks_tls(certificates: Certifica
                 assert httpx.get(f"http://{at}", trust_env=False).status_code == 200
         finally:
             served.close()
+
+
+def test_who_stands_in_for_the_http_process_speaks_tls_as_it_does(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    """Callers that verify it are told to come again, not that there is nobody whom they trust; where client
+    certificates are asked for, nobody is told anything without one. The admin listener asks for none."""
+    settings = Settings(
+        data_dir=tmp_path,
+        tls_cert=certificates.cert,
+        tls_key=certificates.key,
+        tls_client_ca=certificates.ca,
+        admin_http="0.0.0.0:9090",
+    )
+    public, admin = listen(), listen()
+    stand_in = StandIn(settings, public, admin, code="restarting", message="come again").start()
+    stranger = ssl.create_default_context(cafile=certificates.ca)
+    known = ssl.create_default_context(cafile=certificates.ca)
+    known.load_cert_chain(certificates.ca.parent / "client.pem", certificates.ca.parent / "client.key")
+    at, admin_at = (f"127.0.0.1:{listener.getsockname()[1]}" for listener in (public, admin))
+    try:
+        with httpx.Client(verify=known, trust_env=False) as caller:
+            answer = caller.post(f"https://{at}/v1/events", json=[{}] * 500)
+            assert (answer.status_code, answer.json()["code"]) == (503, "restarting")
+            assert int(answer.headers["Retry-After"]) >= 1
+            assert caller.get(f"https://{at}/health/live").status_code == 200
+        with httpx.Client(verify=stranger, trust_env=False) as caller:
+            with pytest.raises(httpx.TransportError):
+                caller.post(f"https://{at}/v1/events", json=[])
+            assert caller.get(f"https://{admin_at}/health/ready").status_code == 503
+        for address in (at, admin_at):
+            with pytest.raises(httpx.TransportError):
+                httpx.get(f"http://{address}/health/live", trust_env=False)
+    finally:
+        stand_in.close()
+        public.close()
+        admin.close()
 
 
 def ask(served: Served, **context: Any) -> int:

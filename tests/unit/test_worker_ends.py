@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -160,5 +161,41 @@ def test_a_second_signal_ends_a_gateway_alone(tmp_path: Path, shape: str, code: 
             child.send_signal(signal.SIGTERM)
             assert child.wait(30) == code
             assert child.stderr.read()[: len(said) or None] == said
+        finally:
+            child.kill()
+
+
+_SERVES_READS = """
+import socket, sys, time
+from pathlib import Path
+from pipeline.ingest.keys import KeyStore
+from pipeline.read.reader import Reader
+from pipeline.rules.catalogue import load_catalogues
+from pipeline.runtime.http import Parts, serve
+from pipeline.settings import Settings
+
+def connect():  # to a store that does not answer
+    print("asks", flush=True)
+    time.sleep(120)
+
+settings = Settings(data_dir=Path(sys.argv[1]))
+keys, catalogues = KeyStore(settings.keys_path), load_catalogues(settings.catalogue_dir)
+reader = Reader(connect, catalogues=catalogues, settings=settings)
+parts = Parts(settings, catalogues, keys, None, reader, None, {})
+serve(parts, socket.create_server(("127.0.0.1", 0)), None, alone=True)
+"""
+
+
+def test_a_query_of_a_store_that_is_silent_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """Nobody waits for what it brings: the end is in time, and nothing was left undone."""
+    command = [sys.executable, "-c", _SERVES_READS, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        try:
+            assert child.stdout.readline() == "asks\n"
+            child.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert child.wait(30) == 0
+            assert time.monotonic() - began < 4
         finally:
             child.kill()
