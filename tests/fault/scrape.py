@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from tests.fault.system import Process
 
-#: Seconds within which the page comes on an idle machine. Of a hundred scrapes one may take longer, and so may
-#: the first of each process, for which the page is made anew.
+#: Seconds within which the page comes on an idle machine. Of a hundred scrapes one may take longer, and so
+#: may the first of each process, for which the page is made anew.
 LIMIT = 0.2
 #: What none may take: a tenth of what Prometheus waits for by default.
 MOST = 1.0
