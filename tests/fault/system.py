@@ -398,6 +398,12 @@ class System:
             time.sleep(0.5)
         return time.monotonic() - started
 
+    def settled(self, seconds: float = 60.0) -> None:
+        """Wait until no row comes any more, where some of what was answered cannot come."""
+        deadline = time.monotonic() + seconds * share()
+        while not self._settled():
+            assert time.monotonic() < deadline, "rows go on coming" + self.tails()
+
     def _settled(self) -> bool:
         """Whether no row of our sources comes any more; the gateway's own canaries never end."""
         each = " UNION ALL ".join(
