@@ -399,9 +399,11 @@ class System:
         return time.monotonic() - started
 
     def settled(self, seconds: float = 60.0) -> None:
-        """Wait until no row comes any more, where some of what was answered cannot come."""
-        deadline = time.monotonic() + seconds * share()
-        while not self._settled():
+        """Wait until no row comes any more, where some of what was answered cannot come. Three times nothing
+        new: a worker that has just started recovers its partitions one after the other."""
+        deadline, quiet = time.monotonic() + seconds * share(), 0
+        while quiet < 3:
+            quiet = quiet + 1 if self._settled() else 0
             assert time.monotonic() < deadline, "rows go on coming" + self.tails()
 
     def _settled(self) -> bool:
