@@ -384,7 +384,7 @@ def test_5_commits_hang_over_a_rebalance(town: System, report: Report) -> None:
 
 @pytest.fixture(params=["embedded", "kafka"])
 def far_broker(
-    request: pytest.FixtureRequest, tmp_path: Path, store_process: Store, seed: int
+    request: pytest.FixtureRequest, tmp_path: Path, store_process: Store, seed: int, report: Report
 ) -> Iterator[tuple[System, Proxy]]:
     """A system that reaches its broker through a proxy alone: the embedded one, or one Kafka node."""
     port = broker.free_port()
@@ -399,7 +399,8 @@ def far_broker(
             running.enter_context(node)
         else:
             running.enter_context(embedded_broker(port, proxy.port))
-        yield running.enter_context(system(tmp_path, address, store_process, seed=seed)), proxy
+        made = system(tmp_path, address, store_process, seed=seed, report=report)
+        yield running.enter_context(made), proxy
 
 
 @pytest.mark.fault
