@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -25,6 +26,13 @@ _CALL_SECONDS: Final = 0.5
 _POLL_SECONDS: Final = 0.1
 #: Passing errors of a connection are logged at most this often.
 _WARN_SECONDS: Final = 10.0
+#: What a broker answers to a producer whose id or epoch it does not take any more. librdkafka begins a new
+#: epoch when messages time out on their way; the embedded broker refuses that epoch, for ever.
+_SPENT: Final = frozenset(
+    {KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError._FENCED, KafkaError._FATAL}
+)
+#: A producer lives this long before another takes its place.
+_RENEWAL_SECONDS: Final = 1.0
 #: librdkafka counts the record with its headers.
 _RECORD_OVERHEAD_BYTES: Final = 100_000
 
@@ -96,7 +104,9 @@ class KafkaProducer:
     """librdkafka behind `BlockProducer`. acks=all; idempotent where the broker can.
 
     Delivery reports arrive on a thread of its own. When no broker answers, the circuit opens: what waits ends
-    as unwritten, new requests fail at once, and a probe each second closes it again.
+    as unwritten, new requests fail at once, and a probe each second closes it again. A producer that the
+    broker takes nothing from any more is replaced: what it had on its way may then be written twice, and
+    deduplication by event id absorbs it.
     """
 
     def __init__(self, settings: Settings, bootstrap: str, *, idempotent: bool) -> None:
@@ -104,7 +114,7 @@ class KafkaProducer:
         self._timeout = settings.durability_timeout_seconds
         self._partitions: int | None = None
         self._open_since: float | None = None
-        self._warned_at = float("-inf")
+        self._warned_at = self._told_at = float("-inf")
         self._flights: set[_Flight] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -129,6 +139,8 @@ class KafkaProducer:
             **librdkafka_options(settings),
         }
         self._idempotent = idempotent
+        self._renewed_at = float("-inf")
+        self._generation = 0
         self._producer = self._connect()
         self._thread = threading.Thread(target=self._run, name="delivery-reports", daemon=True)
         self._thread.start()
@@ -169,7 +181,15 @@ class KafkaProducer:
         finally:
             with self._lock:
                 self._flights.discard(flight)
+        self._tell_unwritten(flight.deliveries)
         return list(flight.deliveries)
+
+    def _tell_unwritten(self, deliveries: Sequence[Delivery]) -> None:
+        """Why blocks were refused: their senders are told only that they were."""
+        reasons = Counter(each.reason for each in deliveries if isinstance(each, Unwritten))
+        if reasons and time.monotonic() - self._told_at > _WARN_SECONDS:
+            self._told_at = time.monotonic()
+            log.warning("blocks not written", topic=self._topic, reasons=dict(reasons))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._producer.flush, 5.0)
@@ -179,6 +199,8 @@ class KafkaProducer:
     # --- the thread of delivery reports
 
     def _produce(self, flight: _Flight, at: int, block: Block) -> None:
+        generation = self._generation  # not the producer, which would be held by what it holds itself
+
         def on_delivery(error: KafkaError | None, message: Message) -> None:
             if error is None:
                 offset = message.offset()
@@ -187,6 +209,8 @@ class KafkaProducer:
                 flight.report(at, Unwritten(block.partition, error.name()))
                 if error.code() in (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC):
                     self._partitions = None  # the topic was replaced: look again
+                if error.code() in _SPENT and generation == self._generation:
+                    self._renew(error.name())
 
         try:
             self._producer.produce(
@@ -232,11 +256,24 @@ class KafkaProducer:
             # event id absorbs it.
             log.warning("kafka takes no idempotent producer; going on without", error=error.name())
             self._idempotent = False
-            self._producer = self._connect()
-            self._land_all()
+            self._replace()
         elif self._open_since is None and time.monotonic() - self._warned_at > _WARN_SECONDS:
             self._warned_at = time.monotonic()
             log.warning("kafka", error=error.name(), detail=error.str())
+
+    def _renew(self, reason: str) -> None:
+        now = time.monotonic()
+        if now - self._renewed_at < _RENEWAL_SECONDS:
+            return
+        self._renewed_at = now
+        log.warning("kafka takes nothing from this producer any more; going on with a new one", error=reason)
+        self._replace()
+
+    def _replace(self) -> None:
+        """Another producer, and so another producer id. What the last one had on its way is unwritten."""
+        self._producer = self._connect()
+        self._generation += 1
+        self._land_all()
 
     def _open_circuit(self, reason: str) -> None:
         if self._open_since is None:

@@ -170,11 +170,14 @@ async def test_dead_broker_gives_503_at_once_and_recovers_without_restart(world:
     assert response.json()["accepted"] == 1
 
 
+@pytest.mark.parametrize("idempotent", [False, True])
 async def test_halted_broker_gives_503_after_the_timeout_and_202_once_it_goes_on(
-    live: Broker, tmp_path: Path
+    live: Broker, tmp_path: Path, idempotent: bool
 ) -> None:
+    """What an idempotent producer has in flight times out, it begins a new epoch, and this broker refuses
+    that for ever: another producer must take its place."""
     world = make_world(tmp_path, durability_timeout_seconds=1.0)
-    world.connect(producer=KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=False))
+    world.connect(producer=KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=idempotent))
     assert (await world.post(event(1))).status_code == 202
     assert live.process is not None
     os.kill(live.process.pid, signal.SIGSTOP)

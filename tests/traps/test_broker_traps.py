@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -92,6 +93,37 @@ async def test_t2_aiokafka_has_no_idempotent_producer_there_and_librdkafka_has(
     assert (await world.post(event(1))).status_code == 202
     assert world.gateway.producer._idempotent, "it went on without"
     await world.gateway.close()
+
+
+def test_the_embedded_broker_refuses_an_idempotent_producer_whose_records_timed_out(tansu: Tansu) -> None:
+    """librdkafka begins a new epoch then; the broker calls it fenced, again and again."""
+    told: list[int | None] = []
+    producer = Producer(
+        {
+            "bootstrap.servers": tansu.bootstrap, "log_level": 0, "enable.idempotence": True, "linger.ms": 0,
+            "message.timeout.ms": 1_000, "socket.timeout.ms": 1_000,
+        }
+    )  # fmt: skip
+
+    def send() -> int | None:
+        producer.produce(
+            TOPIC, b"x", partition=0, on_delivery=lambda error, _: told.append(error and error.code())
+        )
+        producer.flush(10)
+        return told[-1]
+
+    assert send() is None
+    tansu.process.send_signal(signal.SIGSTOP)
+    try:
+        assert send() == KafkaError._MSG_TIMED_OUT
+    finally:
+        tansu.process.send_signal(signal.SIGCONT)
+    deadline = time.monotonic() + 30
+    while (answer := send()) == KafkaError._MSG_TIMED_OUT:
+        assert time.monotonic() < deadline
+    assert answer == KafkaError.PRODUCER_FENCED
+    time.sleep(2)
+    assert send() == KafkaError.PRODUCER_FENCED, "it has found another id by itself"
 
 
 def test_t3_the_embedded_broker_takes_ten_megabytes_in_one_record(tansu: Tansu) -> None:
