@@ -31,7 +31,7 @@ _WARN_SECONDS: Final = 10.0
 _SPENT: Final = frozenset(
     {KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError._FENCED, KafkaError._FATAL}
 )
-#: A producer lives this long before another takes its place.
+#: A producer lives this long before another takes its place: a broker may refuse that one, too.
 _RENEWAL_SECONDS: Final = 1.0
 #: librdkafka counts the record with its headers.
 _RECORD_OVERHEAD_BYTES: Final = 100_000
@@ -186,10 +186,10 @@ class KafkaProducer:
 
     def _tell_unwritten(self, deliveries: Sequence[Delivery]) -> None:
         """Why blocks were refused: their senders are told only that they were."""
-        reasons = Counter(each.reason for each in deliveries if isinstance(each, Unwritten))
+        reasons = [each.reason for each in deliveries if isinstance(each, Unwritten)]
         if reasons and time.monotonic() - self._told_at > _WARN_SECONDS:
             self._told_at = time.monotonic()
-            log.warning("blocks not written", topic=self._topic, reasons=dict(reasons))
+            log.warning("blocks not written", topic=self._topic, reasons=dict(Counter(reasons)))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._producer.flush, 5.0)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from structlog.testing import capture_logs
 
 from pipeline.ingest.blocks import ARROW, decode_block, partition_of
 from pipeline.ingest.durability import Replicated, stored_in
@@ -183,10 +184,13 @@ async def test_halted_broker_gives_503_after_the_timeout_and_202_once_it_goes_on
     os.kill(live.process.pid, signal.SIGSTOP)
     try:
         started = time.monotonic()
-        response = await world.post(event(2))
+        with capture_logs() as logs:
+            response = await world.post(event(2))
         assert response.status_code == 503
         assert response.json()["errors"][0]["retryable"]
         assert time.monotonic() - started < 4
+        told = [line for line in logs if line["event"] == "blocks not written"]
+        assert [sum(line["reasons"].values()) for line in told] == [1], "an operator sees why"
     finally:
         os.kill(live.process.pid, signal.SIGCONT)
     deadline = time.monotonic() + 20
