@@ -7,6 +7,7 @@ What the gateway wrote stays as it is.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -39,17 +40,24 @@ _MASKED_NAME: Final = r"^.{0,2}\*\*$"
 _MASKED_PHONE: Final = r"^(?:[0-9]{3})?\*{4}[0-9]{0,4}$"
 _NOT_ASCII: Final = r"[^\x00-\x7f]"
 _PSEUDONYM: Final = "^[0-9a-f]{64}$"
+#: Anything but ranges in which every character is its own NFC, and composes with nothing before it: Latin,
+#: general punctuation, Chinese and its signs, whole Hangul, private and full-width forms, pictures.
+_MAY_COMPOSE: Final = (
+    r"[^\x00-\u02ff\u2002-\u20cf\u3000-\u3029\u3030-\u3098\u309b-\ua66e\uac00-\ud7a3\ue000-\uf8ff\uff00-\uffff"
+    r"\U0001f000-\U0001faff]"
+)
+_UNCLEAN: Final = f"{CANDIDATE}|{_MAY_COMPOSE}"
 
 
 def cleaned(rows: pl.DataFrame, privacy: Privacy) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
-    """The rows with texts redacted, names, phones and addresses cut, and numbers as pseudonyms; and (n,) True
-    where an id or code of a row, which is kept in clear, holds an identity or mobile number.
+    """The rows with texts in NFC and redacted, names, phones and addresses cut, and numbers as pseudonyms;
+    and (n,) True where an id or code of a row, which is kept in clear, holds an identity or mobile number.
 
     rows : `frames.EVENT`, or wider.
     """
     doubts = _doubts(rows)
     functions: dict[str, Callable[[Any], Any]] = {
-        **dict.fromkeys(_TEXTS, redact),
+        **dict.fromkeys(_TEXTS, _text),
         "attributes": _attributes,
         "address": _address,
         "actor_name": mask_name,
@@ -71,8 +79,8 @@ def _doubts(rows: pl.DataFrame) -> dict[str, NDArray[np.uint32]]:
     """Column → numbers of the rows that must be read one by one, where there are any. One query for all."""
     looks = {
         **{name: pl.col(name).str.contains(f"{_NUMBERS}|{_NOT_ASCII}") for name in _IDS},
-        **{name: pl.col(name).str.contains(CANDIDATE) for name in (*_TEXTS, "attributes")},
-        "address": pl.col("address").str.contains(f"{CANDIDATE}|{_ROOMS}"),
+        **{name: pl.col(name).str.contains(_UNCLEAN) for name in (*_TEXTS, "attributes")},
+        "address": pl.col("address").str.contains(f"{_UNCLEAN}|{_ROOMS}"),
         "actor_name": ~pl.col("actor_name").str.contains(_MASKED_NAME),
         "actor_phone": ~pl.col("actor_phone").str.contains(_MASKED_PHONE),
         "actor_key": _own_number(pl.col("actor_key")),
@@ -110,15 +118,19 @@ def _mapped(
     return rows.with_columns(pl.Series(name, values, dtype=rows.schema[name]))
 
 
+def _text(text: str) -> str:
+    return redact(unicodedata.normalize("NFC", text))
+
+
 def _address(address: str) -> str | None:
     cut = shown_address(address)
-    return None if cut is None else redact(cut)
+    return None if cut is None else _text(cut)
 
 
 def _attributes(text: str) -> str | None:
     try:
         given = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return redact(text)
+        return _text(text)
     known = canonical_attributes(given) if isinstance(given, dict) else text
-    return known and redact(known)  # the gateway lets no list or object in there, others may
+    return known and _text(known)  # the gateway lets no list or object in there, others may

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import unicodedata
 from typing import Any
 
 import polars as pl
 import pytest
 
-from pipeline.contract.clean import cleaned
+from pipeline.contract.clean import _MAY_COMPOSE, cleaned
 from pipeline.contract.parse import parse_document
 from pipeline.contract.privacy import ID_MARK, PHONE_MARK
 from pipeline.contract.rows import to_frame
@@ -61,6 +64,13 @@ def spoilt(name: str, value: Any) -> pl.DataFrame:
         ("attributes", f'{{"note":"{PHONE}","n":1}}', f'{{"n":1,"note":"{PHONE_MARK}"}}'),
         ("attributes", f"no JSON {PHONE}", f"no JSON {PHONE_MARK}"),
         ("attributes", f'{{"a":["{PHONE}"]}}', f'{{"a":["{PHONE_MARK}"]}}'),
+        *(
+            (name, "cafe\u0301 店", "café 店")
+            for name in ("title", "description", "organisation_name", "void_reason")
+        ),
+        ("description", "\uf98e\U0002f800", "年丽"),  # compatibility forms of two characters
+        ("address", "cafe\u0301 3栋2单元", "café 3栋"),
+        ("attributes", '{"cafe\u0301":"\u1100\u1161"}', '{"café":"가"}'),
         ("actor_name", "陈大文", "陈**"),
         ("actor_phone", PHONE, "138****1234"),
         ("actor_key", ID_NUMBER, PRIVACY.person_key(ID_NUMBER)),
@@ -97,6 +107,17 @@ def test_an_id_in_clear_that_holds_a_number_is_refused_alone(name: str, value: s
     told = repr(found.quarantined.rows())
     assert ID_NUMBER not in told
     assert PHONE not in told
+
+
+def test_every_character_that_nfc_may_change_is_looked_at() -> None:
+    looked_at = re.compile(_MAY_COMPOSE)
+    everything = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    parts = {part for one in everything for part in unicodedata.normalize("NFD", one)[1:]}
+    unlike = [one for one in everything if not unicodedata.is_normalized("NFC", one)]
+    assert len(parts) > 100 < len(unlike)
+    missed = [one for one in (*parts, *unlike) if not looked_at.search(one)]
+    missed += [one for one in everything if unicodedata.combining(one) and not looked_at.search(one)]
+    assert missed == []
 
 
 def test_what_the_gateway_wrote_stays_as_it_is() -> None:
