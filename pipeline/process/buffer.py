@@ -135,15 +135,17 @@ class PartitionBuffer:
 
     def take(self, record: Record, now: float) -> Taken:
         """Buffer a record. Offsets must follow on each other: a hole is read again once, and believed (log
-        compaction, transaction markers) only when the same record comes after the hole a second time."""
+        compaction, transaction markers, retention) only when the same record comes after the hole a second
+        time. One that comes before it makes the hole smaller, which must then show twice anew."""
         expected = self.next_offset
         if expected is not None and record.offset < expected:
             return Taken.OLD
         if expected is not None and record.offset > expected:
-            if self._missing is None or self._missing[0] != expected or self._missing[1] is None:
+            after = self._missing[1] if self._missing is not None and self._missing[0] == expected else None
+            if after is None or record.offset < after:
                 self._missing = (expected, record.offset, now)
                 return Taken.GAP
-            if record.offset != self._missing[1]:
+            if record.offset > after:
                 return Taken.SKIPPED
         self._missing = None
         self.next_offset = record.offset + 1

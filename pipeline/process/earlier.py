@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+import polars as pl
 import structlog
 from clickhouse_connect.driver.client import Client
 
@@ -51,10 +52,18 @@ def complete_earlier_log(client: Client, topic: str, inc: int, stopping: threadi
 
 
 def tell_cases(
-    client: Client, topic: str, inc: int, extents: Sequence[Extent], stopping: threading.Event
+    client: Client,
+    topic: str,
+    inc: int,
+    extents: Sequence[Extent],
+    stopping: threading.Event,
+    *,
+    told: Callable[[pl.Series], None] = lambda _: None,
 ) -> None:
     """Hand the stored rows of blocks to their cases, for blocks whose records the log no longer holds.
 
+    told : called with the ids of a block's cases once they hold its rows, and before they are folded: who
+    remembers sets of cases must read those anew from then on.
     Raises Stopping when asked to end before the store took them.
     """
     sink = Sink(client, topic, stopping)
@@ -62,6 +71,7 @@ def tell_cases(
         events = stored_case_events(client, inc, extent)
         token = sink.token(inc=inc, blocks=[extent])
         sink.write_case_events(events, inc, f"{token}:again-{uuid.uuid4()}")
+        told(events["case_id"].unique())
     refresh_cases(client, inc, extents)
 
 

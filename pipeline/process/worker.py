@@ -48,7 +48,7 @@ from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping, persist
 from pipeline.sink.tables import Extent
 from pipeline.store.cases import refresh_cases
-from pipeline.store.incarnations import resolve
+from pipeline.store.incarnations import newest, resolve
 
 log = structlog.get_logger(__name__)
 
@@ -209,8 +209,9 @@ class Worker:
         keep(client, catalogues)
         self._account.reasons(catalogues.reason_names_zh)
         self._access = librdkafka_options(self._settings)
+        known = newest(client, self._settings.topic)  # before the log's ends: other workers go on storing
         self._topic = topic = describe_topic(self._bootstrap, self._settings.topic, access=self._access)
-        self._inc = resolve(client, self._settings.topic, topic.topic_id, topic.cluster_id, topic.end_offsets)
+        self._inc = resolve(client, known, topic.topic_id, topic.cluster_id, topic.end_offsets)
         complete_earlier_log(client, self._settings.topic, self._inc, self._stopping)
         reference = Reference.load(client, tolerance_m=self._settings.grid_tolerance_m)
         self._account.reference(reference.counts)
@@ -436,6 +437,12 @@ class Worker:
         if buffer.lost():
             return
         committed = found.committed
+        if committed is None and told:
+            # Rows of this log will lie before that offset, and whoever asks next would take it for one of
+            # this log's: what is in between would be passed over.
+            stands = await self._commits.ask(partition, 0, ours=lambda: not buffer.revoked)
+            if not stands or buffer.lost():
+                return
         buffer.state, buffer.spans, buffer.committed = found.state, deque(found.spans), committed
         # without a commit everything is read, also what arrived before the buffer was there
         if not buffer.start_at(committed or 0, time.monotonic(), fetched=committed == told):
@@ -469,9 +476,10 @@ class Worker:
         extents = [Extent(buffer.partition, span.lo, span.hi) for span in buffer.gone]
 
         def tell(client: Client) -> None:
-            self._cases.forget()
             persist(
-                lambda: tell_cases(client, self._settings.topic, self._inc, extents, self._stopping),
+                lambda: tell_cases(
+                    client, self._settings.topic, self._inc, extents, self._stopping, told=self._cases.forget
+                ),
                 stopping=self._stopping,
                 what=f"the cases of {extents}",
             )

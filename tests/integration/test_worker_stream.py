@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from pipeline.process import looks
 from pipeline.process import worker as module
 from pipeline.process.membership import Membership
 from pipeline.process.records import Record
+from pipeline.process.topic import describe_topic
 from pipeline.process.worker import run_worker
 from pipeline.runtime import broker
 from pipeline.settings import Settings
@@ -407,6 +409,55 @@ async def test_a_commit_left_by_an_earlier_log_passes_over_nothing(
     town.assert_every_position_once()
     assert threads
     assert threading.current_thread() not in threads
+
+
+async def test_a_commit_left_by_an_earlier_log_is_not_believed_after_a_crash_either(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first block lies before the offset that was left, which then looks like one of this log."""
+    town.settings = town.settings.model_copy(update={"block_max_rows": 2})
+    town.send(*[record(0, event(number)) for number in range(6)], partition=1)
+    stale = Consumer({"bootstrap.servers": town.bootstrap, "group.id": town.settings.consumer_group})
+    stale.commit(offsets=[TopicPartition(town.settings.topic, 1, 4)], asynchronous=False)
+    stale.close()
+    commit = Membership.commit
+
+    async def crash(self: Membership, offsets: Mapping[int, int]) -> None:
+        if any(offsets.values()):
+            raise RuntimeError("killed before the commit")
+        await commit(self, offsets)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Membership, "commit", crash)
+        await town.worker_that_fails()
+    assert 0 < town.rows() < 6
+    async with town.worker():
+        await town.until(lambda: town.committed()[1] == 6)
+    assert column(town.client, "SELECT event_id FROM events ORDER BY _off") == [
+        f"e{number}" for number in range(6)
+    ]
+    town.assert_every_position_once()
+
+
+async def test_a_worker_that_joins_while_records_are_stored_takes_the_log_for_the_same_one(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments: Any, **options: Any) -> Any:
+        facts = describe_topic(*arguments, **options)
+        town.send(record(0, event(2)), partition=1)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while town.rows() < 2:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        return facts
+
+    async with town.worker():
+        town.send(record(0, event(1)), partition=1)
+        await town.until(lambda: town.rows() == 1)
+        monkeypatch.setattr(module, "describe_topic", slow)
+        async with town.worker():
+            pass
+    assert column(town.client, "SELECT count() FROM incarnations") == [1]
 
 
 async def test_a_topic_replaced_under_a_worker_ends_it_and_the_next_one_reads_it_whole(

@@ -49,6 +49,19 @@ def test_missing_records_that_do_not_come_are_asked_for_again_and_again() -> Non
     assert held.missing(60.0) is None
 
 
+def test_a_log_that_begins_behind_an_offset_that_is_not_believed_is_read_from_its_beginning() -> None:
+    """Retention took what is before 30; a commit of another log had the fetch begin at 50."""
+    held = buffer()
+    assert held.take(record(50), 0.0) is Taken.KEPT
+    assert not held.start_at(0, 0.1, fetched=False)
+    # the fetch that was asked for comes to where the log begins, not to the offset that was seen first
+    assert [held.take(record(offset), 0.2) for offset in (51, 30, 31, 50)] == [
+        Taken.SKIPPED, Taken.GAP, Taken.SKIPPED, Taken.SKIPPED,
+    ]  # fmt: skip
+    assert [held.take(record(offset), 0.3) for offset in (30, 31)] == [Taken.KEPT, Taken.KEPT]
+    assert offsets(held) == [30, 31]
+
+
 def test_a_hole_that_grows_while_it_is_read_again_does_not_stop_the_partition() -> None:
     held = buffer(next_offset=5)
     held.take(record(10), 0.0)
