@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -103,10 +104,10 @@ class _Flight:
 class KafkaProducer:
     """librdkafka behind `BlockProducer`. acks=all; idempotent where the broker can.
 
-    Delivery reports arrive on a thread of its own. When no broker answers, the circuit opens: what waits ends
-    as unwritten, new requests fail at once, and a probe each second closes it again. A producer that the
-    broker takes nothing from any more is replaced: what it had on its way may then be written twice, and
-    deduplication by event id absorbs it.
+    Delivery reports arrive on a thread of its own, which lives until `close`. When no broker answers, the
+    circuit opens: what waits ends as unwritten, new requests fail at once, and a probe each second closes it
+    again. A producer that the broker takes nothing from any more is replaced: what it had on its way may then
+    be written twice, and deduplication by event id absorbs it.
     """
 
     def __init__(self, settings: Settings, bootstrap: str, *, idempotent: bool) -> None:
@@ -141,6 +142,9 @@ class KafkaProducer:
         self._idempotent = idempotent
         self._renewed_at = float("-inf")
         self._generation = 0
+        self._wrote = False
+        #: Why the producer must be replaced, which the thread of delivery reports does.
+        self._spent: KafkaError | None = None
         self._producer = self._connect()
         self._thread = threading.Thread(target=self._run, name="delivery-reports", daemon=True)
         self._thread.start()
@@ -192,7 +196,8 @@ class KafkaProducer:
             log.warning("blocks not written", topic=self._topic, reasons=dict(Counter(reasons)))
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._producer.flush, 5.0)
+        with contextlib.suppress(KafkaException):  # one that is spent has nothing to flush
+            await asyncio.to_thread(self._producer.flush, 5.0)
         self._stopping.set()
         await asyncio.to_thread(self._thread.join, 5.0)
 
@@ -203,14 +208,15 @@ class KafkaProducer:
 
         def on_delivery(error: KafkaError | None, message: Message) -> None:
             if error is None:
+                self._wrote = True
                 offset = message.offset()
                 flight.report(at, Written(block.partition, -1 if offset is None else offset))
             else:
                 flight.report(at, Unwritten(block.partition, error.name()))
                 if error.code() in (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC):
                     self._partitions = None  # the topic was replaced: look again
-                if error.code() in _SPENT and generation == self._generation:
-                    self._renew(error.name())
+                if generation == self._generation:
+                    self._look_at(error)
 
         try:
             self._producer.produce(
@@ -225,14 +231,30 @@ class KafkaProducer:
             flight.report(at, Unwritten(block.partition, "queue full"))
         except KafkaException as error:
             flight.report(at, Unwritten(block.partition, error.args[0].name()))
+            self._look_at(error.args[0])
+
+    def _look_at(self, error: KafkaError) -> None:
+        """Note that the producer is spent. It is not replaced here, within one of its own calls."""
+        if error.fatal() or error.code() in _SPENT:
+            self._spent = error
 
     def _run(self) -> None:
+        """Reports of deliveries, until the end: whatever is raised, nobody else would take them."""
         probed_at = 0.0
         while not self._stopping.is_set():
-            self._producer.poll(_POLL_SECONDS)
-            if self._open_since is not None and time.monotonic() - probed_at >= PROBE_SECONDS:
-                probed_at = time.monotonic()
-                self._look()
+            try:
+                self._producer.poll(_POLL_SECONDS)
+                if self._spent is not None:
+                    self._renew(self._spent)
+                if self._open_since is not None and time.monotonic() - probed_at >= PROBE_SECONDS:
+                    probed_at = time.monotonic()
+                    self._look()
+            except KafkaException as error:  # a fatal error is raised here, and told to no callback
+                self._spent = error.args[0]
+                self._stopping.wait(_POLL_SECONDS)
+            except Exception:
+                log.exception("delivery_reports_failed")
+                self._stopping.wait(_POLL_SECONDS)
 
     def _look(self) -> None:
         """Ask for the topic; an answer closes the circuit."""
@@ -244,36 +266,43 @@ class KafkaProducer:
         self._partitions = (
             len(topic.partitions) or None if topic is not None and topic.error is None else None
         )
-        if self._open_since is not None:
-            log.info("kafka answers again", after_seconds=round(time.monotonic() - self._open_since, 1))
-            self._open_since = None
+        since, self._open_since = self._open_since, None  # several threads look
+        if since is not None:
+            log.info("kafka answers again", after_seconds=round(time.monotonic() - since, 1))
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._open_circuit(error.name())
-        elif error.fatal() and self._idempotent:
-            # Some brokers take no idempotent producer. A retry may then repeat a block; deduplication by
-            # event id absorbs it.
-            log.warning("kafka takes no idempotent producer; going on without", error=error.name())
-            self._idempotent = False
-            self._replace()
+        elif error.fatal():
+            self._spent = error
         elif self._open_since is None and time.monotonic() - self._warned_at > _WARN_SECONDS:
             self._warned_at = time.monotonic()
             log.warning("kafka", error=error.name(), detail=error.str())
 
-    def _renew(self, reason: str) -> None:
+    def _renew(self, spent: KafkaError) -> None:
+        """Another producer, and so another producer id. What the last one had on its way is unwritten."""
         now = time.monotonic()
         if now - self._renewed_at < _RENEWAL_SECONDS:
             return
         self._renewed_at = now
-        log.warning("kafka takes nothing from this producer any more; going on with a new one", error=reason)
-        self._replace()
-
-    def _replace(self) -> None:
-        """Another producer, and so another producer id. What the last one had on its way is unwritten."""
-        self._producer = self._connect()
+        log.warning(
+            "kafka takes nothing from this producer any more; going on with a new one",
+            error=spent.name(),
+            idempotent=self._idempotent and self._wrote,
+        )
+        if not self._wrote:
+            # Some brokers take no idempotent producer. A retry may then repeat a block; deduplication by
+            # event id absorbs it.
+            self._idempotent = False
+        fresh = self._connect()  # where it raises, this one stays spent, and is tried again
+        old, self._producer = self._producer, fresh
         self._generation += 1
+        self._spent, self._wrote = None, False
         self._land_all()
+        with contextlib.suppress(KafkaException):
+            # its callbacks hold the blocks, and are let go of once they were called
+            old.purge(in_queue=True, in_flight=True, blocking=False)
+            old.poll(_POLL_SECONDS)
 
     def _open_circuit(self, reason: str) -> None:
         if self._open_since is None:

@@ -22,7 +22,7 @@ import clickhouse_connect
 import httpx
 import psutil
 from clickhouse_connect.driver.client import Client
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
@@ -46,6 +46,13 @@ _START_SECONDS = 90.0
 def share() -> float:
     """By how much everything takes longer now, since others want this machine too; 1.0 when idle."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def look_again(admin: AdminClient, topic: str) -> None:
+    """A client that once heard from a node that knew no leaders of a topic yet does not ask again by itself
+    (2.16: "No leaders found", for minutes); a look at the topic renews what it knows."""
+    with contextlib.suppress(KafkaException):
+        admin.list_topics(topic, timeout=5)
 
 
 class Process:
@@ -392,6 +399,7 @@ class System:
         seconds *= share()
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
         asked = {TopicPartition(self.topic, partition): latest for partition in range(PARTITIONS)}
+        look_again(self.admin, self.topic)
         ends = {at.partition: told.result(20).offset for at, told in self.admin.list_offsets(asked).items()}
         while any(self.committed().get(partition, 0) < end for partition, end in ends.items()):
             assert time.monotonic() - started < seconds, f"not at {ends}: {self.committed()}" + self.tails()

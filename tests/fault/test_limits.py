@@ -356,7 +356,7 @@ def test_overload_leaves_the_admitted_as_quick_as_before(
     town.until_stored(200)
     load.taken.clear()
     time.sleep(15)
-    calm = _p99(load.taken)
+    calm, others = _p99(load.taken), share()  # the floods add to the load themselves
     floods = [_Flood(town, f"flood-{name}", 200 if limit == "quota" else 1_200) for name in "abc"]
     town.sources += tuple(flood.source for flood in floods)
     time.sleep(2)
@@ -374,7 +374,7 @@ def test_overload_leaves_the_admitted_as_quick_as_before(
     assert answers[refusal] > 0
     assert set(answers) <= {202, 429, 503}
     # On two cores the three floods, which are threads of this test, take the machine from the gateway, too.
-    assert busy < max(3 * calm, 0.5), (calm, busy)
+    assert busy < max(3 * calm, 0.5 * others), (calm, busy, others)
 
 
 class _Flood:

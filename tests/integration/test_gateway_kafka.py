@@ -11,11 +11,13 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from structlog.testing import capture_logs
 
+from pipeline.errors import ConfigurationError
 from pipeline.ingest.blocks import ARROW, decode_block, partition_of
 from pipeline.ingest.durability import Replicated, stored_in
 from pipeline.ingest.producer import KafkaProducer
@@ -199,4 +201,57 @@ async def test_halted_broker_gives_503_after_the_timeout_and_202_once_it_goes_on
         assert time.monotonic() < deadline, "it does not go on by itself"
         await asyncio.sleep(0.1)
     assert response.json()["accepted"] == 1
+    await world.gateway.close()
+
+
+class Spent:
+    """A librdkafka producer after a fatal error: `poll` raises it, and no callback is told (2.16)."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+        self.polled = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def poll(self, seconds: float) -> int:
+        if not self.polled:
+            self.polled = True
+            raise KafkaException(
+                KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "as a test has it", True)
+            )
+        return self._producer.poll(seconds)
+
+    def produce(self, *_: object, **__: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._FATAL, "as a test has it", True))
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_fatal_error_costs_a_producer_and_not_the_gateway(
+    live: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """refused : the next producer cannot be made at first, as when its certificate cannot be read."""
+    world = make_world(tmp_path, durability_timeout_seconds=1.0)
+    producer = KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=True)
+    world.connect(producer=producer)
+    assert (await world.post(event(1))).status_code == 202
+    connect = producer._connect
+    refusals: list[float] = []
+
+    def connect_later() -> Producer:
+        if refused and not refusals:
+            refusals.append(time.monotonic())
+            raise ConfigurationError("no such file")
+        return connect()
+
+    monkeypatch.setattr(producer, "_connect", connect_later)
+    producer._producer = Spent(producer._producer)  # type: ignore[assignment]
+    deadline = time.monotonic() + 20
+    while (response := await world.post(event(2))).status_code != 202:
+        assert response.status_code == 503
+        assert time.monotonic() < deadline, "it does not go on by itself"
+        await asyncio.sleep(0.1)
+    assert len(refusals) == refused
+    assert producer._thread.is_alive()
+    assert producer._idempotent, "a broker that took blocks takes them again"
     await world.gateway.close()

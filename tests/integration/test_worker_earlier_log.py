@@ -9,13 +9,14 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import TransientError
+from pipeline.process.case_memory import CaseMemory
 from pipeline.process.earlier import complete_earlier_log, tell_cases
 from pipeline.process.flow import Block, BlockResult, PartitionState, process_block
 from pipeline.process.records import Record
 from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping
 from pipeline.sink.tables import Extent, Sink
-from pipeline.store.cases import refresh_cases
+from pipeline.store.cases import case_sets, refresh_cases
 from tests.integration.worker_world import event, load_reference, record, rules_of
 
 EARLIER, LATER = 1_000, 2_000
@@ -67,6 +68,30 @@ def test_a_log_that_has_rows_already_leaves_the_earlier_one_alone(clickhouse: Cl
 def test_the_first_log_has_nothing_before_it(clickhouse: Client) -> None:
     assert complete_earlier_log(clickhouse, TOPIC, LATER, threading.Event()) == 0
     refresh_cases(clickhouse, LATER, [])
+
+
+def test_who_remembers_sets_reads_those_anew_that_a_block_without_records_told(
+    clickhouse: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cases are new to the store with it, so that a memory of all cases would take the next event of one
+    for the whole of it."""
+    load_reference(clickhouse, tmp_path / "reference")
+    block, result = judged(clickhouse, 1)
+    with (
+        monkeypatch.context() as patch
+    ):  # the process died between two inserts, and retention took the records
+        patch.setattr(Sink, "write_case_events", lambda *_: None)
+        Sink(clickhouse, TOPIC).write(result, inc=LATER, blocks=[extent(block)], rules="r")
+    memory = CaseMemory()
+    memory.begin(on=True)
+    memory.know(clickhouse)
+    tell_cases(clickhouse, TOPIC, LATER, [extent(block)], threading.Event(), told=memory.forget)
+    accepted = Block(3, [record(1, event(1, event_id="e1-accepted", event_type="ACCEPTED"))])
+    result = process_block(accepted, PartitionState.empty(Settings()), rules_of(clickhouse))
+    Sink(clickhouse, TOPIC).write(result, inc=LATER, blocks=[extent(accepted)], rules="r")
+    sets = memory.sets(clickhouse, case_sets(result.case_events, LATER))
+    assert sets is not None
+    assert sets["_off"].sort().to_list() == [0, 1]
 
 
 @pytest.mark.timeout(30)
