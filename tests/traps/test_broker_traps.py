@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from aiokafka.errors import UnknownError
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from infra.kafka.cluster import Cluster
 from pipeline.ingest.producer import KafkaProducer
 from pipeline.process.topic import describe_topic
 from pipeline.runtime import broker
@@ -124,6 +126,30 @@ def test_the_embedded_broker_refuses_an_idempotent_producer_whose_records_timed_
     assert answer == KafkaError.PRODUCER_FENCED
     time.sleep(2)
     assert send() == KafkaError.PRODUCER_FENCED, "it has found another id by itself"
+
+
+def test_poll_raises_a_fatal_error_that_no_callback_is_told(kafka_node: Cluster) -> None:
+    """Who polls on a thread of its own loses that thread. Fenced by a second producer of its name: that is
+    the one fatal error that a sound broker can be made to give."""
+    admin = broker.wait_until_up(kafka_node.bootstrap, seconds=20)
+    topic = f"fatal-{uuid.uuid4().hex[:8]}"
+    broker.ensure_topic(admin, topic, 1)
+    told: list[KafkaError] = []
+    options = {"bootstrap.servers": kafka_node.bootstrap, "log_level": 0, "transactional.id": topic}
+    first, second = Producer({**options, "error_cb": told.append}), Producer(options)
+    first.init_transactions(30)
+    first.begin_transaction()
+    second.init_transactions(30)
+    first.produce(topic, b"x")
+    deadline = time.monotonic() + 30
+    with pytest.raises(KafkaException) as raised:
+        while time.monotonic() < deadline:
+            first.poll(0.1)
+    assert raised.value.args[0].fatal()
+    assert [error for error in told if error.fatal()] == []
+    with pytest.raises(KafkaException) as refused:
+        first.produce(topic, b"x")
+    assert refused.value.args[0].code() == KafkaError._FATAL
 
 
 def test_t3_the_embedded_broker_takes_ten_megabytes_in_one_record(tansu: Tansu) -> None:
