@@ -35,7 +35,7 @@ _FROM = "{from:DateTime64(3, 'UTC')}"
 _TO = "{to:DateTime64(3, 'UTC')}"
 
 #: What a row of the KPI call can stand for → SQL of its key, over a report's or an opening report's
-#: attributes and `department` (the matter's lead department, or the one a DISPATCHED named).
+#: attributes and the column that `{department}` stands for.
 _KEYS: Final = {
     "city": f"'{CITY}'",
     "district": "substring(grid_code, 1, 6)",
@@ -44,40 +44,44 @@ _KEYS: Final = {
     "grid": "grid_code",
     "matter": "matter_code",
     "category": "category",
-    "department": "department",
+    "department": "{department}",
     "channel": "channel",
 }
+#: A case's department is its matter's lead department, or the one a DISPATCHED named; of a single report only
+#: the first is known.
+_OF_CASES: Final = "department"
+_OF_REPORTS: Final = "lead_department"
 BY: Final = tuple(_KEYS)
 #: Both in one query, for who shows them together: analysing a query costs more than its rows.
 CITY_AND_DISTRICT: Final = "city_and_district"
 _BOTH: Final = f"[{_KEYS['city']}, {_KEYS['district']}]"
 
 
-def _key(by: str | None) -> str:
+def _key(by: str | None, department: str) -> str:
     """SQL: the key that a row counts under, '' where it has none; `by` None: as the parameter says.
 
-    A row that counts under several keys is repeated for each.
+    department : the column of that name. A row that counts under several keys is repeated for each.
     """
     if by == CITY_AND_DISTRICT:
         return f"arrayJoin({_BOTH})"
+    keys = {name: f"ifNull(toString({key.format(department=department)}), '')" for name, key in _KEYS.items()}
     if by is not None:
-        return f"ifNull(toString({_KEYS[by]}), '')"
-    choices = ", ".join(
-        f"{{by:String}} = '{name}', ifNull(toString({key}), '')" for name, key in _KEYS.items()
-    )
+        return keys[by]
+    choices = ", ".join(f"{{by:String}} = '{name}', {key}" for name, key in keys.items())
     return f"multiIf({choices}, '')"
 
 
-def _groups(by: str | None) -> tuple[str, str, str]:
-    """SQL of a row's group, of the key that it is told under, and of the grouping, for `by` as of `_key`.
+def _groups(by: str | None, department: str) -> tuple[str, str, str]:
+    """SQL of a row's group, of the key that it is told under, and of the grouping, for `by` and
+    `department` as of `_key`.
 
     City and districts: rows are grouped by district and the groups joined for the city. To repeat each row
     for both keys, as `_key` says, costs a third more.
     """
     if by == CITY_AND_DISTRICT:
         told = f"if(grouping(area) = 1, '{CITY}', area)"
-        return _key("district"), told, "GROUP BY area WITH ROLLUP"
-    return _key(by), "area", "WHERE area != '' GROUP BY area"
+        return _key("district", department), told, "GROUP BY area WITH ROLLUP"
+    return _key(by, department), "area", "WHERE area != '' GROUP BY area"
 
 
 def _in_window(time: str) -> str:
@@ -118,8 +122,7 @@ _ENDS: Final = {
 def reports_query(by: str | None) -> str:
     """SQL query: what was reported, one row per key; `by` as of `_key`."""
     where = f"event_type = 'REPORTED' AND {_in_window('occurred_at')} AND occurred_at <= {_AS_OF}"
-    area, told, grouping = _groups(by)
-    area = area.replace("department", "lead_department")
+    area, told, grouping = _groups(by, _OF_REPORTS)
     # position and kind as one number (42 bits of milliseconds, then 16, 46, 22 and 2 bits): its minimum tells
     # the kind of the first copy, at half the cost of argMin
     first = (
@@ -164,7 +167,7 @@ def orphans_query(by: str | None) -> str:
     """SQL query: events of cases without a report, one row per key that has any; `by` as of `_key`."""
     attributes = ("grid_code", "channel", "matter_code", "category", "lead_department")
     return f"""
-        SELECT {_key(by).replace("department", "lead_department")} AS key, count() AS orphans,
+        SELECT {_key(by, _OF_REPORTS)} AS key, count() AS orphans,
             countIf(occurred_at < {_AS_OF} - toIntervalDay({HORIZON_DAYS})) AS orphans_overdue
         FROM (
             SELECT e.occurred_at AS occurred_at, {_columns({name: f"e.{name}" for name in attributes})}
@@ -246,7 +249,7 @@ def _cohort_cases(by: str | None, past: bool) -> str:
         f"is_admitted AND {_in_window('reported_at')} AND reported_at <= {_AS_OF}",
         past=past,
     )
-    area, told, grouping = _groups(by)
+    area, told, grouping = _groups(by, _OF_CASES)
     # milliseconds here, so that a negative fraction of a second is still seen as negative
     ms = {f"{name}_ms": _ms(*ends) for name, ends in _ENDS.items()}
     ms["resolution_seconds_ms"] = f"if(is_closed, {ms['resolution_seconds_ms']}, NULL)"
@@ -318,7 +321,7 @@ def _flow_cases(by: str | None, past: bool) -> str:
             SELECT key, {_columns({name: f"sum({sql})" for name, sql in _FLOW_COUNTS.items()})},
                 {_columns(sorted_values)}, arraySort(groupArrayArray(resolutions)) AS resolution_seconds
             FROM (
-                SELECT *, {_key(by)} AS key, {resolutions} AS resolutions, {_columns(values)}
+                SELECT *, {_key(by, _OF_CASES)} AS key, {resolutions} AS resolutions, {_columns(values)}
                 FROM ({cases})
                 WHERE arrayExists(t -> {_in_window("t")}, legal_times)
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import polars as pl
 import pytest
 from clickhouse_connect.driver.client import Client
@@ -18,6 +20,23 @@ def test_a_second_migration_changes_nothing(clickhouse: Client) -> None:
     assert current_revision(clickhouse) == head_revision()
     before, after = migrate(clickhouse, str(clickhouse.database))
     assert before == after == head_revision()
+
+
+def test_views_of_an_older_release_are_made_anew(open_client: Client) -> None:
+    """A view keeps the text that it was created with: up to revision 0008 a wrong one."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    migrate(open_client, name, "0008")
+    try:
+        for view in ("kpi_cohort", "kpi_flow"):
+            open_client.command(f"DROP VIEW {view}")
+            open_client.command(f"CREATE VIEW {view} AS SELECT 1 AS old")
+        assert migrate(open_client, name) == ("0008", head_revision())
+        for view in ("kpi_cohort", "kpi_flow"):
+            (text,) = open_client.query(f"SHOW CREATE TABLE {view}").result_rows[0]
+            assert "{by:String} = 'department', ifNull(toString(lead_department), '')" in text
+    finally:
+        open_client.command(f"DROP DATABASE {name}")
+        open_client.database = "default"
 
 
 @pytest.mark.parametrize(
