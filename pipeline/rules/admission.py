@@ -247,7 +247,9 @@ def _conditions(
         except ConditionError as error:
             problems.add(document.path, document.line(*place, "is"), f"{condition.name}: condition {error}")
             continue
-        _prove_condition(document, place, condition, holds, columns=columns, problems=problems)
+        # a flag says yes or no; what several rules share may be unknown, and then they are
+        proven = holds if expected is None else holds.fill_null(value=False)
+        _prove_condition(document, place, condition, proven, columns=columns, problems=problems)
         compiled[condition.name] = CompiledCondition(condition.name, holds)
     if expected is not None and len(problems.lines) == broken and set(compiled) != set(expected):
         text = f"{key} must define exactly {', '.join(expected)}"
@@ -276,9 +278,10 @@ def _prove_condition(
     )
     if frame is None:
         return
-    results = frame.select(holds.fill_null(value=False).alias("holds"))["holds"]
+    found = frame.select(holds.alias("holds"))["holds"]
+    results: list[bool | str] = ["unknown" if value is None else value for value in found]
     for number, (example, result) in enumerate(zip(examples, results, strict=True)):
-        if result is not example.result:
+        if result != example.result:
             line = document.line(*place, "examples", number)
             text = f"the example must give {_word(example.result)}, but the condition gives {_word(result)}"
             problems.add(document.path, line, f"{condition.name}: {text}")

@@ -148,7 +148,9 @@ def _decide_reports(
     """The decision on REPORTED events, but for the columns of `_common`."""
     admission = judge.terms.catalogues.admission
     features = add_features(reports, judge.terms, modes, districts).with_columns(
-        condition.holds.fill_null(value=False).alias(condition.name) for condition in admission.derived
+        # an unknown channel leaves open whether it carries photos: a rule that needs to know is unknown, too
+        condition.holds.alias(condition.name)
+        for condition in admission.derived
     )
     bits = features.select(judge.verdict).select(judge.bits)
     failed, unknown, missing = (bits[name].to_numpy() for name in bits.columns)

@@ -199,6 +199,18 @@ def test_without_a_person_rule_10_fails_and_rule_12_is_unknown() -> None:
     assert decision["rule_results"][11] == 2
 
 
+def test_an_unknown_channel_leaves_open_whether_the_photo_is_missing() -> None:
+    row = report(channel="no_such_channel", photos=[])
+    decision = judge(row)
+    assert (decision["reasons"], decision["missing_fields"]) == (["CHANNEL_NOT_ALLOWED"], [])
+    assert not decision["evidence_pending"]
+    assert results(row)[10] == "unknown"
+    # what is missing whatever the channel is still told
+    decision = judge(row | {"description": None})
+    assert decision["reasons"] == ["CHANNEL_NOT_ALLOWED", "REQUIRED_FIELD_MISSING"]
+    assert decision["missing_fields"] == ["description"]
+
+
 def test_a_referral_is_no_unknown_matter_and_its_terms_are_unknown() -> None:
     row = report(matter_code="REF-110")
     assert {number: result for number, result in results(row).items() if result != "true"} == {

@@ -129,6 +129,11 @@ MISTAKES = {
         "{given: {event_type: CLOSED, age_seconds: -300}, result: true}",
         "time_adjusted: the example must give true, but the condition gives false",
     ),
+    "shared condition that is unknown": Mistake(
+        "{given: {mode_prioritises: false}, result: unknown}",
+        "{given: {mode_prioritises: false}, result: false}",
+        "photo_waived: the example must give false, but the condition gives unknown",
+    ),
     "flag of another name": Mistake("event_flags:", "event_flags:\n  - {name: odd}", "odd: is is missing"),
     "rule number out of range": Mistake("number: 13", "number: 14", "rule 14: number: Expected `int` <= 13"),
     "text for a number": Mistake("number: 13", "number: last", "number: Expected `int`, got `str`"),
