@@ -110,6 +110,12 @@ class _Grids:
 
 
 class _Staff:
+    """Who works where.
+
+    A version is valid from when the source made the change. Kind, grid and channel rights change with it;
+    service and loans have dates of their own, often recorded afterwards, and hold by these.
+    """
+
     def __init__(self, rows: pl.DataFrame) -> None:
         """rows : of _STAFF_SQL, a row per version, ordered by worker_key and valid_from."""
         first, owner = owners(rows["worker_key"])
@@ -121,15 +127,31 @@ class _Staff:
         self.grid = grid_numbers(rows["grid_code"])
         self.district = grid_numbers(rows["district_code"])
         self.active_from, self.active_to = instant_ms(rows["active_from"]), end_ms(rows["active_to"])
+        # per version the newest one of the same worker
+        self.newest = np.searchsorted(owner, owner, side="right") - 1
         loan_grid, counts = flatten(rows["loan_grid"])
-        self.loan_count = counts
-        self.loan_first = np.cumsum(counts) - counts
+        through = np.cumsum(counts)
+        self.loan_first = through - counts
+        # versions of a worker lie together, and so do the loans of one version and all later ones
+        self.loan_count = through[self.newest] - self.loan_first
         self.loan_grid = grid_numbers(loan_grid)
         self.loan_from = instant_ms(flatten(rows["loan_from"])[0])
         self.loan_to = end_ms(flatten(rows["loan_to"])[0])
 
+    def active(self, version: Int64s, at_ms: Int64s) -> Mask:
+        """(n,) whether the worker was in service at `at_ms`; version : the one valid then, no -1 here.
+
+        The newest version whose service had begun by then says so: an earlier one does not know of a leaving
+        that was recorded late, a later one speaks of another service, of who came back since.
+        """
+        deciding = self.newest[version]
+        while (not_yet := (self.active_from[deciding] > at_ms) & (deciding > version)).any():
+            deciding = deciding - not_yet
+        held: Mask = (self.active_from[deciding] <= at_ms) & (at_ms < self.active_to[deciding])
+        return held
+
     def on_loan(self, version: Int64s, grid: Int64s, at_ms: Int64s) -> Mask:
-        """(n,) whether the worker (no -1 here) is lent to `grid` at `at_ms`."""
+        """(n,) whether `version` (no -1 here) or a later one lends the worker to `grid` at `at_ms`."""
         lent: Mask = np.zeros(len(version), bool)
         asked = np.flatnonzero(self.loan_count[version])
         counts = self.loan_count[version[asked]]
@@ -277,7 +299,7 @@ class Reference:
         row = np.flatnonzero(version >= 0)
         who, where, when = version[row], grid[row], at_ms[row]
         answers = {
-            "staff_active": (staff.active_from[who] <= when) & (when < staff.active_to[who]),
+            "staff_active": staff.active(who, when),
             "staff_in_grid": ((staff.grid[who] == where) & (where >= 0)) | staff.on_loan(who, where, when),
             "staff_in_district": staff.district[who] == where // _GRIDS_PER_DISTRICT,
         }

@@ -315,6 +315,31 @@ def test_a_moved_worker_keeps_the_old_grid_for_old_events(clickhouse: Client, lo
     assert [row["staff_in_grid"] for row in look_up(reference, before, {"actor_key": "W1"})] == [True, False]
 
 
+def test_loans_and_service_hold_by_their_own_dates_however_late_they_are_recorded(
+    clickhouse: Client, load: Load
+) -> None:
+    first = {**STAFF[0], "loans": [{"grid_code": OTHER, "valid_from": "2024-02-01T00:00:00Z",
+                                    "valid_to": "2024-03-01T00:00:00Z"}]}  # fmt: skip
+    lent = {"loans": [{"grid_code": OTHER, "valid_from": "2024-06-01T00:00:00Z", "valid_to": None}]}
+    load(grids=GRIDS, staff=[first, STAFF[1]])
+    load(staff=[first | lent | {"channel_rights": []}])
+    load(staff=[first | lent | {"active_to": "2024-09-01T00:00:00Z"}])
+    load(staff=[first | {"loans": [], "active_from": "2025-02-01T00:00:00Z"}])  # came back
+    reference = Reference.load(clickhouse, tolerance_m=200)
+
+    def at(year: int, month: int) -> dict[str, Any]:
+        when = datetime(year, month, 15, tzinfo=UTC)
+        (row,) = look_up(reference, {"actor_key": "W1", "grid_code": OTHER, "occurred_at": when})
+        return row
+
+    assert at(2024, 2)["staff_in_grid"] is True, "the loan that was known then"
+    assert at(2024, 5)["staff_in_grid"] is False
+    assert at(2024, 6)["staff_in_grid"] is True, "recorded two loads later, and dropped by the last"
+    assert at(2024, 6)["staff_channel_rights"] == ["grid_patrol"], "rights are those of the version"
+    served = {month: at(*month)["staff_active"] for month in [(2022, 3), (2024, 8), (2024, 9), (2025, 2)]}
+    assert served == {(2022, 3): False, (2024, 8): True, (2024, 9): False, (2025, 2): True}
+
+
 def test_counts_and_modes(reference: Reference) -> None:
     assert reference.counts == {
         "grids": 3, "units": 1, "staff": 4, "persons": 2, "organisations": 1, "modes": 1,
