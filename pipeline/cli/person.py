@@ -89,10 +89,8 @@ def erase(
 
     evidence = run(client, settings.database, keys, request_id=name, at=utc_now(), masks=masks, settle=settle)
     client.close()
-    settings.evidence_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = settings.evidence_dir / f"{name}.json"
-    path.write_bytes(orjson.dumps(evidence.as_dict(), option=orjson.OPT_INDENT_2) + b"\n")
-    path.chmod(0o600)
+    written = orjson.dumps(evidence.as_dict(), option=orjson.OPT_INDENT_2) + b"\n"
+    path = _keep_evidence(settings.evidence_dir, name, written)
     _audit(settings, "person erase", name, rows=sum(evidence.found.values()), complete=evidence.complete)
     if json:
         print_json(evidence.as_dict() | {"evidence": str(path)})
@@ -108,6 +106,21 @@ def erase(
             )
     if not evidence.complete:
         raise typer.Exit(EXIT_SOME_REFUSED)
+
+
+def _keep_evidence(directory: Path, name: str, evidence: bytes) -> Path:
+    """A file of its own: a request that is completed by another number must not lose its first evidence."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    number, path = 1, directory / f"{name}.json"
+    while True:
+        try:
+            with path.open("xb") as file:
+                path.chmod(0o600)
+                file.write(evidence)
+            return path
+        except FileExistsError:
+            number += 1
+            path = directory / f"{name}.{number}.json"
 
 
 @pseudonym.command("list")

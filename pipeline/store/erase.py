@@ -7,8 +7,9 @@ facts, places, texts and photos of every event that the person reported or that 
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -75,9 +76,13 @@ def scan(client: Client, database: str, keys: Sequence[str]) -> dict[str, int]:
 
 
 def entomb(client: Client, keys: Mapping[str, int], request_id: str, at: datetime) -> None:
-    """Put the pseudonyms on the list that loads and workers consult, and tell the workers."""
-    now = utc_now()
-    token = {"async_insert": 0, "insert_deduplicate": 1, "insert_deduplication_token": f"erase:{request_id}"}
+    """Put the pseudonyms on the list that loads and workers consult, and tell the workers.
+
+    Raises PermanentError unless the list holds all of them then.
+    """
+    now, mark = utc_now(), mark_of(keys, at)
+    load = f"erase-{request_id}-{mark[:16]}"
+    token = {"async_insert": 0, "insert_deduplicate": 1, "insert_deduplication_token": f"erase:{mark}"}
     client.insert(
         "ref_erasures",
         [[key, version, at, request_id] for key, version in sorted(keys.items())],
@@ -86,10 +91,26 @@ def entomb(client: Client, keys: Mapping[str, int], request_id: str, at: datetim
     )
     client.insert(
         "ref_loads",
-        [[kind, f"erase-{request_id}", len(keys), "", now] for kind in (ERASURES, "persons", "staff")],
+        [[kind, load, len(keys), "", now] for kind in (ERASURES, "persons", "staff")],
         column_names=["kind", "load_id", "rows", "digest", "loaded_at"],
         settings=token,
     )
+    listed = client.query(
+        "SELECT count() FROM (SELECT person_key FROM ref_erasures "
+        "WHERE has({keys:Array(String)}, person_key) GROUP BY person_key "
+        "HAVING toUnixTimestamp64Milli(max(erased_at)) >= {at:Int64})",
+        {"keys": sorted(keys), "at": int(at.timestamp()) * 1_000 + at.microsecond // 1_000},
+    ).result_rows[0][0]
+    if listed != len(keys):
+        raise PermanentError(
+            f"the list of erased persons holds {listed} of {len(keys)} pseudonyms: nothing was deleted"
+        )
+
+
+def mark_of(keys: Collection[str], at: datetime) -> str:
+    """Names what is put on the list. A request that is completed later, by another number, has the same id:
+    under a token of the id alone the store would take the second list for a repetition of the first."""
+    return hashlib.sha256("\n".join([at.isoformat(), *sorted(keys)]).encode()).hexdigest()
 
 
 def erase(
@@ -108,7 +129,8 @@ def erase(
     at : what was received until then goes. masks : of the person's phones, as `mask_phone` gives them; rows
     that show one afterwards are counted, not erased. settle : called once the list is there and before
     anything is deleted, to wait until workers hold it. seconds : patience for the mutations.
-    Raises UnavailableError when they take longer (they go on by themselves), PermanentError when one fails.
+    Raises UnavailableError when they take longer (they go on by themselves), PermanentError when one fails or
+    when the list does not hold the person.
     """
     started, names = time.monotonic(), sorted(keys)
     evidence = Evidence(request_id, at.isoformat(), len(keys))

@@ -7,12 +7,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
+import typer
 from clickhouse_connect.driver.client import Client
+from typer.testing import CliRunner
 
+from pipeline.cli import person as person_commands
 from pipeline.contract.privacy import Privacy, active_version, mask_phone, secret_versions
 from pipeline.contract.rotation import activate, retire, rotate
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, PermanentError
 from pipeline.process.flow import Block, PartitionState, Rules, process_block
 from pipeline.process.records import Record
 from pipeline.read.kpi import kpi
@@ -22,8 +26,9 @@ from pipeline.reference.snapshot import Reference
 from pipeline.settings import Settings
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
-from pipeline.store.erase import Evidence, erase, scan
+from pipeline.store.erase import Evidence, erase, mark_of, scan
 from pipeline.store.retention import DETAILS, LINKS, apply_retention
+from tests.conftest import new_client
 from tests.integration.worker_world import GRID, NOON, WORKER, catalogues, event, load_reference, record
 from tests.security.fakes import fake_id, fake_mobile
 
@@ -268,6 +273,63 @@ def test_erasing_twice_and_a_stranger_is_safe(clickhouse: Client, tmp_path: Path
     assert stranger.mutations == {}
 
 
+@pytest.mark.parametrize("later", [timedelta(0), timedelta(hours=1)])
+def test_a_request_is_completed_under_the_same_id(
+    clickhouse: Client, tmp_path: Path, later: timedelta
+) -> None:
+    """The phone first, then the identity number, as the command advises: both are on the list."""
+    load_persons(clickhouse, tmp_path)
+    database, by_phone = str(clickhouse.database), PRIVACY.keys_of(phones=[PHONE])
+    assert erase(clickhouse, database, by_phone, request_id="R-1", at=ERASED_AT).complete
+    before = Reference.load(clickhouse, tolerance_m=200.0)
+    by_id = PRIVACY.keys_of(id_numbers=[MINE])
+    assert erase(clickhouse, database, by_id, request_id="R-1", at=ERASED_AT + later).complete
+    after = Reference.load(clickhouse, tolerance_m=200.0, previous=before)
+    assert after.erased.holds(pl.Series([*by_phone, *by_id])).all()
+    assert after.counts["persons"] == 1
+    report = load_persons(clickhouse, tmp_path / "again")
+    assert [file.erased for file in report.files if file.kind == "persons"] == [1]
+    assert not scan(clickhouse, database, list(by_id))["ref_persons"]
+
+
+def test_nothing_is_deleted_unless_the_list_holds_the_person(clickhouse: Client, tmp_path: Path) -> None:
+    """The store takes an insert under a token that it knows for done, whatever the rows."""
+    load_persons(clickhouse, tmp_path)
+    keys = PRIVACY.keys_of(id_numbers=[MINE])
+    token = f"erase:{mark_of(keys, ERASED_AT)}"
+    clickhouse.insert(
+        "ref_erasures",
+        [["another", 1, ERASED_AT, "R-0"]],
+        column_names=["person_key", "key_version", "erased_at", "request_id"],
+        settings={"async_insert": 0, "insert_deduplicate": 1, "insert_deduplication_token": token},
+    )
+    with pytest.raises(PermanentError, match="0 of 1"):
+        erase(clickhouse, str(clickhouse.database), keys, request_id="R-1", at=ERASED_AT)
+    assert scan(clickhouse, str(clickhouse.database), list(keys))["ref_persons"] == 1
+
+
+def test_evidence_of_a_request_that_is_repeated_stands_beside_the_first(
+    clickhouse: Client, engine_path: Path, tmp_path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = str(clickhouse.database)
+    load_persons(clickhouse, tmp_path / "reference", Privacy.load(secret, create=False))
+    monkeypatch.setenv("GRIDPIPE_DATABASE", database)
+    monkeypatch.setattr("pipeline.store.client.connect", lambda *_, **__: new_client(engine_path, database))
+    numbers, evidence = tmp_path / "numbers", tmp_path / "evidence"
+    command = ["person", "erase", "--request", "R-1", "--yes", "--from", str(numbers)]
+    app = typer.Typer()
+    person_commands.register(app)
+    for number in (PHONE, MINE, MINE):
+        numbers.write_text(number)
+        numbers.chmod(0o600)
+        assert CliRunner().invoke(app, [*command, "--data-dir", str(tmp_path)]).exit_code == 0
+    names = ["R-1.2.json", "R-1.3.json", "R-1.json"]
+    assert sorted(path.name for path in evidence.iterdir()) == names
+    found = [json.loads((evidence / name).read_text())["found"]["ref_persons"] for name in names]
+    assert found == [1, 0, 0]
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in evidence.iterdir())
+
+
 # --- rotation
 
 
@@ -324,8 +386,6 @@ def test_residents_are_known_under_both_keys_while_they_change(
     load_persons(clickhouse, tmp_path, both.under(2))
     reference = Reference.load(clickhouse, tolerance_m=200.0)
     keys = both.keys_of(id_numbers=[MINE, OTHERS])
-    import polars as pl
-
     assert (reference.people.find(pl.Series(list(keys))) >= 0).tolist() == [True] * 4
     versions = rows(clickhouse, "SELECT key_version, count() FROM ref_persons GROUP BY 1 ORDER BY 1")
     assert versions == [[1, 2], [2, 2]]
