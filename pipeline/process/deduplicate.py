@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.clock import utc_now
 from pipeline.frames import DECODED, DUPLICATE, QUARANTINED, expect
 from pipeline.process.records import MAX_EVENTS_PER_RECORD
+from pipeline.reference.erased import Erased, without_erased
 from pipeline.reference.hash_index import SPREAD, HashIndex
 
 Int64s = NDArray[np.int64]
@@ -162,11 +163,14 @@ class Unique:
     conflicts: pl.DataFrame
 
 
-def deduplicate(events: pl.DataFrame, seen: Mapping[int, SeenIds], window: timedelta) -> Unique:
+def deduplicate(
+    events: pl.DataFrame, seen: Mapping[int, SeenIds], window: timedelta, erased: Erased | None = None
+) -> Unique:
     """Split rows by whether their partition kept their id before.
 
     events : DECODED, of one or more partitions, each in position order. seen : by partition; not changed.
-    The same id with other content is a conflict: the first stays, the later one is quarantined.
+    The same id with other content is a conflict: the first stays, the later one is quarantined, without
+    what belongs to `erased`.
     Raises ContractError if a column is missing or has another dtype.
     """
     expect(events, DECODED, "deduplicate")
@@ -206,7 +210,7 @@ def deduplicate(events: pl.DataFrame, seen: Mapping[int, SeenIds], window: timed
         events.filter(~copy),
         duplicate_rows(events.filter(copy & ~conflict), "L1"),
         # most blocks have none, and a row's payload is made of every column
-        _conflicts(events.filter(conflict)) if conflict.any() else pl.DataFrame(schema=QUARANTINED),
+        _conflicts(events.filter(conflict), erased) if conflict.any() else pl.DataFrame(schema=QUARANTINED),
     )
 
 
@@ -235,13 +239,21 @@ def duplicate_rows(events: pl.DataFrame, level: str) -> pl.DataFrame:
     ).select(list(DUPLICATE))  # fmt: skip
 
 
-def _conflicts(events: pl.DataFrame) -> pl.DataFrame:
+def _conflicts(events: pl.DataFrame, erased: Erased | None) -> pl.DataFrame:
     detail = "this id was received before with other content; the first stays"
-    return refused_rows(events, ID_CONFLICT, detail)
+    return refused_rows(events, ID_CONFLICT, detail, erased)
 
 
-def refused_rows(events: pl.DataFrame, reason: str, detail: str) -> pl.DataFrame:
-    """QUARANTINED rows of readable events (DECODED or wider); the payload is the event as it was decoded."""
+def refused_rows(
+    events: pl.DataFrame, reason: str, detail: str, erased: Erased | None = None
+) -> pl.DataFrame:
+    """QUARANTINED rows of readable events (DECODED or wider); the payload is the event as it was decoded.
+
+    erased : of whom the payload must hold nothing, unless `events` were enriched: those are without them.
+    """
+    if erased is not None:
+        no_fingerprint = pl.lit(None, pl.UInt64)
+        events = without_erased(events.with_columns(l2_hi=no_fingerprint, l2_lo=no_fingerprint), erased)
     return (
         events.select(
             *("_part", "_off", "_idx", "source", "event_id", "event_type"),

@@ -196,7 +196,8 @@ def process_blocks(
     )
     watch.lap("decode")
     seen = {partition: state.seen for partition, state in states.items()}
-    unique = deduplicate(decoded.events, seen, timedelta(days=settings.dedup_window_days))
+    window = timedelta(days=settings.dedup_window_days)
+    unique = deduplicate(decoded.events, seen, window, rules.reference.erased)
     watch.lap("deduplicate")
     judged = _judge_all(unique.kept, states, rules, watch)
     copies = _with_matter(unique.duplicates, rules)
@@ -267,7 +268,8 @@ def _judge_all(
         at[bad] = True
         judged = _judge(kept.filter(~at), states, rules, _Stopwatch())
         detail = f"{type(error).__name__} while it was judged"
-        return replace(judged, unstorable=refused_rows(kept.filter(at), UNSTORABLE, detail))
+        unstorable = refused_rows(kept.filter(at), UNSTORABLE, detail, rules.reference.erased)
+        return replace(judged, unstorable=unstorable)
 
 
 def _failing(

@@ -220,6 +220,40 @@ def test_replay_brings_nothing_back(clickhouse: Client, tmp_path: Path) -> None:
     assert other == [PRIVACY.person_key(OTHERS)]
 
 
+def test_copies_with_other_content_bring_nothing_back(clickhouse: Client, tmp_path: Path) -> None:
+    """They were received before the erasure and are read after it: quarantine keeps them for a clerk."""
+    load_persons(clickhouse, tmp_path)
+    erase_me(clickhouse)
+    rewritten = [
+        event(1, channel="hotline_12345", **WITH_OWN_KEY)
+        | {"description": "我家门口有积水", "title": "积水"},
+        event(
+            2,
+            channel="pingantong",
+            persons=[{"id_number": number, "role": "subject"} for number in (MINE, OTHERS)],
+        )
+        | {"matter_code": "PS-02", "title": "独居老人陈小明"},
+        event(5, channel="hotline_12345", actor={**CITIZEN, "id_number": OTHERS}, description="路灯又坏了"),
+    ]
+    late = (ERASED_AT - NOON).total_seconds() / 60 + 60
+    again = event(1, minutes=late, channel="hotline_12345", actor={**CITIZEN, "id_number": MINE})
+    copies = [record(9 + at, document) for at, document in enumerate([*rewritten, again])]
+    store(clickhouse, rules_of(clickhouse), [*records(), *copies])
+    query = "SELECT event_id, reason, payload FROM quarantine FINAL ORDER BY _off"
+    found = rows(clickhouse, query)
+    assert [row[:2] for row in found] == [[f"e{number}", "ID_CONFLICT"] for number in (1, 2, 5, 1)]
+    mine = set(PRIVACY.keys_of(id_numbers=[MINE], phones=[PHONE]))
+    for _, _, payload in found[:2]:
+        assert not any(key in payload for key in mine)
+        assert not any(word in payload for word in ("陈", "积水", "199****", "wx_openid_1", "wx-77", "独居"))
+    first, second, other, later = (json.loads(payload) for _, _, payload in found)
+    assert (first["case_id"], first["grid_code"], first["photos"]) == ("c1", GRID, [])
+    assert second["persons"] == [{"key": PRIVACY.person_key(OTHERS), "role": "subject"}]
+    assert (second["actor_key"], second["title"]) == (WORKER, None)
+    assert (other["actor_key"], other["description"]) == (PRIVACY.person_key(OTHERS), "路灯又坏了")
+    assert later["actor_key"] == PRIVACY.person_key(MINE)  # what comes after the erasure is lawful again
+
+
 def test_what_comes_after_the_erasure_is_lawful_again(clickhouse: Client, tmp_path: Path) -> None:
     load_persons(clickhouse, tmp_path)
     erase_me(clickhouse)
