@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -27,29 +28,62 @@ def for_reader(request: Request, answer: dict[str, Any], by: str, k: int) -> dic
 def without_small_cells(answer: dict[str, Any], by: str, k: int) -> dict[str, Any]:
     """The answer with every figure of small rows None and `suppressed` true; k : 0 changes nothing.
 
-    A report stands for a person. Where a parent area has one small row only, its next smallest goes, too: the
-    parent's figures, which are exact, would give the row away by subtraction.
+    A report stands for a person; a row without one tells of cases of an earlier time, and is small, too. A
+    parent's figures are exact, so that what its hidden rows have together can be had by subtraction: they
+    must be two or more, and not small together. A village that is hidden is hidden grid by grid as well.
     """
     digits = _PARENT_DIGITS.get(by)
     if digits is None or k <= 0:
         return answer
     rows: list[dict[str, Any]] = answer["rows"]
-    by_parent: dict[str, list[int]] = defaultdict(list)
-    for at, row in enumerate(rows):
-        if _reports(row) > 0:
-            by_parent[str(row["key"])[:digits]].append(at)
-    hidden: set[int] = set()
-    for places in by_parent.values():
-        small = [at for at in places if _reports(rows[at]) < k]
-        if len(small) == 1:
-            others = [at for at in places if at != small[0]]
-            small += sorted(others, key=lambda at: _reports(rows[at]))[:1]
-        hidden.update(small)
-    return answer | {"rows": [_blank(row) if at in hidden else row for at, row in enumerate(rows)]}
+    sizes = {str(row["key"]): _Size.of(row) for row in rows}
+    hidden = _hidden(sizes, digits, k)
+    if by == "grid":
+        villages: dict[str, _Size] = defaultdict(_Size)
+        for key, size in sizes.items():
+            villages[key[:digits]] += size
+        of_village = _hidden(villages, _PARENT_DIGITS["village"], k)
+        hidden |= {key for key in sizes if key[:digits] in of_village}
+    return answer | {"rows": [_blank(row) if str(row["key"]) in hidden else row for row in rows]}
 
 
-def _reports(row: Mapping[str, Any]) -> int:
-    return max(row.get("reports") or 0, row.get("cases") or 0)
+@dataclass(frozen=True)
+class _Size:
+    """Reports and cases of a row. Apart, since those of several rows are added."""
+
+    reports: int = 0
+    cases: int = 0
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> _Size:
+        """Without copies: somebody who sends a report five times is one person."""
+        copies = row.get("duplicates") or {}
+        reports = (row.get("reports") or 0) - (copies.get("L1") or 0) - (copies.get("L2") or 0)
+        return cls(reports, row.get("cases") or 0)
+
+    def __add__(self, other: _Size) -> _Size:
+        return _Size(self.reports + other.reports, self.cases + other.cases)
+
+    @property
+    def persons(self) -> int:
+        return max(self.reports, self.cases)
+
+
+def _hidden(sizes: Mapping[str, _Size], parent_digits: int, k: int) -> set[str]:
+    """Keys to hide: of each parent those below `k`, and the next smallest until two or more are hidden that
+    have `k` together, or none is left."""
+    by_parent: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for key, size in sizes.items():
+        by_parent[key[:parent_digits]].append((size.persons, key))
+    hidden: set[str] = set()
+    for cells in by_parent.values():
+        count, together = 0, _Size()
+        for persons, key in sorted(cells):
+            if persons >= k and (count == 0 or (count > 1 and together.persons >= k)):
+                break
+            hidden.add(key)
+            count, together = count + 1, together + sizes[key]
+    return hidden
 
 
 def _blank(row: Mapping[str, Any]) -> dict[str, Any]:
