@@ -173,6 +173,10 @@ class Gateway:
         """Whether requests are worth sending here: for readiness."""
         return not self.draining and self.producer.available()
 
+    def log_answers(self) -> bool:
+        """Whether events can be written. Before a closed gate callers wait for the log that comes."""
+        return not self.gate.is_open or self.producer.available()
+
     async def renewed(self) -> None:
         """The log is another one: let the callers on, once it can be reached."""
         async with asyncio.timeout(_RENEWED_SECONDS):
@@ -195,8 +199,7 @@ class Gateway:
 
         Raises ProblemError, with the same members where events were looked at.
         """
-        # before a closed gate callers wait for the log that comes
-        if self.draining or (self.gate.is_open and not self.producer.available()):
+        if self.draining or not self.log_answers():
             raise _away("the log does not answer; nothing was taken")
         try:
             await self.producer.partitions()

@@ -52,10 +52,13 @@ class _Frame:
 class Live:
     """One per process. `run` computes; `stream` hands out."""
 
-    def __init__(self, board: Board, expositions: Expositions, *, gateway: bool = True) -> None:
-        """gateway : whether this process takes events in, and so can tell how many."""
+    def __init__(
+        self, board: Board, expositions: Expositions, *, log_answers: Callable[[], bool] | None = None
+    ) -> None:
+        """log_answers : of the gateway, where this process takes events in and so can tell how many. While
+        its log is away it refuses before it counts, so that no rate and no queue would show it."""
         self.board = board
-        self._gateway = gateway
+        self._log_answers = log_answers
         self.viewers = 0
         self._expositions = expositions
         self._expects_worker = False  # once seen; where workers run elsewhere they never are
@@ -156,7 +159,8 @@ class Live:
             "at": self._now(),
             "viewers": self.viewers,
             "expects_worker": self._expects_worker,
-            "gateway": self._gateway,
+            "gateway": self._log_answers is not None,
+            "log_answers": None if self._log_answers is None else self._log_answers(),
         }
         self._publish("figures", figures)
         return max(0.0, now + TICK_SECONDS - time.monotonic())

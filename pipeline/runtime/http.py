@@ -284,7 +284,10 @@ def assemble(
     checks["catalogue"] = catalogue
     if control is not None:
         checks["worker"] = _worker_check(control)
-    live = Live(Board(reader), _expositions(control), gateway=gateway is not None) if read else None
+    live: Live | None = None
+    if read:
+        answers = None if gateway is None else gateway.log_answers
+        live = Live(Board(reader), _expositions(control), log_answers=answers)
     canary: Canary | None = None
     if gateway is not None and settings.canary_interval_seconds:
         canary = Canary(

@@ -17,6 +17,8 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pipeline import metrics
 from pipeline.errors import UnavailableError
+from pipeline.ingest.durability import Replicated
+from pipeline.ingest.producer import KafkaProducer
 from pipeline.page.board import Board, Table
 from pipeline.page.history import HOUR, History
 from pipeline.page.live import Live, rest_after
@@ -24,8 +26,12 @@ from pipeline.page.search import search
 from pipeline.read.gauges import refresh
 from pipeline.read.kpi import kpi, kpi_of_city_and_districts
 from pipeline.read.reader import Reader
+from pipeline.runtime.broker import free_port
+from pipeline.settings import Settings
 from tests.integration.case_world import Event, KpiNames, World, at
 from tests.integration.read_world import reader_over, store_block
+from tests.integration.test_gateway_kafka import Broker
+from tests.unit.gateway_world import event, make_world
 
 
 @pytest.fixture
@@ -286,3 +292,43 @@ def test_search_by_submission_gives_up_rather_than_keep_the_store_busy(
     found = search(clickhouse, "e1")
     assert [hit["event_id"] for hit in found["events"]] == ["e1"]
     assert found["complete"] is False
+
+
+async def test_the_stream_says_when_the_log_is_gone(tmp_path: Path, reader: Reader) -> None:
+    """What is sent then is refused before it is counted: no rate would show it."""
+    broker = Broker(free_port())
+    broker.start(Settings().topic)
+    world = make_world(tmp_path / "gateway", durability=Replicated())
+    world.connect(producer=KafkaProducer(world.gateway.settings, broker.bootstrap, idempotent=False))
+    live = Live(Board(reader), no_metrics, log_answers=world.gateway.log_answers)
+    running = asyncio.create_task(live.run())
+
+    async def told(answers: bool) -> None:
+        async with asyncio.timeout(60):
+            async for chunk in live.stream():
+                if b'"log_answers":%b' % (b"true" if answers else b"false") in chunk:
+                    return
+
+    try:
+        assert (await world.post(event(1))).status_code == 202
+        await told(True)
+        broker.stop()
+        await told(False)
+        assert (await world.post(event(2))).status_code == 503
+        await world.gateway.gate.close()  # the log is replaced: callers wait, which is no outage
+        assert world.gateway.log_answers()
+        world.gateway.gate.open()
+        broker.start(Settings().topic)
+        await told(True)
+    finally:
+        running.cancel()
+        await world.gateway.close()
+        broker.stop()
+
+
+async def test_where_no_gateway_runs_nothing_is_said_of_its_log(reader: Reader) -> None:
+    live = Live(Board(reader), no_metrics)
+    running = asyncio.create_task(live.run())
+    figures = (await read_until(live.stream(), {"figures"}))["figures"]
+    assert (figures["gateway"], figures["log_answers"]) == (False, None)
+    running.cancel()

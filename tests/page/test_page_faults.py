@@ -213,6 +213,64 @@ def test_a_table_that_is_refused_is_not_asked_for_for_ever(new_page: NewPage) ->
     assert 1 <= len(asked) <= 3, asked
 
 
+def figures_of(page: Page) -> dict[str, Any]:
+    """What the service really tells now, off its stream."""
+    found: dict[str, Any] = page.evaluate(
+        """async () => {
+          const reader = (await fetch("/v1/live")).body.pipeThrough(new TextDecoderStream()).getReader();
+          for (let held = ""; ;) {
+            held += (await reader.read()).value;
+            const told = held.match(/event: figures\\ndata: (.*)\\n/);
+            if (told) { reader.cancel(); return JSON.parse(told[1]); }
+          }
+        }"""
+    )
+    return found
+
+
+def tell_only(page: Page, messages: dict[str, Any]) -> None:
+    """A stream that says these once, and then goes on without a word."""
+    text = "".join(f"event: {topic}\ndata: {json.dumps(data)}\n\n" for topic, data in messages.items())
+    page.add_init_script(
+        f"window.told = {json.dumps(text)};"
+        """(() => {
+          const real = window.fetch;
+          window.fetch = (address, ...rest) => {
+            if (address !== "/v1/live") return real(address, ...rest);
+            const start = (out) => out.enqueue(new TextEncoder().encode(window.told));
+            return Promise.resolve(new Response(new ReadableStream({ start })));
+          };
+        })();"""
+    )
+    page.reload()
+    page.wait_for_selector("tr.total")
+
+
+def test_a_log_that_does_not_answer_is_red_and_said(new_page: NewPage) -> None:
+    page = new_page()
+    figures = figures_of(page)
+    assert figures["log_answers"] is True
+    tell_only(page, {"figures": figures | {"log_answers": False}})
+    topic, banner = id_of(page, "flow-topic"), id_of(page, "banner")
+    expect(topic).to_have_class(re.compile("stuck"))
+    expect(topic).to_contain_text("无应答")
+    expect(banner).to_contain_text("消息队列没有应答")
+    id_of(page, "language").click()
+    expect(banner).to_contain_text("the log does not answer")
+    expect(id_of(page, "flow-gateway")).not_to_have_class(re.compile("stuck"))
+
+
+def test_blocks_that_are_not_written_make_the_topic_red(new_page: NewPage) -> None:
+    page = new_page()
+    figures = figures_of(page)
+    figures["flow"]["gateway"]["not_written_per_second"] = 2.5
+    tell_only(page, {"figures": figures})
+    topic = id_of(page, "flow-topic")
+    expect(topic).to_have_class(re.compile("stuck"))
+    expect(topic.locator(".alarm")).to_have_text("未写入")
+    expect(id_of(page, "banner")).to_be_hidden()
+
+
 def test_a_partition_that_stands_still_is_named(new_page: NewPage, service: Service) -> None:
     """The last one here: the partition stays as it is until the service starts anew."""
     page = new_page()

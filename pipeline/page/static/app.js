@@ -195,9 +195,12 @@ const component = () => ({
   bannerText() {
     if (this.connection === "lost") return this.t("lost");
     if (this.connection === "key") return this.t("keyNeeded");
-    if (!this.storeWorks) return this.t("storeDown");
-    if (this.ready && this.figures && !this.figures.worker && this.figures.expects_worker) return this.t("workerDown");
-    return "";
+    const { figures } = this;
+    return [
+      [figures && figures.log_answers === false, "logDown"],
+      [!this.storeWorks, "storeDown"],
+      [this.ready && figures && !figures.worker && figures.expects_worker, "workerDown"],
+    ].filter(([wrong]) => wrong).map(([, name]) => this.t(name)).join(" · ");
   },
 
   // ---- the stream
@@ -397,6 +400,8 @@ const component = () => ({
     const ms = (seconds) => (seconds === null ? "—" : `${(seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0)} ms`);
     const stage = (name) => fact("perBlock", ms(flow.stages[name]));
     const down = this.storeWorks === false;
+    const away = this.figures.log_answers === false; // then nothing is counted: every rate is a quiet zero
+    const unwritten = flow.gateway.not_written_per_second > 0;
     const silent = !here && this.figures.expects_worker; // the worker ran here and answers no more
     const still = flow.topic.stuck_partitions;
     const stuckAt = still.length ? `${this.t("stuckPartitions")} ${still.join(", ")}` : "";
@@ -412,7 +417,8 @@ const component = () => ({
       arrow("gateway", flow.gateway.accepted_per_second + flow.gateway.refused_per_second + flow.gateway.not_written_per_second, [
         fact("queue", format.bytes(flow.gateway.in_flight_bytes)), fact("refused", per(flow.gateway.refused_per_second), flow.gateway.refused_per_second > 0),
       ], flow.gateway.stuck),
-      arrow("topic", flow.gateway.accepted_per_second, [fact("notWritten", per(flow.gateway.not_written_per_second), flow.gateway.not_written_per_second > 0)], flow.gateway.stuck),
+      arrow("topic", flow.gateway.accepted_per_second, [fact("notWritten", per(flow.gateway.not_written_per_second), unwritten)],
+        away ? false : unwritten ? this.t("notWritten") : flow.gateway.stuck, away),
       arrow("decode", all, [fact("queue", this.number(flow.topic.lag_records)), fact("lag", `${flow.topic.lag_seconds.toFixed(1)} s`, flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], stuckAt, silent),
       arrow("deduplicate", all - out.quarantined, [fact("quarantined", per(out.quarantined), out.quarantined > 0), stage("deduplicate")]),
       arrow("admit", all - out.quarantined - out.duplicate, [fact("duplicates", per(out.duplicate)), stage("admit")]),
