@@ -54,9 +54,15 @@ class _Part(CollectorRegistry):
         return (family for family in REGISTRY.collect() if self._wanted(family.name))
 
 
-def http_part() -> bytes:
-    """Exposition of what gateway and api count."""
-    return generate_latest(_Part(counted_by_http))
+def http_part(*, reads: bool = True) -> bytes:
+    """Exposition of what gateway and api count.
+
+    reads : whether this process is an api. Nobody else sets the business gauges: a gateway alone would tell
+    the zeros they begin with, as figures of 1970.
+    """
+    return generate_latest(
+        _Part(lambda family: counted_by_http(family) and (reads or family not in _BUSINESS_GAUGES))
+    )
 
 
 def worker_part() -> bytes:

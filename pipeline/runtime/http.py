@@ -145,7 +145,7 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     else:
         routes.append(to_docs())
         paths |= TO_DOCS
-    admin = [*Health(parts.checks).routes(), Route("/metrics", _metrics_of(parts.control), methods=["GET"])]
+    admin = [*Health(parts.checks).routes(), _metrics_route(parts)]
     if settings.admin_http is None:
         routes += admin
         paths |= ADMIN_PATHS
@@ -188,7 +188,9 @@ class _Posts:
         await app(scope, receive, send)
 
 
-def _metrics_of(control: ControlClient | None) -> Callable[[Request], Any]:
+def _metrics_route(parts: Parts) -> Route:
+    control, reads = parts.control, parts.reader is not None
+
     async def page(_: Request) -> Response:
         worker = b""
         if control is not None:
@@ -197,9 +199,9 @@ def _metrics_of(control: ControlClient | None) -> Callable[[Request], Any]:
             except UnavailableError:
                 log.warning("worker_metrics_missing")
             metrics.process_up.labels(role="store").set(1 if worker else 0)
-        return Response(http_part() + worker, media_type=CONTENT_TYPE)
+        return Response(http_part(reads=reads) + worker, media_type=CONTENT_TYPE)
 
-    return page
+    return Route("/metrics", page, methods=["GET"])
 
 
 def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]:

@@ -148,7 +148,10 @@ def test_gateway_worker_and_api_run_apart_on_servers(site: Site) -> None:
         while counted not in (page := httpx.get(f"http://{worker_admin}/metrics").text):
             assert time.monotonic() < deadline, page
             time.sleep(0.1)
-        assert "gridpipe_gateway_events_total" in httpx.get(f"http://{gateway_admin}/metrics").text
+        gateway_page = httpx.get(f"http://{gateway_admin}/metrics").text
+        assert "gridpipe_gateway_events_total" in gateway_page
+        assert "gridpipe_business_as_of_timestamp_seconds" not in gateway_page  # it reads nothing
+        assert "gridpipe_business_as_of_timestamp_seconds" in httpx.get(f"http://{api_at}/metrics").text
         # A worker's listener is on the wire as the gateway's is.
         for admin in (worker_admin, gateway_admin):
             refused = httpx.get(f"http://{admin}/metrics", headers={"X-A": "a" * 20_000})

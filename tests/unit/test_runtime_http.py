@@ -54,6 +54,16 @@ def test_the_page_of_all_roles_holds_each_family_once() -> None:
     assert 'gridpipe_gateway_events_total{answer="accepted"}' in http_part().decode()
 
 
+def test_a_gateway_alone_tells_no_business_figures() -> None:
+    """Nobody sets them there: the instant they hold for would be zero, which is 1970, for ever."""
+    metrics.business_as_of_timestamp_seconds.set(1.0)
+    page = http_part(reads=False).decode()
+    assert "gridpipe_gateway_events_total" in page
+    assert "gridpipe_business_as_of" not in page
+    assert "gridpipe_closure_ratio" not in page
+    assert "gridpipe_business_as_of_timestamp_seconds 1.0" in http_part(reads=True).decode()
+
+
 def test_outcomes_are_the_workers_and_business_figures_the_apis() -> None:
     assert not counted_by_http("gridpipe_events")
     assert not counted_by_http("gridpipe_events_received")
