@@ -103,6 +103,8 @@ class Figures:
             for outcome in ("admitted", "rejected", "recorded", "duplicate", "quarantined")
         }
         stuck = self._stuck(now)
+        # a worker that begins has no partitions yet: no lag is told, which is not none
+        lag = now.families.get("consumer_lag_records")
         return {
             "worker": now.worker,
             "events_per_second": sum(per_second.values()) if now.worker else None,
@@ -117,8 +119,11 @@ class Figures:
                     "stuck": now.at - self._answered_at > STUCK_SECONDS,
                 },
                 "topic": {
-                    "lag_records": int(now.total("consumer_lag_records")),
-                    "lag_seconds": max(now.families.get("consumer_lag_seconds", {}).values(), default=0.0),
+                    "known": bool(lag),
+                    "lag_records": int(sum(lag.values())) if lag else None,
+                    "lag_seconds": max(now.families.get("consumer_lag_seconds", {}).values(), default=0.0)
+                    if lag
+                    else None,
                     "stuck_partitions": stuck,
                 },
                 "outcomes_per_second": per_second,

@@ -197,6 +197,11 @@ class PartitionBuffer:
             return self._cut_timestamp_ms
         return self._records[0][0].timestamp_ms if self._records else None
 
+    @property
+    def begins_at(self) -> int | None:
+        """The oldest offset that waits here, or the next to come; None while no record came."""
+        return self._records[0][0].offset if self._records else self.next_offset
+
     def due(self, now: float, linger: float) -> bool:
         """Whether a block should be cut now."""
         if not self.ready:

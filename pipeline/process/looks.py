@@ -96,10 +96,11 @@ class Looks:
             )
 
     def _look_at(self, buffer: PartitionBuffer, now: float) -> None:
-        records = max(self._log_end(buffer) - (buffer.committed or 0), 0)
-        oldest = buffer.oldest_timestamp_ms
-        late = max(now - oldest / 1000, 0.0) if oldest is not None and records else 0.0
-        self._account.lag(buffer.partition, records, late)
+        records = waiting(buffer, self._log_end(buffer))
+        if records is not None:
+            oldest = buffer.oldest_timestamp_ms
+            late = max(now - oldest / 1000, 0.0) if oldest is not None and records else 0.0
+            self._account.lag(buffer.partition, records, late)
         if buffer.gone:
             self._helped.complete(buffer)
         missing = buffer.missing(time.monotonic())
@@ -157,3 +158,12 @@ class Looks:
             if problem:
                 raise WorkerFailedError(problem)
             self._ends = found.ends_at_least
+
+
+def waiting(buffer: PartitionBuffer, end: int) -> int | None:
+    """Records up to `end` that are not committed; None while nothing tells where the partition begins.
+
+    Before recovery nobody has read what is committed; the consumer began there, so the first record tells it.
+    """
+    begins = (buffer.committed or 0) if buffer.recovered else buffer.begins_at
+    return None if begins is None else max(end - begins, 0)

@@ -132,3 +132,13 @@ def test_the_mean_time_of_a_stage_is_that_of_the_last_seconds() -> None:
     )
     assert said["flow"]["stages"]["decode"] == pytest.approx(0.05)
     assert said["flow"]["stages"]["admit"] is None
+
+
+def test_before_a_worker_has_its_partitions_what_waits_is_unknown() -> None:
+    begun = described(sample(0, events_total={"admitted": 0.0}), sample(1, events_total={"admitted": 0.0}))
+    topic = begun["flow"]["topic"]
+    assert (topic["known"], topic["lag_records"], topic["lag_seconds"]) == (False, None, None)
+    topic = described(sample(0, consumer_lag_records={"3": 0.0}, consumer_lag_seconds={"3": 0.0}))["flow"][
+        "topic"
+    ]
+    assert (topic["known"], topic["lag_records"], topic["lag_seconds"]) == (True, 0, 0.0)

@@ -9,6 +9,7 @@ import polars as pl
 
 from pipeline.ingest.blocks import encode_frame
 from pipeline.process.buffer import Budget, PartitionBuffer, Taken
+from pipeline.process.looks import waiting
 from pipeline.process.partition import Span
 from pipeline.process.records import ARROW, Record
 from pipeline.process.topic import TopicFacts
@@ -172,3 +173,16 @@ async def test_a_round_is_no_larger_than_a_block_may_be(tmp_path: Path) -> None:
 
 def _no_store() -> None:
     raise AssertionError("no store here")
+
+
+def test_while_a_partition_is_recovered_what_waits_is_not_the_whole_log() -> None:
+    held = PartitionBuffer(0, max_rows=100, budget=Budget(10_000))
+    assert waiting(held, end=1_000) is None, "nobody knows yet where it begins"
+    for offset in (990, 991):
+        held.take(record(offset), 0.0)
+    assert waiting(held, end=1_000) == 10
+    held.start_at(991, 1.0)  # recovery found that 990 is stored
+    held.recovered, held.committed = True, 991
+    assert waiting(held, end=1_000) == 9
+    held.committed = None  # nothing was ever committed: then it is the whole log
+    assert waiting(held, end=1_000) == 1_000

@@ -334,7 +334,7 @@ const component = () => ({
   tileFoot(id) {
     if (id === "events_per_second") {
       const flow = this.figures && this.figures.worker && this.figures.flow;
-      return flow ? `${this.t("lag")} ${format.count(flow.topic.lag_records, this.lang)}` : "";
+      return flow ? `${this.t("lag")} ${this.shownLag(flow.topic)}` : "";
     }
     if (id === "delay_seconds") {
       const delay = this.delay();
@@ -407,7 +407,7 @@ const component = () => ({
     const stuckAt = still.length ? `${this.t("stuckPartitions")} ${still.join(", ")}` : "";
     const alarm = (stuck, gone) => (stuck === true ? this.t("stuck") : stuck || (gone ? this.t("silent") : ""));
     const arrow = (to, rate, facts, stuck = false, gone = false) => {
-      const known = to === "gateway" || to === "topic" ? this.figures.gateway : here; // by whom it is counted
+      const known = to === "gateway" || to === "topic" ? this.figures.gateway : here && flow.topic.known; // by whom it is counted
       return {
         to, rate: known ? per(rate) : "—", facts: known ? facts : facts.map(({ name }) => ({ name, value: "—", bad: false })),
         look: stuck || gone ? "stuck" : known ? "" : "unknown", alarm: alarm(stuck, gone),
@@ -419,7 +419,7 @@ const component = () => ({
       ], flow.gateway.stuck),
       arrow("topic", flow.gateway.accepted_per_second, [fact("notWritten", per(flow.gateway.not_written_per_second), unwritten)],
         away ? false : unwritten ? this.t("notWritten") : flow.gateway.stuck, away),
-      arrow("decode", all, [fact("queue", this.number(flow.topic.lag_records)), fact("lag", `${flow.topic.lag_seconds.toFixed(1)} s`, flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], stuckAt, silent),
+      arrow("decode", all, [fact("queue", this.shownLag(flow.topic)), fact("lag", flow.topic.known ? `${flow.topic.lag_seconds.toFixed(1)} s` : "—", flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], stuckAt, silent),
       arrow("deduplicate", all - out.quarantined, [fact("quarantined", per(out.quarantined), out.quarantined > 0), stage("deduplicate")]),
       arrow("admit", all - out.quarantined - out.duplicate, [fact("duplicates", per(out.duplicate)), stage("admit")]),
       arrow("enrich", out.admitted + out.recorded + out.rejected, [fact("rejected", per(out.rejected)), stage("enrich")]),
@@ -430,6 +430,8 @@ const component = () => ({
       ], stuckAt || flow.store.stuck, down || silent),
     ];
   },
+
+  shownLag(topic) { return topic.known ? this.number(topic.lag_records) : "—"; }, // a worker that begins has no partitions yet
 
   // ---- map
   mapRows(district) { return district ? this.districts.rows : (this.tables["town:"] || { rows: [] }).rows; },
