@@ -14,6 +14,9 @@ from typing import Any, Final
 #: Over how long rates are taken, and delays, which need more events to mean something. Seconds.
 RATE_SECONDS: Final = 5.0
 DELAY_SECONDS: Final = 60.0
+#: Samples further apart tell what was at two instants, and nothing of the time between. They come each second
+#: while somebody watches, else each minute.
+_CLOSE_SECONDS: Final = 5.0
 #: A partition that has not moved for so long although something waits is stuck. A block takes well under a
 #: second.
 STUCK_SECONDS: Final = 10.0
@@ -71,18 +74,24 @@ class Figures:
             self._samples.clear()
             self._moved_at.clear()
             last = None
+        near = last is not None and sample.at - last.at <= _CLOSE_SECONDS
         # each for itself: eleven that go on would hide the one that does not
         offsets = sample.families.get("committed_offset", {})
         self._moved_at = {
             partition: self._moved_at[partition]
             if records
             and partition in self._moved_at
+            and near
             and last is not None
             and offsets.get(partition) == last.families.get("committed_offset", {}).get(partition)
             else sample.at
             for partition, records in sample.families.get("consumer_lag_records", {}).items()
         }
-        answered = last is None or sample.total("gateway_events_total") > last.total("gateway_events_total")
+        answered = (
+            not near
+            or last is None
+            or sample.total("gateway_events_total") > last.total("gateway_events_total")
+        )
         if answered or sample.value("gateway_in_flight_bytes") == 0:
             self._answered_at = sample.at
         self._samples.append(sample)
@@ -107,7 +116,7 @@ class Figures:
         lag = now.families.get("consumer_lag_records")
         return {
             "worker": now.worker,
-            "events_per_second": sum(per_second.values()) if now.worker else None,
+            "events_per_second": _sum(per_second.values()) if now.worker else None,
             "delay_seconds": self._delay() if now.worker else None,
             "totals": {name: int(value) for name, value in now.families.get("events_total", {}).items()},
             "flow": {
@@ -151,10 +160,11 @@ class Figures:
         old = [sample for sample in self._samples if now - sample.at >= seconds - 0.05]
         return old[-1] if old else self._samples[0]
 
-    def _rate(self, family: str, label: str | None = None) -> float:
+    def _rate(self, family: str, label: str | None = None) -> float | None:
+        """None with a single sample, as after a restart: nothing is known yet."""
         before, now = self._since(RATE_SECONDS), self._samples[-1]
         if now.at <= before.at:
-            return 0.0
+            return None
         if label is None:
             return (now.total(family) - before.total(family)) / (now.at - before.at)
         return (now.value(family, label) - before.value(family, label)) / (now.at - before.at)
@@ -197,6 +207,12 @@ def _mean(before: Sample, now: Sample, family: str, label: str | None = None) ->
         count = now.value(f"{family}_count", label) - before.value(f"{family}_count", label)
         spent = now.value(f"{family}_sum", label) - before.value(f"{family}_sum", label)
     return spent / count if count > 0 else None
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """None where one is unknown."""
+    found = list(values)
+    return None if None in found else sum(value for value in found if value is not None)
 
 
 def _restarted(last: Sample, sample: Sample) -> bool:

@@ -142,3 +142,37 @@ def test_before_a_worker_has_its_partitions_what_waits_is_unknown() -> None:
         "topic"
     ]
     assert (topic["known"], topic["lag_records"], topic["lag_seconds"]) == (True, 0, 0.0)
+
+
+def test_one_sample_tells_no_rate() -> None:
+    """After a start or a restart: 0 would be a figure, and stand in the trend."""
+    said = described(sample(0, events_total={"admitted": 1000.0}, gateway_events_total={"accepted": 5.0}))
+    assert said["events_per_second"] is None
+    assert set(said["flow"]["outcomes_per_second"].values()) == {None}
+    assert said["flow"]["gateway"]["accepted_per_second"] is None
+    assert said["flow"]["store"]["inserts_per_second"] is None
+    assert said["totals"] == {"admitted": 1000}
+
+
+def waits(at: float) -> Sample:
+    return sample(
+        at,
+        consumer_lag_records={"3": 4.0},
+        committed_offset={"3": 20.0},
+        gateway_in_flight_bytes={"": 700.0},
+        gateway_events_total={"accepted": 3.0},
+    )
+
+
+def test_samples_that_lie_far_apart_do_not_tell_that_nothing_moved() -> None:
+    """While nobody watches one is taken a minute: something waited at both instants, not all the while."""
+    figures = Figures()
+    figures.add(waits(0))
+    figures.add(waits(60))
+    figures.add(waits(61))
+    flow = figures.describe()["flow"]
+    assert (flow["topic"]["stuck_partitions"], flow["gateway"]["stuck"]) == ([], False)
+    for seconds in range(2, int(STUCK_SECONDS) + 2):
+        figures.add(waits(60 + seconds))
+    flow = figures.describe()["flow"]
+    assert (flow["topic"]["stuck_partitions"], flow["gateway"]["stuck"]) == ([3], True)

@@ -394,7 +394,9 @@ const component = () => ({
     if (!flow) return ["gateway", "topic", "decode", "deduplicate", "admit", "enrich", "store"].map((to) => ({ to, rate: "—", facts: [], look: "unknown", alarm: "" }));
     const here = this.figures.worker;
     const out = flow.outcomes_per_second;
-    const all = Object.values(out).reduce((sum, value) => sum + value, 0);
+    const sum = (...values) => (values.includes(null) ? null : values.reduce((total, value) => total + value, 0)); // unknown after a start
+    const all = sum(...Object.values(out));
+    const less = (whole, ...parts) => (whole === null ? null : whole - sum(...parts));
     const per = (value) => (value === null ? "—" : `${format.rate(value, this.lang)}${this.t("perSecond")}`);
     const fact = (name, value, bad = false) => ({ name: this.t(name), value, bad });
     const ms = (seconds) => (seconds === null ? "—" : `${(seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0)} ms`);
@@ -414,16 +416,16 @@ const component = () => ({
       };
     };
     return [
-      arrow("gateway", flow.gateway.accepted_per_second + flow.gateway.refused_per_second + flow.gateway.not_written_per_second, [
+      arrow("gateway", sum(flow.gateway.accepted_per_second, flow.gateway.refused_per_second, flow.gateway.not_written_per_second), [
         fact("queue", format.bytes(flow.gateway.in_flight_bytes)), fact("refused", per(flow.gateway.refused_per_second), flow.gateway.refused_per_second > 0),
       ], flow.gateway.stuck),
       arrow("topic", flow.gateway.accepted_per_second, [fact("notWritten", per(flow.gateway.not_written_per_second), unwritten)],
         away ? false : unwritten ? this.t("notWritten") : flow.gateway.stuck, away),
       arrow("decode", all, [fact("queue", this.shownLag(flow.topic)), fact("lag", flow.topic.known ? `${flow.topic.lag_seconds.toFixed(1)} s` : "—", flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], stuckAt, silent),
-      arrow("deduplicate", all - out.quarantined, [fact("quarantined", per(out.quarantined), out.quarantined > 0), stage("deduplicate")]),
-      arrow("admit", all - out.quarantined - out.duplicate, [fact("duplicates", per(out.duplicate)), stage("admit")]),
-      arrow("enrich", out.admitted + out.recorded + out.rejected, [fact("rejected", per(out.rejected)), stage("enrich")]),
-      arrow("store", out.admitted + out.recorded + out.rejected, [
+      arrow("deduplicate", less(all, out.quarantined), [fact("quarantined", per(out.quarantined), out.quarantined > 0), stage("deduplicate")]),
+      arrow("admit", less(all, out.quarantined, out.duplicate), [fact("duplicates", per(out.duplicate)), stage("admit")]),
+      arrow("enrich", sum(out.admitted, out.recorded, out.rejected), [fact("rejected", per(out.rejected)), stage("enrich")]),
+      arrow("store", sum(out.admitted, out.recorded, out.rejected), [
         fact("queue", format.bytes(flow.store.waiting_bytes)),
         fact("blocked", `${flow.store.blocked_seconds.toFixed(1)} s`, flow.store.blocked_seconds > BEHIND_WARN_SECONDS),
         fact("retries", per(flow.store.retries_per_second), flow.store.retries_per_second > 0), fact("perInsert", ms(flow.store.seconds_per_insert)),
