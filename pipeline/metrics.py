@@ -252,6 +252,12 @@ response_breaches_last_hour_cases = Gauge(
     ["district"],
     registry=REGISTRY,
 )
+life_safety_rejections_last_hour_reports = Gauge(
+    "gridpipe_life_safety_rejections_last_hour_reports",
+    "Reports that may concern life and limb, received within the last hour and rejected, from the table.",
+    ["reason"],
+    registry=REGISTRY,
+)
 business_as_of_timestamp_seconds = Gauge(
     "gridpipe_business_as_of_timestamp_seconds",
     "The instant as of which the business gauges hold.",

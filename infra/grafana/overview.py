@@ -38,7 +38,7 @@ def overview() -> Dashboard:
                 ),
                 figure(
                     "涉及人身安全的不予受理（1 小时） Life-safety rejections, 1 h",
-                    "sum(increase(gridpipe_life_safety_rejections_total[1h]))",
+                    "sum(max by (reason) (gridpipe_life_safety_rejections_last_hour_reports))",
                     steps=_ZERO,
                 ),
                 figure(

@@ -9,22 +9,20 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
 
-from pipeline.page.rejected import life_safety_rejections, rejection_reasons
 from pipeline.read.kpi import kpi, kpi_of_city_and_districts
 from pipeline.read.names import KpiNames
 from pipeline.read.reader import Reader
+from pipeline.read.rejected import LIFE_SAFETY, life_safety_rejections, rejection_reasons
 from pipeline.read.rejections import rejections
 from pipeline.read.routes import DEFAULT_WINDOW
 
 #: A table that time alone may change is read again after so long. Seconds.
 STALE_SECONDS: Final = 15.0
-#: So long a rejection that may concern life and limb stays an alarm.
-_LIFE_SAFETY: Final = timedelta(hours=1)
 #: Newest rejections shown.
 _NEWEST: Final = 12
 
@@ -117,7 +115,7 @@ class Board:
             return {
                 "reasons": rejection_reasons(client, from_=now - DEFAULT_WINDOW, to=now),
                 "newest": rejections(client, from_=now - DEFAULT_WINDOW, limit=_NEWEST),
-                "life_safety": life_safety_rejections(client, from_=now - _LIFE_SAFETY),
+                "life_safety": life_safety_rejections(client, from_=now - LIFE_SAFETY),
             }
 
         return await self._shared("rejected", ask, mark=mark, every=every)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -22,11 +22,13 @@ from pipeline.errors import UnavailableError
 from pipeline.read.kpi import kpi
 from pipeline.read.names import KpiNames
 from pipeline.read.reader import Reader
+from pipeline.read.rejected import LIFE_SAFETY, life_safety_by_reason
 from pipeline.read.times import parameter
 
 WINDOW: Final = timedelta(days=30)
 REFRESH_SECONDS: Final = 5.0
 _LAST_HOUR: Final = timedelta(hours=1)
+_OTHER: Final = "other"
 #: Prometheus writes quantiles as fractions.
 _QUANTILES: Final = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
 _GAUGES: Final = {
@@ -82,7 +84,12 @@ async def refresh(reader: Reader, districts: Districts | None = None) -> None:
     answer = await (districts() if districts is not None else reader.run(partial(_ask, reader)))
     rows = answer["rows"]
     now = reader.clock()
-    breaches, disks = await reader.run(lambda client: (_breaches(client, now=now), _disks(client)))
+
+    def rest(client: Client) -> tuple[dict[str, int], dict[str, int], list[tuple[str, int, int]]]:
+        alarms = life_safety_by_reason(client, from_=now - LIFE_SAFETY)
+        return _breaches(client, now=now), alarms, _disks(client)
+
+    breaches, alarms, disks = await reader.run(rest)
     # No await from here on: a scrape sees either all figures of one instant or all of another.
     metrics.business_as_of_timestamp_seconds.set(datetime.fromisoformat(answer["as_of"]).timestamp())
     for row in rows:
@@ -94,9 +101,19 @@ async def refresh(reader: Reader, districts: Districts | None = None) -> None:
             _set(gauge, row[field], district)
         for percentile, quantile in _QUANTILES.items():
             _set(metrics.response_seconds, row["response_seconds"][percentile], district, quantile)
+    _tell_life_safety(alarms, reader.catalogues.reason_names_zh)
     for disk, free, size in disks:
         metrics.store_disk_free_bytes.labels(disk).set(free)
         metrics.store_disk_size_bytes.labels(disk).set(size)
+
+
+def _tell_life_safety(alarms: Mapping[str, int], known: Iterable[str]) -> None:
+    """By reason; what is no reason of the catalogue is `other`, as in the worker's counter."""
+    by_reason = dict.fromkeys((*known, _OTHER), 0)
+    for reason, reports in alarms.items():
+        by_reason[reason if reason in by_reason else _OTHER] += reports
+    for reason, reports in by_reason.items():
+        metrics.life_safety_rejections_last_hour_reports.labels(reason).set(reports)
 
 
 def _ask(reader: Reader, client: Client) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _BUSINESS_GAUGES: Final = frozenset(
         "gridpipe_response_seconds",
         "gridpipe_response_breached_cases",
         "gridpipe_response_breaches_last_hour_cases",
+        "gridpipe_life_safety_rejections_last_hour_reports",
         "gridpipe_business_as_of_timestamp_seconds",
     }
 )

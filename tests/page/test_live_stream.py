@@ -180,6 +180,34 @@ async def test_what_may_concern_life_and_limb_is_an_alarm_for_an_hour(
     assert await alarms() == {"reports": 2, "newest": {"source": "local", "event_id": "e103"}}
 
 
+async def test_a_rejection_about_life_and_limb_is_told_from_the_table_for_an_hour(
+    reader: Reader, clickhouse: Client
+) -> None:
+    """A worker that dies between its insert and its commit has counted nothing; its row is there."""
+
+    def told(reason: str) -> float | None:
+        name = "gridpipe_life_safety_rejections_last_hour_reports"
+        return metrics.REGISTRY.get_sample_value(name, {"reason": reason})
+
+    def reject(number: int, minutes: int, reasons: list[str]) -> None:
+        row = {"id_hi": number, "id_lo": number, "source": "local", "event_id": f"e{number}"}
+        row |= {"event_type": "REPORTED", "life_safety": True, "reasons": reasons}
+        row |= {"ingested_at": reader.clock() - timedelta(minutes=minutes)}
+        clickhouse.insert("rejections", [list(row.values())], column_names=list(row))
+
+    await refresh(reader)
+    assert (told("GRID_UNKNOWN"), told("other")) == (0, 0)
+    for number, minutes in ((101, 61), (102, 20), (103, 10), (103, 10)):  # the last one's block came again
+        reject(number, minutes, ["GRID_UNKNOWN", "TOO_OLD"])
+    reject(104, 5, ["A_REASON_OF_OLD"])
+    await refresh(reader)
+    assert (told("GRID_UNKNOWN"), told("TOO_OLD"), told("other")) == (2, 0, 1)
+    now = reader.clock() + timedelta(hours=1)
+    reader.clock = lambda: now
+    await refresh(reader)
+    assert told("GRID_UNKNOWN") == 0
+
+
 async def test_the_gauges_take_what_the_page_has_just_read(reader: Reader) -> None:
     def closure() -> float | None:
         return metrics.REGISTRY.get_sample_value("gridpipe_closure_ratio", {"district": "440704"})

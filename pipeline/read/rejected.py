@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
 
 from pipeline.read.times import instant
+
+#: So long a rejection that may concern life and limb stays an alarm, on the page and for Prometheus.
+LIFE_SAFETY: Final = timedelta(hours=1)
 
 
 def rejection_reasons(client: Client, *, from_: datetime, to: datetime) -> list[dict[str, Any]]:
@@ -49,3 +52,18 @@ def life_safety_rejections(client: Client, *, from_: datetime) -> dict[str, Any]
     reports, newest = found.result_rows[0]
     named = dict(zip(("source", "event_id"), newest, strict=True)) if reports else None
     return {"reports": reports, "newest": named}
+
+
+def life_safety_by_reason(client: Client, *, from_: datetime) -> dict[str, int]:
+    """The same reports by primary reason; '' for one without."""
+    found = client.query(
+        """
+        SELECT reasons[1] AS reason, uniqExact(id_hi, id_lo)
+        FROM rejections
+        WHERE life_safety AND event_type = 'REPORTED'
+            AND ingested_at >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')
+        GROUP BY reason
+        """,
+        parameters={"from_ms": round(from_.timestamp() * 1000)},
+    )
+    return {str(reason): int(reports) for reason, reports in found.result_rows}
