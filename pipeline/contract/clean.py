@@ -132,5 +132,9 @@ def _attributes(text: str) -> str | None:
         given = orjson.loads(text)
     except orjson.JSONDecodeError:
         return _text(text)
-    known = canonical_attributes(given) if isinstance(given, dict) else text
-    return known and _text(known)  # the gateway lets no list or object in there, others may
+    if not isinstance(given, dict):
+        return _text(text)
+    known = canonical_attributes(given)
+    if known and any(isinstance(value, list | dict) for value in given.values()):
+        return _text(known)  # the gateway lets none in there, others may
+    return known

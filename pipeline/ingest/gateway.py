@@ -278,6 +278,7 @@ class Gateway:
         try:
             states = await self.writer.write(
                 good.events,
+                size=_weight(call),
                 ingested_at=received_at,
                 request_id=call.request_id,
                 backfill=call.credential.backfill,

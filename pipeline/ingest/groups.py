@@ -34,9 +34,10 @@ UNWRITTEN: Final = 2
 
 #: A group takes no further request beyond this: the next waits while it is encoded.
 _GROUP_EVENTS: Final = 20_000
-#: Up to this many events are encoded on the loop: a millisecond, less than the change to a thread costs where
-#: the loop itself is busy.
+#: Up to this many events and bytes are encoded on the loop: milliseconds, less than the change to a
+#: thread costs where the loop itself is busy. Few events can be long, and redaction reads all of them.
 _INLINE_EVENTS: Final = 64
+_INLINE_BYTES: Final = 65_536
 
 States = NDArray[np.uint8]
 
@@ -46,6 +47,7 @@ class _Waiting:
     """The events of one request, and its future answer."""
 
     events: Sequence[Event]
+    size: int
     ingested_at: datetime
     request_id: str
     backfill: bool
@@ -74,14 +76,15 @@ class GroupWriter:
         self._sending: set[asyncio.Task[None]] = set()
 
     async def write(
-        self, events: Sequence[Event], *, ingested_at: datetime, request_id: str, backfill: bool
+        self, events: Sequence[Event], *, size: int, ingested_at: datetime, request_id: str, backfill: bool
     ) -> States:
         """SAFE, UNCONFIRMED or UNWRITTEN for each event, (n,), when all are known.
 
+        size : bytes that the events came in.
         Raises UnavailableError when the log does not answer at all, and what encoding the events raises.
         """
         loop = asyncio.get_running_loop()
-        request = _Waiting(events, ingested_at, request_id, backfill, loop.create_future())
+        request = _Waiting(events, size, ingested_at, request_id, backfill, loop.create_future())
         self._waiting.append(request)
         if self._work is None or self._work.done():
             self._work = loop.create_task(self._write_groups())
@@ -126,7 +129,7 @@ class GroupWriter:
             return
         events = sum(len(request.events) for request in group)
         try:
-            if events <= _INLINE_EVENTS:
+            if events <= _INLINE_EVENTS and sum(request.size for request in group) <= _INLINE_BYTES:
                 blocks = self._encode(group, partitions)
             else:
                 blocks = await asyncio.to_thread(self._encode, group, partitions)

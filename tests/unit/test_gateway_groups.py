@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -41,13 +42,27 @@ class NeverConfirmed(Replicated):
         return [False] * len(written)
 
 
+class WhereKeysAreMade(Privacy):
+    """Remembers on which threads events were encoded."""
+
+    def __init__(self) -> None:
+        super().__init__(SECRET)
+        self.threads: set[int] = set()
+
+    def clean_keys(self, keys: Sequence[str | None]) -> Sequence[str | None]:
+        self.threads.add(threading.get_ident())
+        return super().clean_keys(keys)
+
+
 def events(*numbers: int) -> list[Event]:
     return parse_ndjson(b"\n".join(orjson.dumps(event(number)) for number in numbers)).events
 
 
-def writer(log: MemoryLog, durability: Replicated | None = None) -> GroupWriter:
+def writer(
+    log: MemoryLog, durability: Replicated | None = None, privacy: Privacy | None = None
+) -> GroupWriter:
     return GroupWriter(
-        privacy=Privacy(SECRET),
+        privacy=privacy or Privacy(SECRET),
         producer=log,
         durability=durability or Replicated(),
         gate=Gate(1.0),
@@ -55,9 +70,10 @@ def writer(log: MemoryLog, durability: Replicated | None = None) -> GroupWriter:
     )
 
 
-async def write(groups: GroupWriter, request: int, given: Sequence[Event]) -> States:
+async def write(groups: GroupWriter, request: int, given: Sequence[Event], size: int = 500) -> States:
     return await groups.write(
         given,
+        size=size,
         ingested_at=NOW + timedelta(seconds=request),
         request_id=f"r{request}",
         backfill=request % 2 == 1,
@@ -165,3 +181,12 @@ async def test_a_large_request_waits_for_the_next_group(monkeypatch: pytest.Monk
     assert [len(answer) for answer in answers] == [3, 9, 1]
     assert log.calls == 3
     assert stored(log).height == 13
+
+
+async def test_few_events_of_many_bytes_are_not_encoded_on_the_loop() -> None:
+    small, large = WhereKeysAreMade(), WhereKeysAreMade()
+    await write(writer(CountingLog(), privacy=small), 1, events(1, 2), size=1_000)
+    await write(writer(CountingLog(), privacy=large), 1, events(1, 2), size=200_000)
+    assert small.threads == {threading.get_ident()}
+    assert large.threads
+    assert threading.get_ident() not in large.threads
