@@ -34,7 +34,7 @@ from pipeline.runtime.broker import command, free_port, wait_until_up
 HISTORY: Final = ROOT / "benchmarks" / "history"
 PLACE: Final = ROOT / "var" / "bench"
 TOPIC: Final = "grid.events"
-_RUN_SECONDS: Final = 1_800.0
+RUN_SECONDS: Final = 1_800.0
 _PACKAGES: Final = ("polars", "chdb", "confluent-kafka", "aiokafka", "faust-streaming", "msgspec", "pyarrow")
 
 out = Console(highlight=False, width=150, soft_wrap=True)
@@ -145,7 +145,7 @@ def fill(bootstrap: str, records: Records, topic: str = TOPIC) -> int:
 
 
 def run_program(
-    arguments: Sequence[str], *, env: Mapping[str, str] | None = None, seconds: float = _RUN_SECONDS
+    arguments: Sequence[str], *, env: Mapping[str, str] | None = None, seconds: float = RUN_SECONDS
 ) -> dict[str, Any]:
     """The JSON object that the program printed last. Raises RunFailedError."""
     done = subprocess.run(
