@@ -76,9 +76,9 @@ bench: setup ## every benchmark but growth, peers included; report in var/bench 
 	@$(BIN)/python -m benchmarks all $(if $(QUICK),--quick)
 
 bench-long: setup ## cost and memory over 50 million events and 30 minutes, partitions, workers, windows (hours)
-	@$(BIN)/python -m benchmarks growth $(if $(QUICK),--quick)
-	@$(BIN)/python -m benchmarks together $(if $(QUICK),--quick)
-	@$(BIN)/python -m benchmarks report
+	@code=0; for what in growth together report; do \
+		$(BIN)/python -m benchmarks $$what $$(test $$what = report || echo $(if $(QUICK),--quick)) || code=$$?; \
+	done; exit $$code
 
 bench-gate: setup ## fail when a speed ratio fell by more than 15 % (a minute)
 	@$(BIN)/python -m benchmarks.gate

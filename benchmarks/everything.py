@@ -8,8 +8,8 @@ What is made once (cities, stores, events) lies in var/bench-cache and is not pa
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
+from functools import partial
 
 from benchmarks import (
     cache,
@@ -24,12 +24,22 @@ from benchmarks import (
     stages,
     together,
 )
-from benchmarks.harness import PLACE, RunFailedError, WrongCountsError, out
+from benchmarks.harness import PLACE, out, run_parts
 
 _MINUTES = 20
 EVENTS = 500_000
 EACH_EVENTS = 100_000
 PERSONS = (500_000, 4_800_000)
+#: What is run again: an earlier run's would be taken for this one's. `growth` takes hours and is kept.
+_SERIES = ("peers", "processor", "stages", "gateway", "latency", "burst", "profile", "reads")
+
+
+def _prepare() -> None:
+    out.print("making what is not in var/bench-cache yet")
+    peers_inputs.interpreter()
+    for persons in PERSONS:
+        cache.store(persons)
+        cache.records(cache.events(EVENTS, persons), "arrow")
 
 
 def main(arguments: list[str]) -> int:
@@ -37,13 +47,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="every part as short as it can be")
     options = parser.parse_args(arguments)
     quick = ["--quick"] if options.quick else []
-    shutil.rmtree(PLACE / "series", ignore_errors=True)
-    if not options.quick:
-        out.print("making what is not in var/bench-cache yet")
-        peers_inputs.interpreter()
-        for persons in PERSONS:
-            cache.store(persons)
-            cache.records(cache.events(EVENTS, persons), "arrow")
+    for kind in _SERIES:
+        (PLACE / "series" / f"{kind}.json").unlink(missing_ok=True)
+    failed = [] if options.quick else run_parts({"preparation": _prepare})
     sizes = [] if options.quick else ["--events", str(EVENTS)]
     parts = {
         "peers": (side_by_side, [*sizes, *([] if options.quick else ["--each-events", str(EACH_EVENTS)])]),
@@ -57,19 +63,12 @@ def main(arguments: list[str]) -> int:
         "reads": (reads, [] if options.quick else ["--rounds", "5"]),
     }
     begin = time.perf_counter()
-    failed: list[str] = []
-    for name, (module, more) in parts.items():
-        started = time.perf_counter()
-        out.rule(name)
-        try:
-            module.main([*quick, *more])
-        except (RunFailedError, WrongCountsError) as error:  # the report tells what the others measured
-            failed.append(name)
-            out.print(f"{name} FAILED: {error}")
-        out.print(f"{name}: {(time.perf_counter() - started) / 60:.1f} minutes")
+    failed += run_parts(
+        {name: partial(module.main, [*quick, *more]) for name, (module, more) in parts.items()}
+    )
     code = report.main([])
     minutes = (time.perf_counter() - begin) / 60
     out.print(f"all: {minutes:.1f} minutes" + (f", more than {_MINUTES}" if minutes > _MINUTES else ""))
     if failed:
-        out.print(f"failed, and without figures in the report: {', '.join(failed)}")
+        out.print(f"FAILED, and not all of its figures in the report: {', '.join(failed)}")
     return 1 if failed else code

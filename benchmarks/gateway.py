@@ -219,5 +219,4 @@ def main(arguments: list[str]) -> int:
             f"{case}: {series.median(case):,.0f} events/s, "
             f"{series.median(case, 'events_per_cpu_second'):,.0f} per CPU second of the server"
         )
-    series.save()
     return 0

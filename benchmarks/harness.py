@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -215,13 +215,16 @@ def machine() -> dict[str, Any]:
 
 @dataclass
 class Series:
-    """Runs of one benchmark: interleaved rounds over cases, each run written to the history at once."""
+    """Runs of one benchmark: interleaved rounds over cases, each run written down at once, in the history and
+    for the report."""
 
     kind: str
     settings: dict[str, Any]
     #: Quick runs are looks, not measurements: they stay out of the committed history.
     quick: bool = False
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    #: What the report tells beside the runs.
+    facts: dict[str, Any] = field(default_factory=dict)
     _machine: dict[str, Any] = field(default_factory=machine)
     _commit: str = field(default_factory=commit)
 
@@ -240,6 +243,8 @@ class Series:
         }
         with (history / f"{self.kind}.jsonl").open("ab") as file:
             file.write(orjson.dumps(line) + b"\n")
+        # at once: what comes later may fail, and this was measured
+        self.save()
 
     def median(self, case: str, name: str = "events_per_second") -> float:
         return statistics.median(run[name] for run in self.runs[case])
@@ -258,8 +263,9 @@ class Series:
         values = [run[name] for run in self.runs[case]]
         return (max(values) - min(values)) / statistics.median(values)
 
-    def save(self, facts: Mapping[str, Any] | None = None) -> Path:
-        """The series as one file for the report."""
+    def save(self, **facts: Any) -> Path:
+        """The series as one file for the report, with what is to be told beside the runs."""
+        self.facts |= facts
         directory = PLACE / "series"
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{self.kind}.json"
@@ -272,7 +278,7 @@ class Series:
                     "settings": self.settings,
                     "at": datetime.now(UTC).isoformat(timespec="seconds"),
                     "runs": self.runs,
-                    "facts": dict(facts or {}),
+                    "facts": self.facts,
                 },
                 option=orjson.OPT_INDENT_2,
             )
@@ -286,6 +292,22 @@ def rounds(number: int, cases: Iterable[str]) -> Iterator[tuple[int, str]]:
     for at in range(number):
         for case in listed if at % 2 == 0 else reversed(listed):
             yield at, case
+
+
+def run_parts(parts: Mapping[str, Callable[[], object]]) -> list[str]:
+    """Run each; the names of those that raised, or answered with an exit code, after all were run."""
+    failed = []
+    for name, part in parts.items():
+        begin = time.perf_counter()
+        out.rule(name)
+        try:
+            if part():
+                failed.append(name)
+        except Exception as error:  # whatever it is, the report tells what the others measured
+            failed.append(name)
+            out.print(f"{name} FAILED: {type(error).__name__}: {error}", markup=False)
+        out.print(f"{name}: {(time.perf_counter() - begin) / 60:.1f} minutes")
+    return failed
 
 
 def tell(series: Series, case: str, number: int, of: int) -> None:

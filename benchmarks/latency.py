@@ -127,6 +127,7 @@ def main(arguments: list[str]) -> int:
         total, capacity = 0, 0.0
         if not options.rate:
             total, capacity = _capacity(place, running.url, key, options.persons, seconds / 2)
+            series.facts["capacity"] = capacity
             out.print(f"capacity: {capacity:,.0f} events/s from HTTP to the store")
         rates = options.rate or [capacity * share for share in SHARES]
         for number, rate in enumerate(rates):
@@ -141,7 +142,6 @@ def main(arguments: list[str]) -> int:
                 f"carried {result['events_per_second']:,.0f} events/s"
             )
     shutil.rmtree(place, ignore_errors=True)
-    series.save({"capacity": capacity})
     return 0
 
 

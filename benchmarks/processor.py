@@ -126,7 +126,6 @@ def main(arguments: list[str]) -> int:
         series.add(name, at, run_ours(source, records, size, options.partitions))
         tell(series, name, at, number)
     show(series)
-    series.save()
     return 0
 
 

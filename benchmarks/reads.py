@@ -112,5 +112,4 @@ def main(arguments: list[str]) -> int:
                 f"  {name:<24} p50 {call['p50_ms']:6.0f}  p95 {call['p95_ms']:6.0f}  "
                 f"CPU {call['cpu_ms']:6.0f} ms"
             )
-    series.save()
     return 0

@@ -60,8 +60,24 @@ def main(arguments: list[str]) -> int:
         quick=options.quick,
     )
     left_out: list[str] = []
+    series.facts["left_out"] = left_out
     for size in set(sizes.values()):
         cache.events(size, options.persons)
+    try:
+        _run(series, cases, number, sizes, options, left_out)
+    finally:  # ours may end the series: what was measured until then is compared
+        series.save(goals=compare(series))
+    return 0
+
+
+def _run(  # noqa: PLR0917
+    series: Series,
+    cases: list[str],
+    number: int,
+    sizes: dict[str, int],
+    options: argparse.Namespace,
+    left_out: list[str],
+) -> None:
     for at, case in rounds(number, cases):
         name, form = case.split(" ")
         source = cache.events(sizes[form], options.persons)
@@ -77,9 +93,6 @@ def main(arguments: list[str]) -> int:
                 continue
         series.add(case, at, result)
         tell(series, case, at, number)
-    compared = compare(series)
-    series.save({"goals": compared, "left_out": left_out})
-    return 0
 
 
 def case_names() -> list[str]:

@@ -58,7 +58,6 @@ def main(arguments: list[str]) -> int:
             },
         )
     show(series)
-    series.save()
     return 0
 
 

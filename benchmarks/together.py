@@ -197,5 +197,4 @@ def main(arguments: list[str]) -> int:
     )
     if result["client_cpu_share"] > CLIENT_LIMIT:
         out.print("  the client may be what limits this figure")
-    series.save()
     return 0

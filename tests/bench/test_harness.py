@@ -7,8 +7,16 @@ from pathlib import Path
 import orjson
 import pytest
 
-from benchmarks import harness
-from benchmarks.harness import RunFailedError, Series, WrongCountsError, check_common, rounds, run_program
+from benchmarks import everything, growth, harness
+from benchmarks.harness import (
+    RunFailedError,
+    Series,
+    WrongCountsError,
+    check_common,
+    rounds,
+    run_parts,
+    run_program,
+)
 from benchmarks.workload import Ledger
 
 LEDGER = Ledger(sent=100, admitted=20, recorded=70, rejected=3, duplicates=7, stored_checksum=555)
@@ -38,6 +46,7 @@ def test_ratio_is_taken_within_a_round_and_runs_are_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness, "HISTORY", tmp_path)
+    monkeypatch.setattr(harness, "PLACE", tmp_path)
     series = Series("trial", {"events": 1})
     # a disturbed second round slows both: the ratio does not show it, the quotient of medians would
     for number, (ours, theirs) in enumerate([(300.0, 100.0), (30.0, 10.0), (280.0, 140.0)]):
@@ -54,6 +63,58 @@ def test_ratio_is_taken_within_a_round_and_runs_are_written_down(
     lines = [orjson.loads(line) for line in (tmp_path / "trial.jsonl").read_bytes().splitlines()]
     assert len(lines) == 11
     assert {"at", "commit", "machine", "settings", "case", "round"} <= set(lines[0])
+
+
+def test_what_was_measured_is_there_for_the_report_whatever_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "PLACE", tmp_path)
+    series = Series("trial", {}, quick=True)
+    series.facts["capacity"] = 5.0
+    series.add("ours", 0, {"events_per_second": 1.0})
+    saved = orjson.loads((tmp_path / "series" / "trial.json").read_bytes())
+    assert saved["runs"]["ours"] == [{"round": 0, "events_per_second": 1.0}]
+    assert saved["facts"] == {"capacity": 5.0}
+
+
+def test_a_part_that_fails_in_any_way_is_named_and_the_others_run() -> None:
+    ran = []
+
+    def fails() -> None:
+        raise FileNotFoundError("[/no/such] profile")
+
+    def answers() -> int:
+        ran.append("answers")
+        return 3
+
+    assert run_parts({"one": fails, "two": answers, "three": lambda: ran.append("three")}) == ["one", "two"]
+    assert ran == ["answers", "three"]
+
+
+def test_growth_goes_on_after_a_part_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "PLACE", tmp_path)
+
+    def fails(*_: object, **__: object) -> None:
+        raise RunFailedError("no")
+
+    ran = []
+    monkeypatch.setattr(growth, "cost", fails)
+    monkeypatch.setattr(growth, "windows", lambda *_: ran.append("dedup"))
+    assert growth.main(["--quick", "--only", "cost", "--only", "dedup"]) == 1
+    assert ran == ["dedup"]
+
+
+def test_everything_keeps_the_series_that_it_does_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(everything, "PLACE", tmp_path)
+    monkeypatch.setattr(everything, "run_parts", lambda _: ["reads"])
+    monkeypatch.setattr(everything.report, "main", lambda _: 0)
+    (tmp_path / "series").mkdir()
+    for kind in ("growth", "together", "reads"):
+        (tmp_path / "series" / f"{kind}.json").write_text("{}")
+    assert everything.main(["--quick"]) == 1
+    assert {path.stem for path in (tmp_path / "series").iterdir()} == {"growth", "together"}
 
 
 def test_program_that_fails_tells_why() -> None:
