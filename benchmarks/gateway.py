@@ -42,7 +42,7 @@ from benchmarks.harness import (
     tell,
 )
 from benchmarks.http_client import write_bodies
-from benchmarks.load_bodies import MARK
+from benchmarks.load_bodies import MARK, outcomes_of, running_outcomes
 from pipeline.runtime.broker import free_port
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
@@ -62,15 +62,20 @@ CLIENT_LIMIT: Final = 0.85
 _CLIENT_MARGIN_SECONDS: Final = 300.0
 
 
-def bodies(kind: str, persons: int) -> list[bytes]:
-    """Some distinct request bodies of this kind, serialised and compressed beforehand."""
-    size, content_type, encoding, _ = REQUESTS[kind]
+def events_by_body(kind: str, persons: int) -> list[list[bytes]]:
+    """Events of some distinct request bodies of this kind."""
+    size = REQUESTS[kind][0]
     count = min(size * _BODIES, 50_000) if size > 1 else 2_000
     source = cache.events(50_000, persons, salt=MARK.decode())
     lines = [text.encode() for text in next(source.chunks())["json"].head(count).to_list()]
+    return [lines[at : at + size] for at in range(0, len(lines), size)]
+
+
+def bodies(kind: str, parts: list[list[bytes]]) -> list[bytes]:
+    """These bodies, serialised and compressed beforehand."""
+    size, content_type, encoding, _ = REQUESTS[kind]
     found = []
-    for at in range(0, len(lines), size):
-        part = lines[at : at + size]
+    for part in parts:
         body = b"\n".join(part) if content_type == NDJSON or size == 1 else b"[" + b",".join(part) + b"]"
         if encoding == "gzip":
             body = gzip.compress(body, 6)
@@ -106,16 +111,28 @@ def server(which: str, to: Broker, place: Path, partitions: int) -> Iterator[tup
         errors.close()
 
 
+def prepare_load(place: Path, kind: str, persons: int) -> tuple[Path, list[dict[str, int]]]:
+    """The bodies' file, made the first time, and what becomes of the first 0, 1, 2 … of them."""
+    file = place / f"bodies-{kind.replace(' ', '-')}"
+    running = file.with_suffix(".json")
+    if not file.exists():
+        parts = events_by_body(kind, persons)
+        running.write_bytes(orjson.dumps(running_outcomes(parts)))
+        write_bodies(file, bodies(kind, parts))
+    return file, orjson.loads(running.read_bytes())
+
+
 def run_load(
     place: Path, address: str, key: str, kind: str, *, persons: int, rate: float = 0.0, **more: Any
 ) -> dict[str, Any]:
-    """One run of the load client; `more`: seconds or requests. May take as long as it loads, and more."""
+    """One run of the load client; `more`: seconds or requests. May take as long as it loads, and more.
+
+    With `first_pass`, the result has in `expected` what must become of the events by outcome.
+    """
     size, content_type, encoding, connections = REQUESTS[kind]
     if rate:  # the server closes connections that idle for seconds
         connections = max(1, min(connections, int(rate / size)))
-    file = place / f"bodies-{kind.replace(' ', '-')}"
-    if not file.exists():
-        write_bodies(file, bodies(kind, persons))
+    file, running = prepare_load(place, kind, persons)
     headers = {"Content-Type": content_type} | ({"Content-Encoding": encoding} if encoding else {})
     task = place / "client.json"
     task.write_bytes(
@@ -134,7 +151,11 @@ def run_load(
     )
     # its seconds count from its own start, the time limit from ours
     limit = (more.get("seconds") or RUN_SECONDS) + _CLIENT_MARGIN_SECONDS
-    return run_program(python("-m", "benchmarks.http_client", str(task)), seconds=limit)
+    found = run_program(python("-m", "benchmarks.http_client", str(task)), seconds=limit)
+    if "first_pass" in more:
+        found["expected"] = outcomes_of(found["requests"], running)
+        found["not_accepted"] = size * found["requests"] - found["accepted"]
+    return found
 
 
 def on_topic(to: Broker, partitions: int) -> int:

@@ -16,6 +16,9 @@ import argparse
 import shutil
 import threading
 import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ import polars as pl
 
 from benchmarks import cache, load_check
 from benchmarks.gateway import run_load
-from benchmarks.harness import PLACE, RunFailedError, Series, broker, out
+from benchmarks.harness import PLACE, RunFailedError, Series, WrongCountsError, broker, out
 from benchmarks.service import service
 from benchmarks.workload import SOURCE
 from pipeline.process.hashes import id_hash
@@ -85,11 +88,27 @@ class Probe(threading.Thread):
 
 
 def stored(url: str) -> int:
+    """Events that the worker has committed, by whatever outcome."""
     return int(sum(load_check.outcomes(load_check.read_metrics(url)).values()))
 
 
+def check_outcomes(found: Mapping[str, float], wanted: Mapping[str, int], not_accepted: int) -> None:
+    """What became of the events is what their ledger says, or events that were rejected would pass as stored.
+
+    not_accepted : events of requests that were not accepted; which ones these were is not known.
+    Raises WrongCountsError.
+    """
+    wrong = {
+        name: (int(found[name]), wanted.get(name, 0))
+        for name in load_check.OUTCOMES
+        if abs(found[name] - wanted.get(name, 0)) > not_accepted
+    }
+    if wrong:
+        raise WrongCountsError(f"outcomes: (found, ledger) {wrong}")
+
+
 def drain(url: str, wanted: int) -> float:
-    """Wait until so many events are stored; when that was."""
+    """Wait until so many events are done with, whatever became of them; when that was."""
     deadline = time.monotonic() + _DRAIN_SECONDS
     while (found := stored(url)) < wanted:
         if time.monotonic() > deadline:
@@ -98,6 +117,31 @@ def drain(url: str, wanted: int) -> float:
     if found > wanted:
         raise RunFailedError(f"{found} events stored, {wanted} sent")
     return time.perf_counter()
+
+
+@dataclass
+class Sent:
+    """What was posted so far, and what must become of it."""
+
+    accepted: int = 0
+    not_accepted: int = 0
+    expected: Counter[str] = field(default_factory=Counter)
+
+    def load(self, result: Mapping[str, Any]) -> None:
+        """Add a run of the load client."""
+        self.accepted += result["accepted"]
+        self.not_accepted += result["not_accepted"]
+        self.expected.update(result["expected"])
+
+    def probes(self, number: int) -> None:
+        self.accepted += number
+        self.expected["recorded"] += number
+
+    def drain(self, url: str) -> float:
+        """Wait until all is done with; when that was. Raises RunFailedError, WrongCountsError."""
+        done = drain(url, self.accepted)
+        check_outcomes(load_check.outcomes(load_check.read_metrics(url)), self.expected, self.not_accepted)
+        return done
 
 
 def main(arguments: list[str]) -> int:
@@ -124,16 +168,14 @@ def main(arguments: list[str]) -> int:
         broker() as to,
         service(place / "data", to.bootstrap, canary_interval_seconds=0) as (running, key),
     ):
-        total, capacity = 0, 0.0
+        total, capacity = Sent(), 0.0
         if not options.rate:
-            total, capacity = _capacity(place, running.url, key, options.persons, seconds / 2)
+            capacity = _capacity(place, running.url, key, options.persons, seconds / 2, total)
             series.facts["capacity"] = capacity
             out.print(f"capacity: {capacity:,.0f} events/s from HTTP to the store")
         rates = options.rate or [capacity * share for share in SHARES]
         for number, rate in enumerate(rates):
-            result, total = _measure(
-                place, running, key, options.persons, rate, seconds, template, total, number
-            )
+            result = _measure(place, running, key, options.persons, rate, seconds, template, total, number)
             name = f"{rate:,.0f} events/s" + ("" if options.rate else f" ({SHARES[number]:.0%})")
             series.add(name, 0, result)
             out.print(
@@ -145,11 +187,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _capacity(place: Path, url: str, key: str, persons: int, seconds: float) -> tuple[int, float]:
+def _capacity(  # noqa: PLR0917
+    place: Path, url: str, key: str, persons: int, seconds: float, total: Sent
+) -> float:
     address = url.removeprefix("http://")
     begin = time.perf_counter()
     sent = run_load(place, address, key, "ndjson500", persons=persons, seconds=seconds, first_pass=0)
-    return sent["accepted"], sent["accepted"] / (drain(url, sent["accepted"]) - begin)
+    total.load(sent)
+    return float(sent["accepted"] / (total.drain(url) - begin))
 
 
 def _measure(  # noqa: PLR0917
@@ -160,9 +205,9 @@ def _measure(  # noqa: PLR0917
     rate: float,
     seconds: float,
     template: bytes,
-    total: int,
+    total: Sent,
     number: int,
-) -> tuple[dict[str, Any], int]:
+) -> dict[str, Any]:
     url = running.url
     probes = [Probe(running, key, template, f"{number}-{at}") for at in range(_PROBES)]
     for probe in probes:
@@ -184,8 +229,9 @@ def _measure(  # noqa: PLR0917
     for probe in probes:
         probe.join()
     asked = sum(probe.sent for probe in probes)
-    total += sent["accepted"] + asked
-    drain(url, total)
+    total.load(sent)
+    total.probes(asked)
+    total.drain(url)
     seen = [instant for probe in probes for instant in probe.seconds]
     if len(seen) < asked or not seen:
         raise RunFailedError(
@@ -202,4 +248,4 @@ def _measure(  # noqa: PLR0917
         "p99_ms": float(p99),
         "answers_ms": sent["latency_ms"],
         "client_cpu_share": sent["client_cpu_share"],
-    }, total
+    }

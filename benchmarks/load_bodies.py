@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-#: Ids in the file carry this mark; every pass over the file replaces it, so that no id is sent twice.
+from benchmarks.workload import NO_GRID, NO_MATTER
+
+#: Ids in the file and texts of reports carry this mark; every pass over the file replaces it, so that no id
+#: is sent twice, and no report either.
 MARK: Final = b"pass00000."
 #: `bad-data`: one line in five is broken, in turn in each of these ways.
 BAD_SHARE: Final = 0.2
 STORM_REPORTS: Final = 1_000
+
+
+_REFUSED: Final = re.compile(
+    rb'"matter_code":"%s"|"grid_code":"\d{12}%s"' % (NO_MATTER.encode(), NO_GRID.encode())
+)
+_ID: Final = re.compile(rb'"event_id":"([^"]*)"')
+
+
+def running_outcomes(bodies: Iterable[list[bytes]]) -> list[dict[str, int]]:
+    """What becomes of the events of the first 0, 1, 2 … bodies of the workload, as the service counts."""
+    seen: set[bytes] = set()
+    counted: Counter[str] = Counter(dict.fromkeys(("admitted", "recorded", "rejected", "duplicate"), 0))
+    found = [dict(counted)]
+    for lines in bodies:
+        for line in lines:
+            match = _ID.search(line)
+            assert match is not None
+            if match[1] in seen:
+                outcome = "duplicate"
+            elif _REFUSED.search(line):
+                outcome = "rejected"
+            else:
+                outcome = "admitted" if b'"event_type":"REPORTED"' in line else "recorded"
+            seen.add(match[1])
+            counted[outcome] += 1
+        found.append(dict(counted))
+    return found
+
+
+def outcomes_of(requests: int, running: list[dict[str, int]]) -> Counter[str]:
+    """What becomes of so many requests, pass after pass over the bodies."""
+    passes, more = divmod(requests, len(running) - 1)
+    return Counter({name: passes * running[-1][name] + running[more][name] for name in running[-1]})
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from benchmarks import cache
 from benchmarks.gateway import CLIENT_LIMIT, run_load
 from benchmarks.harness import PLACE, TOPIC, Series, broker, out
-from benchmarks.latency import drain, stored
+from benchmarks.latency import Sent, stored
 from benchmarks.memory import MEMORY_TOLERANCE, Memory
 from benchmarks.service import service
 from infra.kafka.cluster import Cluster
@@ -121,18 +121,19 @@ def _run(  # noqa: PLR0917
 
     begin = time.perf_counter()
     warm = load(0, min(15.0, max(4.0, seconds / 10)), 0.0)
-    total = warm["accepted"]
-    capacity = total / (drain(running.url, total) - begin)
+    total = Sent()
+    total.load(warm)
+    capacity = total.accepted / (total.drain(running.url) - begin)
     rate = rate or capacity * share
     out.print(f"as fast as answered: {capacity:,.0f} events/s to the store; now {rate:,.0f} events/s")
-    waiting = Waiting(running.url, total, rate)
+    waiting = Waiting(running.url, total.accepted, rate)
     with Memory(running) as memory:
         waiting.start()
         sent = load(10_000, seconds, rate)
         waiting.stop.set()
         waiting.join()
-    total += sent["accepted"]
-    left = drain(running.url, total) - begin
+    total.load(sent)
+    left = total.drain(running.url) - begin
     earlier, later = waiting.thirds()
     grown = {role: memory.growth(role) for role in running.pids}
     carried = sent["accepted"] / sent["seconds"]

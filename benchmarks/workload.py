@@ -25,11 +25,14 @@ from pipeline.simulate.scene import Groups, Matters, group_by_code, load_matters
 from pipeline.simulate.texts import descriptions, hashes
 
 #: Grows when the same seed gives other events: cached files are made anew.
-VERSION: Final = 2
+VERSION: Final = 3
 SEED: Final = 20260101
 SOURCE: Final = "bench"
 CHUNK_EVENTS: Final = 1_000_000
 REDELIVERED, UNKNOWN_MATTER, UNKNOWN_GRID = 0.05, 0.02, 0.01
+#: The matter that there is none of, and how a grid ends that there is none of.
+NO_MATTER: Final = "XX-99"
+NO_GRID: Final = "999"
 LIFE: Final = ("REPORTED", "ACCEPTED", "DISPATCHED", "SIGNED", "ARRIVED", "HANDLING", "RESOLVED", "CLOSED")
 _ACTORS: Final = ("full_time", "clerk", "clerk", *["department"] * 4, "clerk")
 #: Mean distance of two steps of a case, and of a redelivery from its original, as shares of a chunk.
@@ -105,7 +108,8 @@ class City:
 
 
 class Workload:
-    """Chunks of one workload. `base` : no event is later; `city` : reference data it agrees with."""
+    """Chunks of one workload. `base` : no event is later; `city` : reference data it agrees with;
+    `salt` : begins all ids and ends the texts of reports."""
 
     def __init__(self, city: City, *, base: datetime, seed: int = SEED, salt: str = "w") -> None:
         self.city, self.base, self.seed, self.salt = city, base, seed, salt
@@ -168,9 +172,9 @@ class Workload:
             lon=pl.Series((west + inside[0] * wide).round(6)),
             lat=pl.Series((south + inside[1] * high).round(6)),
             grid_code=pl.when(pl.col("fault") == 2)
-            .then(pl.concat_str(pl.col("grid_code").str.head(12), pl.lit("999")))
+            .then(pl.concat_str(pl.col("grid_code").str.head(12), pl.lit(NO_GRID)))
             .otherwise("grid_code"),
-            code=pl.when(pl.col("fault") == 1).then(pl.lit("XX-99")).otherwise("code"),
+            code=pl.when(pl.col("fault") == 1).then(pl.lit(NO_MATTER)).otherwise("code"),
         )
 
     def _json(self, rng: np.random.Generator, rows: pl.DataFrame, chunk: int) -> pl.Series:
@@ -243,8 +247,11 @@ class Workload:
                 photos.fill_null(""),
                 firm.fill_null(""),
                 pl.lit(',"description":"'),
-                # a report tells at length, a later step in a few words
-                pl.when(is_report).then("text").otherwise(pl.col("text").str.head(10)),
+                # a report tells at length, a later step in a few words; with the salt, a report that is sent
+                # again under another id is another report, not a resend
+                pl.when(is_report)
+                .then(pl.concat_str("text", pl.lit(self.salt)))
+                .otherwise(pl.col("text").str.head(10)),
                 pl.lit('"}'),
             ).alias("json")
         )["json"]

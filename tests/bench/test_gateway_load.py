@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gateway
+from benchmarks import gateway, latency
+from benchmarks.harness import WrongCountsError
+from benchmarks.load_bodies import outcomes_of
+from benchmarks.load_check import OUTCOMES
 
 
 @pytest.mark.parametrize("seconds", [2.0, 1_800.0])
@@ -21,6 +24,23 @@ def test_load_client_gets_more_time_than_it_loads(
         return {}
 
     monkeypatch.setattr(gateway, "run_program", note)
-    monkeypatch.setattr(gateway, "bodies", lambda *_: [b"x"])
+    monkeypatch.setattr(gateway, "prepare_load", lambda *_: (tmp_path / "bodies", []))
     gateway.run_load(tmp_path, "127.0.0.1:1", "k", "ndjson500", persons=1, seconds=seconds)
     assert limits[0] >= seconds + 60
+
+
+def test_outcomes_of_passes_over_the_bodies() -> None:
+    running = [{"recorded": 0, "rejected": 0}, {"recorded": 3, "rejected": 1}, {"recorded": 7, "rejected": 1}]
+    assert outcomes_of(0, running) == {"recorded": 0, "rejected": 0}
+    assert outcomes_of(5, running) == {"recorded": 2 * 7 + 3, "rejected": 2 + 1}
+
+
+def test_events_that_were_rejected_do_not_pass_as_stored() -> None:
+    wanted = {"admitted": 20, "recorded": 70, "rejected": 3, "duplicate": 7}
+    right = dict.fromkeys(OUTCOMES, 0) | wanted
+    latency.check_outcomes(right, wanted, 0)
+    resends = right | {"admitted": 5, "duplicate": 22}
+    with pytest.raises(WrongCountsError, match="admitted"):
+        latency.check_outcomes(resends, wanted, 0)
+    # requests that were answered 503 may have been any
+    latency.check_outcomes(right | {"recorded": 60}, wanted, 10)

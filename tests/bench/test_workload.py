@@ -11,6 +11,7 @@ import orjson
 import polars as pl
 import pytest
 
+from benchmarks.load_bodies import MARK, running_outcomes
 from benchmarks.workload import City, Workload, expected
 from pipeline.contract.parse import parse_ndjson
 from pipeline.settings import load_settings
@@ -71,6 +72,38 @@ def test_ledger_is_what_the_events_hold(city: City) -> None:
     assert ledger.sent == EVENTS == ledger.stored + ledger.rejected + ledger.duplicates
     assert ledger.duplicates == round(0.05 * EVENTS)
     assert ledger.rejected == round(0.03 * EVENTS)
+
+
+def test_a_pass_with_its_own_mark_has_no_report_of_another_pass(city: City) -> None:
+    """The mark stands in ids and in texts of reports: the second pass is not the first one's resends."""
+    texts = Workload(city, base=BASE, salt=MARK.decode()).chunk(0, EVENTS).frame["json"].unique()
+    first, second = (
+        parse_ndjson("\n".join(texts).encode().replace(MARK, mark)).events
+        for mark in (b"pass00000.", b"pass00001.")
+    )
+    reports = [
+        {event.description for event in each if event.event_type == "REPORTED"} for each in (first, second)
+    ]
+    assert reports[0]
+    assert not reports[0] & reports[1]
+    size = texts.str.len_bytes().mean()
+    assert isinstance(size, float)
+    assert 400 < size < 450
+
+
+def test_outcomes_are_told_body_by_body(city: City) -> None:
+    chunk = Workload(city, base=BASE).chunk(0, EVENTS)
+    ledger = expected([chunk.ledger], [chunk.frame.height])
+    lines = [text.encode() for text in chunk.frame["json"]]
+    running = running_outcomes([lines[:1_000], lines[1_000:]])
+    assert running[0] == {"admitted": 0, "recorded": 0, "rejected": 0, "duplicate": 0}
+    assert sum(running[1].values()) == 1_000
+    assert running[2] == {
+        "admitted": ledger.admitted,
+        "recorded": ledger.recorded,
+        "rejected": ledger.rejected,
+        "duplicate": ledger.duplicates,
+    }
 
 
 def test_events_are_as_large_and_as_spread_as_they_should_be(frame: pl.DataFrame, city: City) -> None:
