@@ -101,8 +101,8 @@ def _together(kind: str, least_seconds: float) -> Callable[[Mapping[str, Saved]]
         for case, (run, *_) in saved.get(kind, {}).get("runs", {}).items():
             held = "sustained" if run["sustained"] else "not sustained"
             lasted = run["sustained"] and run["seconds"] >= least_seconds
-            reached = lasted and run["events_per_second"] >= TOGETHER
-            return f"{run['events_per_second']:,.0f} events/s {held} ({case})", reached
+            carried = run.get("stored_per_second", 0.0)  # runs of before tell what was accepted only
+            return f"{carried:,.0f} events/s stored, {held} ({case})", lasted and carried >= TOGETHER
         return None
 
     return read
@@ -142,7 +142,9 @@ def _soak(saved: Mapping[str, Saved]) -> Verdict:
         return None
     grown = [share for share in runs[0]["memory_growth"].values() if share is not None]
     flat = len(grown) == len(runs[0]["memory_growth"]) > 0 and max(map(abs, grown)) <= MEMORY_TOLERANCE
-    return growth_text(runs[0]["memory_growth"]), flat and runs[0]["seconds"] >= _SOAK_SECONDS
+    drained = runs[0]["drained_after_seconds"] is not None
+    told = growth_text(runs[0]["memory_growth"]) + ("" if drained else "; not drained")
+    return told, flat and drained and runs[0]["seconds"] >= _SOAK_SECONDS
 
 
 GOALS: Final = (

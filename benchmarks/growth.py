@@ -99,7 +99,8 @@ def soak(series: Series, minutes: float, persons: int, *, quick: bool) -> None:
         return
     series.add("soak", 0, result)
     out.print(
-        f"soak: {result['events_per_second']:,.0f} events/s for {result['seconds'] / 60:.1f} minutes; memory "
+        f"soak: {result['stored_per_second']:,.0f} events/s stored for {result['seconds'] / 60:.1f} minutes"
+        f"{'' if result['drained_after_seconds'] is not None else ', NOT drained'}; memory "
         + together.growth_text(result["memory_growth"])
     )
 

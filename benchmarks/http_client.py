@@ -5,7 +5,8 @@
 TASK : JSON file: address, key, connections, seconds or requests, rate (events/s, 0: as fast as answered),
 bodies (file of length-prefixed bodies), events (per body), headers, first_pass (number that marks the ids of
 the first pass over the bodies; absent: ids repeat). Prints one JSON object: requests, events
-accepted and rejected as the answers say, statuses, latencies (ms), own CPU share.
+accepted and rejected as the answers say, statuses, latencies (ms), own CPU share, and when it began to send,
+by the clock that all processes of a machine share (`time.perf_counter`).
 """
 
 from __future__ import annotations
@@ -152,6 +153,7 @@ async def run(task: dict[str, Any]) -> dict[str, Any]:
     seconds = max(load.last - load.begin, 1e-9)
     latencies = np.array(load.latencies or [0.0]) * 1_000
     return {
+        "began": load.begin,
         "seconds": seconds,
         "client_cpu_share": (time.process_time() - begin_cpu) / seconds,
         "requests": len(load.latencies),

@@ -156,13 +156,16 @@ def _profiles(saved: Saved) -> list[Rows]:
 
 
 def _together(saved: Saved) -> Rows:
-    rows = [["run", "asked", "carried", "sustained", "waiting: second third, last third", "memory"]]
+    rows = [
+        ["run", "asked", "accepted", "stored", "sustained", "waiting: second third, last third", "memory"]
+    ]
     for case, (run, *_) in saved["runs"].items():
         rows.append(
             [
                 case,
                 f"{run['asked_per_second']:,.0f}",
                 f"{run['events_per_second']:,.0f}",
+                f"{run.get('stored_per_second', 0):,.0f}",
                 "yes" if run["sustained"] else "no",
                 f"{run['waiting_second_third']:,.0f}, {run['waiting_last_third']:,.0f}",
                 growth_text(run["memory_growth"]),

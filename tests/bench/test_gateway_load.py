@@ -44,3 +44,15 @@ def test_events_that_were_rejected_do_not_pass_as_stored() -> None:
         latency.check_outcomes(resends, wanted, 0)
     # requests that were answered 503 may have been any
     latency.check_outcomes(right | {"recorded": 60}, wanted, 10)
+
+
+def test_what_waits_gets_a_share_of_the_load_and_is_then_not_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(latency.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(latency.time, "sleep", lambda _: now.__setitem__(0, now[0] + 10.0))
+    monkeypatch.setattr(latency, "stored", lambda _: 99)
+    for load_seconds, limit in ((20.0, 60.0), (1_800.0, 360.0)):
+        now[0] = 0.0
+        with pytest.raises(latency.NotDrainedError, match="99 of 100"):
+            latency.drain("http://x", 100, load_seconds)
+        assert limit < now[0] <= limit + 10
