@@ -196,6 +196,12 @@ class KeyStore:
         self._verified[fingerprint] = key, key.credential()
         return self._verified[fingerprint][1]
 
+    def holds(self, key_id: str, role: str) -> bool:
+        """Whether the key with this id is in force and has the role. For who has shown the key before."""
+        self._refresh()
+        key = self._keys.get(key_id)
+        return key is not None and key.in_force(self._clock()) and role in key.all_roles
+
     def signing(self, key_id: str) -> tuple[bytes, Credential | None]:
         """The secret that requests of signing key `key_id` are signed with, and what it allows.
 

@@ -102,8 +102,11 @@ class Live:
         """The newest message of those topics that have one, as JSON."""
         return {topic: self._frames[topic].data for topic in topics if topic in self._frames}
 
-    async def stream(self) -> AsyncIterator[bytes]:
-        """Server-sent events: what is known at once, then whatever changes."""
+    async def stream(self, allowed: Callable[[], bool] = lambda: True) -> AsyncIterator[bytes]:
+        """Server-sent events: what is known at once, then whatever changes.
+
+        allowed : asked before each message; where it says no, the stream ends.
+        """
         if not self.viewers:
             # of the last minute: the page would take its instants for the present one
             for topic in ("figures", "current"):
@@ -114,7 +117,7 @@ class Live:
         seen = 0
         try:
             yield b"retry: 2000\n\n"
-            while not self._closed:
+            while not self._closed and allowed():
                 news = self._news
                 fresh = sorted(
                     (frame for frame in self._frames.values() if frame.number > seen),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -20,6 +21,7 @@ from pipeline.read.matters import matters_in_force
 from pipeline.read.routes import answer, only
 from pipeline.read.small_cells import for_reader
 from pipeline.rules.model import RULE_COUNT, Channel, Named
+from pipeline.runtime.access import still_reads
 from pipeline.runtime.pages import page
 from pipeline.store.kpi_views import BY
 
@@ -78,7 +80,9 @@ def live_routes(live: Live, keys: KeyStore) -> list[BaseRoute]:
             problem = ProblemError(503, "too_many_viewers", "too many pages watch; try again in a moment")
             return problem_response(problem, request_id_of(request.headers.get("x-request-id")))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(live.stream(), media_type="text/event-stream", headers=headers)
+        # an open stream would outlive its key otherwise
+        allowed = partial(still_reads, request.scope, keys)
+        return StreamingResponse(live.stream(allowed), media_type="text/event-stream", headers=headers)
 
     async def tables(request: Request) -> Any:
         by, given = request.path_params["by"], only(request, "parent")

@@ -35,16 +35,20 @@ __all__ = [
     "SmallCells",
     "check_listeners",
     "guard_metrics",
+    "still_reads",
 ]
 
 #: The source of the key that `gridpipe up` makes for this machine.
 LOCAL_SOURCE: Final = "local"
 #: Calls whose answers tell of one person's report or case, however masked.
 _PERSONAL: Final = ("/v1/events/", "/v1/cases/", "/v1/rejections", "/v1/live/search")
+#: So does the stream, which shows the newest rejected reports; what the page asks below it is figures.
+_STREAM: Final = "/v1/live"
 #: Requests per second of one address on a listener for metrics: a hundred that ask each second. Not the
 #: senders' setting, which may be lower than what watching needs.
 _ADMIN_REQUESTS_PER_SECOND: Final = 100
 _CALLER: Final = "gridpipe.caller"
+_KEY_ID: Final = "gridpipe.key_id"
 _ROLES: Final = "gridpipe.roles"
 
 
@@ -130,6 +134,7 @@ class RoleKeys:
         except ProblemError as problem:
             return problem_response(problem, request_id)
         scope[_CALLER], scope[_ROLES] = f"key {credential.id}", credential.roles
+        scope[_KEY_ID] = credential.id
         return None
 
     def _identified(self, scope: Scope) -> Credential:
@@ -193,6 +198,12 @@ def identify(scope: Scope, keys: KeyStore, signatures: Signatures | None) -> Cre
     return keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
 
 
+def still_reads(scope: Scope, keys: KeyStore) -> bool:
+    """Whether the key that a request needed still allows it to read; true where none was needed."""
+    key_id = scope.get(_KEY_ID)
+    return key_id is None or keys.holds(key_id, "read")
+
+
 class SmallCells:
     """ASGI wrapper: answers hold no small cells, unless the caller's key has the role `admin`."""
 
@@ -217,7 +228,7 @@ class AuditReads:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         read = scope["type"] == "http" and scope["method"] in {"GET", "HEAD"}
-        if not read or not scope["path"].startswith(_PERSONAL):
+        if not read or not (scope["path"] == _STREAM or scope["path"].startswith(_PERSONAL)):
             await self._app(scope, receive, send)
             return
         failed = False
@@ -237,7 +248,7 @@ class AuditReads:
         await self._app(scope, receive, audited)
 
     def _record(self, scope: Scope, status: int) -> None:
-        call = next(prefix for prefix in _PERSONAL if scope["path"].startswith(prefix))
+        call = next((prefix for prefix in _PERSONAL if scope["path"].startswith(prefix)), _STREAM)
         query = scope.get("query_string", b"").decode("latin-1")
         self._audit.record(
             who=scope.get(_CALLER) or self._who(scope),
