@@ -122,6 +122,38 @@ def test_every_table_of_cases_has_a_policy_for_each_district(clickhouse: Client)
     assert all(districts == roles for districts in found.values()), found
 
 
+#: Who reads ClickHouse's own tables: file → the roles whose users run it. `doctor` runs where api, gateway
+#: and worker run, as their user.
+READERS = {
+    "infra/grafana/sink.py": {"grid_city"},
+    "pipeline/page/board.py": {"grid_api"},
+    "pipeline/read/gauges.py": {"grid_api"},
+    "pipeline/runtime/doctor.py": {"grid_api", "grid_ingest"},
+    "pipeline/store/erase.py": {"grid_eraser"},
+    "pipeline/store/migrate.py": {"grid_ingest"},
+    "pipeline/store/retention.py": {"grid_ingest"},
+    "pipeline/store/windows.py": {"grid_api", "grid_ingest"},
+}
+
+
+def test_who_reads_a_system_table_may_and_nobody_else() -> None:
+    """server.xml has a grant required for each (select_from_system_db_requires_grant)."""
+    root = Path(__file__).parents[2]
+    read: dict[str, set[str]] = {}
+    files = set()
+    for path in [*root.glob("pipeline/**/*.py"), *root.glob("infra/grafana/*.py")]:
+        tables = set(re.findall(r"(?<![\w.])system\.([a-z_]+)", path.read_text()))
+        if tables:
+            files.add(name := path.relative_to(root).as_posix())
+            for role in READERS.get(name, ()):
+                read.setdefault(role, set()).update(tables)
+    assert files == READERS.keys()
+    granted: dict[str, set[str]] = {}
+    for table, role in re.findall(r"^GRANT SELECT ON system\.(\w+) TO (\w+)$", "\n".join(statements()), re.M):
+        granted.setdefault(role, set()).add(table)
+    assert granted == read
+
+
 def test_nobody_may_call_out() -> None:
     text = "\n".join(statements()).upper()
     for source in ("URL", "FILE", "REMOTE", "S3", "EXECUTABLE", "MYSQL", "SOURCES"):

@@ -42,6 +42,10 @@ GRANT SELECT ON grid.alembic_version TO grid_loader;
 CREATE ROLE IF NOT EXISTS grid_api SETTINGS PROFILE 'grid_reading';
 GRANT SELECT ON grid.* TO grid_api;
 GRANT SELECT ON system.tables TO grid_api;
+GRANT SELECT ON system.databases TO grid_api;
+-- Whether something was stored since (the page), and how full the disks are (/metrics).
+GRANT SELECT ON system.parts TO grid_api;
+GRANT SELECT ON system.disks TO grid_api;
 
 -- Grafana, reports, analysts: figures, no persons. Left out of each table:
 --   events: submission_id, actor_key, actor_name, actor_phone, persons, person_facts, lon, lat, address, photos, title, description, void_reason, attributes, request_id, unit_code, l2_hi, l2_lo, content_hash, organisation_name
@@ -112,6 +116,8 @@ GRANT SELECT ON system.* TO grid_admin;
 -- table with rows of cases or reports has them; lists of grids, units, matters and modes are the whole city's.
 -- grid_city adds to grid_analyst the rows of every district.
 CREATE ROLE IF NOT EXISTS grid_city;
+-- Sizes of tables, which no row policy cuts down to a district: Grafana's dashboard of the sink.
+GRANT SELECT ON system.parts TO grid_city;
 CREATE ROLE IF NOT EXISTS grid_analyst_440703;
 CREATE ROLE IF NOT EXISTS grid_analyst_440704;
 CREATE ROLE IF NOT EXISTS grid_analyst_440705;
