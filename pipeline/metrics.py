@@ -292,6 +292,8 @@ for _gauge in (http_machine_memory_free_ratio, worker_machine_memory_free_ratio)
 # A counter that appears with its first increment hides that increment from rate(): closed sets begin at zero.
 for _answer in ("accepted", "refused", "not_written"):
     gateway_events.labels(_answer)
+for _outcome in ("admitted", "rejected", "recorded", "duplicate", "quarantined"):
+    events.labels(_outcome)
 for _level in ("L1", "L2"):
     duplicates.labels(_level)
 for _within in ("5s", "longer"):
