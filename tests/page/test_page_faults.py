@@ -271,6 +271,77 @@ def test_blocks_that_are_not_written_make_the_topic_red(new_page: NewPage) -> No
     expect(id_of(page, "banner")).to_be_hidden()
 
 
+def rename_a_town(page: Page, service: Service) -> list[int]:
+    """From the second asking on the catalogue has another name for it."""
+    catalogue = service.get("/v1/live/matters")
+    asked: list[int] = []
+
+    def answer(route: Route) -> None:
+        asked.append(1)
+        new = {"towns": catalogue["towns"] | {TOWN: "新名镇"}} if len(asked) > 1 else {}
+        route.fulfill(json=catalogue | new)
+
+    page.route("**/v1/live/matters", answer)
+    return asked
+
+
+def test_names_are_asked_for_again_when_the_stream_comes_back(new_page: NewPage, service: Service) -> None:
+    page = new_page()
+    rename_a_town(page, service)
+    page.route(
+        "**/v1/live", lambda route: route.fulfill(content_type="text/event-stream", body=": ended\n\n")
+    )
+    page.reload()
+    expect(page.locator(f".cell[data-code='{TOWN}'] .name")).to_have_text("新名", timeout=30_000)
+
+
+def test_a_page_that_stays_open_follows_the_catalogue(new_page: NewPage, service: Service) -> None:
+    page = new_page()
+    asked = rename_a_town(page, service)
+    page.clock.install()
+    tell_only(page, {})
+    name = page.locator(f".cell[data-code='{TOWN}'] .name")
+    expect(name).to_have_text(re.compile("."))
+    page.clock.fast_forward(9 * 60_000)
+    assert len(asked) == 1
+    page.clock.fast_forward(2 * 60_000)
+    expect(name).to_have_text("新名", timeout=30_000)
+
+
+def test_charts_come_though_their_library_did_not_at_first(new_page: NewPage) -> None:
+    page = new_page(expect_noise="Failed to load")
+    tried: list[int] = []
+
+    def fail_once(route: Route) -> None:
+        tried.append(1)
+        if len(tried) == 1:
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/echarts.common.min.js", fail_once)
+    page.reload()
+    expect(id_of(page, "times-chart").locator("canvas")).to_be_visible(timeout=30_000)
+    assert len(tried) == 2
+
+
+def test_a_worker_that_begins_shows_no_zero(new_page: NewPage) -> None:
+    page = new_page()
+    figures = figures_of(page)
+    flow = figures["flow"]
+    flow["topic"] |= {"known": False, "lag_records": None, "lag_seconds": None}
+    flow["outcomes_per_second"] = dict.fromkeys(flow["outcomes_per_second"])
+    flow["gateway"]["accepted_per_second"] = flow["store"]["retries_per_second"] = None
+    tell_only(page, {"figures": figures | {"events_per_second": None}})
+    tile = id_of(page, "tile-events_per_second")
+    expect(tile.locator(".value")).to_have_text("—")
+    expect(tile.locator(".foot")).to_have_text("滞后 —")
+    for name in ("topic", "gateway", "decode", "deduplicate", "admit", "enrich", "store"):
+        expect(id_of(page, f"flow-{name}").locator(".rate")).to_have_text("—")
+    expect(id_of(page, "flow-decode")).to_have_class(re.compile("unknown"))
+    expect(id_of(page, "flow-decode").locator(".facts")).to_contain_text("队列 —")
+
+
 def test_a_partition_that_stands_still_is_named(new_page: NewPage, service: Service) -> None:
     """The last one here: the partition stays as it is until the service starts anew."""
     page = new_page()

@@ -16,6 +16,7 @@ const THEME = "gridpipe.theme";
 const CITY = "4407";
 const RETRY_MS = 3000;
 const LEAST_REST_MS = 500; // between two askings for a table
+const CATALOGUE_MS = 600000; // a wall page stays open for weeks, and catalogues change
 const PATIENCE_MS = 60000; // for a test event to become queryable
 const SHOWN_IN_CHART = 14;
 const LINE_REM = 1.3; // of a line in it
@@ -49,6 +50,7 @@ const component = () => ({
   lang: document.documentElement.lang === "en" ? "en" : "zh",
   theme: document.documentElement.dataset.theme,
   now: Date.now(),
+  wasLive: false, // once already
   skew: null, // the server's clock minus ours, ms; null until it is known
   connection: "connecting",
   storeWorks: true,
@@ -216,14 +218,19 @@ const component = () => ({
   showRest() {
     document.querySelectorAll(".first").forEach((tile) => tile.remove()); // ours stand behind them
     this.cells = area.CELLS;
+    this.showCharts();
+  },
+  showCharts() {
     loadCharts().then(() => {
       this.drawTimes();
       if (this.view === "trend") this.drawTrend();
-    });
+    }, () => setTimeout(() => this.showCharts(), RETRY_MS));
   },
   connected(state) {
     this.connection = state;
     if (state !== "live") this.figures = null;
+    else if (this.wasLive) this.loadCatalogue(); // the server may have begun anew, with other names
+    this.wasLive ||= state === "live";
     if (state === "key" && !this.view) this.openKey();
   },
   // An answer that another try will not change: reading needs a key, or another one.
@@ -252,15 +259,21 @@ const component = () => ({
       if (this.view === "trend") this.drawTrend();
     } else if (topic === "store") this.storeWorks = value.available;
   },
+  // One at a time, and the next one is always due.
   async loadCatalogue() {
-    const key = this.key;
+    const { key } = this;
+    clearTimeout(this.timers.catalogue);
+    let rest = CATALOGUE_MS;
     try {
       this.catalogue = await getJson("/v1/live/matters", key);
       this.matters = this.catalogue.matters;
       this.drawTimes();
     } catch (error) {
-      if (!this.keyRefused(error, key)) setTimeout(() => this.loadCatalogue(), RETRY_MS);
+      if (this.keyRefused(error, key)) return;
+      rest = RETRY_MS;
     }
+    clearTimeout(this.timers.catalogue);
+    this.timers.catalogue = setTimeout(() => this.loadCatalogue(), rest);
   },
 
   // ---- tables beside the stream

@@ -33,10 +33,15 @@ const quiet = () => ({ color: ink("--quiet"), fontFamily: FONT, fontSize: sized(
 let loading = null;
 
 export function loadCharts() {
-  loading ??= new Promise((resolve) => {
+  loading ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
     script.src = new URL("./vendor/echarts.common.min.js", import.meta.url).href;
     script.onload = resolve;
+    script.onerror = () => {
+      script.remove();
+      loading = null; // what failed once may be asked for again
+      reject(new Error("the charts' library did not come"));
+    };
     document.head.append(script);
   });
   return loading;
