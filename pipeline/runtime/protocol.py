@@ -1,7 +1,8 @@
-"""HTTP/1.1 on the wire: bounded heads, a deadline for them, and refusals as problem documents.
+"""HTTP/1.1 on the wire: bounded heads, deadlines, and refusals as problem documents.
 
-uvicorn bounds neither the head nor the time that it takes to arrive; a client that sends one byte now and
-then would hold its connection for ever.
+uvicorn bounds neither the head nor the time that it takes to arrive, nor that of a body whose answer is
+written already, nor how long an answer waits to be read; a client that sends one byte now and then, or reads
+nothing, would hold its connection for ever.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from pipeline.ingest.problem import ProblemError, problem_response, request_id_o
 MAX_HEAD_BYTES: Final = 16_384
 MAX_HEADERS: Final = 100
 HEAD_SECONDS: Final = 5.0
+#: Of an answer that waits to be read so much must be taken in so long, or all that is left.
+UNREAD_SECONDS: Final = 30.0
+_UNREAD_BYTES: Final = 16_384
 _OWN_DESCRIPTORS: Final = 200
 
 
@@ -38,12 +42,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._idle_bytes = 0  # since the parser last finished a head, a piece of body or a message
         self._heard = False
         self._deadline: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._refusal: ProblemError | None = None
 
     # --- connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=1, low=0)  # `pause_writing` with whatever is not taken at once
         if len(self.connections) > self.most_connections:
             self._refuse(
                 ProblemError(503, "too_many_connections", "too many connections are open; come again")
@@ -53,6 +59,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -84,6 +91,37 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _close_later(self) -> None:
+        self._disarm()
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    # --- answers
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._awaiting_head and self.cycle.response_complete and not self.transport.is_closing():
+            self._close_later()  # the rest of the body: its first byte ends uvicorn's own deadline
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
+
+    def _watch_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self._look_at_reader, left)
+
+    def _look_at_reader(self, before: int) -> None:
+        if before - self.transport.get_write_buffer_size() < _UNREAD_BYTES:
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
     # --- parser
 
     def on_headers_complete(self) -> None:
@@ -104,6 +142,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._awaiting_head, self._idle_bytes = True, 0
         super().on_message_complete()
+        if self.cycle is not None and self.cycle.response_complete and not self.transport.is_closing():
+            self._close_later()
 
     def _unsupported_upgrade_warning(self) -> None:
         """An upgrade that is not offered is passed over (RFC 9110); no line of log for each."""

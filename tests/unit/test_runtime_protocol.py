@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
+import socket
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -18,6 +21,7 @@ from pipeline.runtime import protocol
 from pipeline.runtime.protocol import _OWN_DESCRIPTORS, MAX_HEAD_BYTES, BoundedHttp, bounded_to
 
 pytestmark = pytest.mark.timeout(30)
+LARGE = 8_000_000
 
 
 async def _echo(request: Request) -> Response:
@@ -27,9 +31,20 @@ async def _echo(request: Request) -> Response:
     return PlainTextResponse(f"read {len(body)}")
 
 
+async def _early(_request: Request) -> Response:
+    return PlainTextResponse("refused", 401)
+
+
+async def _large(_request: Request) -> Response:
+    return PlainTextResponse(b"a" * LARGE)
+
+
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    app = Starlette(routes=[Route("/", _echo, methods=["GET", "POST"])])
+    app = Starlette(
+        routes=[Route("/", _echo, methods=["GET", "POST"]), Route("/early", _early, methods=["POST"]),
+                Route("/large", _large)]
+    )  # fmt: skip
     server = uvicorn.Server(
         uvicorn.Config(app, http=BoundedHttp, host="127.0.0.1", port=0, lifespan="off", log_config=None)
     )
@@ -117,6 +132,60 @@ async def test_a_slow_answer_and_a_large_body_are_not_cut_off(
     assert large.endswith(b"read 1000000")
     chunked = b"".join(b"1\r\na\r\n" for _ in range(10_000)) + b"0\r\n\r\n"
     assert (await ask(port, POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunked)).endswith(b"read 10000")
+
+
+@pytest.mark.parametrize("rest", [[b"a"], [b"aa"], [b"aa", b"POST /"], [b"a"] * 2, [b""]])
+async def test_an_answer_before_the_end_of_the_body_is_no_place_to_stay(
+    port: int, monkeypatch: pytest.MonkeyPatch, rest: list[bytes]
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    head = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+    assert status_of(await ask(port, head, *rest, pause=0.1)) == 401
+
+
+async def test_a_connection_goes_on_after_an_early_answer(port: int) -> None:
+    early = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+    answer = await ask(port, early, b"aa" + early, b"a", b"a" + early + b"aa", GET + b"\r\n", pause=0.05)
+    assert answer.count(b"401 Unauthorized") == 3
+    assert answer.count(b"200 OK") == 1
+
+
+async def unread(port: int, head: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection with little room for answers."""
+    own = socket.socket()
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    own.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(own, ("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=own, limit=4_096)
+    writer.write(head)
+    return reader, writer
+
+
+@pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])
+async def test_an_answer_that_nobody_reads_is_given_up(
+    port: int, monkeypatch: pytest.MonkeyPatch, close: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.3)
+    reader, writer = await unread(port, b"GET /large HTTP/1.1\r\nHost: x\r\n" + close + b"\r\n")
+    await asyncio.sleep(1)
+    read = 0
+    with contextlib.suppress(ConnectionError):
+        while part := await asyncio.wait_for(reader.read(65_536), 1):
+            read += len(part)
+    assert read < LARGE
+    writer.close()
+
+
+async def test_a_slow_reader_gets_all(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 1.5)
+    reader, writer = await unread(port, b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    read, started = 0, time.monotonic()
+    while part := await reader.read(65_536):
+        read += len(part)
+        await asyncio.sleep(len(part) / LARGE * 4)
+    assert read > LARGE
+    assert time.monotonic() - started > 3
+    writer.close()
 
 
 async def test_requests_one_after_another_on_one_connection(port: int) -> None:
