@@ -43,6 +43,8 @@ CONTENT_TYPES: Final = (JSON, NDJSON, CLOUDEVENT, CLOUDEVENTS)
 
 #: Bodies above this are handled on a thread, so that the loop goes on serving others.
 _THREAD_BYTES: Final = 16_384
+#: The part of the budget, one in so many, that requests of unverified signatures may hold together.
+_UNVERIFIED_SHARE: Final = 4
 #: A producer finds a broker that is back within a second or two.
 _RENEWED_SECONDS: Final = 20.0
 
@@ -109,25 +111,37 @@ class Outcome:
 class Budget:
     """Bytes of requests being handled, over all and per key, bounded.
 
-    Over all: 503, the gateway is full. One key above half: 429, so that it leaves room for the others.
+    Over all: 503, the gateway is full. One key above half: 429, so that it leaves room for the others. So do
+    all requests together whose signature is not verified yet: anybody can send one, and name any key.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._used = 0
+        self._unverified = 0
         self._by_key: Counter[str] = Counter()
         metrics.gateway_in_flight_bytes.set_function(lambda: self._used)
 
-    def take(self, key_id: str, size: int) -> None:
+    def take(self, key_id: str, size: int, *, verified: bool = True) -> None:
         if self._by_key[key_id] + size > self._limit // 2 and self._by_key[key_id] > 0:
             raise ProblemError(429, "too_many_requests", "too much is under way with this key; send slower")
         if self._used + size > self._limit:
             raise ProblemError(503, "overloaded", "the gateway is handling all it can; send again")
+        if not verified:
+            if self._unverified + size > self._limit // _UNVERIFIED_SHARE:
+                raise ProblemError(
+                    503,
+                    "overloaded",
+                    "too many signatures are being verified; send again, or with a plain key",
+                )
+            self._unverified += size
         self._used += size
         self._by_key[key_id] += size
 
-    def give_back(self, key_id: str, size: int) -> None:
+    def give_back(self, key_id: str, size: int, *, verified: bool = True) -> None:
         self._used -= size
+        if not verified:
+            self._unverified -= size
         self._by_key[key_id] -= size
         if self._by_key[key_id] <= 0:
             del self._by_key[key_id]

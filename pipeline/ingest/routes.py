@@ -23,6 +23,7 @@ from pipeline.ingest.gateway import CONTENT_TYPES, Call, Gateway
 from pipeline.ingest.keys import Credential
 from pipeline.ingest.openapi import OPENAPI_PATHS
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
+from pipeline.ingest.quota import caller
 from pipeline.ingest.signing import Claim, Signed, unauthorised
 
 log = structlog.get_logger(__name__)
@@ -111,15 +112,18 @@ class EventsCall:
         limit = gateway.settings.max_body_bytes
         if gateway.draining:
             raise ProblemError(503, "stopping", "the gateway is stopping; send again")
-        held = declared_length(fields.get(b"content-length"), limit)
-        # Until a signature is verified, which takes the body, its request is the address's and not the key's.
-        holder = credential.id if credential is not None else f"address {address}"
-        gateway.budget.take(holder, held)
+        declared = declared_length(fields.get(b"content-length"), limit)
+        # Until a signature is verified, which takes the body, its request is the caller's and not the key's,
+        # and holds what arrived: a length is declared for nothing.
+        verified = credential is not None
+        holder = credential.id if credential is not None else f"address {caller(address)}"
+        held = declared if verified else 0
+        gateway.budget.take(holder, held, verified=verified)
         try:
 
             def grow(size: int) -> None:
                 nonlocal held
-                gateway.budget.take(holder, size)
+                gateway.budget.take(holder, size, verified=verified)
                 held += size
 
             body = await read_body(receive, held, limit, grow)
@@ -131,7 +135,7 @@ class EventsCall:
             members = await self._handle(call)
         finally:
             gateway.quotas.charge_bytes(address, credential.sources if credential else frozenset(), held)
-            gateway.budget.give_back(holder, held)
+            gateway.budget.give_back(holder, held, verified=verified)
         _tell_refusals(members, request_id, min(credential.sources, default=""))
         headers = [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
         for name, value in gateway.quotas.headers(address, credential.sources).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from datetime import timedelta
@@ -10,10 +11,12 @@ from pathlib import Path
 import httpx
 import orjson
 import pytest
+from starlette.types import Message
 
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.client import EventClient, Line
 from pipeline.ingest.keys import KeyStore
+from pipeline.ingest.routes import gateway_calls
 from pipeline.ingest.signing import Claim, Nonces, Signatures, Signed, SigningAuth, signature
 from tests.unit.gateway_world import NOW, World, event, make_world
 
@@ -207,11 +210,66 @@ async def test_unverified_request_takes_no_room_of_the_key_it_names(tmp_path: Pa
     world = make_world(tmp_path)
     taken: list[str] = []
     take = world.gateway.budget.take
-    world.gateway.budget.take = lambda holder, size: (taken.append(holder), take(holder, size))[1]  # type: ignore[method-assign]
+
+    def noting(key_id: str, size: int, *, verified: bool = True) -> None:
+        taken.append(key_id)
+        take(key_id, size, verified=verified)
+
+    world.gateway.budget.take = noting  # type: ignore[method-assign]
     key = world.keys.create("12345", signed=True)
     async with client(world) as http:
         await http.send(await signed_request(key))
-    assert set(taken) == {"address 192.0.2.7"}
+    transport = httpx.ASGITransport(world.app, client=("2001:db8::7", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+        await http.send(await signed_request(key))
+    assert set(taken) == {"address 192.0.2.7", "address 2001:db8::/64"}
+
+
+async def test_unverified_requests_hold_what_arrived_and_leave_room_for_the_keys(tmp_path: Path) -> None:
+    """A length is declared for nothing, and bodies of nobody may come from many addresses."""
+    world = make_world(tmp_path, in_flight_limit_bytes=4_000_000)
+    call = gateway_calls(world.gateway)["/v1/events"]
+    ends = asyncio.Event()
+    statuses: list[int] = []
+
+    async def claim(address: str, body: bytes) -> None:
+        credential = f"key={'0' * 12},time=1,nonce={'a' * 16},signature={'0' * 64}"
+        head = [
+            (b"authorization", f"GRIDPIPE-HMAC-SHA256 {credential}".encode()),
+            (b"content-type", b"application/json"),
+            (b"content-length", b"3000000"),
+        ]
+        messages = [{"type": "http.request", "body": body, "more_body": True}] if body else []
+
+        async def receive() -> Message:
+            if messages:
+                return messages.pop()
+            await ends.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/events",
+            "headers": head,
+            "client": (address, 1),
+        }
+        await call(scope, receive, send)
+
+    silent = [asyncio.create_task(claim(f"192.0.2.{number}", b"")) for number in range(60)]
+    loud = [asyncio.create_task(claim(f"198.51.100.{number}", b"x" * 400_000)) for number in range(60)]
+    await asyncio.sleep(0.1)
+    assert statuses == [503] * 58  # a quarter of the limit is two of them
+    assert (await world.post(event(1))).status_code == 202
+    assert (await world.post([event(2, description="a" * 1_000_000)])).status_code == 422
+    ends.set()
+    await asyncio.gather(*silent, *loud)
+    assert statuses == [503] * 58 + [400] * 62
+    world.gateway.budget.take("a key", 4_000_000)  # all of it was given back
 
 
 def test_event_client_signs_each_try_anew() -> None:
