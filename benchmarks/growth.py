@@ -6,8 +6,8 @@ cost : chunks of a million events one after the other into one store, each from 
        deleted once drained (the embedded broker frees nothing else): CPU seconds and memory per million.
 soak : the whole service (`benchmarks.together`) on one Kafka node for `--minutes`, the same processes all the
        time, at six tenths of what it stores at full speed: memory of each process.
-partitions, workers : one run each; workers share one ClickHouse server where GRIDPIPE_CLICKHOUSE names one,
-       for the embedded engine belongs to one process. dedup : windows of 1 and 10 million ids, in columns.
+partitions, workers : one and two workers share one store, served by a process of its own (the embedded engine
+       belongs to one). dedup : windows of 1, 10 and 50 million ids, in columns.
 Part of `make bench-long`. Every chunk is checked against its ledger.
 """
 
@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ import orjson
 from benchmarks import cache, together
 from benchmarks.harness import (
     PLACE,
+    RUN_SECONDS,
+    RunFailedError,
     Series,
     WrongCountsError,
     broker,
@@ -41,7 +44,11 @@ from benchmarks.harness import (
 )
 from benchmarks.peers.common import peak_mb
 from benchmarks.processor import run_ours
+from benchmarks.store_server import end, store_server
+from benchmarks.workload import Ledger
 from pipeline.errors import UnavailableError
+from pipeline.settings import Settings, load_settings
+from pipeline.store.client import connect
 
 WHAT = ("cost", "soak", "partitions", "workers", "dedup")
 _SOAK_SHARE = 0.6
@@ -115,49 +122,62 @@ def partitions(series: Series, events: int, persons: int, number: int, counts: t
 
 
 def workers(series: Series, events: int, persons: int) -> None:
-    """One and two worker processes on a ClickHouse server. Says so where there is none."""
-    if not os.environ.get("GRIDPIPE_CLICKHOUSE"):
-        out.print("workers: left out; the embedded engine belongs to one process, set GRIDPIPE_CLICKHOUSE")
-        return
+    """One and two worker processes on one store, which a process of its own serves."""
     for count in (1, 2):
         source = cache.events(events, persons, seed=2_000 + count, salt=f"k{count}.")
         place = PLACE / f"workers-{count}"
         shutil.rmtree(place, ignore_errors=True)
         cache.copy_store(persons, place)
-        database = f"bench_{count}_{os.getpid()}"
-        env = {**os.environ, "GRIDPIPE_DATABASE": database, "TZ": "UTC"}
-        gridpipe = python("-m", "pipeline.cli.main")
-        with broker() as to:
-            common = ["--kafka", to.bootstrap, "--data-dir", str(place)]
-            subprocess.run([*gridpipe, "migrate", *common], check=True, env=env, stdout=subprocess.DEVNULL)
-            fill(to.bootstrap, cache.records(source, "arrow"))
-            children = [subprocess.Popen([*gridpipe, "worker", *common], env=env) for _ in range(count)]
-            try:
-                seconds = _until_stored(database, source.ledger.stored)
-            finally:
-                for child in children:
-                    child.terminate()
-                for child in children:
-                    child.wait(40)
-        series.add(f"{count} workers", 0, {"seconds": seconds, "events_per_second": events / seconds})
-        out.print(f"{count} workers: {events / seconds:,.0f} events/s from the first stored event on")
-        shutil.rmtree(place, ignore_errors=True)
+        try:
+            with broker() as to, store_server(place) as address:
+                fill(to.bootstrap, cache.records(source, "arrow"))
+                rate = _run_workers(count, place, to.bootstrap, address, source.ledger)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        series.add(f"{count} workers", 0, {"events": events, "events_per_second": rate})
+        out.print(f"{count} workers: {rate:,.0f} events/s from the first stored event on")
 
 
-def _until_stored(database: str, wanted: int) -> float:
-    import clickhouse_connect
+def _run_workers(count: int, place: Path, bootstrap: str, address: str, ledger: Ledger) -> float:
+    """Events per second once all are stored. Only the workers' environment has the address."""
+    env = {**os.environ, "GRIDPIPE_CLICKHOUSE": address, "TZ": "UTC"}
+    gridpipe = python("-m", "pipeline.cli.main")
+    common = ["--kafka", bootstrap, "--data-dir", str(place)]
+    subprocess.run([*gridpipe, "migrate", *common], check=True, env=env, stdout=subprocess.DEVNULL)
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(count):
+            children.append(subprocess.Popen([*gridpipe, "worker", *common], env=env))
+        return _until_stored(load_settings(data_dir=place, clickhouse=address), ledger, children)
+    finally:
+        end(children)
 
-    client = clickhouse_connect.get_client(dsn=os.environ["GRIDPIPE_CLICKHOUSE"])
-    begin, deadline = 0.0, time.monotonic() + 1_800
-    while (found := int(client.command(f"SELECT count() FROM {database}.events"))) < wanted:
-        begin = begin or (time.perf_counter() if found else 0.0)
+
+def _until_stored(settings: Settings, ledger: Ledger, children: list[subprocess.Popen[bytes]]) -> float:
+    """Events per second, from the first that are seen to the last."""
+    wanted = (ledger.stored, ledger.rejected, ledger.duplicates)
+    client = connect(settings)
+    first, begin, deadline = 0, 0.0, time.monotonic() + RUN_SECONDS
+    while True:
+        found = client.query(
+            "SELECT (SELECT count() FROM events), (SELECT count() FROM rejections), "
+            "(SELECT count() FROM duplicates)"
+        ).result_rows[0]
+        done = sum(found)
+        if done and not begin:
+            first, begin = done, time.perf_counter()
+        if done >= sum(wanted):
+            break
+        if any(child.poll() is not None for child in children):
+            raise RunFailedError("a worker ended before everything was stored")
         if time.monotonic() > deadline:
-            raise WrongCountsError(f"{found} of {wanted} events stored")
+            raise WrongCountsError(f"stored, rejected, duplicates: {found}, ledger {wanted}")
         time.sleep(0.05)
-    client.command(f"DROP DATABASE {database}")
-    if found > wanted:
-        raise WrongCountsError(f"{found} events stored, {wanted} wanted")
-    return time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
+    client.close()
+    if tuple(found) != wanted:
+        raise WrongCountsError(f"stored, rejected, duplicates: {found}, ledger {wanted}")
+    return (done - first) / max(seconds, 1e-9)
 
 
 def dedup_window(ids: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,8 @@ def service(data_dir: Path, bootstrap: str | None, **more: Any) -> Iterator[tupl
 
     bootstrap : of a broker apart; None: the embedded one. more : further settings.
     """
+    for name in ("GRIDPIPE_CLICKHOUSE", "GRIDPIPE_DATABASE"):
+        os.environ.pop(name, None)  # of who calls us: the reference data are in the copy of the store
     settings = load_settings(
         data_dir=data_dir,
         http="127.0.0.1:0",
