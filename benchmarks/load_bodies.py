@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +19,9 @@ MARK: Final = b"pass00000."
 #: `bad-data`: one line in five is broken, in turn in each of these ways.
 BAD_SHARE: Final = 0.2
 STORM_REPORTS: Final = 1_000
+#: `reconnect`: how old what a handset kept may be.
+BACKLOG: Final = timedelta(hours=6)
+_CITY: Final = timezone(timedelta(hours=8))
 
 
 _REFUSED: Final = re.compile(
@@ -54,12 +59,16 @@ def outcomes_of(requests: int, running: list[dict[str, int]]) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Body:
-    """One request: NDJSON of `events` lines, of which the contract refuses `bad`; `repeats` : sent before."""
+    """One request: NDJSON of `events` lines, of which the contract refuses `bad`; `repeats` : sent before.
+
+    outcomes : what must become of the events when every body before this one arrived; empty with `bad` ones.
+    """
 
     data: bytes
     events: int
     bad: int = 0
     repeats: bool = False
+    outcomes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Batches:
@@ -68,9 +77,16 @@ class Batches:
     def __init__(self, path: Path, size: int, scenario: str) -> None:
         lines = path.read_bytes().splitlines()
         self.scenario = scenario
+        if scenario == "reconnect":
+            lines = aged(lines, datetime.now(UTC))
         self.cuts = [lines[at : at + size] for at in range(0, len(lines), size)]
+        running = running_outcomes(self.cuts)
+        self.outcomes = [
+            {name: after[name] - before[name] for name in after} for before, after in pairwise(running)
+        ]
         self.bad = [0] * len(self.cuts)
         if scenario == "bad-data":
+            self.outcomes = [{} for _ in self.cuts]
             for number, cut in enumerate(self.cuts):
                 self.bad[number] = sum(at % 5 == 4 for at in range(len(cut)))
                 self.cuts[number] = [
@@ -87,7 +103,22 @@ class Batches:
         self.taken += 1
         passes, at = divmod(number, len(self.bodies))
         data = self.bodies[at].replace(MARK, b"pass%05d." % passes)
-        return Body(data, len(self.cuts[at]), self.bad[at], repeats)
+        events = len(self.cuts[at])
+        return Body(
+            data, events, self.bad[at], repeats, {"duplicate": events} if repeats else self.outcomes[at]
+        )
+
+
+def aged(lines: list[bytes], now: datetime) -> list[bytes]:
+    """The lines as a backlog: they occurred one after the other in the last six hours; what stands twice is
+    the same both times."""
+    found: dict[bytes, bytes] = {}
+    for number, line in enumerate(lines):
+        if line not in found:
+            at = now - BACKLOG * (1 - number / len(lines))
+            text = at.astimezone(_CITY).isoformat(timespec="milliseconds").encode()
+            found[line] = re.sub(rb'"occurred_at":"[^"]*"', b'"occurred_at":"%s"' % text, line)
+    return [found[line] for line in lines]
 
 
 def spoilt(line: bytes, number: int) -> bytes:
@@ -112,5 +143,5 @@ def storm_bodies(lines: list[bytes]) -> list[Body]:
         data = re.sub(rb'"(event|case)_id":"[^"]*"', rb'"\1_id":"storm.\1-%04d"' % number, model)
         data = re.sub(rb'"key":"[^"]*"', b'"key":"storm.citizen-%04d"' % number, data)
         data = data.replace(b'"type":"full_time"', b'"type":"citizen"')
-        found.append(Body(data, 1))
+        found.append(Body(data, 1, outcomes={"admitted": 1}))
     return found

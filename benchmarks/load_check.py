@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import urllib.request
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -35,6 +35,8 @@ class Totals:
     direct: int = 0  # sent to the broker itself and acknowledged
     bad_sent: int = 0
     repeated: int = 0  # accepted events of bodies that had been sent before
+    expected: Counter[str] = field(default_factory=Counter)  # outcomes of all that was sent
+    lost: int = 0  # events of requests that were not accepted
     pushed_back: int = 0  # requests answered 429 or 503
     failed: int = 0  # requests answered otherwise, or not at all
     requests: int = 0
@@ -122,7 +124,25 @@ def problems(
         found.append(f"{totals.bad_sent} broken events were sent, {totals.refused} were refused")
     if scenario == "replay" and counted["duplicate"] < totals.repeated:
         found.append(f"{totals.repeated} events were sent again, {counted['duplicate']} are duplicates")
+    once = ("admitted", "recorded", "rejected")
+    if scenario == "replay" and (kept := sum(counted[name] for name in once)) > (
+        distinct := sum(totals.expected[name] for name in once)
+    ):
+        found.append(f"{distinct} ids were sent, but {kept} events are admitted, recorded or rejected")
+    if scenario == "storm" and counted["admitted"] < totals.expected["admitted"] - totals.lost:
+        found.append(
+            f"{counted['admitted']} reports were admitted, {totals.expected['admitted']} should be: every "
+            "person's report of the place is one"
+        )
     return found
+
+
+def backlog(totals: Totals, wanted: float, begin: float, end: float) -> str | None:
+    """What is wrong with a backlog of `wanted` events, to be accepted between two seconds of the run."""
+    accepted = sum(second.events for at, second in totals.seconds.items() if begin <= at < end)
+    if accepted >= wanted:
+        return None
+    return f"{accepted} events were accepted within {end - begin:.0f} s, the backlog is {wanted:.0f}"
 
 
 def recovered(totals: Totals, seconds: float) -> bool:
@@ -151,6 +171,13 @@ def knee(totals: Totals, rate: float, steps: tuple[float, ...], seconds: float, 
         if reached >= 0.95 * factor * rate and p99 <= limit_ms:
             best = max(best, reached)
     return best
+
+
+def knee_text(found: float, rate: float, steps: tuple[float, ...], limit_ms: float) -> str:
+    top = steps[-1] * rate
+    if found >= 0.95 * top:
+        return f"no knee up to {top:,.0f} events/s: raise --rate"
+    return f"knee: {found:,.0f} events/s (95 % of what was asked, p99 below {limit_ms:.0f} ms)"
 
 
 def write_seconds(path: Path, totals: Totals) -> None:

@@ -16,8 +16,9 @@ class Shape(LoadTestShape):
     """`factor` of the base rate at a share (0–1) of the run; subclasses say only that."""
 
     abstract = True
-    #: Users started per second when the factor rises; None: all at once.
+    #: Seconds that a step takes, from the first user more to the last.
     spawn_seconds: ClassVar[float] = 1.0
+    _users, _pace = 0, 1.0
 
     def factor(self, at: float) -> float:
         raise NotImplementedError
@@ -27,8 +28,11 @@ class Shape(LoadTestShape):
         if at >= 1.0:
             return None
         users = max(1, round(USERS * self.factor(at)))
-        missing = abs(users - self.get_current_user_count())
-        return users, max(1.0, missing / self.spawn_seconds)
+        if users != self._users:
+            # of the whole step: of what is left of it the pace would fall with every second
+            step = abs(users - self.get_current_user_count())
+            self._users, self._pace = users, max(1.0, step / self.spawn_seconds)
+        return users, self._pace
 
 
 class Steady(Shape):
@@ -41,10 +45,10 @@ class Steady(Shape):
 
 
 class Ramp(Shape):
-    """Twelve steps from a half to eight times the base rate; the knee is read from the answers."""
+    """Twelve steps from a half to 64 times the base rate; the knee is read from the answers."""
 
     abstract = True
-    STEPS: ClassVar = (0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
+    STEPS: ClassVar = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 
     def factor(self, at: float) -> float:
         return self.STEPS[min(int(at * len(self.STEPS)), len(self.STEPS) - 1)]
@@ -69,10 +73,11 @@ class Reconnect(Shape):
 
     abstract = True
     BACKLOG: ClassVar = 0.2 * 6 * 60 / 5
+    BEGIN: ClassVar = 0.3
+    END: ClassVar = BEGIN + min(300.0 / SECONDS, 1 / 3)
 
     def factor(self, at: float) -> float:
-        window = min(300.0 / SECONDS, 1 / 3)
-        return 1.0 + (self.BACKLOG if 0.3 <= at < 0.3 + window else 0.0)
+        return 1.0 + (self.BACKLOG if self.BEGIN <= at < self.END else 0.0)
 
 
 #: Scenario -> shape. `storm`, `bad-data` and `replay` differ in what is sent, not in how much.

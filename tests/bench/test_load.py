@@ -6,13 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import orjson
 import pytest
 
 from benchmarks import load_check
-from benchmarks.load_bodies import MARK, STORM_REPORTS, Batches, spoilt, storm_bodies
+from benchmarks.load_bodies import MARK, STORM_REPORTS, Batches, aged, spoilt, storm_bodies
 from benchmarks.load_check import Second, Totals
 from pipeline.contract.parse import parse_ndjson
 
@@ -59,6 +60,27 @@ def test_replay_sends_every_body_twice(feed: Path) -> None:
     first, again, second = (batches.take() for _ in range(3))
     assert first.data == again.data != second.data
     assert (first.repeats, again.repeats, second.repeats) == (False, True, False)
+
+
+def test_a_body_knows_what_must_become_of_it(feed: Path) -> None:
+    batches = Batches(feed, 5, "replay")
+    first, again = batches.take(), batches.take()
+    assert sum(first.outcomes.values()) == 5
+    assert first.outcomes["admitted"] == 5
+    assert again.outcomes == {"duplicate": 5}
+    assert Batches(feed, 5, "bad-data").take().outcomes == {}
+
+
+def test_a_backlog_is_up_to_six_hours_old(feed: Path) -> None:
+    lines = feed.read_bytes().splitlines()
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    old = aged([*lines, lines[0]], now)
+    at = [datetime.fromisoformat(orjson.loads(text)["occurred_at"]) for text in old]
+    assert at[0] == now - timedelta(hours=6)
+    assert at[:-1] == sorted(at[:-1])
+    assert at[-2] < now
+    assert old[-1] == old[0], "a redelivery is the same bytes"
+    assert not parse_ndjson(b"\n".join(old)).errors
 
 
 def test_contract_refuses_exactly_the_broken_lines(feed: Path) -> None:
@@ -122,6 +144,40 @@ def test_scenarios_check_what_they_are_for() -> None:
     assert "duplicates" in problems(totals(repeated=50), scenario="replay")[0]
 
 
+def test_replay_admits_no_more_than_was_sent_once() -> None:
+    found = totals(repeated=7)
+    found.expected.update({"admitted": 20, "recorded": 70, "rejected": 3, "duplicate": 7})
+    assert problems(found, scenario="replay") == []
+    found.expected["recorded"] = 69
+    assert "92 ids were sent, but 93" in problems(found, scenario="replay")[0]
+
+
+def test_storm_admits_every_report_that_arrived() -> None:
+    found = totals()
+    found.expected["admitted"] = 20
+    assert problems(found, scenario="storm") == []
+    found.expected["admitted"] = 30
+    assert "20 reports were admitted, 30" in problems(found, scenario="storm")[0]
+    found.lost = 10
+    assert problems(found, scenario="storm") == []
+
+
+def test_backlog_must_be_accepted_within_its_window() -> None:
+    found = Totals()
+    for second in range(10):
+        found.seconds[second] = Second(events=100)
+    assert load_check.backlog(found, 300, 3.0, 6.0) is None
+    assert load_check.backlog(found, 301, 3.0, 6.0) == (
+        "300 events were accepted within 3 s, the backlog is 301"
+    )
+
+
+def test_ramp_that_was_carried_to_its_top_has_no_knee() -> None:
+    steps = (1.0, 2.0)
+    assert load_check.knee_text(195.0, 100.0, steps, 500) == "no knee up to 200 events/s: raise --rate"
+    assert load_check.knee_text(120.0, 100.0, steps, 500).startswith("knee: 120 events/s")
+
+
 def test_metrics_are_read_from_the_exposition() -> None:
     text = (
         'gridpipe_events_total{outcome="admitted"} 12.0\ngridpipe_events_total{outcome="duplicate"} 3.0\n'
@@ -173,3 +229,30 @@ def test_shapes_ask_for_what_their_scenario_says() -> None:
     assert found["reconnect"][0] == pytest.approx(15.4)
     assert found["steady"] == [1.0, 1.0]
     assert sorted(found["ramp"]) == list(found["ramp"])
+
+
+def test_a_step_takes_as_long_as_its_scenario_says() -> None:
+    """As locust does: users are started at the pace told, which is asked for again every second."""
+    program = (
+        "from benchmarks.load_shapes import Spike\n"
+        "class Trial(Spike):\n"
+        "    at, users = 29.0, 8.0\n"
+        "    get_run_time = lambda self: self.at\n"
+        "    get_current_user_count = lambda self: round(self.users)\n"
+        "shape = Trial()\n"
+        "while shape.users < 80:\n"
+        "    wanted, pace = shape.tick()\n"
+        "    shape.users = min(wanted, shape.users + pace)\n"
+        "    shape.at += 1.0\n"
+        "print(shape.at - 30.0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "LOAD_SECONDS": "100"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert 9.0 <= float(done.stdout) <= 11.0
