@@ -52,6 +52,8 @@ MAX_INT64: Final = 2**63 - 1
 EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
 
+LOWEST_RATING, HIGHEST_RATING = 1, 5
+
 CLIENT_EVENT_TYPES: Final = tuple(name for name in EVENT_TYPES if name not in PIPELINE_EVENT_TYPES)
 
 EventType = Literal[
@@ -164,7 +166,7 @@ class Attributes(Struct, forbid_unknown_fields=False, frozen=True, gc=False):
     due_at: Time | None = None
     primary_case_id: Id | None = None
     reason: Annotated[str, Meta(max_length=500)] | None = None
-    rating: Annotated[int, Meta(ge=1, le=5)] | None = None
+    rating: Annotated[int, Meta(ge=LOWEST_RATING, le=HIGHEST_RATING)] | None = None
     department: Code | None = None
     level: str | int | None = None
     self_handled: bool | None = None

@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.contract.clean import cleaned
-from pipeline.contract.event import Event
+from pipeline.contract.event import CODE, HIGHEST_RATING, ID, LOWEST_RATING, REQUIRED_ATTRIBUTE, Event
 from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_record
 from pipeline.contract.privacy import Privacy, holds_personal_number, redact
 from pipeline.contract.rows import to_frame
@@ -53,7 +53,10 @@ _REQUIRED: Final = (
     "event_id", "source", "event_type", "case_id", "occurred_at", "ingested_at", "channel", "grid_code",
     "actor_type",
 )  # fmt: skip
-_ID_PATTERN: Final = r"^[A-Za-z0-9._:-]{1,64}$"
+_ID_PATTERN: Final = f"^{ID.expression}$"
+_CODE_PATTERN: Final = f"^{CODE.expression}$"
+#: The columns of attributes that have another name there.
+_COLUMN_OF: Final = {"reason": "void_reason"}
 _CLIENT_TYPES: Final = [name for name in EVENT_TYPES if name not in PIPELINE_EVENT_TYPES]
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
@@ -228,7 +231,7 @@ def _take_arrow(sources: Sequence[_Source], collected: _Collected) -> None:
         pl.Series("_idx", (np.arange(block.height) - starts).astype(np.uint32)),
     )
     block, in_clear = cleaned(block, collected.privacy)
-    good = block.select(_well_formed()).to_series() & pl.Series(~in_clear)
+    good = block.select(_well_formed(block)).to_series() & pl.Series(~in_clear)
     if not good.all():
         by_position = {(at.partition, at.record.offset): at for at, _ in sound}
         for row in block.filter(~good).iter_rows(named=True):
@@ -243,8 +246,11 @@ def _take_arrow(sources: Sequence[_Source], collected: _Collected) -> None:
     collected.frames.append(block)
 
 
-def _well_formed() -> pl.Expr:
-    """True where a row of an Arrow block holds what the gateway guarantees (never null)."""
+def _well_formed(block: pl.DataFrame) -> pl.Expr:
+    """True where a row of an Arrow block holds what the gateway guarantees (never null).
+
+    The relations and ranges are those of `contract.faults`, which a direct producer's rows did not pass.
+    """
     ids = [
         pl.col(name).str.contains(_ID_PATTERN).fill_null(False) for name in ("event_id", "source", "case_id")
     ]
@@ -255,7 +261,36 @@ def _well_formed() -> pl.Expr:
         pl.col("occurred_at").is_between(_EARLIEST, _LATEST).fill_null(False),
         pl.col("ingested_at").is_between(_EARLIEST, _LATEST).fill_null(False),
         pl.col("grid_code").str.contains(r"^[0-9]{15}$").fill_null(False),
+        *_relations(block),
     )
+
+
+def _relations(block: pl.DataFrame) -> list[pl.Expr]:
+    """What an event type demands of other columns, and the form and range of what need not be given."""
+    demanded = {"REPORTED": "matter_code"} | {
+        event_type: _COLUMN_OF.get(name, name) for event_type, name in REQUIRED_ATTRIBUTE.items()
+    }
+    optional = {
+        "matter_code": pl.col("matter_code") != "",
+        "primary_case_id": pl.col("primary_case_id").str.contains(_ID_PATTERN),
+        "department": pl.col("department").str.contains(_CODE_PATTERN),
+        "rating": pl.col("rating").is_between(LOWEST_RATING, HIGHEST_RATING),
+        "void_reason": pl.col("void_reason").str.contains(r"\S") | (pl.col("event_type") != "VOIDED"),
+        "lon": pl.col("lon").is_between(-180, 180),
+        "lat": pl.col("lat").is_between(-90, 90),
+    }
+    return [
+        *[
+            pl.col("event_type").ne_missing(event_type) | pl.col(name).is_not_null()
+            for event_type, name in demanded.items()
+        ],
+        # most columns are empty in a usual block
+        *[
+            sound.fill_null(True)
+            for name, sound in optional.items()
+            if block[name].null_count() < block.height
+        ],
+    ]
 
 
 def _take_lines(lines: Sequence[tuple[_Source, bytes]], collected: _Collected) -> None:

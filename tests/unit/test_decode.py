@@ -114,6 +114,53 @@ def test_an_arrow_row_that_the_gateway_would_never_send_is_quarantined_alone() -
     assert refused.select("_off", "_idx", "event_id").rows() == [(5, 1, "e2")]
 
 
+_DUE = datetime(2026, 6, 1, tzinfo=UTC)
+_LATER: dict[str, dict[str, object]] = {
+    "MERGED": {"primary_case_id": "c9"},
+    "EXTENDED": {"due_at": _DUE.isoformat()},
+    "VOIDED": {"reason": "重复"},
+}
+
+
+@pytest.mark.parametrize(
+    ("event_type", "spoilt"),
+    [
+        ("REPORTED", {"matter_code": None}),
+        ("REPORTED", {"matter_code": ""}),
+        ("MERGED", {"primary_case_id": None}),
+        ("MERGED", {"primary_case_id": "no id"}),
+        ("EXTENDED", {"due_at": None}),
+        ("VOIDED", {"void_reason": None}),
+        ("VOIDED", {"void_reason": " \u3000"}),
+        ("CLOSED", {"rating": 9}),
+        ("CLOSED", {"rating": 0}),
+        ("CLOSED", {"department": "a b"}),
+        ("CLOSED", {"lon": 180.5}),
+        ("CLOSED", {"lat": float("nan")}),
+    ],
+)
+def test_an_arrow_row_that_breaks_a_relation_or_range_of_the_contract_is_quarantined_alone(
+    event_type: str, spoilt: dict[str, object]
+) -> None:
+    documents = [event(n, event_type=event_type, attributes=_LATER.get(event_type)) for n in (1, 2, 3)]
+    rows = decoded(record(0, *documents))[0].select(list(EVENT))
+    events, refused = decoded(Record(5, 0, ARROW, encode_frame(rows)))
+    assert (ids(events), refused.height) == (["e1", "e2", "e3"], 0)
+    # on any other type nothing is demanded
+    others = rows.with_columns(
+        event_type=pl.lit("SIGNED"), matter_code=None, primary_case_id=None, due_at=None, void_reason=None
+    ).cast({name: EVENT[name] for name in ("matter_code", "primary_case_id", "due_at", "void_reason")})
+    assert decoded(Record(5, 0, ARROW, encode_frame(others)))[1].is_empty()
+    second = pl.col("event_id") == "e2"
+    broken = rows.with_columns(
+        pl.when(second).then(pl.lit(value, EVENT[name])).otherwise(name).alias(name)
+        for name, value in spoilt.items()
+    )
+    events, refused = decoded(Record(5, 0, ARROW, encode_frame(broken)))
+    assert ids(events) == ["e1", "e3"]
+    assert refused.select("_off", "_idx", "event_id", "reason").rows() == [(5, 1, "e2", "MALFORMED")]
+
+
 def test_receipt_is_the_gateways_in_a_block_and_the_records_timestamp_otherwise() -> None:
     at = datetime(2026, 5, 1, 9, tzinfo=UTC)
     direct, _ = decoded(record(0, event(1), received=at))
