@@ -186,6 +186,7 @@ DUPLICATE: Final[Schema] = {
     "original_event_id": pl.String(),
     "original_case_id": pl.String(),
     "content_hash": pl.UInt64(),  # of an L2 duplicate, so that its own redeliveries are recognised
+    "key_version": pl.UInt16(),  # of the pseudonyms in that content
 }
 
 #: One event as the case fold sees it; `sink` packs it into the tuple of `case_events`.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -24,7 +24,9 @@ from pipeline.reference.erased import Erased, without_erased
 from pipeline.reference.hash_index import SPREAD, HashIndex
 
 Int64s = NDArray[np.int64]
+UInt16s = NDArray[np.uint16]
 UInt64s = NDArray[np.uint64]
+Rows = NDArray[np.int64] | NDArray[np.intp] | NDArray[np.bool_] | slice
 
 ID_CONFLICT: Final = "ID_CONFLICT"
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -55,8 +57,44 @@ def by_partition(frame: pl.DataFrame) -> list[tuple[int, slice]]:
     return [(int(part[first]), slice(first, end)) for first, end in pairwise(starts)]
 
 
+class Entry(NamedTuple):
+    """What is known of kept rows, each (n,).
+
+    position : of the row; ingested : its receipt, ms; content : its content hash; version : of the key that
+    the pseudonyms in that content were made under.
+    """
+
+    position: Int64s
+    ingested: Int64s
+    content: UInt64s
+    version: UInt16s
+
+    def at(self, rows: Rows) -> Entry:
+        return Entry(self.position[rows], self.ingested[rows], self.content[rows], self.version[rows])
+
+    def put(self, rows: Rows, values: Entry) -> None:
+        self.position[rows], self.ingested[rows] = values.position, values.ingested
+        self.content[rows], self.version[rows] = values.content, values.version
+
+    def grown(self, size: int) -> Entry:
+        return Entry(
+            np.resize(self.position, size), np.resize(self.ingested, size),
+            np.resize(self.content, size), np.resize(self.version, size),
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame) -> Entry:
+        """rows : at least POSITION, ingested_at, content_hash and key_version."""
+        return cls(
+            positions(rows),
+            milliseconds(rows["ingested_at"]),
+            rows["content_hash"].to_numpy(),
+            rows["key_version"].fill_null(0).to_numpy(),
+        )
+
+
 class SeenIds:
-    """The ids that one partition has kept: per id its latest kept position, receipt and content.
+    """The ids that one partition has kept, each with its latest kept `Entry`.
 
     Rebuilt from ClickHouse on assignment, extended only after a commit. Reads do not change it.
     """
@@ -66,9 +104,9 @@ class SeenIds:
         self._window_ms = window // _MILLISECOND
         self._max_entries = max_entries
         self._index = HashIndex()
-        self._position = np.empty(0, np.int64)
-        self._ingested = np.empty(0, np.int64)
-        self._content = np.empty(0, np.uint64)
+        self._held = Entry(
+            np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.uint16)
+        )
         self._count = 0
         self._latest = 0
         self._next_eviction = 1 << 16
@@ -80,54 +118,45 @@ class SeenIds:
 
     @property
     def nbytes(self) -> int:
-        return self._index.nbytes + self._position.nbytes + self._ingested.nbytes + self._content.nbytes
+        return self._index.nbytes + sum(values.nbytes for values in self._held)
 
     def find(self, hi: UInt64s, lo: UInt64s) -> Int64s:
         """Entry numbers of ids, -1 where unknown."""
         return self._index.find(hi, lo)
 
-    def entry(self, numbers: Int64s) -> tuple[Int64s, Int64s, UInt64s]:
-        """(position, ingested ms, content hash) of entries."""
-        return self._position[numbers], self._ingested[numbers], self._content[numbers]
+    def entry(self, numbers: Int64s) -> Entry:
+        """Entries by their numbers."""
+        return self._held.at(numbers)
 
-    def remember(
-        self, hi: UInt64s, lo: UInt64s, position: Int64s, ingested: Int64s, content: UInt64s
-    ) -> None:
+    def remember(self, hi: UInt64s, lo: UInt64s, kept: Entry) -> None:
         """Add kept rows (n,); of one id the largest position stays. Call after the commit only."""
         if len(hi) == 0:
             return
-        last = _last_of_each(hi, lo, position)
-        hi, lo = hi[last], lo[last]
-        position, ingested, content = position[last], ingested[last], content[last]
+        last = _last_of_each(hi, lo, kept.position)
+        hi, lo, kept = hi[last], lo[last], kept.at(last)
         numbers = self._index.find(hi, lo)
         later = numbers >= 0
-        later[later] = position[later] > self._position[numbers[later]]
-        at = numbers[later]
-        self._position[at], self._ingested[at], self._content[at] = (
-            position[later], ingested[later], content[later],
-        )  # fmt: skip
+        later[later] = kept.position[later] > self._held.position[numbers[later]]
+        self._held.put(numbers[later], kept.at(later))
         fresh = numbers < 0
-        self._append(hi[fresh], lo[fresh], position[fresh], ingested[fresh], content[fresh])
+        self._append(hi[fresh], lo[fresh], kept.at(fresh))
         # a producer's clock in the far future must not push everything else out
-        self._latest = min(max(self._latest, int(ingested.max())), int(utc_now().timestamp() * 1000))
+        self._latest = min(max(self._latest, int(kept.ingested.max())), int(utc_now().timestamp() * 1000))
         if self._count >= self._next_eviction:
             self._evict()
 
-    def _append(self, hi: UInt64s, lo: UInt64s, position: Int64s, ingested: Int64s, content: UInt64s) -> None:
+    def _append(self, hi: UInt64s, lo: UInt64s, kept: Entry) -> None:
         first, total = self._count, self._count + len(hi)
-        if total > len(self._position):
-            size = max(total, len(self._position) * 3 // 2, 1024)
-            self._position = np.resize(self._position, size) if first else np.empty(size, np.int64)
-            self._ingested = np.resize(self._ingested, size) if first else np.empty(size, np.int64)
-            self._content = np.resize(self._content, size) if first else np.empty(size, np.uint64)
-        self._position[first:total], self._ingested[first:total] = position, ingested
-        self._content[first:total] = content
+        if total > len(self._held.position):
+            size = max(total, len(self._held.position) * 3 // 2, 1024)
+            self._held = self._held.grown(size)
+        self._held.put(slice(first, total), kept)
         self._index.insert(hi, lo, np.arange(first, total, dtype=np.int64))
         self._count = total
 
     def _evict(self) -> None:
         """Forget what no row can be compared with any more; rarely, so that its cost is spread."""
-        ingested = self._ingested[: self._count]
+        ingested = self._held.ingested[: self._count]
         keep = ingested >= self._latest - self._window_ms - _EVICTION_SLACK
         if int(keep.sum()) > self._max_entries:
             cut = np.partition(ingested, self._count - self._max_entries // 2)
@@ -136,10 +165,9 @@ class SeenIds:
             self.forgotten += before - int(keep.sum())
         if keep.sum() <= 0.75 * self._count:
             hi, lo = self._index.keys()
-            held = (hi[keep], lo[keep], self._position[: self._count][keep], ingested[keep])
-            content = self._content[: self._count][keep]
-            self._index, self._count = HashIndex(capacity_hint=len(held[0])), 0
-            self._append(*held, content)
+            left = self._held.at(np.flatnonzero(keep))
+            self._index, self._count = HashIndex(capacity_hint=len(left.position)), 0
+            self._append(hi[keep], lo[keep], left)
         self._next_eviction = min(max(1 << 16, self._count * 3 // 2), max(self._max_entries, self._count + 1))
 
 
@@ -170,7 +198,8 @@ def deduplicate(
 
     events : DECODED, of one or more partitions, each in position order. seen : by partition; not changed.
     The same id with other content is a conflict: the first stays, the later one is quarantined, without
-    what belongs to `erased`.
+    what belongs to `erased`. Of a copy whose people are named under another version of the key the content
+    cannot be compared: it is a copy.
     Raises ContractError if a column is missing or has another dtype.
     """
     expect(events, DECODED, "deduplicate")
@@ -178,19 +207,20 @@ def deduplicate(
         return Unique(events, pl.DataFrame(schema=DUPLICATE), pl.DataFrame(schema=QUARANTINED))
     window_ms = window // _MILLISECOND
     hi, lo = events["id_hi"].to_numpy(), events["id_lo"].to_numpy()
-    position, ingested = positions(events), milliseconds(events["ingested_at"])
-    content = events["content_hash"].to_numpy()
+    position, ingested, content, version = Entry.of(events)
     copy = np.zeros(events.height, bool)
     conflict = np.zeros(events.height, bool)
+    other_key = np.zeros(events.height, bool)
     for partition, rows in by_partition(events):
         entries = seen[partition].find(hi[rows], lo[rows])
         known = np.flatnonzero(entries >= 0)
         if len(known):
-            first, received, held = seen[partition].entry(entries[known])
+            first = seen[partition].entry(entries[known])
             at = known + rows.start
-            hit = (first < position[at]) & (np.abs(ingested[at] - received) <= window_ms)
+            hit = (first.position < position[at]) & (np.abs(ingested[at] - first.ingested) <= window_ms)
             copy[at] = hit
-            conflict[at] = hit & (held != content[at])
+            conflict[at] = hit & (first.content != content[at])
+            other_key[at] = first.version != version[at]
 
     part = events["_part"].to_numpy()
     kept_here: dict[tuple[int, int, int], int] = {}
@@ -201,9 +231,12 @@ def deduplicate(
             continue
         if anchor is not None and abs(int(ingested[row] - ingested[anchor])) <= window_ms:
             copy[row], conflict[row] = True, content[row] != content[anchor]
+            other_key[row] = version[row] != version[anchor]
         else:
             copy[row] = conflict[row] = False
             kept_here[key] = row
+    if (conflict & other_key).any():  # only in the days after a new key was put in force
+        conflict &= ~(other_key & _names_people(events))
     if not copy.any():
         return Unique(events, pl.DataFrame(schema=DUPLICATE), pl.DataFrame(schema=QUARANTINED))
     return Unique(
@@ -212,6 +245,12 @@ def deduplicate(
         # most blocks have none, and a row's payload is made of every column
         _conflicts(events.filter(conflict), erased) if conflict.any() else pl.DataFrame(schema=QUARANTINED),
     )
+
+
+def _names_people(events: pl.DataFrame) -> NDArray[np.bool_]:
+    """(n,) whether a row holds pseudonyms, which the key in force makes what they are."""
+    named = pl.col("actor_key").str.contains("^[0-9a-f]{64}$").fill_null(False)
+    return events.select(named | (pl.col("persons").list.len() > 0).fill_null(False)).to_series().to_numpy()
 
 
 def _repeated(part: NDArray[np.uint16], hi: UInt64s, lo: UInt64s) -> NDArray[np.intp]:
@@ -235,7 +274,7 @@ def duplicate_rows(events: pl.DataFrame, level: str) -> pl.DataFrame:
         pl.col("source").alias("original_source"),
         pl.col("event_id").alias("original_event_id"),
         pl.col("case_id").alias("original_case_id"),
-        "content_hash",
+        "content_hash", "key_version",
     ).select(list(DUPLICATE))  # fmt: skip
 
 

@@ -32,11 +32,10 @@ from pipeline.frames import (
 )
 from pipeline.process.decode import DATA_ERRORS, decode
 from pipeline.process.deduplicate import (
+    Entry,
     SeenIds,
     by_partition,
     deduplicate,
-    milliseconds,
-    positions,
     refused_rows,
 )
 from pipeline.process.hashes import id_hash
@@ -120,7 +119,7 @@ class PartitionState:
 
 def remember(states: Mapping[int, PartitionState], result: BlockResult) -> None:
     """Let each partition take in the ids and anchors of its rows, once they are stored."""
-    columns = ("_part", "_off", "_idx", "id_hi", "id_lo", "ingested_at", "content_hash")
+    columns = ("_part", "_off", "_idx", "id_hi", "id_lo", "ingested_at", "content_hash", "key_version")
     tables = [rows.select(columns) for rows in (result.events, result.rejections)]
     resent = result.duplicates.filter(pl.col("level") == "L2")
     if not resent.is_empty():
@@ -128,10 +127,9 @@ def remember(states: Mapping[int, PartitionState], result: BlockResult) -> None:
     kept = pl.concat(tables)
     kept = kept.sort("_part", maintain_order=True)
     hi, lo = kept["id_hi"].to_numpy(), kept["id_lo"].to_numpy()
-    position, ingested = positions(kept), milliseconds(kept["ingested_at"])
-    content = kept["content_hash"].to_numpy()
+    entries = Entry.of(kept)
     for partition, at in by_partition(kept):
-        states[partition].seen.remember(hi[at], lo[at], position[at], ingested[at], content[at])
+        states[partition].seen.remember(hi[at], lo[at], entries.at(at))
     anchors = anchors_of(result.events)
     for partition, at in by_partition(anchors):
         states[partition].anchors.remember(anchors[at])

@@ -19,7 +19,7 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.clock import utc_now
 from pipeline.frames import CASE_EVENT, DUPLICATE, POSITION, TIMESTAMP
-from pipeline.process.deduplicate import milliseconds, positions
+from pipeline.process.deduplicate import Entry, positions
 from pipeline.process.flow import BlockResult, PartitionState, case_events_of
 from pipeline.process.hashes import id_hash
 from pipeline.process.resend import anchors_of
@@ -145,7 +145,7 @@ def _ordered_positions(rows: pl.DataFrame, inc: int) -> np.ndarray[Any, np.dtype
 
 
 def _load_ids(client: Client, state: PartitionState, inc: int, partition: int, since: datetime) -> None:
-    columns = "_inc, _off, _idx, ingested_at, content_hash"
+    columns = "_inc, _off, _idx, ingested_at, content_hash, key_version"
     where = "_part = {part:UInt16} AND ingested_at >= {since:DateTime64(3)}"
     parameters = {"part": partition, "since": since}
     kept = " UNION ALL ".join(
@@ -157,14 +157,12 @@ def _load_ids(client: Client, state: PartitionState, inc: int, partition: int, s
         parameters,
     ).with_columns(pl.col("source").cast(pl.String), pl.col("event_id").cast(pl.String))
     ids = [_rows(client, kept, parameters), resent.with_columns(*id_hash(resent))]
-    names = ["id_hi", "id_lo", "_inc", "_off", "_idx", "ingested_at", "content_hash"]
+    names = ["id_hi", "id_lo", "_inc", "_off", "_idx", "ingested_at", "content_hash", "key_version"]
     rows = pl.concat([_typed(frame).select(names) for frame in ids]).sort("_inc", "_off", "_idx")
     state.seen.remember(
         rows["id_hi"].to_numpy(),
         rows["id_lo"].to_numpy(),
-        _ordered_positions(rows, inc),
-        milliseconds(rows["ingested_at"]),
-        rows["content_hash"].to_numpy(),
+        Entry.of(rows)._replace(position=_ordered_positions(rows, inc)),
     )
 
 

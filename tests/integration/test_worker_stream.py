@@ -25,6 +25,7 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, To
 from confluent_kafka.admin import AdminClient
 
 from pipeline import metrics
+from pipeline.contract.privacy import Privacy
 from pipeline.errors import WorkerFailedError
 from pipeline.process import looks
 from pipeline.process import worker as module
@@ -381,6 +382,27 @@ async def test_ids_and_reports_are_remembered_over_a_restart(town: Town) -> None
         await town.until(lambda: town.rows() == 6)
     assert town.client.query("SELECT level, event_id FROM duplicates ORDER BY _off").result_rows == [
         ("L2", "e2"), ("L1", "e1"), ("L1", "e2"), ("L2", "e3"),
+    ]  # fmt: skip
+    assert column(town.client, "SELECT event_id FROM quarantine WHERE reason = 'ID_CONFLICT'") == ["e2"]
+
+
+async def test_a_pseudonym_key_that_is_activated_over_a_restart_makes_no_conflict(town: Town) -> None:
+    named = {"type": "citizen", "id_number": "999999199001011234"}
+    citizen: dict[str, Any] = {"channel": "yueshengshi", "actor": named}
+    report = event(1, **citizen)
+    resent = event(2, description=report["description"], minutes=1, **citizen)
+    async with town.worker():
+        town.send(arrow(0, report), arrow(0, resent), partition=1)
+        await town.until(lambda: town.rows() == 2)
+    new = Privacy(b"n" * 32, 2, {1: b"k" * 32})
+    async with town.worker():
+        town.send(arrow(0, report, privacy=new), arrow(0, resent, privacy=new), partition=1)
+        await town.until(lambda: town.rows() == 4)
+        # under one key the content is compared: the version of a resend is read back, too
+        town.send(arrow(0, {**resent, "title": "changed"}), partition=1)
+        await town.until(lambda: town.rows() == 5)
+    assert town.client.query("SELECT level, event_id FROM duplicates ORDER BY _off").result_rows == [
+        ("L2", "e2"), ("L1", "e1"), ("L1", "e2"),
     ]  # fmt: skip
     assert column(town.client, "SELECT event_id FROM quarantine WHERE reason = 'ID_CONFLICT'") == ["e2"]
 

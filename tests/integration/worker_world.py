@@ -90,9 +90,11 @@ def record(offset: int, *documents: dict[str, Any], received: datetime | None = 
     return Record(offset, round(at.timestamp() * 1000), "application/x-ndjson", body(*documents))
 
 
-def arrow(offset: int, *documents: dict[str, Any], received: datetime | None = None) -> Record:
+def arrow(
+    offset: int, *documents: dict[str, Any], received: datetime | None = None, privacy: Privacy = PRIVACY
+) -> Record:
     """The same events as the gateway sends them."""
-    rows = decode([(0, [record(0, *documents, received=received)])], privacy=PRIVACY)
+    rows = decode([(0, [record(0, *documents, received=received)])], privacy=privacy)
     assert rows.quarantined.is_empty(), rows.quarantined.to_dicts()
     return Record(offset, 0, ARROW, encode_frame(rows.events.select(list(EVENT))), "1")
 

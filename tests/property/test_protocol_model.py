@@ -43,7 +43,7 @@ from pipeline.process import rounds
 from pipeline.process.buffer import Budget, PartitionBuffer
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.decode import decode
-from pipeline.process.deduplicate import Int64s, SeenIds, UInt64s, deduplicate, milliseconds, positions
+from pipeline.process.deduplicate import Entry, Int64s, SeenIds, deduplicate
 from pipeline.process.flow import Block, BlockResult
 from pipeline.process.partition import Span
 from pipeline.process.records import Record
@@ -90,9 +90,8 @@ def decoded(ids: int) -> pl.DataFrame:
 class Forgetful(SeenIds):
     """Mutant: every known id counts as seen before, whatever its offset."""
 
-    def entry(self, numbers: Int64s) -> tuple[Int64s, Int64s, UInt64s]:
-        position, ingested, content = super().entry(numbers)
-        return np.full_like(position, -1), ingested, content
+    def entry(self, numbers: Int64s) -> Entry:
+        return super().entry(numbers)._replace(position=np.full(len(numbers), -1))
 
 
 class World:
@@ -241,13 +240,7 @@ class World:
 
     @staticmethod
     def remember(seen: SeenIds, kept: pl.DataFrame) -> None:
-        seen.remember(
-            kept["id_hi"].to_numpy(),
-            kept["id_lo"].to_numpy(),
-            positions(kept),
-            milliseconds(kept["ingested_at"]),
-            kept["content_hash"].to_numpy(),
-        )
+        seen.remember(kept["id_hi"].to_numpy(), kept["id_lo"].to_numpy(), Entry.of(kept))
 
     def process(self, owned: Iterable[int] = range(PARTITIONS)) -> None:
         """From assignment to the end of the log; partitions meet in rounds as chance will."""

@@ -9,9 +9,10 @@ from zoneinfo import ZoneInfo
 import polars as pl
 import pytest
 
+from pipeline.contract.privacy import Privacy
 from pipeline.frames import DUPLICATE, QUARANTINED
 from pipeline.process.decode import decode
-from pipeline.process.deduplicate import SeenIds, Unique, deduplicate, milliseconds, positions
+from pipeline.process.deduplicate import Entry, SeenIds, Unique, deduplicate
 from pipeline.process.records import Record
 from tests.integration.worker_world import NOON, PRIVACY, event, ids, record
 
@@ -23,13 +24,7 @@ def rows(*records: Record) -> pl.DataFrame:
 
 
 def remember(seen: SeenIds, kept: pl.DataFrame) -> None:
-    seen.remember(
-        kept["id_hi"].to_numpy(),
-        kept["id_lo"].to_numpy(),
-        positions(kept),
-        milliseconds(kept["ingested_at"]),
-        kept["content_hash"].to_numpy(),
-    )
+    seen.remember(kept["id_hi"].to_numpy(), kept["id_lo"].to_numpy(), Entry.of(kept))
 
 
 def outcome(unique: Unique, height: int) -> tuple[list[int], list[int], list[int]]:
@@ -87,6 +82,27 @@ def test_other_content_under_a_known_id_is_a_conflict_and_the_first_stays() -> N
     assert outcome(unique, 2) == ([], [2], [1])
     assert unique.conflicts["reason"].to_list() == ["ID_CONFLICT"]
     assert "别的" in unique.conflicts["payload"][0]
+
+
+@pytest.mark.parametrize("same_block", [True, False])
+def test_a_copy_across_the_activation_of_a_pseudonym_key_is_a_copy(same_block: bool) -> None:
+    """Pseudonyms are part of the content: under another key the same person reads otherwise."""
+    old, new = Privacy(b"k" * 32), Privacy(b"n" * 32, 2, {1: b"k" * 32})
+    citizen = {"type": "citizen", "id_number": "999999199001011234"}
+    concerned = [{"role": "subject", "id_number": "999999198502023456"}]
+    staff = event(4)
+    documents = [event(1, actor=citizen), event(2, persons=concerned), event(3, actor=citizen), staff]
+    before = decode([(0, [record(at, document) for at, document in enumerate(documents)])], privacy=old)
+    again = [*documents[:2], event(3, description="别的"), staff | {"description": "别的"}]
+    after = decode([(0, [record(10 + at, document) for at, document in enumerate(again)])], privacy=new)
+    seen = SeenIds(WINDOW)
+    if same_block:
+        block, kept = pl.concat([before.events, after.events]), [0, 1, 2, 3]
+    else:
+        remember(seen, before.events)
+        block, kept = after.events, []
+    # whoever is named by no pseudonym, is compared as ever
+    assert outcome(deduplicate(block, {0: seen}, WINDOW), block.height) == (kept, [10, 11], [12, 13])
 
 
 def test_conflict_within_a_block() -> None:
