@@ -182,7 +182,7 @@ def _until_stored(settings: Settings, ledger: Ledger, children: list[subprocess.
 
 def dedup_window(ids: int) -> dict[str, Any]:
     """Fill a window of so many ids, then look up and remember blocks of 5,000, half of them known."""
-    from pipeline.process.deduplicate import SeenIds
+    from pipeline.process.deduplicate import Entry, SeenIds
 
     rng = np.random.default_rng(1)
     seen = SeenIds(timedelta(days=7), max_entries=2 * ids)
@@ -192,7 +192,8 @@ def dedup_window(ids: int) -> dict[str, Any]:
     for at in range(0, ids, 50_000):
         part = slice(at, min(at + 50_000, ids))
         size = part.stop - part.start
-        seen.remember(hi[part], lo[part], np.arange(part.start, part.stop), np.full(size, now), hi[part])
+        position, version = np.arange(part.start, part.stop), np.ones(size, np.uint16)
+        seen.remember(hi[part], lo[part], Entry(position, np.full(size, now), hi[part], version))
     filling = time.perf_counter() - begin
     found_ms = []
     for _ in range(40):
