@@ -18,6 +18,7 @@ from pipeline.contract.exact import ExactDecoder
 from pipeline.contract.explain import Fault, explain, safe_name
 from pipeline.contract.faults import fault
 from pipeline.contract.parse import (
+    LARGE_EVENT_BYTES,
     MAX_DEPTH,
     MAX_EVENTS,
     DocumentError,
@@ -61,6 +62,8 @@ _FIELDS: Final = {
 }
 _DATA: Final = ExactDecoder(EventBody)
 _ENVELOPE: Final = ExactDecoder(Envelope)
+_MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TEXT: Final = msgspec.json.Decoder(str)
 
 
 def parse_cloudevents(
@@ -95,7 +98,7 @@ def _open(raw: bytes) -> Event | tuple[str | None, Fault]:
     """The event in one envelope, or its id (if it may be shown) and what is wrong."""
     if (crowd := crowded(raw)) is not None:
         return None, crowd
-    document, malformed_by = untyped(raw)
+    document, malformed_by = untyped(raw) if len(raw) <= LARGE_EVENT_BYTES else _members(raw)
     if malformed_by is not None:
         return None, Fault("malformed_json", "", malformed(raw, malformed_by))
     document = document if isinstance(document, dict) else {}
@@ -126,6 +129,22 @@ def _open(raw: bytes) -> Event | tuple[str | None, Fault]:
             event_id = None
         return event_id, found._replace(field=name, message=found.message.replace(found.field, name, 1))
     return event
+
+
+def _members(raw: bytes) -> tuple[Any, Exception | None]:
+    """`untyped` of a large envelope, but its names and id only: millions of lists would take a gigabyte."""
+    try:
+        members = _MEMBERS.decode(raw)
+    except msgspec.ValidationError:
+        return None, None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return None, error
+    document: dict[str, Any] = dict.fromkeys(members)
+    try:
+        document["id"] = _TEXT.decode(members["id"])
+    except (KeyError, msgspec.MsgspecError):
+        document["id"] = None
+    return document, None
 
 
 def _envelope_fault(envelope: Envelope, document: dict[str, Any]) -> Fault | None:

@@ -33,7 +33,9 @@ MAX_MEMBERS: Final = 20_000
 #: Text with more colons than 5,000 ordinary events have is taken event by event.
 _MANY_COLONS: Final = 300_000
 #: A refused event larger than this is not decoded again to be described: a million keys take a second.
-_LARGE_EVENT_BYTES: Final = 256 * 1024
+LARGE_EVENT_BYTES: Final = 256 * 1024
+#: Lines per event that may be sent, blank ones included: each costs memory before it is seen to be blank.
+_LINES_PER_EVENT: Final = 20
 
 _EVENT: Final = msgspec.json.Decoder(Event)
 _EXACT: Final = ExactDecoder(Event)
@@ -48,6 +50,11 @@ _ID: Final = re.compile(ID_PATTERN)
 _FINE: Final = re.compile(rb"\.\d{7}")
 _FINE_TIME: Final = re.compile(rb'("\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d\.\d{6})\d+((?:[Zz]|[+-]\d\d:\d\d)")')
 _BLANK: Final = b" \t\r"
+#: Of each byte of JSON text outside strings, how much deeper it leads; and whether it is that or a comma.
+_STEP: Final = np.zeros(256, np.int8)
+_STEP[list(b"[{")], _STEP[list(b"]}")] = 1, -1
+_STRUCTURE: Final = _STEP != 0
+_STRUCTURE[0x2C] = True
 
 
 class DocumentError(ContractError):
@@ -139,9 +146,12 @@ def _check_count(count: int, max_events: int) -> None:
     if count == 0:
         raise DocumentError("empty_batch", "the list holds no event")
     if count > max_events:
-        raise DocumentError(
-            "too_many_events", f"{count} events in one request; send at most {max_events}", status=413
-        )
+        raise _too_many(f"{count} events", max_events)
+
+
+def _too_many(what: str, max_events: int) -> DocumentError:
+    message = f"{what} in one request; send at most {max_events} events"
+    return DocumentError("too_many_events", message, status=413)
 
 
 def split_document(body: bytes, max_depth: int, max_events: int) -> list[bytes]:
@@ -157,6 +167,8 @@ def split_document(body: bytes, max_depth: int, max_events: int) -> list[bytes]:
             _ONE_RAW.decode(body)
             parts = [body]
         else:
+            if body.count(b",") >= max_events:  # of two bytes each, elements take fifty times as much
+                _check_count(elements_of(body), max_events)
             parts = [bytes(raw) for raw in _RAW.decode(body)]
             _check_count(len(parts), max_events)
     except UnicodeDecodeError as error:
@@ -194,6 +206,8 @@ def parse_ndjson(body: bytes, *, max_depth: int = MAX_DEPTH, max_events: int | N
     Raises DocumentError: no line at all (400), too many (413).
     """
     body = cut_fine_times(body)
+    if max_events is not None and (count := body.count(b"\n")) > _LINES_PER_EVENT * max_events:
+        raise _too_many(f"{count} lines", max_events)
     lines = [line for line in filter(None, body.split(b"\n")) if not line.isspace() or line.strip(_BLANK)]
     if not lines:
         raise DocumentError("empty_body", "the body is empty; send one event per line")
@@ -244,7 +258,7 @@ def _take(parsed: Parsed, index: int, raw: bytes) -> None:
     except UnicodeDecodeError as error:
         _refuse(parsed, index, raw, None, Fault("bad_encoding", "", f"not UTF-8 (byte {error.start})"))
     except msgspec.ValidationError as error:
-        document, worse = untyped(raw) if len(raw) <= _LARGE_EVENT_BYTES else (None, None)
+        document, worse = untyped(raw) if len(raw) <= LARGE_EVENT_BYTES else (None, None)
         if worse is None:
             _refuse(parsed, index, raw, shown_id(document), explain(error, document))
         else:
@@ -330,10 +344,17 @@ def deeper_than(limit: int, text: bytes) -> bool:
 
 def depth_of(text: bytes) -> int:
     """Deepest nesting of brackets outside strings; no parsing, so that depth cannot exhaust the stack."""
-    codes = _outside_strings(text)
-    opening, closing = (codes == 0x5B) | (codes == 0x7B), (codes == 0x5D) | (codes == 0x7D)
-    step = opening.astype(np.int8) - closing.astype(np.int8)
+    step = _STEP[_outside_strings(text)]
     return int(np.cumsum(step[step != 0], dtype=np.int32).max(initial=0))
+
+
+def elements_of(text: bytes) -> int:
+    """Elements of a list, of JSON text that is no deeper than may be; no parsing, so that they cannot exhaust
+    the memory."""
+    codes = _outside_strings(text)
+    codes = codes[_STRUCTURE[codes]]
+    depth = np.cumsum(_STEP[codes], dtype=np.int16)
+    return int(np.count_nonzero((codes == 0x2C) & (depth == 1))) + 1
 
 
 def crowded(raw: bytes) -> Fault | None:

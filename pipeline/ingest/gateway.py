@@ -86,6 +86,7 @@ class Outcome:
 
     count: int
     errors: list[EventError]
+    size: int = 0  # bytes of the events, decompressed
     accepted: list[int] = field(default_factory=list)
 
     def members(self, request_id: str) -> dict[str, Any]:
@@ -219,7 +220,7 @@ class Gateway:
             await self.producer.partitions()
         except UnavailableError as error:
             raise _away(str(error)) from error
-        outcome, good = await _run(_weight(call), self._read, call)
+        outcome, good = await _run(call, self._read)
         self._charge(call, outcome, good)
         self._refuse_if_none_good(outcome, good, call.request_id)
         await self._write(call, outcome, good)
@@ -237,7 +238,7 @@ class Gateway:
         """The report of `take` and, per good event, what admission would decide. Writes nothing."""
         if self.validator is None:
             raise ProblemError(503, "no_validator", "reference data is not connected here")
-        outcome, good, frame = await _run(_weight(call), self._frame, call)
+        outcome, good, frame = await _run(call, self._frame)
         self._charge(call, outcome, good)
         self._refuse_if_none_good(outcome, good, call.request_id)
         try:
@@ -258,7 +259,7 @@ class Gateway:
         """The good events, and what is wrong with the others."""
         body = decompress(call.body, call.encoding, self.settings.max_decompressed_bytes)
         parsed = self._parse(body, call.content_type)
-        outcome = Outcome(parsed.count, parsed.errors)
+        outcome = Outcome(parsed.count, parsed.errors, len(body))
         return outcome, _allowed(parsed, call.credential)
 
     def _frame(self, call: Call) -> tuple[Outcome, Parsed, pl.DataFrame]:
@@ -292,7 +293,7 @@ class Gateway:
         try:
             states = await self.writer.write(
                 good.events,
-                size=_weight(call),
+                size=outcome.size,
                 ingested_at=received_at,
                 request_id=call.request_id,
                 backfill=call.credential.backfill,
@@ -352,17 +353,14 @@ class Gateway:
         metrics.gateway_events.labels("refused").inc(len(outcome.errors) - unwritten)
 
 
-def _weight(call: Call) -> int:
-    """Bytes to handle, roughly: a compressed body is some ten times as long."""
-    return len(call.body) * (10 if call.encoding in ("gzip", "zstd") else 1)
+async def _run(call: Call, function: Callable[[Call], T]) -> T:
+    """`function` of the call, here if its body is small, else on a thread.
 
-
-async def _run(size: int, function: Callable[..., T], *arguments: Any) -> T:
-    """Call `function` here if the body is small, else on a thread."""
-    result: T = (
-        function(*arguments) if size <= _THREAD_BYTES else await asyncio.to_thread(function, *arguments)
-    )
-    return result
+    A compressed body may be of any size: of equal bytes a kilobyte holds twenty million.
+    """
+    if len(call.body) <= _THREAD_BYTES and call.encoding in ("", "identity"):
+        return function(call)
+    return await asyncio.to_thread(function, call)
 
 
 def _allowed(parsed: Parsed, credential: Credential) -> Parsed:

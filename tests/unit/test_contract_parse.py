@@ -88,6 +88,39 @@ def test_too_many_events_is_413_and_takes_none() -> None:
         assert (caught.value.code, caught.value.status) == ("too_many_events", 413)
 
 
+def test_commas_within_events_are_not_counted() -> None:
+    """Of events with lists, and texts with brackets, quotes and commas, as many are taken as may be."""
+    text = ',"]},[' * 50
+    several = [
+        event(number, description=text, attributes={"a": text, "b": 1}, persons=[{"role": "party"}] * 9)
+        for number in range(20)
+    ]
+    several[3]["grid_code"] = "x"  # taken one by one then
+    parsed = parse_document(orjson.dumps(several), max_events=20)
+    assert (len(parsed.events), len(parsed.errors)) == (19, 1)
+    with pytest.raises(DocumentError, match="20 events"):
+        parse_document(orjson.dumps(several), max_events=19)
+    blanks = parse_ndjson(b"\n\r\n \n".join(map(orjson.dumps, several)), max_events=20)
+    assert (len(blanks.events), len(blanks.errors)) == (19, 1)
+
+
+def test_a_large_cloud_event_is_told_by_its_id() -> None:
+    large = cloudevent(7, extension="a")
+    large["data"]["description"] = "a" * 300_000
+    for changes, code, field in (
+        ({}, "too_long", "data.description"),
+        ({"specversion": "2"}, "unsupported_version", "specversion"),
+        ({"Not_One": 1}, "unknown_field", "Not_One"),
+        ({"time": 7}, "bad_time", "time"),
+    ):
+        (error,) = parse_cloudevents(orjson.dumps({**large, **changes}), batch=False).errors
+        assert (error.event_id, error.code, error.field) == ("e-7", code, field)
+    for place in (b'"extension":"a', b'"description":"a', b'"subject":"'):
+        broken = orjson.dumps(large).replace(place, place + rb"\ud800", 1)
+        with pytest.raises(DocumentError, match="not one JSON"):
+            parse_cloudevents(broken, batch=False)
+
+
 @pytest.mark.parametrize("form", ["object", "list", "lines", "cloudevent"])
 @pytest.mark.parametrize("field", ["attributes", "persons"])
 def test_an_event_of_a_million_members_is_refused_before_it_is_built(form: str, field: str) -> None:

@@ -23,7 +23,7 @@ from pipeline.ingest.gate import Gate
 from pipeline.ingest.groups import SAFE, UNCONFIRMED, UNWRITTEN, GroupWriter, States
 from pipeline.ingest.memory import MemoryLog
 from pipeline.ingest.producer import Delivery, Written
-from tests.unit.gateway_world import NOW, SECRET, event
+from tests.unit.gateway_world import NOW, SECRET, WhereKeysAreMade, event
 
 
 class CountingLog(MemoryLog):
@@ -40,18 +40,6 @@ class CountingLog(MemoryLog):
 class NeverConfirmed(Replicated):
     async def confirm(self, written: Sequence[Written]) -> list[bool]:
         return [False] * len(written)
-
-
-class WhereKeysAreMade(Privacy):
-    """Remembers on which threads events were encoded."""
-
-    def __init__(self) -> None:
-        super().__init__(SECRET)
-        self.threads: set[int] = set()
-
-    def clean_keys(self, keys: Sequence[str | None]) -> Sequence[str | None]:
-        self.threads.add(threading.get_ident())
-        return super().clean_keys(keys)
 
 
 def events(*numbers: int) -> list[Event]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import threading
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -22,7 +24,7 @@ from pipeline.ingest.blocks import partition_of
 from pipeline.ingest.gateway import Budget
 from pipeline.ingest.openapi import OPENAPI_PATHS
 from pipeline.ingest.problem import ProblemError
-from tests.unit.gateway_world import World, cloudevent, event, make_world
+from tests.unit.gateway_world import WhereKeysAreMade, World, cloudevent, event, make_world
 
 NDJSON = "application/x-ndjson"
 
@@ -235,6 +237,36 @@ def _bomb(size: int) -> bytes:
 async def test_hostile_compression(world: World, encoding: str, body: bytes, status: int, code: str) -> None:
     response = await world.post(body, Content_Encoding=encoding)
     assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status", "code"),
+    [
+        ("application/json", b"[" + b"0," * 4_000_000 + b"0]", 413, "too_many_events"),
+        ("application/json", b"[" + b"{}," * 4_000_000 + b"{}]", 413, "too_many_events"),
+        (NDJSON, b"\n" * 10_000_000, 413, "too_many_events"),
+        ("application/cloudevents-batch+json", b"[" + b"0," * 4_000_000 + b"0]", 413, "too_many_events"),
+        (
+            "application/cloudevents+json",
+            orjson.dumps(cloudevent(1)).replace(b'"hotline_12345"', b"[" + b"[]," * 3_000_000 + b"[]]"),
+            422,
+            "all_refused",
+        ),
+    ],
+)
+async def test_what_a_kilobyte_unpacks_to_is_counted_before_it_is_built(
+    world: World, kind: str, body: bytes, status: int, code: str
+) -> None:
+    packed = zstandard.compress(body)
+    assert len(packed) < 3_000
+    tracemalloc.start()
+    try:
+        response = await world.post(packed, kind, Content_Encoding="zstd")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert peak < 14 * len(body), f"{peak / len(body):.1f} times the text"
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("zstd", zstandard.compress)])
@@ -450,3 +482,18 @@ async def test_validate_reports_decisions_and_writes_nothing(tmp_path: Path) -> 
         validator.down = True
         assert (await client.post("/v1/events:validate", json=event(1))).status_code == 503
     assert world.stored().is_empty()
+
+
+async def test_a_compressed_body_leaves_the_loop_whatever_its_size(tmp_path: Path) -> None:
+    world = make_world(tmp_path, validator=Decides())
+    world.gateway.privacy = privacy = WhereKeysAreMade()
+    async with world.client() as client:
+        assert (await client.post("/v1/events:validate", json=event(1))).status_code == 200
+        assert privacy.threads == {threading.get_ident()}
+        privacy.threads.clear()
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        packed = gzip.compress(orjson.dumps(event(1)))
+        answer = await client.post("/v1/events:validate", content=packed, headers=headers)
+    assert answer.status_code == 200
+    assert privacy.threads
+    assert threading.get_ident() not in privacy.threads
