@@ -23,7 +23,7 @@ from pipeline.contract.event import (
     Photo,
 )
 from pipeline.contract.exact import exact
-from pipeline.contract.explain import Fault, explain
+from pipeline.contract.explain import Fault, explain, safe_name
 from pipeline.contract.privacy import MOBILE_IN_ID, holds_personal_number, may_hold_number
 
 #: Control characters but \n, \r, \t; and halves of surrogate pairs, which no store can encode.
@@ -118,8 +118,10 @@ def text_fault(event: Event) -> Fault | None:
         return Fault("bad_text", "attributes", "a name in attributes holds a control character")
     for field, text in texts:
         if _is_bad(text):
+            inner = field.removeprefix("attributes.")  # a name of the sender's
+            shown = field if inner == field else f"attributes.{safe_name(inner)}"
             return Fault(
-                "bad_text", field, f"{field} holds a control character; only line breaks and tabs may"
+                "bad_text", shown, f"{shown} holds a control character; only line breaks and tabs may"
             )
     return None
 

@@ -321,7 +321,8 @@ def check(
 
 def event_id_beside(event: Event, found: Fault) -> str | None:
     """The event's id, unless it is what must not be shown."""
-    return None if (found.code, found.field) == ("personal_data_in_id", "event_id") else event.event_id
+    known = (found.code, found.field) == ("personal_data_in_id", "event_id")
+    return None if known or holds_personal_number(event.event_id) else event.event_id
 
 
 # --- cheap looks at bytes

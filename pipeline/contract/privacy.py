@@ -49,7 +49,10 @@ _FOLD: Final = str.maketrans(
     }
 )
 #: What people put between digits, characters without width and undecodable ones included; at most four.
-_GAP_SIGNS: Final = r"\s.\u00ad\u200b-\u200f\u2060\ufeff\ufffd\-"
+_GAP_SIGNS: Final = (
+    r"\s.\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u20e3"
+    r"\ufe00-\ufe0f\ufeff\ufff9-\ufffd\-"
+)
 _GAP: Final = f"[{_GAP_SIGNS}]{{0,4}}"
 #: Signs that also stand between amounts, times and dates: only where checksum or grouping tells a number.
 _WIDE_SIGNS: Final = rf"_/(),:{_GAP_SIGNS}"

@@ -58,6 +58,7 @@ def spoilt(name: str, value: Any) -> pl.DataFrame:
         ("title", "粤J•12345，WJ粤12345", "[车牌号]，[车牌号]"),
         ("description", "(138)0000-1234 或 138 - 0000 - 1234", f"({PHONE_MARK} 或 {PHONE_MARK}"),
         ("description", "１３８００００１２３４", PHONE_MARK),
+        ("description", "138\u202d0000\u20661234", PHONE_MARK),
         ("organisation_name", f"陈记 {PHONE}", f"陈记 {PHONE_MARK}"),
         ("void_reason", f"回访 {PHONE}", f"回访 {PHONE_MARK}"),
         ("level", PHONE, PHONE_MARK),

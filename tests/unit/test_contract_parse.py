@@ -460,3 +460,34 @@ def test_number_that_nothing_can_hold_is_its_events_error(number: bytes) -> None
         assert [(error.index, error.code, error.field) for error in parsed.errors] == [
             (1, "out_of_range", "attributes")
         ]
+
+
+@pytest.mark.parametrize("number", ["99999919900101018X", "13800001234"])
+@pytest.mark.parametrize(
+    "breach",
+    [
+        {"description": "a\x00b"},
+        {"occurred_at": "1999-01-01T00:00:00Z"},
+        {"matter_code": ...},
+        {"source": "13800001234"},
+        {"grid_code": "x"},
+    ],
+)
+def test_a_number_as_an_id_is_repeated_beside_no_other_breach(number: str, breach: dict[str, Any]) -> None:
+    spoilt = event(2, event_id=number, **breach)
+    text = orjson.dumps(spoilt)
+    for parsed in (parse_document(text), parse_document(b"[" + text + b"]"), parse_ndjson(text)):
+        (error,) = parsed.errors
+        assert error.event_id is None
+        assert number not in error.message
+
+
+@pytest.mark.parametrize("name", ["13800001234", "a13800001234", "陈大文", "99999919900101018X"])
+def test_the_name_of_an_attribute_is_not_repeated_where_it_may_be_personal(name: str) -> None:
+    text = orjson.dumps(event(2, attributes={name: "a\x01b"}))
+    for parsed in (parse_document(text), parse_document(b"[" + text + b"]")):
+        (error,) = parsed.errors
+        assert (error.code, error.field) == ("bad_text", "attributes.(name withheld)")
+        assert name not in error.message
+    (error,) = parse_document(orjson.dumps(event(2, attributes={"note": "a\x01b"}))).errors
+    assert error.field == "attributes.note"
