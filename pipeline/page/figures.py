@@ -21,7 +21,21 @@ _CLOSE_SECONDS: Final = 5.0
 #: second.
 STUCK_SECONDS: Final = 10.0
 
+#: What waits longer is late.
+LATE_SECONDS: Final = 5.0
+#: Seconds that a stage works in a second, from which on it can be what holds the others up.
+_BUSY_SHARE: Final = 0.3
+
 STAGES: Final = ("decode", "deduplicate", "look_up", "admit", "drop_resends", "enrich")
+
+#: An arrow of the page → the stages behind it; inserts belong to the store.
+_BEHIND: Final = {
+    "decode": ("decode",),
+    "deduplicate": ("deduplicate",),
+    "admit": ("look_up", "admit", "drop_resends"),
+    "enrich": ("enrich",),
+    "store": ("fold",),
+}
 
 _WANTED: Final = re.compile(
     rb"^gridpipe_(events_total|gateway_events_total|gateway_in_flight_bytes|consumer_lag_records"
@@ -136,6 +150,7 @@ class Figures:
                     "stuck_partitions": stuck,
                 },
                 "outcomes_per_second": per_second,
+                "slowest": self._slowest(now),
                 "stages": {stage: _mean(before, now, "stage_seconds", stage) for stage in STAGES},
                 "store": {
                     "inserts_per_second": self._rate("insert_seconds_count"),
@@ -153,6 +168,23 @@ class Figures:
         still = {at for at, moved in self._moved_at.items() if now.at - moved > STUCK_SECONDS}
         braked = {at for at, value in now.families.get("partition_braked", {}).items() if value}
         return sorted(map(int, still | braked))
+
+    def _slowest(self, now: Sample) -> str | None:
+        """Which part holds the others up: the busiest one while what waits is late and grows."""
+        before = self._since(STUCK_SECONDS)
+        span = now.at - before.at
+        late = max(now.families.get("consumer_lag_seconds", {}).values(), default=0.0) > LATE_SECONDS
+        grows = now.total("consumer_lag_records") > before.total("consumer_lag_records")
+        if not (late and grows and span >= STUCK_SECONDS - 0.05):
+            return None
+
+        def spent(sample: Sample, part: str) -> float:
+            inserts = sample.total("insert_seconds_sum") if part == "store" else 0.0
+            return inserts + sum(sample.value("stage_seconds_sum", stage) for stage in _BEHIND[part])
+
+        share = {part: (spent(now, part) - spent(before, part)) / span for part in _BEHIND}
+        busiest = max(share, key=share.__getitem__)
+        return busiest if share[busiest] > _BUSY_SHARE else None
 
     def _since(self, seconds: float) -> Sample:
         """The newest sample that is at least `seconds` old, or the oldest there is."""

@@ -176,3 +176,38 @@ def test_samples_that_lie_far_apart_do_not_tell_that_nothing_moved() -> None:
         figures.add(waits(60 + seconds))
     flow = figures.describe()["flow"]
     assert (flow["topic"]["stuck_partitions"], flow["gateway"]["stuck"]) == ([3], True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "arrow"),
+    [
+        ("decode", "decode"),
+        ("deduplicate", "deduplicate"),
+        ("look_up", "admit"),
+        ("drop_resends", "admit"),
+        ("enrich", "enrich"),
+        ("fold", "store"),
+    ],
+)
+def test_the_busiest_part_holds_the_others_up(stage: str, arrow: str) -> None:
+    def at(
+        seconds: float, *, busy: float = 0.6, late: float = 9.0, grows: float = 5.0, inserts: float = 0.1
+    ) -> Sample:
+        return sample(
+            seconds,
+            consumer_lag_records={"3": 100.0 + grows * seconds},
+            consumer_lag_seconds={"3": late},
+            committed_offset={"3": seconds},
+            stage_seconds_sum={stage: busy * seconds, "no part": 5.0 * seconds},
+            insert_seconds_sum={"events": inserts * seconds, "cases": inserts * seconds},
+        )
+
+    def slowest(until: float = STUCK_SECONDS, **how: float) -> Any:
+        return described(*(at(seconds, **how) for seconds in range(int(until) + 1)))["flow"]["slowest"]
+
+    assert slowest() == arrow
+    assert slowest(until=STUCK_SECONDS - 1) is None, "not for long enough"
+    assert slowest(late=4.0) is None
+    assert slowest(grows=-1.0) is None, "it is being worked off"
+    assert slowest(busy=0.2, inserts=0.0) is None, "nothing is busy: something else is wrong"
+    assert slowest(inserts=0.4) == "store"

@@ -325,6 +325,18 @@ def test_charts_come_though_their_library_did_not_at_first(new_page: NewPage) ->
     assert len(tried) == 2
 
 
+@pytest.mark.parametrize("name", ["decode", "deduplicate", "admit", "enrich", "store"])
+def test_what_holds_the_others_up_is_red_and_said(new_page: NewPage, name: str) -> None:
+    page = new_page()
+    figures = figures_of(page)
+    figures["flow"]["slowest"] = name
+    tell_only(page, {"figures": figures})
+    expect(page.locator(".stages li.stuck")).to_have_count(1)
+    expect(id_of(page, f"flow-{name}").locator(".alarm")).to_have_text("最慢环节")
+    id_of(page, "language").click()
+    expect(id_of(page, f"flow-{name}").locator(".alarm")).to_have_text("slowest")
+
+
 def test_a_worker_that_begins_shows_no_zero(new_page: NewPage) -> None:
     page = new_page()
     figures = figures_of(page)

@@ -420,6 +420,7 @@ const component = () => ({
     const silent = !here && this.figures.expects_worker; // the worker ran here and answers no more
     const still = flow.topic.stuck_partitions;
     const stuckAt = still.length ? `${this.t("stuckPartitions")} ${still.join(", ")}` : "";
+    const slow = (to) => flow.slowest === to && this.t("slowest"); // what holds the others up
     const alarm = (stuck, gone) => (stuck === true ? this.t("stuck") : stuck || (gone ? this.t("silent") : ""));
     const arrow = (to, rate, facts, stuck = false, gone = false) => {
       const known = to === "gateway" || to === "topic" ? this.figures.gateway : here && flow.topic.known; // by whom it is counted
@@ -434,15 +435,15 @@ const component = () => ({
       ], flow.gateway.stuck),
       arrow("topic", flow.gateway.accepted_per_second, [fact("notWritten", per(flow.gateway.not_written_per_second), unwritten)],
         away ? false : unwritten ? this.t("notWritten") : flow.gateway.stuck, away),
-      arrow("decode", all, [fact("queue", this.shownLag(flow.topic)), fact("lag", flow.topic.known ? `${flow.topic.lag_seconds.toFixed(1)} s` : "—", flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], stuckAt, silent),
-      arrow("deduplicate", less(all, out.quarantined), [fact("quarantined", per(out.quarantined), out.quarantined > 0), stage("deduplicate")]),
-      arrow("admit", less(all, out.quarantined, out.duplicate), [fact("duplicates", per(out.duplicate)), stage("admit")]),
-      arrow("enrich", sum(out.admitted, out.recorded, out.rejected), [fact("rejected", per(out.rejected)), stage("enrich")]),
+      arrow("decode", all, [fact("queue", this.shownLag(flow.topic)), fact("lag", flow.topic.known ? `${flow.topic.lag_seconds.toFixed(1)} s` : "—", flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], stuckAt || slow("decode"), silent),
+      arrow("deduplicate", less(all, out.quarantined), [fact("quarantined", per(out.quarantined), out.quarantined > 0), stage("deduplicate")], slow("deduplicate")),
+      arrow("admit", less(all, out.quarantined, out.duplicate), [fact("duplicates", per(out.duplicate)), stage("admit")], slow("admit")),
+      arrow("enrich", sum(out.admitted, out.recorded, out.rejected), [fact("rejected", per(out.rejected)), stage("enrich")], slow("enrich")),
       arrow("store", sum(out.admitted, out.recorded, out.rejected), [
         fact("queue", format.bytes(flow.store.waiting_bytes)),
         fact("blocked", `${flow.store.blocked_seconds.toFixed(1)} s`, flow.store.blocked_seconds > BEHIND_WARN_SECONDS),
         fact("retries", per(flow.store.retries_per_second), flow.store.retries_per_second > 0), fact("perInsert", ms(flow.store.seconds_per_insert)),
-      ], stuckAt || flow.store.stuck, down || silent),
+      ], stuckAt || flow.store.stuck || slow("store"), down || silent),
     ];
   },
 

@@ -124,6 +124,7 @@ export const TEXTS = {
   perInsert: ["每次写", "an insert"],
   stuck: ["停滞", "stuck"],
   stuckPartitions: ["停滞的分区", "stuck partitions"],
+  slowest: ["最慢环节", "slowest"],
   silent: ["无应答", "no answer"],
   lowest: ["最低", "lowest"],
   highest: ["最高", "highest"],
