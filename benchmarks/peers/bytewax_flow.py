@@ -1,7 +1,7 @@
 """bytewax: a Kafka source, a batched flat_map that decodes and judges, a sink that inserts.
 
 Tuned: large source batches, `flat_map_batch` (one Python call per batch, not per record), one worker, no
-recovery store. The source ends at the last record, then the flow does.
+recovery store, inserts in a thread beside decoding. The source ends at the last record, then the flow does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from bytewax.testing import run_main
 
 from benchmarks.peers.common import (
     DECODER,
-    INSERT_ROWS,
     Clock,
     Reference,
     Sink,
@@ -28,26 +27,27 @@ from benchmarks.peers.common import (
 
 
 class _Partition(StatelessSinkPartition[Any]):
-    def __init__(self, sink: Sink) -> None:
-        self.sink = sink
+    def __init__(self, sink: Sink, insert_rows: int) -> None:
+        self.sink, self.insert_rows = sink, insert_rows
         self.rows: list[tuple[Any, ...]] = []
 
     def write_batch(self, items: list[Any]) -> None:
         self.rows.extend(items)
-        if len(self.rows) >= INSERT_ROWS:
-            self.sink.insert(self.rows)
+        if len(self.rows) >= self.insert_rows:
+            self.sink.insert_beside(self.rows)
             self.rows = []
 
     def close(self) -> None:
-        self.sink.insert(self.rows)
+        self.sink.insert_beside(self.rows)
+        self.sink.wait()
 
 
 class ClickHouse(DynamicSink[Any]):
-    def __init__(self, sink: Sink) -> None:
-        self.sink = sink
+    def __init__(self, sink: Sink, insert_rows: int) -> None:
+        self.sink, self.insert_rows = sink, insert_rows
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> _Partition:
-        return _Partition(self.sink)
+        return _Partition(self.sink, self.insert_rows)
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
     )
     messages = op.input("topic", flow, source)
     rows = op.flat_map_batch("judge", messages, judge)
-    op.output("clickhouse", rows, ClickHouse(sink))
+    op.output("clickhouse", rows, ClickHouse(sink, task.insert_rows))
     freeze()
     run_main(flow)
     finish_work(clock, work, sink)

@@ -16,7 +16,7 @@ from pathlib import Path
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 
-from benchmarks.peers.common import COLUMNS, INSERT_ROWS, TABLE, Clock, Task, finish
+from benchmarks.peers.common import COLUMNS, TABLE, Clock, Task, finish
 
 _RAW = (
     "event_id String, source String, event_type String, case_id String, occurred_at DateTime64(3, 'UTC'), "
@@ -71,7 +71,7 @@ def push(client: Client, task: Task, clock: Clock) -> None:
             clock.start()
             waiting.append(record.value())
             events += waiting[-1].count(b"\n") + 1
-        if events >= INSERT_ROWS or taken + events >= task.events:
+        if events >= task.insert_rows or taken + events >= task.events:
             client.raw_insert(
                 "raw",
                 insert_block=b"\n".join(waiting),

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+#: Rows of an insert, and at most this share of the run: in a short one inserts overlap with decoding, too.
 INSERT_ROWS = 100_000
+INSERT_SHARE = 5
 COLUMNS = (
     "event_id", "source", "event_type", "case_id", "occurred_at", "channel", "matter_code", "grid_code",
     "actor_type", "actor_key", "description", "category", "lead_department", "grid_name", "grid_type",
@@ -71,6 +74,10 @@ class Task(NamedTuple):
     reference: Path  # matters, grids, persons as Parquet
     path: Path  # directory of the embedded ClickHouse
     events: int
+
+    @property
+    def insert_rows(self) -> int:
+        return max(1, min(INSERT_ROWS, self.events // INSERT_SHARE))
 
     @classmethod
     def read(cls) -> Task:
@@ -164,11 +171,13 @@ class Work:
 
 
 class Sink:
-    """Rows into the embedded ClickHouse as Arrow, `INSERT_ROWS` at a time."""
+    """Rows into the embedded ClickHouse as Arrow, one insert at a time."""
 
     def __init__(self, path: Path) -> None:
         self.client = clickhouse_connect.get_client(interface="chdb", path=str(path))
         self.client.command(TABLE)
+        self._thread = ThreadPoolExecutor(1, "insert")
+        self._running: Future[None] | None = None
 
     def insert(self, rows: Iterable[tuple[Any, ...]]) -> None:
         """One insert. Releases the GIL for most of its time."""
@@ -176,6 +185,17 @@ class Sink:
         if columns:
             arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
             self.client.insert_arrow("peer_events", pa.Table.from_arrays(arrays, schema=_SCHEMA))
+
+    def insert_beside(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """The insert in a thread, beside decoding, once the one before is done."""
+        self.wait()
+        self._running = self._thread.submit(self.insert, rows)
+
+    def wait(self) -> None:
+        """Until no insert runs. Raises what the last one raised."""
+        if self._running is not None:
+            self._running.result()
+            self._running = None
 
     def counts(self) -> dict[str, int]:
         """Read from the table."""
@@ -209,9 +229,10 @@ def peak_mb() -> float:
 
 
 def freeze() -> None:
-    """The register stays for good: keep the collector off it."""
+    """The register stays for good: keep the collector off it; and rows are no cycles: let it run seldom."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def finish(took: dict[str, float], counts: dict[str, int], **more: Any) -> None:

@@ -8,7 +8,6 @@ import faust
 
 from benchmarks.peers.common import (
     DECODER,
-    INSERT_ROWS,
     Clock,
     Reference,
     Sink,
@@ -47,7 +46,7 @@ def main() -> None:
                 row = work.row(event)
                 if row is not None:
                     rows.append(row)
-            if len(rows) >= INSERT_ROWS:
+            if len(rows) >= task.insert_rows:
                 sink.insert(rows)
                 rows.clear()
             if work.taken == task.events:

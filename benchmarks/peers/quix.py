@@ -1,6 +1,7 @@
 """quixstreams: a StreamingDataFrame that decodes and judges, a batching sink that inserts.
 
-Tuned: no changelog topics, no state store (a Python set does for ids), large commits, expansion of a record
+Tuned: no changelog topics, no state store (a Python set does for ids), large commits, inserts in a thread
+beside decoding, expansion of a record
 inside one function, so that the framework's cost falls on records, not on events, where records are blocks.
 """
 
@@ -14,7 +15,6 @@ from quixstreams.sinks import BatchingSink, SinkBatch
 
 from benchmarks.peers.common import (
     DECODER,
-    INSERT_ROWS,
     Clock,
     Reference,
     Sink,
@@ -37,10 +37,12 @@ class ClickHouse(BatchingSink):
     def write(self, batch: SinkBatch) -> None:
         for item in batch:
             self.rows.extend(item.value)
-        if len(self.rows) >= INSERT_ROWS or self.work.taken == self.task.events:
-            self.sink.insert(self.rows)
-            self.rows.clear()
-        if self.work.taken == self.task.events:
+        last = self.work.taken == self.task.events
+        if len(self.rows) >= self.task.insert_rows or last:
+            self.sink.insert_beside(self.rows)
+            self.rows = []
+        if last:
+            self.sink.wait()
             finish_work(self.clock, self.work, self.sink)
 
 
@@ -57,7 +59,7 @@ def main() -> None:
         processing_guarantee="at-least-once",
         state_dir=str(task.path.parent / "quix"),
         commit_interval=0.2,  # the run ends at a commit: a long interval would be counted as work
-        commit_every=INSERT_ROWS if task.form == "each" else INSERT_ROWS // 500,
+        commit_every=task.insert_rows if task.form == "each" else max(1, task.insert_rows // 500),
         consumer_extra_config={"fetch.queue.backoff.ms": 2, "queued.min.messages": 1_000_000},
         loglevel=None,
     )

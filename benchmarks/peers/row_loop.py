@@ -1,13 +1,12 @@
 """aiokafka + msgspec: the best Python row program that we know how to write, tuned as ours is.
 
-Typed decoding of a whole record at once, dictionaries for look-ups, a set of ids, 100,000-row Arrow inserts
-in a thread that overlap with decoding, uvloop, the garbage collector frozen over the register.
+Typed decoding of a whole record at once, dictionaries for look-ups, a set of ids, large Arrow inserts in a
+thread that overlap with decoding, uvloop, the garbage collector frozen over the register.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 from typing import Any
 
 import uvloop
@@ -15,7 +14,6 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from benchmarks.peers.common import (
     DECODER,
-    INSERT_ROWS,
     Clock,
     Reference,
     Sink,
@@ -29,7 +27,6 @@ from benchmarks.peers.common import (
 async def run(task: Task) -> None:
     work, sink, clock = Work(Reference(task.reference)), Sink(task.path), Clock()
     freeze()
-    gc.set_threshold(100_000, 50, 100)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=task.bootstrap,
         auto_offset_reset="earliest",
@@ -57,7 +54,7 @@ async def run(task: Task) -> None:
                     found = row(event)
                     if found is not None:
                         append(found)
-            if len(rows) >= INSERT_ROWS:
+            if len(rows) >= task.insert_rows:
                 if inserting is not None:
                     await inserting
                 inserting = loop.run_in_executor(None, sink.insert, rows)
