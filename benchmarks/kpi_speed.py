@@ -35,6 +35,8 @@ from pipeline.store.migrate import migrate
 GOAL_MS = 300
 _TOKEN = "known-to-this-process-only"  # pragma: allowlist secret
 BLOCK_ROWS = 50_000
+#: Cases whose events are made at once: all of ten million would be 14.5 GB, and a sorted copy.
+SLICE_CASES = 1_000_000
 INC = 1
 LIFE = ("REPORTED", "ACCEPTED", "DISPATCHED", "SIGNED", "ARRIVED", "HANDLING", "RESOLVED", "CLOSED")
 NOW = datetime(2024, 7, 1, tzinfo=UTC)
@@ -56,11 +58,14 @@ class CityNames:
         return None
 
 
-def life_events(cases: int, seed: int = 1) -> pl.DataFrame:
-    """(8 · cases, STORED and CASE_EVENT): one in ten cases still open, in the order that they occurred."""
+def life_events(cases: int, seed: int = 1, first: int = 0, offset: int = 0) -> pl.DataFrame:
+    """(8 · cases, STORED and CASE_EVENT): one in ten cases still open, in the order that they occurred.
+
+    first : number of the first case. offset : position of the first event.
+    """
     random = np.random.default_rng(seed)
     steps = len(LIFE)
-    number = np.repeat(np.arange(cases), steps)
+    number = np.repeat(np.arange(first, first + cases), steps)
     step = np.tile(np.arange(steps), cases)
     reported = random.integers(0, 28 * 86_400_000, cases)
     gaps = random.integers(60_000, 4 * 3_600_000, (cases, steps)).cumsum(axis=1) - 60_000
@@ -86,7 +91,7 @@ def life_events(cases: int, seed: int = 1) -> pl.DataFrame:
     frame = (
         frame.filter((pl.col("number") % 10 != 0) | (pl.col("step") < 4))
         .sort("at_ms")
-        .with_row_index("_off")
+        .with_row_index("_off", offset)
         .with_columns(
             (pl.lit(start) + pl.duration(milliseconds=pl.col("at_ms")))
             .cast(pl.Datetime("ms", "UTC"))
@@ -137,8 +142,10 @@ def load(client: Client, events: pl.DataFrame) -> None:
     """Insert block by block and fold each block's cases, as a worker does; prints what a block costs."""
     tables: list[float] = []
     folds: list[float] = []
-    for low in range(0, len(events), BLOCK_ROWS):
-        block = events.slice(low, BLOCK_ROWS)
+    offset = events["_off"][0]
+    for at in range(0, len(events), BLOCK_ROWS):
+        block = events.slice(at, BLOCK_ROWS)
+        low = offset + at
         high = low + len(block) - 1
         rows = block.select(pl.col(name).cast(dtype) for name, dtype in STORED.items()).with_columns(
             pl.lit(INC, pl.UInt64).alias("_inc"),
@@ -164,6 +171,16 @@ def load(client: Client, events: pl.DataFrame) -> None:
         f"block of {BLOCK_ROWS:,} events: case_events {statistics.median(tables) * 1000:.0f} ms, "
         f"refresh {statistics.median(folds) * 1000:.0f} ms (median of {len(folds)})"
     )
+
+
+def load_cases(client: Client, cases: int) -> int:
+    """Make and load the events of so many cases, a slice after the other; how many these are."""
+    events = 0
+    for number, first in enumerate(range(0, cases, SLICE_CASES)):
+        part = life_events(min(SLICE_CASES, cases - first), 1 + number, first, events)
+        load(client, part)
+        events += len(part)
+    return events
 
 
 def milliseconds(call: Callable[[], object], repeats: int = 5) -> tuple[float, float]:
@@ -193,7 +210,7 @@ def main() -> int:
         engine = EmbeddedEngine(Path(path) / "clickhouse", Path(path) / "tmp")
         owner = engine.new_client(None)
         migrate(owner, "grid")
-        load(owner, life_events(cases))
+        load_cases(owner, cases)
         bridge = Bridge(engine, _TOKEN).start()
         client = connect_bridge(BridgeAddress(bridge.url, _TOKEN, os.getpid()), "grid", timeout=60)
         wall, cpu = milliseconds(lambda: refresh_cases(client, INC, [(0, 1_000, 1_199)]))

@@ -18,6 +18,7 @@ import orjson
 
 from benchmarks.goals import median, table
 from benchmarks.harness import PLACE, out
+from benchmarks.latency import tail_text
 from benchmarks.plots import Saved, draw
 from benchmarks.profile import svg
 from benchmarks.together import growth_text
@@ -187,14 +188,14 @@ def _stages(saved: Saved) -> Rows:
 
 
 def _latency(saved: Saved) -> Rows:
-    rows = [["load", "carried", "p50 ms", "p99 ms", "probes", "client's CPU share"]]
+    rows = [["load", "carried", "p50 ms", "tail", "probes", "client's CPU share"]]
     for case, (run, *_) in saved["runs"].items():
         rows.append(
             [
                 case,
                 f"{run['events_per_second']:,.0f}",
                 f"{run['p50_ms']:.0f}",
-                f"{run['p99_ms']:.0f}",
+                tail_text(run),
                 str(run["probes"]),
                 f"{run['client_cpu_share']:.0%}",
             ]

@@ -1,0 +1,51 @@
+"""The probes of the latency benchmark: on a clock, each measured from its own answer, few ones called so."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import latency
+from benchmarks.latency import Probes, tail_text
+
+
+def test_of_few_probes_the_slowest_is_told_and_not_a_p99() -> None:
+    assert tail_text({"probes": 200, "p99_ms": 40.4}) == "p99 40 ms"
+    assert tail_text({"probes": 199, "p99_ms": 40.4}) == "max of 199 40 ms"
+
+
+def test_probes_start_on_a_clock_although_nothing_is_visible_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one probe after the other a service that takes a second would get one probe a second."""
+    posted: dict[str, float] = {}
+
+    class Store:
+        def query(self, _: str, parameters: dict[str, Any]) -> Any:
+            rows = [(name,) for name in parameters["names"] if time.perf_counter() - posted[name] > 0.5]
+            return SimpleNamespace(result_rows=rows)
+
+        def close(self) -> None: ...
+
+    class Http:
+        def __init__(self, **_: Any) -> None: ...
+        def __enter__(self) -> Http:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def post(self, _: str, *, content: bytes, headers: dict[str, str]) -> Any:
+            posted[content.split(b'"')[3].decode()] = time.perf_counter()
+            return SimpleNamespace(status_code=202)
+
+    monkeypatch.setattr(latency, "connect", lambda _: Store())
+    monkeypatch.setattr(latency.httpx, "Client", Http)
+    running: Any = SimpleNamespace(url="http://x", settings=None)
+    probes = Probes(running, "k", b'{"event_id":"w1","source":"bench"}', "0")
+    probes.start()
+    time.sleep(2.0)
+    probes.finish()
+    assert probes.sent == len(probes.seconds) == len(posted)
+    assert len(posted) >= 20  # 40 on an idle machine
+    assert min(probes.seconds) > 0.5
+    assert probes.late == []
