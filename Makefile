@@ -72,11 +72,11 @@ browser: ## Debian's chromium and a Chinese font, for the tests of the live page
 dashboards: setup ## rewrite the Grafana dashboards from infra/grafana
 	@$(BIN)/python -m infra.grafana.generate
 
-bench: setup ## every benchmark but growth, peers included; report in var/bench (20 minutes, QUICK=1: a look)
+bench: setup ## every benchmark but growth, peers included; report in var/bench (20 minutes at most, QUICK=1: a look)
 	@$(BIN)/python -m benchmarks all $(if $(QUICK),--quick)
 
-bench-long: setup ## cost and memory over 50 million events and 30 minutes, partitions, workers, windows (hours)
-	@code=0; for what in growth together report; do \
+bench-long: setup ## cost and memory over 50 million events and 30 minutes, partitions, workers, windows, reads (hours)
+	@code=0; for what in growth together reads report; do \
 		$(BIN)/python -m benchmarks $$what $$(test $$what = report || echo $(if $(QUICK),--quick)) || code=$$?; \
 	done; exit $$code
 

@@ -55,6 +55,8 @@ REQUESTS: Final = {
     "ndjson500 gzip": (500, NDJSON, "gzip", 16),
     "ndjson500 zstd": (500, NDJSON, "zstd", 16),
 }
+#: Those that the goals are about.
+_GOAL_REQUESTS: Final = ("single", "ndjson500")
 _BODIES: Final = 40
 #: Above it the client may be what limits the figure.
 CLIENT_LIMIT: Final = 0.85
@@ -221,6 +223,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--persons", type=int, default=500_000)
+    parser.add_argument("--fewer-rounds", action="store_true", help="of requests that no goal is about")
     parser.add_argument("--only", action="append", choices=list(REQUESTS))
     options = parser.parse_args(arguments)
     seconds = options.seconds or (2.0 if options.quick else 4.0)
@@ -228,7 +231,8 @@ def main(arguments: list[str]) -> int:
     cases = [f"gridpipe {kind}" for kind in options.only or REQUESTS]
     cases += [f"bare {kind}" for kind in options.only or REQUESTS if " " not in kind]
     series = Series("gateway", {"seconds": seconds, "persons": options.persons}, quick=options.quick)
-    for at, case in rounds(number, cases):
+    fewer = {case: 2 for case in cases if case.split(" ", 1)[1] not in _GOAL_REQUESTS}
+    for at, case in rounds(number, cases, fewer if options.fewer_rounds else None):
         which, kind = case.split(" ", 1)
         series.add(case, at, measure(which, kind, seconds=seconds, persons=options.persons))
         tell(series, case, at, number)

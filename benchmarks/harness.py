@@ -286,12 +286,18 @@ class Series:
         return path
 
 
-def rounds(number: int, cases: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """A B C A B C …, every other round backwards, so that no case always follows the same one."""
-    listed = list(cases)
+def rounds(
+    number: int, cases: Iterable[str], most: Mapping[str, int] | None = None
+) -> Iterator[tuple[int, str]]:
+    """A B C A B C …, every other round backwards, so that no case always follows the same one.
+
+    most : rounds of single cases, where fewer do.
+    """
+    listed, most = list(cases), most or {}
     for at in range(number):
         for case in listed if at % 2 == 0 else reversed(listed):
-            yield at, case
+            if at < most.get(case, number):
+                yield at, case
 
 
 def run_parts(parts: Mapping[str, Callable[[], object]]) -> list[str]:

@@ -42,6 +42,22 @@ def test_rounds_go_forth_and_back() -> None:
     assert list(rounds(2, "abc")) == [(0, "a"), (0, "b"), (0, "c"), (1, "c"), (1, "b"), (1, "a")]
 
 
+def test_a_case_may_have_fewer_rounds_than_the_others() -> None:
+    assert list(rounds(2, "abc", {"b": 1})) == [(0, "a"), (0, "b"), (0, "c"), (1, "c"), (1, "a")]
+
+
+def test_everything_fails_when_it_takes_longer_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 1_201.0, 0.0, 1_199.0])
+    monkeypatch.setattr(everything, "PLACE", tmp_path)
+    monkeypatch.setattr(everything, "run_parts", lambda _: [])
+    monkeypatch.setattr(everything.report, "main", lambda _: 0)
+    monkeypatch.setattr(everything.time, "perf_counter", lambda: next(clock))
+    assert everything.main(["--quick"]) == 1
+    assert everything.main(["--quick"]) == 0
+
+
 def test_ratio_is_taken_within_a_round_and_runs_are_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
