@@ -96,7 +96,11 @@ def _tables(kind: str, saved: Saved) -> list[Rows]:
 
 
 def _rate_table(saved: Saved) -> Rows:
+    """A load client takes from the machine that it measures: where there is one, its share is told."""
+    by_client = any("client_cpu_share" in run for runs in saved["runs"].values() for run in runs)
     rows = [["program, records", "events/s", "range", "CPU µs per event", "peak MB", "runs"]]
+    if by_client:
+        rows[0].append("client's CPU share")
     for case, runs in sorted(saved["runs"].items(), key=lambda item: -median(item[1], "events_per_second")):
         values = [run["events_per_second"] for run in runs]
         rows.append(
@@ -107,6 +111,7 @@ def _rate_table(saved: Saved) -> Rows:
                 f"{statistics.median(run['cpu_seconds'] / run['events'] for run in runs) * 1e6:.2f}",
                 f"{max(run.get('peak_mb', 0) for run in runs):,.0f}",
                 str(len(runs)),
+                *([f"{max(run['client_cpu_share'] for run in runs):.0%}"] if by_client else []),
             ]
         )
     return rows

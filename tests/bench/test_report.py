@@ -164,3 +164,11 @@ def test_the_report_is_written_in_both_forms(tmp_path: Path, monkeypatch: pytest
         assert "fold (pipeline/store/fold.py:1)" in text
         assert "processor time by kind of thread" in text
     assert "![Our worker" in markdown
+
+
+def test_gateway_s_table_tells_the_share_of_its_client() -> None:
+    run = {"events": 10, "events_per_second": 5.0, "cpu_seconds": 1.0, "peak_mb": 1.0}
+    head, row = report._rate_table(saved("gateway", {"bare single": [run | {"client_cpu_share": 0.9}]}))
+    assert (head[-1], row[-1]) == ("client's CPU share", "90%")
+    head, row = report._rate_table(saved("processor", {"gridpipe arrow": [run]}))
+    assert (head[-1], row[-1]) == ("runs", "1")
