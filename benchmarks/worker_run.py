@@ -2,7 +2,9 @@
 
     python -m benchmarks.worker_run DATA_DIR BOOTSTRAP EVENTS [count-calls]
 
-With `count-calls` Python counts its calls meanwhile: slower, but no machine changes the figure.
+With `count-calls` Python counts its calls meanwhile, within rounds, and a block waits for its records, so
+that it is as large as it may be: slower, but no machine changes the figures. (What the event loops and
+regular looks call, and where a block ends otherwise, depends on the time that all takes.)
 DATA_DIR holds a store (`benchmarks.cache`). Prints one JSON object: seconds, CPU, counts and checksums read
 by SQL, seconds per stage, rows and parts per insert, memory.
 """
@@ -26,6 +28,8 @@ from benchmarks.peers.common import peak_mb
 from benchmarks.workload import ID_DIGITS
 from pipeline import metrics
 from pipeline.contract.privacy import Privacy
+from pipeline.process import worker
+from pipeline.process.rounds import run_round
 from pipeline.process.worker import run_worker
 from pipeline.settings import Settings, load_settings
 from pipeline.store.engine import EmbeddedEngine
@@ -39,6 +43,8 @@ _ENGINE_EVENTS = (
     "Merge",
     "MergedRows",
 )
+#: How long a block waits for its records where calls are counted.
+_LINGER_SECONDS = 15.0
 #: The number of an event of `workload`; other ids give 0.
 _NUMBER = f"toUInt64OrZero(right(event_id, {ID_DIGITS}))"
 
@@ -124,16 +130,19 @@ def thread_seconds() -> dict[str, float]:
 
 
 class Calls:
-    """Counts calls of Python functions in every thread that starts later, and in this one, once `on`."""
+    """Counts calls of Python functions within rounds, in threads that start later, once `on`."""
 
     def __init__(self) -> None:
         self.python, self.native = itertools.count(), itertools.count()
         threading.setprofile(self._profile)
-        sys.setprofile(self._profile)
         self.on = False
+        self._rounds: set[int] = set()
 
     def _profile(self, frame: Any, event: str, argument: Any) -> None:
-        if self.on:
+        thread = threading.get_ident()
+        if frame.f_code is run_round.__code__ and event in {"call", "return"}:
+            (self._rounds.add if event == "call" else self._rounds.discard)(thread)
+        if self.on and thread in self._rounds:
             if event == "call":
                 next(self.python)
             elif event == "c_call":
@@ -150,6 +159,12 @@ async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | 
     client = engine.new_client()
     migrate(client, settings.database)
     stop, ready = asyncio.Event(), asyncio.Event()
+
+    def begins() -> None:
+        if calls is not None:  # the first block may begin before we see that the worker is ready
+            calls.on = True
+        ready.set()
+
     task = asyncio.create_task(
         run_worker(
             settings,
@@ -157,15 +172,13 @@ async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | 
             bootstrap=bootstrap,
             privacy=privacy,
             stop=stop,
-            ready=ready.set,
+            ready=begins,
             known_sources=lambda: ("bench",),
         )
     )
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     before = engine_events(client)
-    if calls is not None:
-        calls.on = True
     pause = 0.005 if calls is None else 0.25
     begin, begin_cpu, threads = time.perf_counter(), time.process_time(), thread_seconds()
     ready_mb = peak_mb()
@@ -205,7 +218,14 @@ async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | 
 def main() -> None:
     data_dir, bootstrap, expected, *more = sys.argv[1:]
     calls = Calls() if more == ["count-calls"] else None
-    settings = load_settings(data_dir=Path(data_dir), kafka=bootstrap, log_level="warning")
+    if calls:
+        worker._QUIET_LINGER_SECONDS = _LINGER_SECONDS  # type: ignore[misc]
+    settings = load_settings(
+        data_dir=Path(data_dir),
+        kafka=bootstrap,
+        log_level="warning",
+        block_linger_seconds=_LINGER_SECONDS if calls else None,
+    )
     result = asyncio.run(run(settings, bootstrap, int(expected), calls))
     sys.stdout.buffer.write(orjson.dumps(result) + b"\n")
     sys.stdout.flush()
