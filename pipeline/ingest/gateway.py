@@ -139,6 +139,10 @@ class Budget:
         self._used += size
         self._by_key[key_id] += size
 
+    def verify(self, size: int) -> None:
+        """These bytes, taken before, are of a request whose signature is verified now."""
+        self._unverified -= size
+
     def give_back(self, key_id: str, size: int, *, verified: bool = True) -> None:
         self._used -= size
         if not verified:

@@ -130,6 +130,8 @@ class EventsCall:
             if credential is None:
                 assert claim is not None
                 credential = await _signed(gateway, scope, claim, body, address)
+                gateway.budget.verify(held)
+                verified = True
                 gateway.quotas.admit_sources(address, credential.sources)
             call = Call(body, content_type, encoding, credential, request_id, address)
             members = await self._handle(call)

@@ -51,7 +51,7 @@ _BULK_LINES: Final = 20_000
 
 _REQUIRED: Final = (
     "event_id", "source", "event_type", "case_id", "occurred_at", "ingested_at", "channel", "grid_code",
-    "actor_type",
+    "actor_type", "key_version",
 )  # fmt: skip
 _ID_PATTERN: Final = f"^{ID.expression}$"
 _CODE_PATTERN: Final = f"^{CODE.expression}$"

@@ -220,7 +220,8 @@ def deduplicate(
             hit = (first.position < position[at]) & (np.abs(ingested[at] - first.ingested) <= window_ms)
             copy[at] = hit
             conflict[at] = hit & (first.content != content[at])
-            other_key[at] = first.version != version[at]
+            # 0: not known, of a copy that was stored before its version was
+            other_key[at] = (first.version != version[at]) & (first.version != 0)
 
     part = events["_part"].to_numpy()
     kept_here: dict[tuple[int, int, int], int] = {}

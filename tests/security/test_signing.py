@@ -7,6 +7,7 @@ import hashlib
 import hmac
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
@@ -270,6 +271,26 @@ async def test_unverified_requests_hold_what_arrived_and_leave_room_for_the_keys
     await asyncio.gather(*silent, *loud)
     assert statuses == [503] * 58 + [400] * 62
     world.gateway.budget.take("a key", 4_000_000)  # all of it was given back
+
+
+async def test_a_request_leaves_the_room_of_the_unverified_once_its_signature_is_verified(
+    tmp_path: Path,
+) -> None:
+    """It may wait long for its blocks to be written; others' signatures are verified meanwhile."""
+    world = make_world(tmp_path)
+    budget, write = world.gateway.budget, world.gateway.writer.write
+    held: list[tuple[int, bool]] = []
+
+    async def noting(*arguments: Any, **options: Any) -> Any:
+        held.append((budget._unverified, budget._used > 0))
+        return await write(*arguments, **options)
+
+    world.gateway.writer.write = noting  # type: ignore[method-assign]
+    async with client(world) as http:
+        answer = await http.send(await signed_request(world.keys.create("12345", signed=True)))
+    assert answer.status_code == 202
+    assert held == [(0, True)]
+    assert (budget._unverified, budget._used) == (0, 0)
 
 
 def test_event_client_signs_each_try_anew() -> None:

@@ -135,6 +135,7 @@ _LATER: dict[str, dict[str, object]] = {
         ("CLOSED", {"rating": 9}),
         ("CLOSED", {"rating": 0}),
         ("CLOSED", {"department": "a b"}),
+        ("CLOSED", {"key_version": None}),
         ("CLOSED", {"lon": 180.5}),
         ("CLOSED", {"lat": float("nan")}),
     ],

@@ -105,6 +105,15 @@ def test_a_copy_across_the_activation_of_a_pseudonym_key_is_a_copy(same_block: b
     assert outcome(deduplicate(block, {0: seen}, WINDOW), block.height) == (kept, [10, 11], [12, 13])
 
 
+def test_a_copy_stored_before_its_keys_version_was_is_compared_as_ever() -> None:
+    citizen = {"type": "citizen", "id_number": "999999199001011234"}
+    first = rows(record(0, event(1, actor=citizen)))
+    seen = SeenIds(WINDOW)
+    remember(seen, first.with_columns(key_version=pl.lit(0, pl.UInt16)))
+    later = rows(record(1, event(1, actor=citizen)), record(2, event(1, actor=citizen, description="别的")))
+    assert outcome(deduplicate(later, {0: seen}, WINDOW), 2) == ([], [1], [2])
+
+
 def test_conflict_within_a_block() -> None:
     block = rows(record(0, event(1)), record(1, event(1, description="别的")), record(2, event(1)))
     assert outcome(deduplicate(block, {0: SeenIds(WINDOW)}, WINDOW), 3) == ([0], [2], [1])

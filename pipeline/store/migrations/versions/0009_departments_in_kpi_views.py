@@ -19,9 +19,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    for name, statement in KPI_VIEWS.items():
-        op.execute(f"DROP VIEW IF EXISTS {name}")
-        op.execute(statement.replace(":", "\\:"))
+    for statement in KPI_VIEWS.values():  # in one step: an api may be reading
+        op.execute(statement.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1).replace(":", "\\:"))
 
 
 def downgrade() -> None:
