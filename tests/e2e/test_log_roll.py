@@ -193,6 +193,27 @@ def settled(service: Service) -> LogState:
     return state(service)
 
 
+@contextlib.contextmanager
+def direct_records(producer: Producer, number: int) -> Iterator[None]:
+    """One a second meanwhile, numbered from `number` on."""
+    enough = threading.Event()
+
+    def go_on() -> None:
+        at = number
+        while not enough.wait(1):
+            producer.produce("grid.events", json.dumps(report(at)).encode())
+            producer.flush(5)
+            at += 1
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
 def test_direct_records_hold_the_roll_back_and_doctor_says_so(service: Service) -> None:
     rolls = settled(service).rolls
     line = " ".join(service.children()["tansu"].cmdline())
@@ -210,7 +231,8 @@ def test_direct_records_hold_the_roll_back_and_doctor_says_so(service: Service) 
         number += 1_000
     assert "straight to the topic" in state(service).waits_for
     address = service.url.removeprefix("http://")
-    told = gridpipe("doctor", "--json", "--data-dir", str(service.data_dir), "--http", address)
+    with direct_records(producer, number):  # a doctor may take longer to come than the roll waits
+        told = gridpipe("doctor", "--json", "--data-dir", str(service.data_dir), "--http", address)
     (broker,) = [finding for finding in json.loads(told.stdout) if finding["check"] == "broker"]
     assert (broker["level"], "outgrown" in broker["do"]) == ("warning", True), broker
     deadline = time.monotonic() + QUIET_SECONDS + 30
