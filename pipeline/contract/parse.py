@@ -30,6 +30,8 @@ MAX_EVENTS: Final = 5_000
 #: An event of the contract has 461 members at most. One with many more is refused before anything is built of
 #: it: a million keys in one object took 130 MB.
 MAX_MEMBERS: Final = 20_000
+#: A look at these first refuses what is nested without end.
+_HEAD_BYTES: Final = 4_096
 #: Text with more colons than 5,000 ordinary events have is taken event by event.
 _MANY_COLONS: Final = 300_000
 #: A refused event larger than this is not decoded again to be described: a million keys take a second.
@@ -339,8 +341,11 @@ def has_many_colons(body: bytes) -> bool:
 
 
 def deeper_than(limit: int, text: bytes) -> bool:
-    """Whether brackets are nested deeper than `limit`; text with fewer brackets is not looked at."""
-    return text.count(b"[") + text.count(b"{") > limit and depth_of(text) > limit
+    """Whether brackets are nested deeper than `limit`; text with fewer brackets is not looked at, and of text
+    that is deep from its beginning no more than that."""
+    if text.count(b"[") + text.count(b"{") <= limit:
+        return False
+    return depth_of(text[:_HEAD_BYTES]) > limit or (len(text) > _HEAD_BYTES and depth_of(text) > limit)
 
 
 def depth_of(text: bytes) -> int:
