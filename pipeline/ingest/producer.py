@@ -215,8 +215,7 @@ class KafkaProducer:
                 flight.report(at, Unwritten(block.partition, error.name()))
                 if error.code() in (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC):
                     self._partitions = None  # the topic was replaced: look again
-                if generation == self._generation:
-                    self._look_at(error)
+                self._look_at(error, generation)
 
         try:
             self._producer.produce(
@@ -231,11 +230,12 @@ class KafkaProducer:
             flight.report(at, Unwritten(block.partition, "queue full"))
         except KafkaException as error:
             flight.report(at, Unwritten(block.partition, error.args[0].name()))
-            self._look_at(error.args[0])
+            self._look_at(error.args[0], generation)
 
-    def _look_at(self, error: KafkaError) -> None:
-        """Note that the producer is spent. It is not replaced here, within one of its own calls."""
-        if error.fatal() or error.code() in _SPENT:
+    def _look_at(self, error: KafkaError, generation: int) -> None:
+        """Note that the producer of this generation is spent. It is not replaced here, within one of its own
+        calls; what one that was replaced meanwhile says is nothing against the next."""
+        if generation == self._generation and (error.fatal() or error.code() in _SPENT):
             self._spent = error
 
     def _run(self) -> None:
