@@ -207,23 +207,30 @@ def test_service_that_stays_slow_after_a_burst_has_not_recovered() -> None:
     assert not load_check.recovered(found, 100.0)
 
 
+def _with_shapes(program: str, *, seconds: int) -> str:
+    """What a program prints about a run of so many seconds; in a process of its own, for locust patches
+    sockets and threads when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "LOAD_SECONDS": str(seconds)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout
+
+
 def test_shapes_ask_for_what_their_scenario_says() -> None:
-    """In a process of its own: locust patches sockets and threads when it is imported."""
     program = (
         "from benchmarks.load_shapes import SHAPES, USERS\n"
         "at = [n / 100 for n in range(100)]\n"
         "print({name: [max(map(s.factor, [s] * 100, at)), min(map(s.factor, [s] * 100, at))]"
         " if name != 'ramp' else s.STEPS for name, s in SHAPES.items()})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**os.environ, "LOAD_SECONDS": "900"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = eval(done.stdout)
+    told = _with_shapes(program, seconds=900)
+    found = eval(told)
     assert set(found) == {"steady", "ramp", "spike", "storm", "reconnect", "soak", "bad-data", "replay"}
     assert found["spike"] == [10.0, 1.0]
     assert found["reconnect"][0] == pytest.approx(15.4)
@@ -246,13 +253,5 @@ def test_a_step_takes_as_long_as_its_scenario_says() -> None:
         "    shape.at += 1.0\n"
         "print(shape.at - 30.0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**os.environ, "LOAD_SECONDS": "100"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert 9.0 <= float(done.stdout) <= 11.0
+    told = _with_shapes(program, seconds=100)
+    assert 9.0 <= float(told) <= 11.0
