@@ -114,6 +114,8 @@ class KafkaProducer:
         self._topic = settings.topic
         self._timeout = settings.durability_timeout_seconds
         self._partitions: int | None = None
+        #: Of the embedded broker's topic, which is not ready with another number (`broker.ensure_topic`).
+        self._wanted = settings.partitions if settings.kafka is None else None
         self._open_since: float | None = None
         self._warned_at = self._told_at = float("-inf")
         self._flights: set[_Flight] = set()
@@ -213,8 +215,6 @@ class KafkaProducer:
                 flight.report(at, Written(block.partition, -1 if offset is None else offset))
             else:
                 flight.report(at, Unwritten(block.partition, error.name()))
-                if error.code() in (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC):
-                    self._partitions = None  # the topic was replaced: look again
                 self._look_at(error, generation)
 
         try:
@@ -233,8 +233,11 @@ class KafkaProducer:
             self._look_at(error.args[0], generation)
 
     def _look_at(self, error: KafkaError, generation: int) -> None:
-        """Note that the producer of this generation is spent. It is not replaced here, within one of its own
-        calls; what one that was replaced meanwhile says is nothing against the next."""
+        """Note that the topic was replaced by one with other partitions, or that the producer of this
+        generation is spent. It is not replaced here, within one of its own calls; what one that was replaced
+        meanwhile says is nothing against the next."""
+        if error.code() in (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC):
+            self._partitions = None
         if generation == self._generation and (error.fatal() or error.code() in _SPENT):
             self._spent = error
 
@@ -263,9 +266,8 @@ class KafkaProducer:
         except KafkaException:
             self._open_circuit("no answer")
             return
-        self._partitions = (
-            len(topic.partitions) or None if topic is not None and topic.error is None else None
-        )
+        found = len(topic.partitions) if topic is not None and topic.error is None else 0
+        self._partitions = found if found and found == (self._wanted or found) else None
         since, self._open_since = self._open_since, None  # several threads look
         if since is not None:
             log.info("kafka answers again", after_seconds=round(time.monotonic() - since, 1))

@@ -8,18 +8,26 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from importlib import resources
 from pathlib import Path
 
-from confluent_kafka import KafkaException
+import structlog
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.runtime.process import receive_order
 
+log = structlog.get_logger(__name__)
+
 #: How long one call of the admin client may take, seconds.
 _CALL_SECONDS = 3.0
+#: How often a topic is created before it is an error that it is not there as it was asked for.
+_TRIES = 8
+_THERE = KafkaError.TOPIC_ALREADY_EXISTS
+_GONE = KafkaError.UNKNOWN_TOPIC_OR_PART
 
 
 def binary() -> Path:
@@ -85,24 +93,40 @@ def wait_until_up(bootstrap: str, *, seconds: float, access: Mapping[str, str] |
             return admin
 
 
-def ensure_topic(admin: AdminClient, topic: str, partitions: int, *, replication: int = -1) -> int:
-    """Create `topic` unless it exists; returns its number of partitions.
+def ensure_topic(
+    admin: AdminClient, topic: str, partitions: int, *, replication: int = -1, exactly: bool = False
+) -> int:
+    """Create `topic` unless it exists; returns its number of partitions. Others may create it meanwhile.
 
-    replication : copies of each record; -1: the broker's own default.
+    replication : copies of each record; -1: the broker's own default. exactly : for a broker that has just
+    started: one with another number of partitions is replaced, with what is in it. Producers that look for
+    a topic make it (the embedded broker: with 4 partitions), and here they wait for this one already.
     Raises UnavailableError when the broker refuses.
     """
     try:
-        found = admin.list_topics(timeout=_CALL_SECONDS).topics.get(topic)
-        if found is None or not found.partitions:
-            created = admin.create_topics(
-                [NewTopic(topic, num_partitions=partitions, replication_factor=replication)],
-                operation_timeout=_CALL_SECONDS,
-            )
-            created[topic].result(timeout=2 * _CALL_SECONDS)
-            found = admin.list_topics(topic, timeout=_CALL_SECONDS).topics[topic]
+        for attempt in range(_TRIES):
+            listed = admin.list_topics(timeout=_CALL_SECONDS).topics.get(topic)
+            found = 0 if listed is None else len(listed.partitions)
+            if found == partitions or (found and not exactly):
+                return found
+            time.sleep(0.05 * attempt)  # a topic that has just come is not known to every node
+            if found:
+                log.warning("topic_replaced", topic=topic, partitions=found, wanted=partitions)
+                _settle(admin.delete_topics([topic], operation_timeout=_CALL_SECONDS)[topic], _GONE)
+            new = NewTopic(topic, num_partitions=partitions, replication_factor=replication)
+            _settle(admin.create_topics([new], operation_timeout=_CALL_SECONDS)[topic], _THERE)
     except KafkaException as error:
         raise UnavailableError(f"topic {topic} cannot be created: {error.args[0]}") from error
-    return len(found.partitions) or partitions
+    raise UnavailableError(f"topic {topic} with {partitions} partitions was created, and is not there")
+
+
+def _settle(asked: Future[None], unless: int) -> None:
+    """Wait for an answer of the broker. unless : the error that says that it is as it should be already."""
+    try:
+        asked.result(timeout=2 * _CALL_SECONDS)
+    except KafkaException as error:
+        if error.args[0].code() != unless:
+            raise
 
 
 def wait_for_topic(

@@ -414,7 +414,9 @@ class Supervisor:
             ) from None
         if self._broker is not None:
             check_broker(self._broker.pid)
-        broker.ensure_topic(admin, self.settings.topic, self.settings.partitions)
+        broker.ensure_topic(
+            admin, self.settings.topic, self.settings.partitions, exactly=self._broker is not None
+        )
         if self._roll is not None and self._broker is not None:
             self._roll.broker_started(self._broker.pid)
             self._write_pids()

@@ -6,19 +6,23 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from structlog.testing import capture_logs
 
 from pipeline.errors import ConfigurationError
-from pipeline.ingest.blocks import ARROW, decode_block, partition_of
+from pipeline.ingest.blocks import ARROW, Block, decode_block, partition_of
 from pipeline.ingest.durability import Replicated, stored_in
 from pipeline.ingest.producer import KafkaProducer
 from pipeline.runtime import broker
@@ -44,7 +48,7 @@ class Broker:
             broker.command(self.port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         admin = broker.wait_until_up(self.bootstrap, seconds=15)
-        broker.ensure_topic(admin, topic, 12, replication=1)
+        broker.ensure_topic(admin, topic, 12, replication=1, exactly=True)
 
     def stop(self) -> None:
         if self.process is not None:
@@ -62,9 +66,11 @@ def live(request: pytest.FixtureRequest) -> Iterator[Broker]:
         yield found
         return
     running = Broker(broker.free_port())
-    running.start(Settings().topic)
-    yield running
-    running.stop()
+    try:
+        running.start(Settings().topic)
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.fixture
@@ -202,6 +208,49 @@ async def test_halted_broker_gives_503_after_the_timeout_and_202_once_it_goes_on
         await asyncio.sleep(0.1)
     assert response.json()["accepted"] == 1
     await world.gateway.close()
+
+
+async def test_a_topic_that_clients_made_first_is_made_anew_and_nothing_enters_it(
+    live: Broker, tmp_path: Path
+) -> None:
+    """After a roll the gateways look for their topic before it was created, and so make it: 4 partitions."""
+    topic = "sought-first"
+    world = make_world(tmp_path, topic=topic)
+    world.connect(producer=KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=False))
+    admin = broker.wait_until_up(live.bootstrap, seconds=15)
+    assert (await world.post(event(1))).status_code == 503
+    assert len(admin.list_topics(timeout=5).topics[topic].partitions) == 4
+    assert (await world.post(event(1))).status_code == 503
+    assert broker.ensure_topic(admin, topic, 12) == 4, "of a Kafka, it is for its operator to say"
+    assert broker.ensure_topic(admin, topic, 12, exactly=True) == 12
+    assert (await world.post(event(1))).status_code == 202
+    await world.gateway.close()
+
+
+@BOTH
+def test_two_may_create_the_topic_at_once(live: Broker) -> None:
+    """Who comes second is told that it is there, which is what it wanted."""
+    admins = [broker.wait_until_up(live.bootstrap, seconds=15) for _ in range(4)]
+    for _ in range(5):
+        topic = f"at-once-{uuid.uuid4().hex[:8]}"
+        together = threading.Barrier(len(admins))
+
+        def create(admin: AdminClient, topic: str = topic, together: threading.Barrier = together) -> int:
+            together.wait()
+            return broker.ensure_topic(admin, topic, 12, exactly=True)
+
+        with ThreadPoolExecutor(len(admins)) as pool:
+            assert list(pool.map(create, admins)) == [12] * len(admins)
+
+
+async def test_a_topic_with_fewer_partitions_is_looked_at_again(world: World, live: Broker) -> None:
+    """librdkafka refuses a partition that is not there at once, not in a delivery report."""
+    assert (await world.post(event(1))).status_code == 202
+    producer = world.gateway.producer
+    assert isinstance(producer, KafkaProducer)
+    producer._partitions = 4_000
+    await producer.send([Block(3_999, np.arange(1), b"", b"")])
+    assert await producer.partitions() == 12
 
 
 class Spent:

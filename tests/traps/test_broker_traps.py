@@ -90,7 +90,7 @@ async def test_t2_aiokafka_has_no_idempotent_producer_there_and_librdkafka_has(
         await asyncio.wait_for(bare.start(), 20)
     await bare.stop()
 
-    world = make_world(tmp_path)
+    world = make_world(tmp_path, partitions=2)
     world.connect(producer=KafkaProducer(world.gateway.settings, tansu.bootstrap, idempotent=True))
     assert (await world.post(event(1))).status_code == 202
     assert world.gateway.producer._idempotent, "it went on without"
