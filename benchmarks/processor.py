@@ -142,5 +142,7 @@ def show(series: Series) -> None:
         out.print(
             f"{name}: {series.median(name):,.0f} events/s (spread {series.spread(name):.0%}); "
             f"{last['blocks']} blocks, {engine['MergeTreeDataWriterBlocks']} parts by "
-            f"{engine['InsertQuery']} inserts; threads' time: {parts}"
+            f"{engine['InsertQuery']} inserts; {last['page_faults'] / last['events']:.2f} page faults/event, "
+            f"kernel {last['kernel_seconds'] / last['cpu_seconds']:.0%} of processor time; "
+            f"threads' time: {parts}"
         )

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import resource
 import sys
 import threading
 import time
@@ -180,7 +181,8 @@ async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | 
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     before = engine_events(client)
     pause = 0.005 if calls is None else 0.25
-    begin, begin_cpu, threads = time.perf_counter(), time.process_time(), thread_seconds()
+    begin, threads = time.perf_counter(), thread_seconds()
+    begin_cpu = resource.getrusage(resource.RUSAGE_SELF)
     ready_mb = peak_mb()
     first = 0.0
     while (done := sum(outcomes().values())) < expected:
@@ -189,8 +191,8 @@ async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | 
         if done and not first:
             first = time.perf_counter() - begin
         await asyncio.sleep(pause)
-    seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
-    spent = {kind: used - threads.get(kind, 0.0) for kind, used in thread_seconds().items()}
+    seconds, used = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF)
+    spent = {kind: now - threads.get(kind, 0.0) for kind, now in thread_seconds().items()}
     called = calls.take() if calls is not None else None
     after = engine_events(client)
     stop.set()
@@ -199,7 +201,9 @@ async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | 
     client.close()
     result = {
         "seconds": seconds,
-        "cpu_seconds": cpu,
+        "cpu_seconds": used.ru_utime + used.ru_stime - begin_cpu.ru_utime - begin_cpu.ru_stime,
+        "kernel_seconds": used.ru_stime - begin_cpu.ru_stime,
+        "page_faults": used.ru_minflt - begin_cpu.ru_minflt,
         "first_commit_seconds": first,
         "counts": counts,
         "outcomes": outcomes(),
