@@ -45,7 +45,7 @@ def _bars(path: Path, values: dict[str, list[float]], title: str, unit: str) -> 
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.32 * len(names)), layout="constrained")
     axes.barh(names, middle, xerr=spans, color=colours, ecolor="#444444", capsize=2)
     for at, value in enumerate(middle):
-        axes.text(value, at, f" {value:,.0f}", va="center", fontsize=8)
+        axes.text(value + spans[1][at], at, f" {value:,.0f}", va="center", fontsize=8)
     axes.set_title(title)
     axes.set_xlabel(unit)
     axes.spines[["top", "right"]].set_visible(False)
@@ -111,6 +111,25 @@ def _latency(saved: Saved, directory: Path) -> list[Path]:
     return [_save(figure, directory / "latency.png")]
 
 
+def _together(kind: str) -> Any:
+    def plot(saved: Saved, directory: Path) -> list[Path]:
+        """What waits between HTTP and the store, and what all processes hold, over the minutes."""
+        found = []
+        for number, (case, (run, *_)) in enumerate(saved["runs"].items()):
+            figure, (above, below) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
+            above.plot([at / 60 for at, _ in run.get("waiting", [])], [n for _, n in run.get("waiting", [])])
+            title = (
+                f"{case}: {run['stored_per_second']:,.0f} of {run['asked_per_second']:,.0f} events/s stored"
+            )
+            above.set(title=title, ylabel="events that wait", ylim=(0, None))
+            below.plot([at / 60 for at, _ in run["memory_mb"]], [mb for _, mb in run["memory_mb"]])
+            below.set(xlabel="minutes", ylabel="MB of all processes", ylim=(0, None))
+            found.append(_save(figure, directory / f"{kind}{number or ''}.png"))
+        return found
+
+    return plot
+
+
 def _reads(saved: Saved, directory: Path) -> list[Path]:
     found = []
     for case, runs in saved["runs"].items():
@@ -138,6 +157,25 @@ def _growth(saved: Saved, directory: Path) -> list[Path]:
         title = f"soak at {run['events_per_second']:,.0f} events/s"
         axes.set(title=title, xlabel="minutes", ylabel="MB of all processes", ylim=(0, None))
         found.append(_save(figure, directory / "growth-soak.png"))
+    for name in ("partitions", "workers"):
+        rates = {
+            f"gridpipe, {case}": [run["events_per_second"] for run in runs]
+            for case, runs in saved["runs"].items()
+            if case.endswith(name)
+        }
+        if rates:
+            found.append(_bars(directory / f"growth-{name}.png", rates, f"by {name}", "events/s"))
+    windows = sorted(
+        (runs[0]["ids"], runs[0]) for case, runs in saved["runs"].items() if case.startswith("window")
+    )
+    if windows:
+        figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+        ids = [count / 1e6 for count, _ in windows]
+        for at, (name, unit) in enumerate((("find_5000_ms", "ms to find 5,000"), ("window_mb", "MB"))):
+            axes[at].plot(ids, [run[name] for _, run in windows], marker="o", color=_OURS)
+            axes[at].set(xlabel="million ids in the window", ylabel=unit, ylim=(0, None))
+        figure.suptitle("deduplication window")
+        found.append(_save(figure, directory / "growth-windows.png"))
     return found
 
 
@@ -147,6 +185,8 @@ _PLOTS: Final = {
     "stages": _stages,
     "gateway": _rates("gateway", "HTTP in → broker's ack"),
     "latency": _latency,
+    "together": _together("together"),
+    "burst": _together("burst"),
     "reads": _reads,
     "growth": _growth,
 }

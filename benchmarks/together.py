@@ -153,6 +153,7 @@ def _run(  # noqa: PLR0917
         "stored_per_second": done / lasted,
         "waiting_second_third": earlier,
         "waiting_last_third": later,
+        "waiting": [[round(at, 1), round(wait)] for at, wait in waiting.samples],
         "memory_growth": grown,
         "memory_mb": [[round(at), sum(found.values())] for at, found in memory.samples],
         "peak_mb": max((sum(found.values()) for _, found in memory.samples), default=0.0),

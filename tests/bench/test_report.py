@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from benchmarks import goals, report
+from benchmarks.plots import draw
 from benchmarks.profile import dearest
 from benchmarks.together import sustained
 
@@ -172,3 +173,31 @@ def test_gateway_s_table_tells_the_share_of_its_client() -> None:
     assert (head[-1], row[-1]) == ("client's CPU share", "90%")
     head, row = report._rate_table(saved("processor", {"gridpipe arrow": [run]}))
     assert (head[-1], row[-1]) == ("runs", "1")
+
+
+def test_every_series_that_goes_on_for_minutes_is_drawn(tmp_path: Path) -> None:
+    run = {
+        "waiting": [[1.0, 200], [2.0, 100]], "memory_mb": [[1, 900.0], [2, 910.0]],
+        "stored_per_second": 31_000.0, "asked_per_second": 33_000.0, "events_per_second": 32_000.0,
+    }  # fmt: skip
+    growth = {
+        "cost": [
+            {"events_before": 0, "events": 1_000_000, "cpu_seconds_per_million": 20.0, "peak_mb": 900.0}
+        ],
+        "soak": [run],
+        "4 partitions": [{"events_per_second": 40_000.0}, {"events_per_second": 41_000.0}],
+        "2 workers": [{"events_per_second": 40_000.0}],
+        "window of 1000000 ids": [{"ids": 1_000_000, "find_5000_ms": 0.4, "window_mb": 60.0}],
+    }
+    found = draw(
+        {
+            "together": saved("together", {"one Kafka node": [run]}),
+            "burst": saved("burst", {"embedded broker": [run]}),
+            "growth": saved("growth", growth),
+        },
+        tmp_path,
+    )
+    names = {kind: [path.stem for path in paths] for kind, paths in found.items()}
+    parts = ["growth-cost", "growth-soak", "growth-partitions", "growth-workers", "growth-windows"]
+    assert names == {"together": ["together"], "burst": ["burst"], "growth": parts}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for paths in found.values() for path in paths)

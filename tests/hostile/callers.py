@@ -14,12 +14,14 @@ from typing import Any
 
 import httpx
 import orjson
+import zstandard
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.ingest.signing import Signed, SigningAuth, signature
 from pipeline.runtime.broker import free_port
 from pipeline.runtime.protocol import HEAD_SECONDS
-from tests.hostile.world import EVENTS, OTHER, PROBLEM, SOURCE, World, open_world, patience
+from tests.hostile.memory import Peak
+from tests.hostile.world import EVENTS, GROWTH_BYTES, OTHER, PROBLEM, SOURCE, World, open_world, patience
 
 
 def keys(world: World) -> None:
@@ -246,6 +248,31 @@ def million_keys(world: World) -> None:
         answer = world.post(gzip.compress(plain, 1), headers={"Content-Encoding": "gzip"})
         assert answer.status_code in {413, 422}, answer.text[:200]
     assert world.http.memory_info().rss - before < 100_000_000
+
+
+def elements_without_end(world: World) -> None:
+    """A kilobyte that unpacks to millions of elements, each an object of many times its size if built."""
+    cloud = {
+        "specversion": "1.0", "id": "m", "source": SOURCE, "type": "cn.jiangmen.grid.reported.v1",
+        "time": "2026-01-01T00:00:00Z", "subject": "m", "data": {"channel": "<here>"},
+    }  # fmt: skip
+    lists = b"[" + b"[]," * 4_000_000 + b"[]]"
+    forms = (
+        ("application/json", b"[" + b"{}," * 4_000_000 + b"{}]", 413),
+        ("application/json", lists, 413),
+        ("application/x-ndjson", b"\n" * 12_000_000, 413),
+        ("application/x-ndjson", b"{}\n" * 4_000_000, 413),
+        ("application/cloudevents-batch+json", lists, 413),
+        ("application/cloudevents+json", orjson.dumps(cloud).replace(b'"<here>"', lists), 422),
+    )
+    with Peak(world.http.pid) as peak:
+        for kind, body, status in forms:
+            packed = zstandard.compress(body)
+            assert len(packed) < 4_000
+            answer = world.post(packed, kind, headers={"Content-Encoding": "zstd"})
+            assert answer.status_code == status, (kind, answer.text[:200])
+    assert peak.samples, "nobody looked"
+    assert peak.grown < GROWTH_BYTES, f"grew by {peak.grown / 1e6:.0f} MB"
 
 
 class SlowClients:

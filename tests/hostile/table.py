@@ -308,6 +308,7 @@ TABLE: Final[tuple[Row, ...]] = (
         )
     ),
     Scenario(28, "members of gzip, one after another", "client", events.gzip_members),
+    Scenario(28, "elements without end in a kilobyte", "client", callers.elements_without_end),
     *(
         Whole(
             29,
