@@ -168,10 +168,12 @@ class _Held:
         and a row is copied a few times only."""
         if rows.is_empty():
             return
-        rows = _copied(rows.select([*CASE_SET, "number"]))
-        while self._frames and self._frames[-1].height < 2 * rows.height:
-            rows = _copied(pl.concat([self._frames.pop(), rows]))
-        self._frames.append(rows)
+        parts, height, at = [rows.select([*CASE_SET, "number"])], rows.height, len(self._frames)
+        while at and self._frames[at - 1].height < 2 * height:
+            at -= 1
+            parts.insert(0, self._frames[at])
+            height += parts[0].height
+        self._frames[at:] = [_copied(pl.concat(parts))]
 
     def _unknown(self, rows: pl.DataFrame) -> pl.DataFrame:
         """`rows` without those that came along when their case was read: another round had stored them, and
