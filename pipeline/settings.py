@@ -254,6 +254,11 @@ class Settings(BaseSettings):
         return self.data_dir / "city"
 
     @property
+    def own_reference_path(self) -> Path:
+        """Is there once reference data of a real city were loaded into the embedded store."""
+        return self.data_dir / "own-reference"
+
+    @property
     def keys_path(self) -> Path:
         return self.data_dir / "keys.json"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.common import EXIT_SOME_REFUSED, err, out, print_json, print_table
+from pipeline.errors import ConfigurationError
 from pipeline.read.percent import percent_text
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ def demo(
         durability_timeout_seconds=PATIENCE_SECONDS,
         canary_interval_seconds=0.0,
     )
+    if settings.kafka is not None or settings.clickhouse is not None:
+        raise ConfigurationError(
+            "the demo feeds a simulated year and needs stores of its own: "
+            "unset GRIDPIPE_KAFKA and GRIDPIPE_CLICKHOUSE"
+        )
     settings = settings.model_copy(update={"http": free_http(settings.http)})
     stop = threading.Event()
     obey_signals(stop.set, last_words="ended at once; the next demo goes on from here")

@@ -95,6 +95,8 @@ def load(
                         needed=False,
                     )
                     report.files += again.files
+        if settings.clickhouse is None:
+            _note_real_reference(settings, client)
     finally:
         client.close()
     if as_json:
@@ -102,6 +104,27 @@ def load(
     else:
         _print(report)
     raise typer.Exit(EXIT_DONE if report.fine else EXIT_SOME_REFUSED)
+
+
+def _note_real_reference(settings: Settings, client: Client) -> None:
+    """From the next start on `up` mixes no simulated city into the embedded store unasked."""
+    import json
+
+    from pipeline.reference.query import holds_real_reference
+
+    if settings.own_reference_path.exists() or not holds_real_reference(client):
+        return
+    settings.own_reference_path.touch(mode=0o600)
+    try:
+        simulated = "city" in json.loads((settings.run_dir / "pids.json").read_text())
+    except (OSError, ValueError):
+        simulated = False
+    if simulated:
+        err.print(
+            "the running service still feeds the simulated city: start it again and it stops; what was "
+            "simulated stays in the store, another --data-dir begins with an empty one",
+            soft_wrap=True,
+        )
 
 
 def open_store(settings: Settings, url: str | None) -> Client:

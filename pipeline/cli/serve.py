@@ -39,9 +39,15 @@ def up(
     data_dir: DataDir = None,
     http: Http = None,
     admin_http: AdminHttp = None,
-    no_simulate: Annotated[
-        bool, typer.Option("--no-simulate", help="No simulated city: only what is sent.")
-    ] = False,
+    simulate: Annotated[
+        bool | None,
+        typer.Option(
+            "--simulate/--no-simulate",
+            help="Load and feed the simulated city, or only take what is sent. Unset: simulated on embedded "
+            "stores, never with --kafka or --clickhouse, nor once you loaded reference data of your own.",
+            show_default=False,
+        ),
+    ] = None,
     kafka: Kafka = None,
     clickhouse: ClickHouse = None,
 ) -> None:
@@ -56,12 +62,12 @@ def up(
     )
     logs.configure(level=settings.log_level, role="up", log_dir=settings.log_dir, console=False)
     stop = threading.Event()
-    made = Supervisor(settings, simulate=not no_simulate)
+    made = Supervisor(settings, simulate=simulate)
     obey_signals(stop.set, kill=made.kill, last_words=_LAST_WORDS)
     with made as supervisor:
         if not _until_ready(supervisor, stop):
             return
-        _announce(supervisor, simulate=not no_simulate)
+        _announce(supervisor, asked=simulate is not None)
         _watch(supervisor, stop)
         if sys.stdout.isatty():
             out.print("stopping …")
@@ -85,16 +91,47 @@ def _until_ready(supervisor: Supervisor, stop: threading.Event) -> bool:
     )
 
 
-def _announce(supervisor: Supervisor, *, simulate: bool) -> None:
+def _announce(supervisor: Supervisor, *, asked: bool) -> None:
     settings = supervisor.settings
     out.print(f"gridpipe is ready: {supervisor.url} (API: {supervisor.url}/docs)", soft_wrap=True)
     if supervisor.new_key:
         out.print(f"key for source `local`: {supervisor.local_key}", soft_wrap=True)
     out.print(f"key of source `local` is kept in {settings.local_key_path}", soft_wrap=True)
-    if simulate:
+    if supervisor.simulates:
         out.print("feeding the simulated city; figures are of simulated events")
+    else:
+        why = "" if asked else f" ({_why_not_simulated(settings)}; --simulate turns it on)"
+        out.print(f"no simulated city{why}: figures are of the events that are sent", soft_wrap=True)
+        if _lacks_reference(settings):
+            server = " --clickhouse …" if settings.clickhouse else ""
+            out.print(
+                "no grids and staff are loaded, every report will be rejected: "
+                f"run `gridpipe reference load DIR{server}`",
+                soft_wrap=True,
+            )
     if settings.kafka is None:
         out.print("embedded broker: for evaluation and small sites; answers mean stored")
+
+
+def _why_not_simulated(settings: Settings) -> str:
+    if settings.kafka is not None or settings.clickhouse is not None:
+        return "Kafka or ClickHouse of your own"
+    return "reference data of your own are loaded"
+
+
+def _lacks_reference(settings: Settings) -> bool:
+    from pipeline.errors import UnavailableError
+    from pipeline.reference.query import holds_grids_and_staff
+    from pipeline.store.client import connect
+
+    try:
+        client = connect(settings)
+        try:
+            return not holds_grids_and_staff(client)
+        finally:
+            client.close()
+    except UnavailableError:  # only advice depends on it
+        return False
 
 
 def _watch(supervisor: Supervisor, stop: threading.Event) -> None:

@@ -13,6 +13,8 @@ from pipeline.errors import UnavailableError
 
 #: Keys named in one query; 64 bytes each stays well under ClickHouse's max_query_size.
 KEYS_PER_QUERY: Final = 1_000
+#: `source_system` of the simulated city.
+SIMULATED: Final = "simulated-city"
 
 
 def read_frame(client: Client, query: str, keys: Sequence[str] | None = None) -> pl.DataFrame:
@@ -31,6 +33,23 @@ def read_by_keys(client: Client, query: str, keys: Sequence[str]) -> Iterator[pl
     """`read_frame` for any number of keys, in portions; at least one frame, so that the schema is known."""
     for start in range(0, max(len(keys), 1), KEYS_PER_QUERY):
         yield read_frame(client, query, keys[start : start + KEYS_PER_QUERY])
+
+
+def holds_real_reference(client: Client) -> bool:
+    """Whether somebody loaded reference data that are not the simulated city's. Raises UnavailableError."""
+    parts = " UNION ALL ".join(
+        f"SELECT 1 AS real FROM {table} WHERE ifNull(source_system, '') != '{SIMULATED}' LIMIT 1"
+        for table in ("ref_grids", "ref_units", "ref_staff", "ref_persons", "ref_organisations")
+    )
+    return bool(read_frame(client, f"SELECT count() AS real FROM ({parts})")["real"][0])
+
+
+def holds_grids_and_staff(client: Client) -> bool:
+    """Whether a report can be admitted at all. Raises UnavailableError."""
+    counted = read_frame(
+        client, "SELECT (SELECT count() FROM ref_grids) AS grids, (SELECT count() FROM ref_staff) AS staff"
+    )
+    return bool(counted["grids"][0] and counted["staff"][0])
 
 
 def announced(client: Client) -> dict[str, str]:

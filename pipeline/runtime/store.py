@@ -19,9 +19,10 @@ from starlette.routing import BaseRoute, Mount
 
 from pipeline import logs, metrics
 from pipeline.contract.privacy import Privacy
-from pipeline.errors import GridpipeError
+from pipeline.errors import ConfigurationError, GridpipeError
 from pipeline.ingest.keys import KeyStore
 from pipeline.kafka_access import librdkafka_options
+from pipeline.reference.query import holds_real_reference
 from pipeline.runtime.access import guard_metrics
 from pipeline.runtime.broker import wait_for_topic
 from pipeline.runtime.control import Status, StatusBoard, control_routes
@@ -52,6 +53,7 @@ def run_store(
     token: str | None,
     valve_fd: int | None = None,
     awaits: Collection[str] = (),
+    refuse_real_reference: bool = False,
 ) -> None:
     """Open the store, migrate it, publish the catalogue, answer on the bridge, work until SIGTERM.
 
@@ -60,7 +62,8 @@ def run_store(
     bootstrap : Kafka bootstrap servers; listener, token : where other processes reach this one, and the
     password they need (None: no listener; no password, only without an embedded engine); valve_fd : where
     the supervisor gives orders about the log; awaits : kinds of reference data that somebody is loading: not
-    ready without them.
+    ready without them; refuse_real_reference : do not open a store of a real city, for the simulated one is
+    about to be loaded unasked.
 
     Raises ConfigurationError and UnavailableError before the first event is taken.
     """
@@ -83,6 +86,11 @@ def run_store(
         client_factory = lambda: connect_server(settings, settings.database)  # noqa: E731
         client = connect_server(settings, None)
     before, after = migrate(client, settings.database)
+    if refuse_real_reference and before is not None and holds_real_reference(client):
+        raise ConfigurationError(
+            f"{settings.data_dir} holds reference data that somebody loaded, and `up` would mix the "
+            "simulated city in: start with --no-simulate, or with --simulate if you mean to"
+        )
     if before != after:
         log.info("migrated", before=before, after=after)
     check_windows(client, settings.database)
@@ -239,6 +247,7 @@ def _run(order: Order) -> int:
             token=details["token"],
             valve_fd=details.get("valve_fd"),
             awaits=details.get("awaits", ()),
+            refuse_real_reference=details.get("refuse_real_reference", False),
         )
     except GridpipeError as error:
         log.error("store_refused", problem=str(error))

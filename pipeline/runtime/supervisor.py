@@ -74,6 +74,11 @@ class _State:
     ended: threading.Event = field(default_factory=threading.Event)
 
 
+def simulates_by_default(settings: Settings) -> bool:
+    """Whether `up` feeds the simulated city unasked: only into embedded stores that hold no real city."""
+    return settings.kafka is None and settings.clickhouse is None and not settings.own_reference_path.exists()
+
+
 class Supervisor:
     """The service as child processes of this one.
 
@@ -81,7 +86,8 @@ class Supervisor:
     ...     up.wait_ready()
     ...     up.url, up.local_key, up.pids
 
-    simulate : also load the simulated city and feed it; quiet : write no log of our own to the terminal.
+    simulate : also load the simulated city and feed it; None: as `simulates_by_default` says; quiet : write
+    no log of our own to the terminal.
     `new_key` is True when this start made `local_key`.
 
     A child that dies is started again. When the embedded broker dies its log is gone: HTTP and store are
@@ -92,12 +98,13 @@ class Supervisor:
     Source: design 6; reliability T1 (the memory broker), D6 (native crash of the engine).
     """
 
-    def __init__(self, settings: Settings, *, simulate: bool = True, quiet: bool = False) -> None:
+    def __init__(self, settings: Settings, *, simulate: bool | None = None, quiet: bool = False) -> None:
         self.settings = settings
         self.quiet = quiet
         self.local_key = ""
         self.new_key = False
-        self._simulate = simulate
+        self.simulates = simulates_by_default(settings) if simulate is None else simulate
+        self._asked_to_simulate = simulate is True
         self._state = _State()
         self._roles: dict[str, _Role] = {}
         self._broker: Child | None = None
@@ -216,7 +223,7 @@ class Supervisor:
         # A store that holds pseudonyms needs the secret they were made with: never a new one in its place.
         Privacy.load(settings.pseudonym_key_path, create=not settings.clickhouse_dir.exists())
         self._prepare_key()
-        check_start(settings, simulate=self._simulate)
+        check_start(settings, simulate=self.simulates)
         warn_unprotected(settings)
         self._public = not is_loopback(split_address(settings.http)[0])
         self._http = self._bind(settings.http, "--http")
@@ -262,7 +269,7 @@ class Supervisor:
                     self.settings.kafka, seconds=10, access=librdkafka_options(self.settings)
                 )
             self._roles = {"store": _Role(self._start_store), "http": _Role(self._start_http)}
-            if self._simulate:
+            if self.simulates:
                 self._roles["city"] = _Role(self._start_city)
             if self.settings.kafka is None:
                 self._roll = LogRoll(
@@ -434,7 +441,11 @@ class Supervisor:
             "token": self._token,
             "fd": self._control.fileno(),
             "valve_fd": valve.theirs.fileno(),
-            "awaits": _CITY_AWAITED if self._simulate else (),
+            "awaits": _CITY_AWAITED if self.simulates else (),
+            # Once it is fed, a store is not looked at again: a refusal then would be an outage.
+            "refuse_real_reference": self.simulates
+            and not self._asked_to_simulate
+            and not self._state.ready.is_set(),
         }
         fds = (self._control.fileno(), valve.theirs.fileno())
         child = Child("store", "pipeline.runtime.store", self.settings, details, fds=fds)

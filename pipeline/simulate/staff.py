@@ -11,11 +11,12 @@ import polars as pl
 
 from pipeline.clock import LOCAL_ZONE
 from pipeline.frames import TIMESTAMP
+from pipeline.reference.query import SIMULATED
 from pipeline.simulate.modes import storm_loan_periods
 from pipeline.simulate.names import masked_names
 from pipeline.simulate.published import DISTRICTS, DistrictFacts
 
-SOURCE_SYSTEM: Final = "simulated-city"
+SOURCE_SYSTEM: Final = SIMULATED
 UPDATED_AT: Final = datetime(2024, 12, 27, 2, 0, tzinfo=LOCAL_ZONE)
 _EMPLOYED_FROM: Final = datetime(2021, 1, 1, tzinfo=LOCAL_ZONE)
 

@@ -184,6 +184,14 @@ def test_metrics_of_all_roles_are_on_one_page_and_add_up(service: Service) -> No
     assert sample(service, "gridpipe_process_up") == {("store",): 1}
 
 
+def test_figures_are_said_to_be_of_what_is_sent_and_what_is_to_be_loaded_first(service: Service) -> None:
+    deadline = time.monotonic() + 10
+    while "reference load" not in (text := "".join(service.output)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "no simulated city: figures are of the events that are sent" in text
+    assert "run `gridpipe reference load DIR`" in text
+
+
 def test_doctor_and_config_on_a_running_service(service: Service) -> None:
     address = service.url.removeprefix("http://")
     found = gridpipe("doctor", "--json", "--data-dir", str(service.data_dir), "--http", address)
@@ -266,8 +274,11 @@ def test_sigterm_ends_it_cleanly_with_nothing_left(service: Service) -> None:
 
 
 def test_the_next_start_has_everything_and_its_children_die_with_it(service: Service) -> None:
-    again = Service(service.data_dir, "--no-simulate", "--http", "127.0.0.1:0")
+    again = Service(
+        service.data_dir, "--http", "127.0.0.1:0"
+    )  # a real city is never mixed with a simulated one
     try:
+        assert "no simulated city (reference data of your own are loaded" in "".join(again.output)
         assert again.key == service.key
         assert again.key not in "".join(again.output)
         assert again.get("/v1/events/local/report-1")["outcome"] == "rejected"
