@@ -83,6 +83,12 @@ class Settings(BaseSettings):
     clickhouse_cert: Path | None = Field(None, description="Certificate (PEM) that we show to the server.")
     clickhouse_key: Path | None = Field(None, description="Its private key (PEM, 0600).")
 
+    # --- commands
+    key_file: Path | None = Field(
+        None,
+        description="File (0600) with the key that commands send and read with; unset: `local.key`.",
+    )
+
     # --- gateway
     max_body_bytes: int = Field(5_000_000, ge=1_000, description="Largest request body as sent, bytes.")
     max_decompressed_bytes: int = Field(20_000_000, ge=1_000, description="Largest body decompressed, bytes.")

@@ -12,7 +12,15 @@ from urllib.parse import quote, urlsplit
 
 import typer
 
-from pipeline.cli.common import EXIT_SOME_REFUSED, EXIT_USAGE, print_error, print_json, print_table
+from pipeline.cli.common import (
+    EXIT_SOME_REFUSED,
+    EXIT_USAGE,
+    KeyFile,
+    key_of,
+    print_error,
+    print_json,
+    print_table,
+)
 from pipeline.errors import ContractError, UnavailableError
 
 if TYPE_CHECKING:
@@ -63,6 +71,7 @@ def explain(
     url: _Url = None,
     data_dir: _DataDir = None,
     key: _Key = None,
+    key_file: KeyFile = None,
     json: _Json = False,
 ) -> None:
     """Where an event is and why: outcome, every rule with its result, enrichment, stored position."""
@@ -82,7 +91,9 @@ def explain(
 
     path = f"/v1/events/{quote(source, safe='')}/{quote(event_id, safe='')}"
     personal = _Personal("explain", f"{source}/{event_id}")
-    found = _ask(path, {}, offline, personal, url=url, data_dir=data_dir, key=key, patient=True)
+    found = _ask(
+        path, {}, offline, personal, url=url, data_dir=data_dir, key=key, key_file=key_file, patient=True
+    )
     if json:
         print_json(found)
         return
@@ -97,6 +108,7 @@ def case(
     url: _Url = None,
     data_dir: _DataDir = None,
     key: _Key = None,
+    key_file: KeyFile = None,
     json: _Json = False,
 ) -> None:
     """One case (案件): its events in fold order, state, times, limits and links."""
@@ -107,7 +119,7 @@ def case(
         return read(client, case_id)
 
     path, personal = f"/v1/cases/{quote(case_id, safe='')}", _Personal("case", case_id)
-    found = _ask(path, {}, offline, personal, url=url, data_dir=data_dir, key=key)
+    found = _ask(path, {}, offline, personal, url=url, data_dir=data_dir, key=key, key_file=key_file)
     if json:
         print_json(found)
         return
@@ -133,6 +145,7 @@ def kpi(
     url: _Url = None,
     data_dir: _DataDir = None,
     key: _Key = None,
+    key_file: KeyFile = None,
     json: _Json = False,
 ) -> None:
     """Closure rate (办结率), response rate (响应率) and every other metric, by a dimension."""
@@ -147,7 +160,7 @@ def kpi(
         asked = kpi_parameters(parameters, now=reader.clock())
         return read(client, names=KpiNames(reader.areas, reader.catalogues, client), **asked)
 
-    found = _ask("/v1/kpi", parameters, offline, None, url=url, data_dir=data_dir, key=key)
+    found = _ask("/v1/kpi", parameters, offline, None, url=url, data_dir=data_dir, key=key, key_file=key_file)
     if json:
         print_json(found)
         return
@@ -166,6 +179,7 @@ def _ask(
     url: str | None,
     data_dir: Path | None,
     key: str | None,
+    key_file: Path | None,
     patient: bool = False,
 ) -> dict[str, Any]:
     """The answer of the running service, else, unless a service was named, of the data directory.
@@ -182,7 +196,8 @@ def _ask(
     from pipeline.tls import verify_for
 
     address = url or DEFAULT_URL
-    key = key or _own_key(address, data_dir)
+    settings = load_settings(data_dir=data_dir, key_file=key_file)
+    key = key or key_of(settings) or _own_key(address, settings)
     deadline = time.monotonic() + _NOT_WRITTEN_YET_SECONDS
     try:
         with httpx.Client(
@@ -190,7 +205,7 @@ def _ask(
             auth=auth_for(key) if key else None,
             timeout=_ANSWER_SECONDS,
             trust_env=False,
-            verify=verify_for(load_settings(data_dir=data_dir), address),
+            verify=verify_for(settings, address),
         ) as http:
             answer = http.get(path, params=parameters)
             while patient and answer.status_code == httpx.codes.NOT_FOUND and time.monotonic() < deadline:
@@ -207,15 +222,14 @@ def _ask(
     return _body(answer.status_code, answer.content, address)
 
 
-def _own_key(address: str, data_dir: Path | None) -> str | None:
+def _own_key(address: str, settings: Settings) -> str | None:
     """The key that `up` keeps in the data directory; only ever sent to this machine."""
-    from pipeline.settings import is_loopback, load_settings
+    from pipeline.settings import is_loopback
 
-    path = load_settings(data_dir=data_dir).local_key_path
     if not is_loopback(urlsplit(address).hostname or ""):
         return None
     try:
-        return path.read_text().strip() or None
+        return settings.local_key_path.read_text().strip() or None
     except OSError:
         return None
 

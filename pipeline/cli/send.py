@@ -15,7 +15,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.cli.common import EXIT_SOME_REFUSED, err, out, print_json
+from pipeline.cli.common import EXIT_SOME_REFUSED, KeyFile, err, key_of, out, print_json
 from pipeline.errors import ConfigurationError, UnavailableError
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ _LISTED: Final = 10_000
 _File = Annotated[Path, typer.Argument(help="NDJSON file of events; .gz and .zst are read as they are.")]
 _Url = Annotated[str, typer.Option("--url", help="Address of the running service.")]
 _Key = Annotated[
-    str | None, typer.Option("--key", help="Key of the feeding system; default: <data-dir>/local.key.")
+    str | None,
+    typer.Option(
+        "--key",
+        help="Key of the feeding system, seen in process lists; better --key-file. Default: local.key.",
+    ),
 ]
 _BatchSize = Annotated[int, typer.Option("--batch-size", min=1, max=5000, help="Events in one request.")]
 _DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where local.key is.")]
@@ -95,14 +99,16 @@ class Source:
 
 
 def read_key(key: str | None, settings: Settings) -> str:
-    """The key given, else the one that `gridpipe up` keeps for this machine."""
+    """The key given, else that of the key file, else the one that `gridpipe up` keeps for this machine."""
+    key = key if key is not None else key_of(settings)
     if key is not None:
         return key
     try:
         return settings.local_key_path.read_text().strip()
     except OSError:
         raise ConfigurationError(
-            f"no key: give --key, or --data-dir of the running service (looked for {settings.local_key_path})"
+            "no key: give --key-file, or --data-dir of the running service "
+            f"(looked for {settings.local_key_path})"
         ) from None
 
 
@@ -140,6 +146,7 @@ def send(
     *,
     url: _Url = DEFAULT_URL,
     key: _Key = None,
+    key_file: KeyFile = None,
     batch_size: _BatchSize = 2000,
     restart: Annotated[bool, typer.Option("--restart", help="Send from the first line again.")] = False,
     data_dir: _DataDir = None,
@@ -150,7 +157,7 @@ def send(
     from pipeline.settings import load_settings
     from pipeline.tls import verify_for
 
-    settings = load_settings(data_dir=data_dir)
+    settings = load_settings(data_dir=data_dir, key_file=key_file)
     source = Source(file)
     state_path = _state_path(file, settings)
     state = _load_state(state_path, source.fingerprint(), url)
@@ -261,6 +268,7 @@ def validate(
     *,
     url: _Url = DEFAULT_URL,
     key: _Key = None,
+    key_file: KeyFile = None,
     batch_size: _BatchSize = 1000,
     data_dir: _DataDir = None,
     json: _Json = False,
@@ -270,7 +278,7 @@ def validate(
     from pipeline.settings import load_settings
     from pipeline.tls import verify_for
 
-    settings = load_settings(data_dir=data_dir)
+    settings = load_settings(data_dir=data_dir, key_file=key_file)
     check = _Check()
     source = Source(file)
     try:

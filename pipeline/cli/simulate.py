@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.common import key_of, print_json
 from pipeline.cli.common import out as console
-from pipeline.cli.common import print_json
 from pipeline.errors import ConfigurationError
 
 simulate = typer.Typer(help="The simulated city: reference files, events, live feed.", no_args_is_help=True)
@@ -116,6 +116,7 @@ def feed(
     from pipeline.simulate.feed import run_city_feed
 
     settings = load_settings(simulate_seed=seed, simulate_events_per_second=events_per_second)
+    key = key or key_of(settings)
     if key is None and not settings.local_key_path.exists():
         raise ConfigurationError(
             f"no key: give --key, or start the service that keeps {settings.local_key_path}"
