@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,8 +42,9 @@ def find(
     """Count the rows that hold a pseudonym of a person, in every table and under every key version."""
     from pipeline.store.erase import scan
 
-    settings, keys, _ = _person(numbers, data_dir, clickhouse)
-    client = _open(settings)
+    asked = _asked(numbers, data_dir, clickhouse)
+    settings, client = asked.settings, _open(asked.settings)
+    keys = asked.keys(client)
     found = {table: rows for table, rows in scan(client, settings.database, list(keys)).items() if rows}
     client.close()
     _audit(settings, "person find", None, rows=sum(found.values()))
@@ -74,11 +76,13 @@ def erase(
     from pipeline.store.client import BridgeAddress
     from pipeline.store.erase import erase as run
 
-    settings, keys, masks = _person(numbers, data_dir, clickhouse)
+    asked = _asked(numbers, data_dir, clickhouse)
+    settings, masks = asked.settings, asked.masks
     if not yes:
         typer.confirm("Erase this person for good?", abort=True)
     name = request or f"E{utc_now():%Y%m%d}-{secrets.token_hex(4)}"
     client = _open(settings)
+    keys = asked.keys(client)
     running = settings.clickhouse is not None or BridgeAddress.read(settings.run_dir) is not None
 
     def settle() -> None:
@@ -138,16 +142,24 @@ def list_versions(data_dir: _DataDir = None, json: _Json = False) -> None:
 
 
 @pseudonym.command("rotate")
-def rotate(data_dir: _DataDir = None) -> None:
-    """Make the next version. Load the reference data again, then activate it."""
+def rotate(data_dir: _DataDir = None, clickhouse: _ClickHouse = None) -> None:
+    """Make the next version. Copy it to every host, load the reference data again, then activate it."""
     from pipeline.contract.rotation import rotate as run
     from pipeline.settings import load_settings
+    from pipeline.store.key_ring import hold_ring
 
-    settings = load_settings(data_dir=data_dir)
-    version = run(settings.pseudonym_key_path)
+    settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
+    path = settings.pseudonym_key_path
+    client = _open(settings)
+    hold_ring(client, path, create=False, complete=True)
+    version = run(path)
+    hold_ring(client, path, create=False)
+    client.close()
     _audit(settings, "pseudonym rotate", str(version))
     out.print(
-        f"version {version} is made; next: gridpipe reference load DIR, gridpipe pseudonym activate {version}"
+        f"version {version} is made; next: copy {path.parent}/ to every gateway and worker, "
+        f"gridpipe reference load DIR, gridpipe pseudonym activate {version} on each",
+        soft_wrap=True,
     )
 
 
@@ -164,46 +176,79 @@ def activate(
     from pipeline.contract.rotation import activate as run
     from pipeline.errors import ConfigurationError
     from pipeline.settings import load_settings
+    from pipeline.store.key_ring import hold_ring
 
     settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
     before = active_version(settings.pseudonym_key_path)
-    if not force:
-        client = _open(settings)
-        now, then = _residents(client, version), _residents(client, before)
-        client.close()
-        if now < then:
-            raise ConfigurationError(
-                f"{now:,} residents are known under version {version}, {then:,} under {before}: "
-                "run `gridpipe reference load DIR` first, or give --force"
-            )
+    client = _open(settings)
+    hold_ring(client, settings.pseudonym_key_path, create=False, complete=True)
+    now, then = _residents(client, version), _residents(client, before)
+    client.close()
+    if not force and now < then:
+        raise ConfigurationError(
+            f"{now:,} residents are known under version {version}, {then:,} under {before}: "
+            "run `gridpipe reference load DIR` first, or give --force"
+        )
     run(settings.pseudonym_key_path, version)
     _audit(settings, "pseudonym activate", str(version))
-    out.print(f"version {version} is in force; restart the gateway and the workers")
+    out.print(f"version {version} is in force on this host; restart its gateway and workers")
 
 
 @pseudonym.command("retire")
 def retire(
     version: int,
     *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Although stored events are still linked to persons under it.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     data_dir: _DataDir = None,
     clickhouse: _ClickHouse = None,
 ) -> None:
-    """Destroy a version for good: its residents go, and nobody can link its events to a person any more."""
+    """Destroy a version for good: its residents go, and nobody can link its events to a person any more.
+
+    Refuses while events within GRIDPIPE_PERSON_LINK_DAYS carry it. Run it on every host that has the key.
+    """
+    from pipeline.clock import utc_now
+    from pipeline.contract.privacy import secret_versions
+    from pipeline.contract.rotation import check_retirable
     from pipeline.contract.rotation import retire as run
+    from pipeline.errors import ConfigurationError
     from pipeline.settings import load_settings
+    from pipeline.store.erase import forget_version, linked_rows
+    from pipeline.store.key_ring import hold_ring, known_keys, retire_key
 
     settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
+    path, days = settings.pseudonym_key_path, settings.person_link_days
+    if here := version in secret_versions(path):
+        check_retirable(path, version)
+    client = _open(settings)
+    hold_ring(client, path, create=False)
+    known = known_keys(client)
+    if not here and (known is None or version not in known.fingerprints) and not _residents(client, version):
+        raise ConfigurationError(f"there is no version {version}; `gridpipe pseudonym list` shows them")
+    linked = {table: rows for table, rows in linked_rows(client, version, days).items() if rows}
+    if linked and here:
+        lost = (
+            f"{' and '.join(f'{rows:,} rows of {table}' for table, rows in linked.items())} of the last "
+            f"{days} days are linked to persons under version {version}"
+        )
+        if not force:
+            raise ConfigurationError(
+                f"{lost}: without the key nobody could find or erase these persons in them; wait until the "
+                "links have expired, or give --force"
+            )
+        err.print(f"{lost}; nobody will find or erase these persons in them any more", soft_wrap=True)
     if not yes:
         typer.confirm(f"Destroy version {version} for good?", abort=True)
-    run(settings.pseudonym_key_path, version)
-    client = _open(settings)
-    client.command(
-        "ALTER TABLE ref_persons DELETE WHERE key_version = {version:UInt16}", {"version": version}
-    )
+    # The key last: whatever fails before it, the same command again completes.
+    retire_key(client, version)
+    forget_version(client, settings.database, version, at=utc_now())
     client.close()
-    _audit(settings, "pseudonym retire", str(version))
-    out.print(f"version {version} is destroyed")
+    if here:
+        run(path, version)
+    _audit(settings, "pseudonym retire", str(version), linked=sum(linked.values()))
+    out.print(f"version {version} is destroyed on this host; its residents are gone", soft_wrap=True)
 
 
 def _residents(client: Client, version: int) -> int:
@@ -214,11 +259,26 @@ def _residents(client: Client, version: int) -> int:
     return int(counted.result_rows[0][0])
 
 
-def _person(
-    numbers: Path | None, data_dir: Path | None, clickhouse: str | None
-) -> tuple[Settings, dict[str, int], list[str]]:
-    """The settings, every pseudonym of the numbers given, the masks of phones. Raises ConfigurationError."""
-    from pipeline.contract.privacy import Privacy, is_mobile, mask_phone, normalise_phone
+@dataclass(frozen=True)
+class _Asked:
+    """A person: numbers as they were given, and the masks of the phones among them."""
+
+    settings: Settings
+    id_numbers: list[str]
+    phones: list[str]
+    masks: list[str]
+
+    def keys(self, client: Client) -> dict[str, int]:
+        """Every pseudonym under every version in use. Raises ConfigurationError where one is not here."""
+        from pipeline.store.key_ring import hold_ring
+
+        privacy = hold_ring(client, self.settings.pseudonym_key_path, create=False, complete=True)
+        return privacy.keys_of(id_numbers=self.id_numbers, phones=self.phones)
+
+
+def _asked(numbers: Path | None, data_dir: Path | None, clickhouse: str | None) -> _Asked:
+    """Read whom it is about. Raises ConfigurationError."""
+    from pipeline.contract.privacy import is_mobile, mask_phone, normalise_phone
     from pipeline.errors import ConfigurationError
     from pipeline.settings import load_settings
 
@@ -237,9 +297,7 @@ def _person(
         raise ConfigurationError("no number given")
     phones = [number for number in given if is_mobile(normalise_phone(number))]
     ids = [number for number in given if number not in phones]
-    privacy = Privacy.load(settings.pseudonym_key_path, create=False)
-    masks = sorted({mask_phone(phone) for phone in phones})
-    return settings, privacy.keys_of(id_numbers=ids, phones=phones), masks
+    return _Asked(settings, ids, phones, sorted({mask_phone(phone) for phone in phones}))
 
 
 def _open(settings: Settings) -> Client:

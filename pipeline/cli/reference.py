@@ -62,10 +62,10 @@ def load(
 
     Running it again adds nothing that is already stored. Exit 1 when rows were refused.
     """
-    from pipeline.contract.privacy import Privacy
     from pipeline.errors import ConfigurationError
     from pipeline.reference.load import load_directory, write_templates
     from pipeline.settings import load_settings
+    from pipeline.store.key_ring import hold_ring
 
     if template is not None:
         written = write_templates(template)
@@ -77,10 +77,10 @@ def load(
     if directory is None:
         raise ConfigurationError("name the directory of the reference files, or --template DIR")
     settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
-    # a second key would give the same person a second pseudonym: only the first load of a site makes one
-    privacy = Privacy.load(settings.pseudonym_key_path, create=True)
     client = open_store(settings, url)
     try:
+        # a second key would give the same person a second pseudonym: only the first load of a site makes one
+        privacy = hold_ring(client, settings.pseudonym_key_path, create=True, complete=True)
         with _Bars(quiet=as_json) as bars:
             report = load_directory(client, directory, privacy, strict=strict, progress=bars.progress)
             # While keys are rotated, residents are known under every version that events may carry.

@@ -218,7 +218,8 @@ def migrate(
     from pipeline.rules.catalogue import load_catalogues
     from pipeline.rules.publish import publish
     from pipeline.runtime import broker
-    from pipeline.store.client import connect
+    from pipeline.store.client import BridgeAddress, connect
+    from pipeline.store.key_ring import hold_ring
     from pipeline.store.migrate import migrate as run_migrations
     from pipeline.store.retention import apply_retention
 
@@ -228,6 +229,10 @@ def migrate(
     before, after = run_migrations(client, settings.database)
     apply_retention(client, settings)
     publish(client, catalogues)
+    if settings.clickhouse is None and BridgeAddress.read(settings.run_dir) is None:
+        hold_ring(
+            client, settings.pseudonym_key_path, create=True
+        )  # `up` makes none for a store that is there
     client.close()
     done: dict[str, object] = {"database": settings.database, "before": before, "after": after}
     if settings.kafka is not None:
@@ -274,7 +279,6 @@ def _role_settings(
 
 def _serve_http(settings: Settings, role: str) -> None:
     from pipeline import logs
-    from pipeline.contract.privacy import Privacy
     from pipeline.ingest.durability import Replicated
     from pipeline.kafka_access import librdkafka_options
     from pipeline.runtime import broker
@@ -283,18 +287,25 @@ def _serve_http(settings: Settings, role: str) -> None:
     from pipeline.runtime.process import harden
     from pipeline.runtime.supervisor import bind
     from pipeline.store.client import connect_server
+    from pipeline.store.key_ring import hold_ring, known_keys
 
     harden()
     check_start(settings)
     logs.configure(level=settings.log_level, role=role, log_dir=settings.log_dir, console=True)
     warn_unprotected(settings)
-    connect_server(settings, None).close()
+    client = connect_server(settings, None)
     bootstrap = None
     if role == "gateway":
         assert settings.kafka is not None
         broker.wait_until_up(settings.kafka, seconds=10, access=librdkafka_options(settings))
         bootstrap = settings.kafka
-        Privacy.load(settings.pseudonym_key_path, create=True)
+        client.database = settings.database
+        if known_keys(client) is None:
+            raise ConfigurationError(
+                f"database {settings.database} is not up to date: run `gridpipe migrate`"
+            )
+        hold_ring(client, settings.pseudonym_key_path, create=True)
+    client.close()
     parts = assemble(
         settings,
         bootstrap=bootstrap,

@@ -10,7 +10,8 @@ import hashlib
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from datetime import date
 from itertools import accumulate
 from pathlib import Path
@@ -20,6 +21,9 @@ from pipeline.contract.secret import load_secret
 
 _PERSON: Final = b"gridpipe:person:"
 _PHONE: Final = b"gridpipe:phone:"
+#: No number: its digest tells two secrets apart.
+_CHECK: Final = b"gridpipe:key-check"
+_FINGERPRINT_DIGITS: Final = 16
 
 _SHA256_BLOCK: Final = 64
 #: ASCII but letters, digits and the line break: a number in a key may be spelled with any of it.
@@ -378,7 +382,7 @@ class Privacy:
         self, secret: bytes, key_version: int = 1, others: Mapping[int, bytes] | None = None
     ) -> None:
         inner, self._outer = _hmac_state(secret, 0x36), _hmac_state(secret, 0x5C)
-        self._person, self._phone = inner, inner.copy()
+        self._person, self._phone, self._bare = inner, inner.copy(), inner.copy()
         self._person.update(_PERSON)
         self._phone.update(_PHONE)
         self.key_version = key_version
@@ -404,6 +408,24 @@ class Privacy:
     def versions(self) -> tuple[int, ...]:
         """Every version that still has its secret, in order."""
         return tuple(sorted({self.key_version, *self._others}))
+
+    @property
+    def fingerprints(self) -> dict[int, str]:
+        """16 hexadecimal digits for each version: the same for the same secret, with no way back to it."""
+        return {version: self.under(version)._fingerprint() for version in self.versions}
+
+    def _fingerprint(self) -> str:
+        return self._digest(self._bare, [_CHECK])[0][:_FINGERPRINT_DIGITS]
+
+    def without(self, versions: Collection[int]) -> Privacy:
+        """The same without some of the versions that are not in force."""
+        if not any(version in versions for version in self._others):
+            return self
+        kept = copy(self)
+        kept._others = {
+            version: secret for version, secret in self._others.items() if version not in versions
+        }
+        return kept
 
     def under(self, version: int) -> Privacy:
         """Pseudonyms under one of `versions`."""

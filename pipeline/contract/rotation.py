@@ -41,14 +41,18 @@ def activate(path: Path, version: int) -> None:
     _point(path, version)
 
 
-def retire(path: Path, version: int) -> None:
-    """Destroy the secret of `version`. Raises ConfigurationError if it is in force or not there."""
-    found = secret_versions(path)
-    if version not in found:
+def check_retirable(path: Path, version: int) -> None:
+    """Raises ConfigurationError if `version` is in force or not there."""
+    if version not in secret_versions(path):
         raise ConfigurationError(f"there is no version {version}; `gridpipe pseudonym list` shows them")
     if version == active_version(path):
         raise ConfigurationError(f"version {version} is in force; activate another one first")
-    file = found[version]
+
+
+def retire(path: Path, version: int) -> None:
+    """Destroy the secret of `version`. Raises as `check_retirable`."""
+    check_retirable(path, version)
+    file = secret_versions(path)[version]
     with file.open("r+b") as secret:  # what a journal or a snapshot of the disk still holds is beyond us
         secret.write(os.urandom(file.stat().st_size))
         secret.flush()

@@ -28,6 +28,7 @@ from pipeline.runtime.roll import LogState
 from pipeline.runtime.supervisor import bind
 from pipeline.settings import Settings
 from pipeline.store.client import BridgeAddress, connect
+from pipeline.store.key_ring import known_keys, problems_of
 from pipeline.store.migrate import current_revision, head_revision
 from pipeline.store.windows import tables_without_window
 
@@ -233,6 +234,36 @@ def _store(settings: Settings) -> Iterator[Finding]:
             return
         client.database = settings.database
         yield from _schema(client, settings.database)
+        yield from _ring(client, settings)
+
+
+def _ring(client: Client, settings: Settings) -> Iterator[Finding]:
+    """Whether the pseudonym key of this machine is the store's."""
+    known, path = known_keys(client), settings.pseudonym_key_path
+    if known is None:
+        return  # an old schema, which is said already
+    if not secret_versions(path):
+        if known.fingerprints:
+            what = f"the store was filled with one, and {path.parent}/ holds none"
+            do = f"copy {path.parent}/ of the first host before a gateway or worker starts here"
+            yield Finding("key ring", "warning", what, do)
+        return
+    privacy = Privacy.load(path, create=False)
+    problems = problems_of(privacy, known, path)
+    for problem in problems:
+        yield Finding("key ring", "failed", problem, exit_code=EXIT_CONFIGURATION)
+    if problems:
+        return
+    for number in sorted(set(privacy.versions) & known.retired):
+        what = f"version {number} of the pseudonym key was retired and is still here"
+        yield Finding("key ring", "warning", what, f"run `gridpipe pseudonym retire {number}`")
+    for problem in problems_of(privacy, known, path, complete=True):
+        yield Finding("key ring", "warning", problem)
+    if unknown := sorted(set(privacy.versions) - known.fingerprints.keys()):
+        what = f"the store does not know version {', '.join(map(str, unknown))} yet"
+        yield Finding("key ring", "warning", what, "the next start of `up` or a worker notes it")
+    else:
+        yield Finding("key ring", "ok", "the pseudonym key is the one that the store was filled with")
 
 
 def _schema(client: Client, database: str) -> Iterator[Finding]:

@@ -34,6 +34,7 @@ from pipeline.settings import Settings
 from pipeline.store.bridge import Bridge
 from pipeline.store.client import connect_server
 from pipeline.store.engine import EmbeddedEngine
+from pipeline.store.key_ring import hold_ring
 from pipeline.store.migrate import migrate
 from pipeline.store.retention import apply_retention
 from pipeline.store.windows import check_windows
@@ -74,7 +75,6 @@ def run_store(
     importing = threading.Thread(target=import_module, args=("pipeline.process.worker",), daemon=True)
     importing.start()
     catalogues = load_catalogues(settings.catalogue_dir)
-    privacy = Privacy.load(settings.pseudonym_key_path, create=False)
     engine: EmbeddedEngine | None = None
     client_factory: Callable[[], Client]
     if settings.clickhouse is None:
@@ -94,6 +94,8 @@ def run_store(
     if before != after:
         log.info("migrated", before=before, after=after)
     check_windows(client, settings.database)
+    # The embedded store's key is made before its directory: by the supervisor, a load or a migration.
+    privacy = hold_ring(client, settings.pseudonym_key_path, create=engine is None)
     if engine is not None and (changed := apply_retention(client, settings)):
         log.info("retention_set", tables=changed)
     publish(client, catalogues)

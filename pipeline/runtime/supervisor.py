@@ -30,7 +30,8 @@ from pipeline.runtime.roll import LogRoll, LogState
 from pipeline.runtime.standin import StandIn
 from pipeline.runtime.valve import Valve
 from pipeline.settings import Settings, is_loopback, split_address
-from pipeline.store.client import BridgeAddress
+from pipeline.store.client import BridgeAddress, connect_server
+from pipeline.store.key_ring import hold_ring
 from pipeline.store.lock import DirectoryLock
 from pipeline.tls import admin_is_secure
 
@@ -221,7 +222,8 @@ class Supervisor:
         self._lock = DirectoryLock(settings.run_dir / "gridpipe.lock", settings.data_dir)
         BridgeAddress.path(settings.run_dir).unlink(missing_ok=True)
         # A store that holds pseudonyms needs the secret they were made with: never a new one in its place.
-        Privacy.load(settings.pseudonym_key_path, create=not settings.clickhouse_dir.exists())
+        if settings.clickhouse is None:
+            Privacy.load(settings.pseudonym_key_path, create=not settings.clickhouse_dir.exists())
         self._prepare_key()
         check_start(settings, simulate=self.simulates)
         warn_unprotected(settings)
@@ -232,6 +234,12 @@ class Supervisor:
         self._sockets.append(self._control)
         if settings.kafka is None:
             broker.binary()
+        if settings.clickhouse is not None:
+            # Before the HTTP process could answer 202 for pseudonyms of another key.
+            client = connect_server(settings, None)
+            client.database = settings.database
+            hold_ring(client, settings.pseudonym_key_path, create=True)
+            client.close()
 
     def _prepare_key(self) -> None:
         from pipeline.ingest.keys import KeyStore  # noqa: PLC0415

@@ -149,6 +149,42 @@ def erase(
     return evidence
 
 
+def linked_rows(client: Client, version: int, days: int) -> dict[str, int]:
+    """Rows received within `days` that are linked to persons by pseudonyms of a key version, by table.
+
+    A worker's key links to a post, not to a person: only what is shaped as a pseudonym counts.
+    """
+    return {
+        table: int(
+            client.query(
+                f"SELECT count() FROM {table} WHERE key_version = {{version:UInt16}} "
+                "AND ingested_at > now() - toIntervalDay({days:UInt32}) "
+                "AND (match(ifNull(actor_key, ''), '^[0-9a-f]{64}$') "
+                "OR notEmpty(persons) OR notEmpty(person_facts))",
+                {"version": version, "days": days},
+            ).result_rows[0][0]
+        )
+        for table in _EVENT_TABLES
+    }
+
+
+def forget_version(
+    client: Client, database: str, version: int, *, at: datetime, seconds: float = 3_600.0
+) -> None:
+    """Remove residents under a key version, and the links of staff. Repeating it is safe.
+
+    at : now. Raises as `erase`, when it returns nothing is left.
+    """
+    statements = {
+        "ref_persons": "ALTER TABLE ref_persons DELETE WHERE key_version = {version:UInt16}",
+        "ref_staff": "ALTER TABLE ref_staff UPDATE person_key = NULL, key_version = NULL "
+        "WHERE key_version = {version:UInt16}",
+    }
+    for statement in statements.values():
+        client.command(statement, parameters={"version": version}, settings={"mutations_sync": 0})
+    _wait(client, database, list(statements), at, time.monotonic() + seconds)
+
+
 def _mutations(client: Client, found: Mapping[str, int]) -> dict[str, str]:
     """The statement of each table that holds something."""
     reporter = _MINE % "actor_key"

@@ -20,7 +20,6 @@ import httpx
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from pipeline.contract.privacy import Privacy
 from pipeline.runtime import broker
 from pipeline.runtime.process import Child
 from pipeline.settings import load_settings
@@ -59,8 +58,6 @@ def test_a_second_signal_ends_a_worker_whose_store_does_not_answer(
     servers += ["--data-dir", str(tmp_path / "data")]
     done = gridpipe("migrate", *servers)
     assert done.returncode == 0, done.stderr
-    # a gateway makes it, where there is one
-    Privacy.load(load_settings(data_dir=tmp_path / "data").pseudonym_key_path, create=True)
     admin = f"127.0.0.1:{broker.free_port()}"
     worker = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli.main", "worker", *servers, "--admin-http", admin],

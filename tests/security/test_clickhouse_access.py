@@ -85,11 +85,18 @@ def test_grants_name_what_is_there_and_analysts_see_no_person(clickhouse: Client
             analyst.add(whole[1])
             assert not schema.get(whole[1], set()) & SENSITIVE, whole[1]
     assert {"cases", "case_events", "kpi_cohort", "kpi_flow"} <= analyst
-    assert not analyst & {"ref_persons", "ref_staff", "quarantine", "ref_erasures", "events"}
+    assert not analyst & {
+        "ref_persons",
+        "ref_staff",
+        "quarantine",
+        "ref_erasures",
+        "events",
+        "pseudonym_keys",
+    }
     written = set(re.findall(r"GRANT INSERT ON grid\.(\w+) TO grid_ingest", "\n".join(statements())))
     assert written == {
         "events", "rejections", "duplicates", "quarantine", "case_events", "cases", "incarnations",
-        "ref_matters", "rule_sets",
+        "ref_matters", "rule_sets", "pseudonym_keys",
     }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ GRANT INSERT ON grid.cases TO grid_ingest;
 GRANT INSERT ON grid.incarnations TO grid_ingest;
 GRANT INSERT ON grid.ref_matters TO grid_ingest;
 GRANT INSERT ON grid.rule_sets TO grid_ingest;
+GRANT INSERT ON grid.pseudonym_keys TO grid_ingest;
 GRANT SELECT ON grid.* TO grid_ingest;
 GRANT SELECT ON system.tables TO grid_ingest;
 GRANT SELECT ON system.databases TO grid_ingest;
@@ -36,6 +37,8 @@ GRANT SELECT, INSERT ON grid.ref_organisations TO grid_loader;
 GRANT SELECT, INSERT ON grid.ref_modes TO grid_loader;
 GRANT SELECT, INSERT ON grid.ref_loads TO grid_loader;
 GRANT SELECT ON grid.ref_erasures TO grid_loader;
+-- Not INSERT: the key that the store is filled with is a gateway's or worker's, never that of who loads first.
+GRANT SELECT ON grid.pseudonym_keys TO grid_loader;
 GRANT SELECT ON grid.alembic_version TO grid_loader;
 
 -- gridpipe api and gateway: reads for answers that are masked and audited.
