@@ -1,4 +1,4 @@
-"""Blocks to the topic: a delivery report for each, and a circuit that opens when no broker answers."""
+"""Blocks to the topic: a delivery report for each, and a circuit that opens when none can be delivered."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-#: Seconds between looks at a broker that did not answer; the circuit closes with the first answer.
+#: Seconds between looks at a broker that did not answer, and between blocks that show whether it takes any.
 PROBE_SECONDS: Final = 1.0
+#: Blocks in a row that were not delivered, and nothing else was meanwhile, after which the circuit opens.
+FAILURES: Final = 3
+#: Seconds between looks at the number of partitions, which an operator may raise.
+PARTITIONS_SECONDS: Final = 5.0
 _CALL_SECONDS: Final = 0.5
 _POLL_SECONDS: Final = 0.1
 #: Passing errors of a connection are logged at most this often.
@@ -32,6 +36,24 @@ _WARN_SECONDS: Final = 10.0
 _SPENT: Final = frozenset(
     {KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError._FENCED, KafkaError._FATAL}
 )
+#: What a block ends with that no broker took or confirmed in time, though there is nothing wrong with it.
+_UNDELIVERED: Final = frozenset(
+    {
+        KafkaError._MSG_TIMED_OUT,
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.NOT_ENOUGH_REPLICAS,
+        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        KafkaError.KAFKA_STORAGE_ERROR,
+    }
+)
+#: What our own purge ends a block with.
+_PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 #: A producer lives this long before another takes its place: a broker may refuse that one, too.
 _RENEWAL_SECONDS: Final = 1.0
 #: librdkafka counts the record with its headers.
@@ -104,10 +126,15 @@ class _Flight:
 class KafkaProducer:
     """librdkafka behind `BlockProducer`. acks=all; idempotent where the broker can.
 
-    Delivery reports arrive on a thread of its own, which lives until `close`. When no broker answers, the
-    circuit opens: what waits ends as unwritten, new requests fail at once, and a probe each second closes it
-    again. A producer that the broker takes nothing from any more is replaced: what it had on its way may then
-    be written twice, and deduplication by event id absorbs it.
+    Delivery reports arrive on a thread of its own, which lives until `close`. The circuit opens when no
+    broker answers, or when `FAILURES` blocks in a row were not delivered (brokers that stand still, too few
+    replicas): what waits ends as unwritten, and new requests fail at once. A look each second closes it
+    again; in the second case only the delivery of a block does. That block is the last that failed: its
+    sender was told to send it again, which is safe whether or not it is written. A request as the probe would
+    wait in vain as long as the others did, and none comes where a proxy leaves out a gateway that is not
+    ready.
+    A producer that the broker takes nothing from any more is replaced: what it had on its way may then be
+    written twice, and deduplication by event id absorbs it.
     """
 
     def __init__(self, settings: Settings, bootstrap: str, *, idempotent: bool) -> None:
@@ -117,6 +144,11 @@ class KafkaProducer:
         #: Of the embedded broker's topic, which is not ready with another number (`broker.ensure_topic`).
         self._wanted = settings.partitions if settings.kafka is None else None
         self._open_since: float | None = None
+        self._failures = 0  # blocks in a row
+        self._wrote_at = float("-inf")
+        #: The block whose delivery closes the circuit, and the generation of the producer that has it.
+        self._probe: Block | None = None
+        self._probing: int | None = None
         self._warned_at = self._told_at = float("-inf")
         self._flights: set[_Flight] = set()
         self._lock = threading.Lock()
@@ -150,6 +182,10 @@ class KafkaProducer:
         self._producer = self._connect()
         self._thread = threading.Thread(target=self._run, name="delivery-reports", daemon=True)
         self._thread.start()
+        #: The embedded broker makes a topic that is asked for, and its number never changes.
+        self._watching = threading.Thread(target=self._watch_partitions, name="partitions", daemon=True)
+        if settings.kafka is not None:
+            self._watching.start()
 
     def _connect(self) -> Producer:
         try:
@@ -199,37 +235,90 @@ class KafkaProducer:
 
     async def close(self) -> None:
         with contextlib.suppress(KafkaException):  # one that is spent has nothing to flush
+            if self._open_since is not None:  # only what nobody waits for
+                self._producer.purge(in_queue=True, in_flight=True, blocking=False)
             await asyncio.to_thread(self._producer.flush, 5.0)
         self._stopping.set()
-        await asyncio.to_thread(self._thread.join, 5.0)
+        for thread in (self._thread, self._watching):
+            if thread.is_alive():
+                await asyncio.to_thread(thread.join, 5.0)
 
     # --- the thread of delivery reports
 
     def _produce(self, flight: _Flight, at: int, block: Block) -> None:
         generation = self._generation  # not the producer, which would be held by what it holds itself
+        began = time.monotonic()
 
         def on_delivery(error: KafkaError | None, message: Message) -> None:
             if error is None:
-                self._wrote = True
                 offset = message.offset()
                 flight.report(at, Written(block.partition, -1 if offset is None else offset))
+                self._delivered()
             else:
                 flight.report(at, Unwritten(block.partition, error.name()))
                 self._look_at(error, generation)
+                if error.code() in _UNDELIVERED and generation == self._generation:
+                    self._count_failure(block, began, error)
 
         try:
-            self._producer.produce(
-                self._topic,
-                value=block.payload,
-                key=block.key,
-                partition=block.partition,
-                on_delivery=on_delivery,
-                headers=dict(HEADERS),
-            )
+            self._hand_over(block, on_delivery)
         except BufferError:
             flight.report(at, Unwritten(block.partition, "queue full"))
         except KafkaException as error:
             flight.report(at, Unwritten(block.partition, error.args[0].name()))
+            self._look_at(error.args[0], generation)
+
+    def _hand_over(self, block: Block, on_delivery: Callable[[KafkaError | None, Message], None]) -> None:
+        self._producer.produce(
+            self._topic,
+            value=block.payload,
+            key=block.key,
+            partition=block.partition,
+            on_delivery=on_delivery,
+            headers=dict(HEADERS),
+        )
+
+    def _delivered(self) -> None:
+        """A block was confirmed, by whichever producer."""
+        self._wrote, self._wrote_at, self._failures = True, time.monotonic(), 0
+        if self._probe is not None:
+            self._close_circuit(delivered=True)
+
+    def _count_failure(self, block: Block, began: float, error: KafkaError) -> None:
+        """began : when the block was handed over; while others are delivered, only its partition is ill."""
+        if self._wrote_at >= began or self._open_since is not None:
+            return
+        self._failures += 1
+        if self._failures >= FAILURES:
+            self._open_circuit(error.name(), block)
+
+    def _send_probe(self) -> None:
+        """One block at a time, and none to a partition that is not there: to be delivered while the circuit
+        is open. librdkafka repeats it about once a second, until it times out."""
+        block, generation = self._probe, self._generation
+        if block is None or self._probing == generation or self._partitions is None:
+            return
+        if block.partition >= self._partitions:  # of a topic that was replaced
+            self._probe = None
+            return
+
+        def on_delivery(error: KafkaError | None, _: Message) -> None:
+            if error is None:
+                self._delivered()
+                return
+            if self._probing == generation:
+                self._probing = None
+            self._look_at(error, generation)
+            if not (error.fatal() or error.code() in _UNDELIVERED | _PURGED | _SPENT):
+                self._probe = None  # it is about this block: the next look closes the circuit
+
+        self._probing = generation
+        try:
+            self._hand_over(block, on_delivery)
+        except BufferError:
+            self._probing = None
+        except KafkaException as error:
+            self._probing = None
             self._look_at(error.args[0], generation)
 
     def _look_at(self, error: KafkaError, generation: int) -> None:
@@ -251,7 +340,8 @@ class KafkaProducer:
                     self._renew(self._spent)
                 if self._open_since is not None and time.monotonic() - probed_at >= PROBE_SECONDS:
                     probed_at = time.monotonic()
-                    self._look()
+                    if self._look():
+                        self._send_probe()
             except KafkaException as error:  # a fatal error is raised here, and told to no callback
                 self._spent = error.args[0]
                 self._stopping.wait(_POLL_SECONDS)
@@ -259,18 +349,52 @@ class KafkaProducer:
                 log.exception("delivery_reports_failed")
                 self._stopping.wait(_POLL_SECONDS)
 
-    def _look(self) -> None:
-        """Ask for the topic; an answer closes the circuit."""
+    def _look(self) -> bool:
+        """Ask for the topic; an answer closes the circuit, unless a block must be delivered first. Whether
+        there was an answer."""
         try:
-            topic = self._producer.list_topics(self._topic, timeout=_CALL_SECONDS).topics.get(self._topic)
+            found = self._ask_partitions()
         except KafkaException:
             self._open_circuit("no answer")
-            return
-        found = len(topic.partitions) if topic is not None and topic.error is None else 0
+            return False
         self._partitions = found if found and found == (self._wanted or found) else None
-        since, self._open_since = self._open_since, None  # several threads look
+        self._close_circuit(delivered=False)
+        return True
+
+    def _ask_partitions(self) -> int:
+        """Partitions that the broker tells of, 0: no such topic. Raises KafkaException."""
+        topic = self._producer.list_topics(self._topic, timeout=_CALL_SECONDS).topics.get(self._topic)
+        return len(topic.partitions) if topic is not None and topic.error is None else 0
+
+    def _watch_partitions(self) -> None:
+        """Follow a topic that gets more partitions: its events would go on to where their villages are at
+        home no more. On a thread of its own, since an answer may take half a second."""
+        while not self._stopping.wait(PARTITIONS_SECONDS):
+            known = self._partitions
+            if known is None or not self.available():
+                continue  # whoever needs it, asks
+            try:
+                found = self._ask_partitions()
+            except KafkaException:
+                continue  # deliveries show whether it matters
+            except Exception:
+                log.exception("partitions_not_looked_at")
+                continue
+            # a node may tell an old number for a moment; a topic with fewer is another one (`_look_at`)
+            if found > known and self._partitions == known:
+                self._partitions = found
+                log.warning("the topic has more partitions now", topic=self._topic, before=known, now=found)
+
+    def _close_circuit(self, *, delivered: bool) -> None:
+        """delivered : a block was, and not only a question answered."""
+        with self._lock:  # several threads look
+            if delivered:
+                self._probe = self._probing = None
+            elif self._probe is not None:
+                return
+            since, self._open_since = self._open_since, None
         if since is not None:
-            log.info("kafka answers again", after_seconds=round(time.monotonic() - since, 1))
+            log.info("kafka takes events again", after_seconds=round(time.monotonic() - since, 1))
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
@@ -306,10 +430,15 @@ class KafkaProducer:
             old.purge(in_queue=True, in_flight=True, blocking=False)
             old.poll(_POLL_SECONDS)
 
-    def _open_circuit(self, reason: str) -> None:
-        if self._open_since is None:
-            log.warning("kafka does not answer; requests get 503 until it does", reason=reason)
-            self._open_since = time.monotonic()
+    def _open_circuit(self, reason: str, probe: Block | None = None) -> None:
+        """probe : see `_send_probe`; None: an answer of a broker is enough to close it."""
+        with self._lock:
+            first = self._open_since is None
+            if first:
+                self._open_since = time.monotonic()
+                self._failures, self._probe = 0, probe
+        if first:
+            log.warning("kafka takes no events; requests get 503 until it does", reason=reason)
         self._land_all()
         self._producer.purge(in_queue=True, in_flight=True, blocking=False)
 

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewPartitions
 from structlog.testing import capture_logs
 
 from pipeline.errors import ConfigurationError
+from pipeline.ingest import producer as producer_module
 from pipeline.ingest.blocks import ARROW, Block, decode_block, partition_of
 from pipeline.ingest.durability import Replicated, stored_in
 from pipeline.ingest.producer import KafkaProducer
@@ -207,6 +209,72 @@ async def test_halted_broker_gives_503_after_the_timeout_and_202_once_it_goes_on
         assert time.monotonic() < deadline, "it does not go on by itself"
         await asyncio.sleep(0.1)
     assert response.json()["accepted"] == 1
+    await world.gateway.close()
+
+
+async def _until_available(world: World, seconds: float = 20) -> None:
+    """Without a request: a proxy sends none to a gateway that is not ready."""
+    deadline = time.monotonic() + seconds
+    while not world.gateway.available():
+        assert time.monotonic() < deadline, "the circuit does not close by itself"
+        await asyncio.sleep(0.05)
+
+
+async def _refused_at_once(world: World) -> None:
+    for number in range(3):
+        started = time.monotonic()
+        response = await world.post(event(10 + number))
+        assert time.monotonic() - started < 0.5, "it waits for a delivery that does not come"
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+async def test_circuit_opens_after_three_failures_on_a_halted_broker_and_closes_once_it_goes_on(
+    live: Broker, tmp_path: Path
+) -> None:
+    world = make_world(tmp_path, durability_timeout_seconds=1.0)
+    world.connect(producer=KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=False))
+    assert (await world.post(event(1))).status_code == 202
+    assert live.process is not None
+    os.kill(live.process.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 5
+    while psutil.Process(live.process.pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
+    try:
+        for number in range(3):
+            assert (await world.post(event(2 + number))).status_code == 503
+        assert not world.gateway.available()
+        await _refused_at_once(world)
+        await asyncio.sleep(2)
+        assert not world.gateway.available()
+    finally:
+        os.kill(live.process.pid, signal.SIGCONT)
+    await _until_available(world)
+    assert (await world.post(event(5))).status_code == 202
+    await world.gateway.close()
+
+
+@pytest.mark.parametrize("live", ["kafka"], indirect=True)
+async def test_a_gateway_follows_a_topic_that_gets_more_partitions(
+    live: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producer_module, "PARTITIONS_SECONDS", 0.2)
+    world = make_world(tmp_path, topic=live.topic, kafka=live.bootstrap)
+    producer = KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=True)
+    world.connect(producer=producer)
+    assert (await world.post(event(1))).status_code == 202
+    assert await producer.partitions() == 12
+    admin = broker.wait_until_up(live.bootstrap, seconds=15)
+    [grown] = admin.create_partitions([NewPartitions(live.topic, 24)]).values()
+    await asyncio.to_thread(grown.result, 10)
+    deadline = time.monotonic() + 10
+    while await producer.partitions() != 24:
+        assert time.monotonic() < deadline, "it goes on with the old number"
+        await asyncio.sleep(0.1)
+    batch = [event(number) for number in range(200)]
+    homes = {partition_of(given["grid_code"], 24) for given in batch}
+    assert max(homes) >= 12
+    response = await world.post(batch)
+    assert (response.status_code, response.json()["accepted"]) == (202, 200)
     await world.gateway.close()
 
 
