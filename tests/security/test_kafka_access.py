@@ -5,27 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
     AdminClient,
     NewTopic,
     ScramCredentialInfo,
     ScramMechanism,
     UserScramCredentialUpsertion,
 )
+from structlog.testing import capture_logs
 
 from infra.kafka.cluster import Cluster
-from infra.security.kafka.apply import apply, bindings, differences
+from infra.security.kafka.apply import _found, apply, bindings, differences, elsewhere
 from pipeline.errors import UnavailableError
 from pipeline.kafka_access import librdkafka_options
 from pipeline.process.records import Record
 from pipeline.process.topic import describe_topic
-from pipeline.runtime import broker
+from pipeline.runtime import broker, topic_settings
 from pipeline.settings import Settings
 from tests.kafka import JARS, need_kafka
 from tests.security.certificates import make
@@ -106,14 +109,14 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         )
         for done in made.values():
             done.result(20)
-        assert apply(admin, bindings(TOPIC, GROUP))[0] > 0
+        assert apply(admin, bindings(TOPIC, [GROUP]))[0] > 0
         _settled(admin)
         yield Guarded(secure, admin, folder, found.ca)
 
 
 def _settled(admin: AdminClient) -> None:
     deadline = time.monotonic() + 20
-    while differences(admin, bindings(TOPIC, GROUP)) != ([], []):
+    while differences(admin, bindings(TOPIC, [GROUP])) != ([], []):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -136,16 +139,66 @@ def written(guarded: Guarded, user: str, topic: str = TOPIC, password: str = PAS
 
 
 def test_rules_are_applied_once_and_stale_ones_removed(guarded: Guarded) -> None:
-    assert apply(guarded.admin, bindings(TOPIC, GROUP)) == (0, 0)
-    other = bindings("other", GROUP)
-    stale = [rule for rule in other if rule.principal == "User:platform"]
-    for done in guarded.admin.create_acls(stale).values():
+    assert apply(guarded.admin, bindings(TOPIC, [GROUP])) == (0, 0)
+    stale = [replaced(rule, operation=AclOperation.READ) for rule in rules_of("User:platform", TOPIC)[:1]]
+    add(guarded, stale)
+    assert apply(guarded.admin, bindings(TOPIC, [GROUP])) == (0, len(stale))
+    _settled(guarded.admin)
+
+
+def rules_of(principal: str, topic: str, groups: Sequence[str] = (GROUP,)) -> list[AclBinding]:
+    return [rule for rule in bindings(topic, groups) if rule.principal == principal]
+
+
+def replaced(rule: AclBinding, operation: AclOperation) -> AclBinding:
+    return AclBinding(
+        rule.restype,
+        rule.name,
+        rule.resource_pattern_type,
+        rule.principal,
+        rule.host,
+        operation,
+        rule.permission_type,
+    )
+
+
+def add(guarded: Guarded, rules: list[AclBinding]) -> None:
+    for done in guarded.admin.create_acls(rules).values():
         done.result(20)
     deadline = time.monotonic() + 20
-    while differences(guarded.admin, bindings(TOPIC, GROUP))[1] == [] and time.monotonic() < deadline:
+    while not set(rules) <= set(_found(guarded.admin, rules)):
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert apply(guarded.admin, bindings(TOPIC, GROUP)) == (0, len(stale))
-    _settled(guarded.admin)
+
+
+def test_rules_on_what_is_not_ours_stay(guarded: Guarded) -> None:
+    """`platform` is everybody's user, and a worker may still be in its earlier group."""
+    others = rules_of("User:platform", "other")
+    add(guarded, others)
+    second = bindings(TOPIC, ["second"])
+    added, removed = apply(guarded.admin, second)
+    assert (added, removed) == (2, 0), "the new group's two rules, and the first one's stay"
+    for rules in (others, rules_of("User:gridpipe-worker", TOPIC), second):
+        add(guarded, rules)  # all are there
+    left = elsewhere(guarded.admin, second)
+    assert set(left) == {*others, *(rule for rule in bindings(TOPIC, [GROUP]) if rule.name == GROUP)}
+    assert differences(guarded.admin, bindings(TOPIC, [GROUP, "second"])) == ([], [])
+
+
+def test_who_writes_and_reads_sees_what_the_topic_keeps_and_others_are_told_that_it_is_not_known(
+    guarded: Guarded,
+) -> None:
+    allowed = {"topic_replication": 1}
+    for user in ("gridpipe-gateway", "gridpipe-worker", "gridpipe-admin"):
+        settings = guarded.settings(user, **allowed)
+        found = topic_settings.read_topic(AdminClient(guarded.options(user)), TOPIC)
+        assert (found.min_insync, found.untold) == (1, ""), user
+        assert list(topic_settings.faults(settings, found)) == []
+    admin = AdminClient(guarded.options("platform"))
+    settings = guarded.settings("platform", **allowed)
+    with capture_logs() as logs:
+        topic_settings.check_topic(admin, settings)
+    assert [line for line in logs if "TOPIC_AUTHORIZATION_FAILED" in line["what"]], logs
 
 
 def test_gateway_and_platform_write_and_nobody_else(guarded: Guarded) -> None:
