@@ -140,7 +140,12 @@ def workers(series: Series, events: int, persons: int) -> None:
 
 def _run_workers(count: int, place: Path, bootstrap: str, address: str, ledger: Ledger) -> float:
     """Events per second once all are stored. Only the workers' environment has the address."""
-    env = {**os.environ, "GRIDPIPE_CLICKHOUSE": address, "TZ": "UTC"}
+    env = {
+        **os.environ,
+        "GRIDPIPE_CLICKHOUSE": address,
+        "GRIDPIPE_TOPIC_REPLICATION": "1",  # one node
+        "TZ": "UTC",
+    }
     gridpipe = python("-m", "pipeline.cli.main")
     common = ["--kafka", bootstrap, "--data-dir", str(place)]
     subprocess.run([*gridpipe, "migrate", *common], check=True, env=env, stdout=subprocess.DEVNULL)

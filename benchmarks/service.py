@@ -28,6 +28,7 @@ def service(data_dir: Path, bootstrap: str | None, **more: Any) -> Iterator[tupl
         data_dir=data_dir,
         http="127.0.0.1:0",
         kafka=bootstrap,
+        topic_replication=1,  # one node
         log_level="warning",
         quota_source_events_per_second=0,
         quota_source_bytes_per_second=0,

@@ -50,6 +50,28 @@ class Settings(BaseSettings):
     partitions: int = Field(
         12, ge=1, le=1024, description="Partitions of the topic when gridpipe creates it."
     )
+    topic_replication: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Copies of each record, on as many Kafka nodes: the topic is created with so many, and "
+        "a gateway refuses one with fewer. Below 3 a lost disk or two can lose answered events; 1 is for "
+        "evaluation on one node.",
+    )
+    topic_min_insync_replicas: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Copies that must have a record before it is answered (min.insync.replicas), at most "
+        "`topic_replication`: the topic is created with it, and a gateway refuses one with fewer.",
+    )
+    topic_retention_days: float = Field(
+        7.0,
+        gt=0,
+        le=3_650,
+        description="Days that Kafka keeps a record (retention.ms): the topic is created with it, and a "
+        "difference is told. A worker that is away longer loses events; docs/privacy.md says 7 at most.",
+    )
     consumer_group: str = Field("gridpipe", min_length=1, description="Kafka consumer group of the workers.")
 
     # --- transport
@@ -221,6 +243,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line shown."
     )
+
+    @property
+    def topic_min_insync(self) -> int:
+        """`topic_min_insync_replicas`; one copy alone cannot be two."""
+        return min(self.topic_min_insync_replicas, self.topic_replication)
 
     # --- derived places under data_dir
     @property

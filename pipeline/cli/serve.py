@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from pipeline.cli.common import err, out, print_error, print_json
 from pipeline.errors import ConfigurationError
@@ -217,7 +218,7 @@ def migrate(
     from pipeline.kafka_access import librdkafka_options
     from pipeline.rules.catalogue import load_catalogues
     from pipeline.rules.publish import publish
-    from pipeline.runtime import broker
+    from pipeline.runtime import broker, topic_settings
     from pipeline.store.client import BridgeAddress, connect
     from pipeline.store.key_ring import hold_ring
     from pipeline.store.migrate import migrate as run_migrations
@@ -234,20 +235,31 @@ def migrate(
             client, settings.pseudonym_key_path, create=True
         )  # `up` makes none for a store that is there
     client.close()
+    found, notes = None, list[str]()
     done: dict[str, object] = {"database": settings.database, "before": before, "after": after}
     if settings.kafka is not None:
         admin = broker.wait_until_up(settings.kafka, seconds=10, access=librdkafka_options(settings))
+        topic_settings.ensure_topic(admin, settings)
+        found = topic_settings.read_topic(admin, settings.topic)
+        flaws = [*topic_settings.faults(settings, found), *topic_settings.doubts(settings, found)]
+        notes = [str(flaw) for flaw in flaws]
         done |= {
             "topic": settings.topic,
-            "partitions": broker.ensure_topic(admin, settings.topic, settings.partitions),
+            "partitions": found.partitions,
+            "replication": found.replication,
+            "min_insync_replicas": found.min_insync,
+            "retention_ms": found.retention_ms,
+            "notes": notes,
         }
     if json:
         print_json(done)
         return
     change = f"schema {after}" if before == after else f"schema {before or 'none'} → {after}"
     out.print(f"database {settings.database}: {change}; catalogue published")
-    if "topic" in done:
-        out.print(f"topic {done['topic']}: {done['partitions']} partitions")
+    if found is not None:
+        out.print(f"topic {done['topic']}: {found}")
+        for note in notes:
+            err.print(f"[yellow]warning:[/] {escape(note)}", soft_wrap=True)
 
 
 def _role_settings(
@@ -281,7 +293,7 @@ def _serve_http(settings: Settings, role: str) -> None:
     from pipeline import logs
     from pipeline.ingest.durability import Replicated
     from pipeline.kafka_access import librdkafka_options
-    from pipeline.runtime import broker
+    from pipeline.runtime import broker, topic_settings
     from pipeline.runtime.guard import check_start, warn_unprotected
     from pipeline.runtime.http import assemble, serve
     from pipeline.runtime.process import harden
@@ -297,7 +309,8 @@ def _serve_http(settings: Settings, role: str) -> None:
     bootstrap = None
     if role == "gateway":
         assert settings.kafka is not None
-        broker.wait_until_up(settings.kafka, seconds=10, access=librdkafka_options(settings))
+        reached = broker.wait_until_up(settings.kafka, seconds=10, access=librdkafka_options(settings))
+        topic_settings.check_topic(reached, settings)
         bootstrap = settings.kafka
         client.database = settings.database
         if known_keys(client) is None:

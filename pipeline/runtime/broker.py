@@ -94,14 +94,21 @@ def wait_until_up(bootstrap: str, *, seconds: float, access: Mapping[str, str] |
 
 
 def ensure_topic(
-    admin: AdminClient, topic: str, partitions: int, *, replication: int = -1, exactly: bool = False
+    admin: AdminClient,
+    topic: str,
+    partitions: int,
+    *,
+    replication: int = -1,
+    config: Mapping[str, str] | None = None,
+    exactly: bool = False,
 ) -> int:
     """Create `topic` unless it exists; returns its number of partitions. Others may create it meanwhile.
 
-    replication : copies of each record; -1: the broker's own default. exactly : for a broker that has just
-    started: one with another number of partitions is replaced, with what is in it. Producers that look for
-    a topic make it (the embedded broker: with 4 partitions), and here they wait for this one already.
-    Raises UnavailableError when the broker refuses.
+    replication : copies of each record; -1: the broker's own default. config : of the new topic.
+    exactly : for a broker that has just started: one with another number of partitions is replaced, with what
+    is in it. Producers that look for a topic make it (the embedded broker: with 4 partitions), and here they
+    wait for this one already.
+    Raises ConfigurationError where the broker has too few nodes, UnavailableError when it refuses otherwise.
     """
     try:
         for attempt in range(_TRIES):
@@ -113,9 +120,17 @@ def ensure_topic(
             if found:
                 log.warning("topic_replaced", topic=topic, partitions=found, wanted=partitions)
                 _settle(admin.delete_topics([topic], operation_timeout=_CALL_SECONDS)[topic], _GONE)
-            new = NewTopic(topic, num_partitions=partitions, replication_factor=replication)
+            new = NewTopic(
+                topic, num_partitions=partitions, replication_factor=replication, config=dict(config or {})
+            )
             _settle(admin.create_topics([new], operation_timeout=_CALL_SECONDS)[topic], _THERE)
     except KafkaException as error:
+        if error.args[0].code() == KafkaError.INVALID_REPLICATION_FACTOR:
+            raise ConfigurationError(
+                f"topic {topic} cannot have {replication} copies: {error.args[0].str()}; start more Kafka "
+                "nodes, or, only where the loss of a disk may lose answered events, set "
+                "GRIDPIPE_TOPIC_REPLICATION=1"
+            ) from error
         raise UnavailableError(f"topic {topic} cannot be created: {error.args[0]}") from error
     raise UnavailableError(f"topic {topic} with {partitions} partitions was created, and is not there")
 
@@ -131,14 +146,14 @@ def _settle(asked: Future[None], unless: int) -> None:
 
 def wait_for_topic(
     bootstrap: str, topic: str, *, seconds: float, access: Mapping[str, str] | None = None
-) -> None:
-    """Return when the broker answers and has `topic`. Raises UnavailableError after `seconds`."""
+) -> AdminClient:
+    """An admin client, when the broker answers and has `topic`. Raises UnavailableError after `seconds`."""
     deadline = time.monotonic() + seconds
     admin = wait_until_up(bootstrap, seconds=seconds, access=access)
     while True:
         found = admin.list_topics(timeout=_CALL_SECONDS).topics.get(topic)
         if found is not None and found.partitions:
-            return
+            return admin
         if time.monotonic() > deadline:
             raise UnavailableError(
                 f"Kafka at {bootstrap} has no topic {topic}; run `gridpipe migrate --kafka …`"

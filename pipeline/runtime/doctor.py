@@ -22,7 +22,7 @@ from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 from pipeline.ingest.keys import KeyStore
 from pipeline.kafka_access import librdkafka_options
 from pipeline.rules.catalogue import load_catalogues
-from pipeline.runtime import broker
+from pipeline.runtime import broker, topic_settings
 from pipeline.runtime.guard import check_start, unprotected
 from pipeline.runtime.roll import LogState
 from pipeline.runtime.supervisor import bind
@@ -159,17 +159,17 @@ def _listeners(settings: Settings, *, running: bool) -> Iterator[Finding]:
 
 def _broker(settings: Settings) -> Iterator[Finding]:
     if settings.kafka is not None:
-        topics = (
-            broker.wait_until_up(settings.kafka, seconds=5, access=librdkafka_options(settings))
-            .list_topics(timeout=3)
-            .topics
-        )
-        if settings.topic not in topics:
+        admin = broker.wait_until_up(settings.kafka, seconds=5, access=librdkafka_options(settings))
+        if settings.topic not in admin.list_topics(timeout=3).topics:
             what = f"{settings.kafka} has no topic {settings.topic}"
             yield Finding("broker", "failed", what, "run `gridpipe migrate --kafka …`", EXIT_FAILED)
             return
-        partitions = len(topics[settings.topic].partitions)
-        yield Finding("broker", "ok", f"{settings.kafka}, {settings.topic}: {partitions} partitions")
+        found = topic_settings.read_topic(admin, settings.topic)
+        yield Finding("broker", "ok", f"{settings.kafka}, {settings.topic}: {found}")
+        for flaw in topic_settings.faults(settings, found):
+            yield Finding("topic", "failed", flaw.what, flaw.do, EXIT_CONFIGURATION)
+        for flaw in topic_settings.doubts(settings, found):
+            yield Finding("topic", "warning", flaw.what, flaw.do)
         return
     try:
         pid = json.loads((settings.run_dir / "pids.json").read_text()).get("broker", 0)

@@ -28,6 +28,7 @@ from pipeline.runtime.broker import wait_for_topic
 from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.process import EXIT_FAILED, Order, obey_signals, receive_order, report_problem
 from pipeline.runtime.protocol import bounded_to
+from pipeline.runtime.topic_settings import check_topic
 from pipeline.runtime.valve import obey
 from pipeline.runtime.watchdog import watch_loop
 from pipeline.settings import Settings
@@ -111,7 +112,11 @@ def run_store(
         ).start()
         log.info("bridge_listens", port=bridge.port)
     importing.join()
-    wait_for_topic(bootstrap, settings.topic, seconds=_TOPIC_SECONDS, access=librdkafka_options(settings))
+    admin = wait_for_topic(
+        bootstrap, settings.topic, seconds=_TOPIC_SECONDS, access=librdkafka_options(settings)
+    )
+    if token is None:  # a worker alone, whose topic another process may have made
+        check_topic(admin, settings, refuse=False)
     asyncio.run(
         _work(
             settings,

@@ -22,7 +22,7 @@ from pipeline import logs
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 from pipeline.kafka_access import librdkafka_options
-from pipeline.runtime import broker
+from pipeline.runtime import broker, topic_settings
 from pipeline.runtime.access import LOCAL_SOURCE, READ_SOURCE
 from pipeline.runtime.guard import check_broker, check_start, warn_unprotected
 from pipeline.runtime.process import EXIT_CONFIGURATION, EXIT_UNREACHABLE, STOP_ORDER, Child
@@ -273,9 +273,11 @@ class Supervisor:
     def _run(self) -> None:
         try:
             if self.settings.kafka is not None:
-                broker.wait_until_up(
+                admin = broker.wait_until_up(
                     self.settings.kafka, seconds=10, access=librdkafka_options(self.settings)
                 )
+                topic_settings.ensure_topic(admin, self.settings)
+                topic_settings.check_topic(admin, self.settings)
             self._roles = {"store": _Role(self._start_store), "http": _Role(self._start_http)}
             if self.simulates:
                 self._roles["city"] = _Role(self._start_city)
@@ -406,7 +408,7 @@ class Supervisor:
         log.error("child_died", child=name, exit_code=code, lived_seconds=round(lived, 1))
 
     def _start_broker(self, port: int | None = None) -> None:
-        """The broker with its topic; the other children, which wait for the topic, start meanwhile.
+        """The embedded broker with its topic; the other children, which wait for the topic, start meanwhile.
 
         port : of the embedded broker, None: any that is free.
         """
@@ -417,22 +419,17 @@ class Supervisor:
             with self._state.lock:
                 self._broker = child
         self._start_missing()
+        if self._broker is None:
+            return
         try:
-            admin = broker.wait_until_up(
-                self._bootstrap, seconds=15, access=librdkafka_options(self.settings)
-            )
+            admin = broker.wait_until_up(self._bootstrap, seconds=15)
         except UnavailableError:
-            if self._broker is None:
-                raise
             raise UnavailableError(
                 f"the embedded broker did not start; see {self._broker.log_path}"
             ) from None
-        if self._broker is not None:
-            check_broker(self._broker.pid)
-        broker.ensure_topic(
-            admin, self.settings.topic, self.settings.partitions, exactly=self._broker is not None
-        )
-        if self._roll is not None and self._broker is not None:
+        check_broker(self._broker.pid)
+        broker.ensure_topic(admin, self.settings.topic, self.settings.partitions, exactly=True)
+        if self._roll is not None:
             self._roll.broker_started(self._broker.pid)
             self._write_pids()
 

@@ -77,6 +77,7 @@ def site(open_client: Client, engine_path: Path, tmp_path: Path) -> Iterator[Sit
         broker.wait_until_up(f"127.0.0.1:{port}", seconds=60)
         environment = {
             "GRIDPIPE_KAFKA": f"127.0.0.1:{port}",
+            "GRIDPIPE_TOPIC_REPLICATION": "1",
             "GRIDPIPE_CLICKHOUSE": f"http://default:{TOKEN}@127.0.0.1:{bridge.port}",
             "GRIDPIPE_DATABASE": database,
         }

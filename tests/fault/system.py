@@ -235,6 +235,8 @@ class System:
         }
         self.settings = Settings(data_dir=directory, topic=self.topic, database=self.database)
         self.admin = broker.wait_until_up(bootstrap, seconds=60)
+        nodes = len(self.admin.list_topics(timeout=10).brokers)
+        self.environment.setdefault("GRIDPIPE_TOPIC_REPLICATION", str(min(nodes, 3)))
         broker.ensure_topic(self.admin, self.topic, PARTITIONS)
         with contextlib.closing(store.client()) as client:
             migrate(client, self.database)

@@ -565,6 +565,7 @@ def test_kafka_behind_the_whole_service(
     """`gridpipe up --kafka`: ready, an event sent, and its story told; and again after a stop."""
     monkeypatch.setenv("GRIDPIPE_TOPIC", "whole.service")
     monkeypatch.setenv("GRIDPIPE_PARTITIONS", "3")
+    monkeypatch.setenv("GRIDPIPE_TOPIC_REPLICATION", "1")
     service = Service(tmp_path, "--http", "127.0.0.1:0", "--no-simulate", "--kafka", kafka_node.bootstrap)
     try:
         event = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable
@@ -9,13 +10,16 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import ConfigResource, ResourceType
+from structlog.testing import capture_logs
 
 from infra.kafka.cluster import Cluster
 from pipeline.ingest.durability import Replicated
 from pipeline.ingest.producer import KafkaProducer
-from pipeline.runtime import broker
+from pipeline.runtime import broker, topic_settings
+from pipeline.settings import Settings
 from tests.unit.gateway_world import event, make_world
 
 PARTITIONS = 12
@@ -30,13 +34,18 @@ async def test_kafka_keeps_three_copies_and_takes_an_idempotent_producer(
     """On a broker that takes none the gateway goes on without, with no more than a warning."""
     topic = f"copies-{uuid.uuid4().hex[:8]}"
     admin = broker.wait_until_up(kafka_three.bootstrap, seconds=20)
-    broker.ensure_topic(admin, topic, PARTITIONS)
+    wanted = Settings(topic=topic)
+    assert topic_settings.ensure_topic(admin, wanted) == PARTITIONS
+    with capture_logs() as logs:
+        topic_settings.check_topic(admin, wanted)
+    assert logs == [], "what the defaults create is what the defaults promise"
     told = _once_known(lambda: admin.describe_topics(TopicCollection([topic]))[topic])
     assert [len(partition.replicas) for partition in told.partitions] == [3] * PARTITIONS
     asked = ConfigResource(ResourceType.TOPIC, topic)
     settings = _once_known(lambda: admin.describe_configs([asked])[asked])
     assert settings["min.insync.replicas"].value == "2"
     assert settings["unclean.leader.election.enable"].value == "false"
+    assert settings["retention.ms"].value == "604800000"
 
     world = make_world(tmp_path, durability=Replicated(), topic=topic)
     producer = KafkaProducer(world.gateway.settings, kafka_three.bootstrap, idempotent=True)
@@ -46,6 +55,46 @@ async def test_kafka_keeps_three_copies_and_takes_an_idempotent_producer(
     assert (answer.status_code, answer.json()["durability"]) == (202, "replicated")
     assert producer._idempotent, "it went on without"
     assert producer._producer is first
+    await world.gateway.close()
+
+
+@pytest.mark.timeout(300)
+async def test_two_of_three_nodes_down_open_the_circuit_and_a_delivery_alone_closes_it(
+    kafka_three: Cluster, tmp_path: Path
+) -> None:
+    """The node that is left answers every question all the while, and confirms nothing."""
+    settings = Settings(topic=f"few-{uuid.uuid4().hex[:8]}")
+    admin = broker.wait_until_up(kafka_three.bootstrap, seconds=20)
+    topic_settings.ensure_topic(admin, settings)
+    world = make_world(
+        tmp_path, durability=Replicated(), topic=settings.topic, durability_timeout_seconds=3.0
+    )
+    producer = KafkaProducer(world.gateway.settings, kafka_three.bootstrap, idempotent=True)
+    world.connect(producer=producer)
+    assert (await world.post([event(number) for number in range(EVENTS)])).status_code == 202
+    try:
+        for number in (2, 3):
+            await asyncio.to_thread(kafka_three.kill, number)
+        for number in range(3):
+            assert (await world.post(event(EVENTS + number))).status_code == 503
+        assert not world.gateway.available()
+        until = time.monotonic() + 6  # several looks, and a probe that times out
+        while time.monotonic() < until:
+            began = time.monotonic()
+            response = await world.post(event(EVENTS + 10))
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+            assert time.monotonic() - began < 0.5, "it waits for a delivery that does not come"
+            await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(producer._ask_partitions) == PARTITIONS, "questions are answered"
+    finally:
+        for number in (2, 3):
+            kafka_three._launch(kafka_three.members[number - 1])
+        await asyncio.to_thread(kafka_three.wait_ready)
+    deadline = time.monotonic() + 60
+    while not world.gateway.available():
+        assert time.monotonic() < deadline, "the circuit does not close by itself"
+        await asyncio.sleep(0.1)
+    assert (await world.post(event(EVENTS + 20))).status_code == 202
     await world.gateway.close()
 
 
