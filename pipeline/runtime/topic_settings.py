@@ -124,11 +124,12 @@ def read_topic(admin: AdminClient, topic: str) -> TopicState:
 
 
 def _found(admin: AdminClient, topic: str) -> TopicMetadata:
-    """Whichever node is asked may not have heard of a topic that another one has just made."""
+    """Whichever node is asked may not have heard of a topic that another one has just made. All are listed:
+    a stock Kafka makes a topic that is asked for by name, with one copy."""
     for attempt in range(_TRIES):
         time.sleep(0.1 * attempt)
         try:
-            found = admin.list_topics(topic, timeout=_CALL_SECONDS).topics.get(topic)
+            found = admin.list_topics(timeout=_CALL_SECONDS).topics.get(topic)
         except KafkaException as error:
             raise UnavailableError(f"Kafka does not tell about {topic}: {error.args[0].str()}") from error
         if found is not None and found.error is None and found.partitions:

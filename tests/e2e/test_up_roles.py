@@ -111,6 +111,9 @@ def test_gateway_worker_and_api_run_apart_on_servers(site: Site) -> None:
     done = json.loads(text)
     assert done["before"] == done["after"]
     assert done["partitions"] == 12
+    strict = Site({**site.environment, "GRIDPIPE_TOPIC_REPLICATION": "3"}, site.data_dir)
+    code, _ = strict.run("gateway", "--http", f"127.0.0.1:{broker.free_port()}")
+    assert code == 2, "a gateway promises no three copies where there is one"
     key = re.search(r"gp_\S+", site.run("keys", "add", "--source", "handset")[1])
     assert key is not None
     gateway_at, gateway_admin, api_at, worker_admin = (f"127.0.0.1:{broker.free_port()}" for _ in range(4))
