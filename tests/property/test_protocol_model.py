@@ -102,7 +102,9 @@ class World:
     def __init__(self, seed: int, *, mutant: str | None = None) -> None:
         self.chance = random.Random(seed)
         self.mutant = mutant
-        self.log = self._make_log()
+        #: of each partition: the row at an offset is that of the offset
+        self.parts = self._make_parts()
+        self.log = pl.concat(self.parts)
         #: per table: partition, offset, event id, the bounds of the row's block
         self.rows: dict[str, list[tuple[int, int, str, int, int]]] = {table: [] for table in TABLES}
         self.tokens: set[tuple[str, str, int]] = set()
@@ -114,9 +116,9 @@ class World:
         self.budget = self.chance.randint(3, 25)
         self.crashes = 0
         #: how far each partition's log is written by now
-        self.ends = [self.log.filter(pl.col("_part") == part).height for part in range(PARTITIONS)]
+        self.ends = [part.height for part in self.parts]
 
-    def _make_log(self) -> pl.DataFrame:
+    def _make_parts(self) -> list[pl.DataFrame]:
         """Rows of every partition; an id comes in one partition only."""
         parts: list[pl.DataFrame] = []
         for partition in range(PARTITIONS):
@@ -133,12 +135,14 @@ class World:
                     content_hash=pl.when(other).then(pl.lit(7, pl.UInt64)).otherwise("content_hash"),
                 )
             )
-        return pl.concat(parts)
+        return parts
 
     def log_of(self, block: Block | Extent) -> pl.DataFrame:
-        return self.log.filter(
-            (pl.col("_part") == block.partition) & pl.col("_off").is_between(block.lo, block.hi)
-        )
+        return self.parts[block.partition].slice(block.lo, block.hi - block.lo + 1)
+
+    def log_at(self, partition: int, offsets: Iterable[int]) -> pl.DataFrame:
+        # picked and cut, not filtered: a query over a frame of eighty columns takes longer than all else here
+        return self.parts[partition][pl.Series(sorted(set(offsets)), dtype=pl.UInt32)]
 
     def step(self) -> None:
         """A moment at which the process may die."""
@@ -150,15 +154,16 @@ class World:
 
     def insert(self, table: str, frame: pl.DataFrame, token: str, blocks: Sequence[Extent]) -> None:
         bounds = {block.partition: (block.lo, block.hi) for block in blocks}
-        months = frame["_off"].to_numpy() % 3
-        for month in self.chance.sample(sorted(set(months.tolist())), len(set(months.tolist()))):
+        rows = list(frame.select("_part", "_off", "event_id").iter_rows())
+        months = sorted({off % 3 for _, off, _ in rows})
+        for month in self.chance.sample(months, len(months)):
             self.step()
             if (token, table, month) not in self.tokens:
                 self.tokens.add((token, table, month))
-                part = frame.filter(pl.Series(months == month))
                 self.rows[table] += [
                     (partition, off, event_id, *bounds[partition])
-                    for partition, off, event_id in part.select("_part", "_off", "event_id").iter_rows()
+                    for partition, off, event_id in rows
+                    if off % 3 == month
                 ]
         self.step()
 
@@ -191,7 +196,7 @@ class World:
 
     def case_events(self, _client: Any, _inc: int, block: Extent) -> pl.DataFrame:
         offsets = [row[1] for table, row in self.stored(block) if table in {"events", "rejections"}]
-        return self.log_of(block).filter(pl.col("_off").is_in(offsets))
+        return self.log_at(block.partition, offsets)
 
     def token(self, *, inc: int, blocks: Sequence[Extent]) -> str:
         named = [] if self.mutant == "token without blocks" else blocks
@@ -225,7 +230,7 @@ class World:
         seen = (Forgetful if self.mutant == "dedup ignores offsets" else SeenIds)(WINDOW)
         kept = self.stored(Extent(partition, 0, 10**9))
         offsets = [row[1] for table, row in kept if table in {"events", "rejections"}]
-        self.remember(seen, self.log_of(Extent(partition, 0, 10**9)).filter(pl.col("_off").is_in(offsets)))
+        self.remember(seen, self.log_at(partition, offsets))
         bounds = sorted({row[3:] for _, row in self.stored(Extent(partition, committed, 10**9))})
         spans, first = [], committed
         for lo, hi in bounds:
