@@ -82,10 +82,16 @@ def seed() -> int:
 
 
 @pytest.fixture
-def town(
-    tmp_path: Path, bootstrap: str, store_process: Store, seed: int, report: dict[str, object]
+def town(  # noqa: PLR0917  fixtures, by name
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    bootstrap: str,
+    store_process: Store,
+    seed: int,
+    report: dict[str, object],
 ) -> Iterator[System]:
-    with system(tmp_path, bootstrap, store_process, seed=seed, report=report) as made:
+    embedded = summary.broker_of(request.node.nodeid) == "embedded"
+    with system(tmp_path, bootstrap, store_process, seed=seed, embedded=embedded, report=report) as made:
         yield made
 
 

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,7 +61,8 @@ class Load:
     name : part of the ids, different for each load of a run. pace : requests/s of all threads together;
     size : events per request; copies : share of answered requests that are sent once more; rejected : share
     of cases whose report is rejected; patience : for how long a request is repeated, seconds; timeout : of
-    one request, seconds; text : letters of noise in each report, so that compression leaves it its size.
+    one request, seconds; text : letters of noise in each report, so that compression leaves it its size;
+    clock : what time it is for those who report.
     """
 
     url: str
@@ -77,6 +79,7 @@ class Load:
     source: str = SOURCE
     timeout: float = 30.0
     text: int = 0
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     statuses: dict[int | str, int] = field(default_factory=dict)
     slowest: dict[int | str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -178,7 +181,7 @@ class Load:
                     case, grid, step = f"{self.seed}{self.name}-{self._number}", self._random.choice(GRIDS), 0
                     if self._random.random() < self.rejected:
                         case, grid = f"x{case}", UNKNOWN_GRID
-                    at = datetime.now(UTC) - timedelta(minutes=10)
+                    at = self.clock() - timedelta(minutes=10)
                 event = _event(case, grid, step, at, self.source)
                 if step == 0 and self.text:
                     noise = self._random.randbytes(self.text // 2).hex()

@@ -35,6 +35,8 @@ class Proxy:
         self._up = True
         self._drop_reply_to: bytes | None = None
         self._answer: tuple[bytes, bytes] | None = None
+        self._within: tuple[bytes, float, Callable[[], object]] | None = None
+        self._unanswered: set[asyncio.StreamWriter] = set()
         self.dropped = 0
         self.answered = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -68,6 +70,16 @@ class Proxy:
     def drop_reply_to(self, request: bytes) -> None:
         """Break the next connection whose request holds `request`, once the far end has answered it."""
         self._drop_reply_to = request
+
+    def within(self, request: bytes, seconds: float, do: Callable[[], object]) -> None:
+        """Call `do`, once, while the far end has a request that holds `request` and has not answered it:
+        so many `seconds` after its first byte went there, of the first one that takes that long."""
+        self._within = (request, seconds, do)
+
+    @property
+    def waits(self) -> bool:
+        """Whether what `within` asked for is still to come."""
+        return self._within is not None
 
     def answer(self, request: bytes, reply: bytes | None) -> None:
         """Answer requests that hold `request` with `reply`, unforwarded; None: forward again."""
@@ -109,6 +121,7 @@ class Proxy:
             )
         finally:
             self._writers -= {writer, far_writer}
+            self._unanswered.discard(writer)
             for one in (writer, far_writer):
                 with contextlib.suppress(OSError):
                     one.close()
@@ -140,9 +153,19 @@ class Proxy:
             await writer.drain()
             writer.close()
             return False
+        if self._within is not None and self._within[0] in chunk:
+            self._unanswered.add(writer)
+            self._loop.call_later(self._within[1], self._act_within, writer)
         return True
 
+    def _act_within(self, writer: asyncio.StreamWriter) -> None:
+        if self._within is not None and writer in self._unanswered:
+            _, _, do = self._within
+            self._within = None
+            do()
+
     async def _reply(self, writer: asyncio.StreamWriter, dropping: asyncio.Event) -> bool:
+        self._unanswered.discard(writer)
         if dropping.is_set():
             self.dropped += 1
             _reset(writer)

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,11 +37,13 @@ from pipeline.store.migrate import migrate
 from tests.fault.load import GRIDS, SOURCE, WORKER, Ledger, Load
 from tests.fault.proxy import Proxy
 from tests.fault.scrape import Scraper
-from tests.fault.verdict import OUTCOME_TABLES, Verdict, in_database, judge
+from tests.fault.verdict import OUTCOME_TABLES, Verdict, in_database, judge, keep_copies
 
 PARTITIONS = 6
 _SQUARE = "POLYGON((113.09 22.56, 113.11 22.56, 113.11 22.58, 113.09 22.58, 113.09 22.56))"
 _START_SECONDS = 90.0
+#: Requests on their way at once, where each waits for its commit.
+_STORED_THREADS = 8
 
 
 def share() -> float:
@@ -208,7 +211,9 @@ class System:
     """A gateway, workers and a client between a broker and a store; a topic and a database of its own.
 
     The workers reach the store through `store_proxy`, and the broker at `bootstrap`, which may be that of a
-    proxy. environment : settings for gateway and workers.
+    proxy. embedded : whether that is the embedded broker. Its log is in memory only, so that the gateway
+    answers, as that of `gridpipe up` does, once the worker has stored and committed. environment : settings
+    for gateway and workers. The outcome tables keep every copy of a row (`keep_copies`).
     """
 
     def __init__(
@@ -218,6 +223,7 @@ class System:
         store: Store,
         *,
         seed: int,
+        embedded: bool,
         environment: dict[str, str] | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -225,12 +231,14 @@ class System:
         self.store = store
         self.bootstrap = bootstrap
         self.seed = seed
+        self.embedded = embedded
         name = uuid.uuid4().hex[:8]
         self.topic, self.group, self.database = f"events-{name}", f"workers-{name}", f"fault_{name}"
         self.environment = {
             "GRIDPIPE_TOPIC": self.topic,
             "GRIDPIPE_CONSUMER_GROUP": self.group,
             "GRIDPIPE_DATABASE": self.database,
+            **({"FAULT_STORED": "1"} if embedded else {}),
             **(environment or {}),
         }
         self.settings = Settings(data_dir=directory, topic=self.topic, database=self.database)
@@ -241,6 +249,7 @@ class System:
         with contextlib.closing(store.client()) as client:
             migrate(client, self.database)
         self.client = store.client(self.database)
+        keep_copies(self.client)
         privacy = Privacy.load(self.settings.pseudonym_key_path, create=True)
         load_directory(self.client, self._reference(), privacy)
         self.key = KeyStore(self.settings.keys_path).create(SOURCE)
@@ -256,6 +265,7 @@ class System:
         self.sources: tuple[str, ...] = (SOURCE,)
         self.kills = 0
         self.loads = 0
+        self.ahead = timedelta(0)
 
     def _reference(self) -> Path:
         directory = self.directory / "reference"
@@ -314,6 +324,11 @@ class System:
             assert started.running and time.monotonic() < deadline, started.tail()
             time.sleep(0.1)
 
+    def sent_to_end(self, process: Process) -> None:
+        """Told to end, and has."""
+        process.signal(signal.SIGTERM)
+        assert process.wait(30 * share()) == 0, process.tail()
+
     def kill(self, process: Process) -> None:
         if process.running:
             process.kill()
@@ -323,7 +338,46 @@ class System:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
 
+    @contextmanager
+    def at_the_end_of_a_month(self) -> Iterator[None]:
+        """For gateway, workers and loads that start in here it is now the last second of a month and now the
+        first of the next, in turns of a tenth of a second: blocks are of both, and so are the inserts into
+        tables that have a partition for each month. The month before this one, for the store folds no case by
+        what its own clock takes for the future."""
+        file, beside = self.directory / "clock", self.directory / "clock.new"
+        end = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        stop = threading.Event()
+
+        def set_clock(side: int) -> None:
+            self.ahead = end + timedelta(seconds=side) - datetime.now(UTC)
+            beside.write_text(str(self.ahead.total_seconds()))
+            beside.replace(file)
+
+        def run() -> None:
+            side = 1
+            while not stop.wait(0.1):
+                side = -side
+                set_clock(side)
+
+        set_clock(-1)
+        self.environment["FAULT_CLOCK"] = str(file)
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def now(self) -> datetime:
+        """By the clock of gateway and workers."""
+        return datetime.now(UTC) + self.ahead
+
     def start_load(self, **options: Any) -> Load:
+        """Where an answer waits for the store it takes more threads to keep the pace."""
+        if self.embedded:
+            options["threads"] = max(_STORED_THREADS, options.get("threads", 0))
+        options.setdefault("clock", self.now)
         self.loads += 1
         self.load = Load(
             self.url, self.key, self.ledger, self.seed + self.loads, name=f".{self.loads}", **options
@@ -339,6 +393,12 @@ class System:
     def stored_ids(self) -> set[str]:
         kept = " UNION ALL ".join(f"SELECT event_id FROM {table}" for table in ("events", "rejections"))
         return {row[0] for row in self.query(kept)}
+
+    def answered_and_not_stored(self) -> set[str]:
+        """Ids that were answered 2xx and are not in the store now."""
+        with self.ledger.lock:
+            acked = set(self.ledger.acked)
+        return acked - self.stored_ids()
 
     def until_ids_stored(self, ids: set[str], seconds: float = 60.0) -> float:
         """Seconds until just these are stored; `seconds` at most, on an idle machine."""
@@ -428,7 +488,7 @@ class System:
 
     def verdict(self) -> Verdict:
         """What the oracle says; fails if the gateway's metrics were not to be had meanwhile (fault 39)."""
-        found = judge(self.ledger, self.client, sources=self.sources)
+        found = judge(self.ledger, self.client, sources=self.sources, now=self.now())
         self.scraper.check()
         return found
 

@@ -29,7 +29,7 @@ from tests.fault.conftest import ROUNDS
 from tests.fault.load import Ledger, Load
 from tests.fault.proxy import Proxy
 from tests.fault.system import PARTITIONS, Memory, Process, Store, System, look_again, share, system
-from tests.fault.verdict import OUTCOME_TABLES, judge
+from tests.fault.verdict import OUTCOME_TABLES, judge, keep_copies
 from tests.kafka import JARS, embedded_broker, need_kafka
 
 Report = dict[str, object]
@@ -39,7 +39,9 @@ Report = dict[str, object]
 def kafka_town(
     tmp_path: Path, kafka_three: Cluster, store_process: Store, seed: int, report: Report
 ) -> Iterator[System]:
-    with system(tmp_path, kafka_three.bootstrap, store_process, seed=seed, report=report) as made:
+    with system(
+        tmp_path, kafka_three.bootstrap, store_process, seed=seed, embedded=False, report=report
+    ) as made:
         yield made
     for node in kafka_three.members:
         if not node.running:
@@ -412,7 +414,8 @@ def far_broker(
             running.enter_context(node)
         else:
             running.enter_context(embedded_broker(port, proxy.port))
-        made = system(tmp_path, address, store_process, seed=seed, report=report)
+        embedded = request.param == "embedded"
+        made = system(tmp_path, address, store_process, seed=seed, embedded=embedded, report=report)
         yield running.enter_context(made), proxy
 
 
@@ -517,6 +520,8 @@ def test_13_embedded_service_under_kills(tmp_path: Path, report: Report, seed: i
     try:
         load = Load(service.url, service.key, ledger, seed, pace=10, source="local", timeout=90).start()
         until_acked(1)  # each log has rows: the first one, too
+        with contextlib.closing(connect(Settings(data_dir=tmp_path))) as client:
+            keep_copies(client)
         for _ in range(ROUNDS):
             time.sleep(rng.uniform(0.5, 3))
             started = time.monotonic()

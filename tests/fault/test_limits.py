@@ -30,7 +30,7 @@ from tests.e2e.service import Service
 from tests.fault.conftest import ROUNDS
 from tests.fault.load import Ledger, Load
 from tests.fault.system import Process, Store, System, share, system
-from tests.fault.verdict import judge
+from tests.fault.verdict import judge, keep_copies
 
 Report = dict[str, object]
 
@@ -70,24 +70,35 @@ def test_20_disk_of_the_store_full(
     that is not there; with space again all goes on."""
     store = Store(small_disk / "store")
     try:
-        with system(tmp_path / "town", embedded, store, seed=seed, report=report) as town:
+        with system(tmp_path / "town", embedded, store, seed=seed, embedded=True, report=report) as town:
             town.start_gateway()
             worker = town.start_worker()
             town.start_load(pace=10)
             town.until_stored(20)
             filler = small_disk / "filler"
-            until = time.monotonic() + 12
+            until, full_since, acked = time.monotonic() + 12, 0.0, -1
             with filler.open("wb", buffering=0) as file:
-                while time.monotonic() < until:  # merges free space now and then
+                while time.monotonic() < until:  # what is freed is taken at once
                     try:
                         file.write(b"x" * 4_096)
                     except OSError:
                         time.sleep(0.005)
+                        full_since = full_since or time.monotonic()
+                    if full_since and acked < 0 and time.monotonic() > full_since + 3:
+                        acked = len(town.ledger.acked)  # none is on its way that was stored before
+            meanwhile = len(town.ledger.acked) - acked
+            left = town.answered_and_not_stored()
             filler.unlink()
+            assert acked >= 0, "the disk was not full for so long"
+            assert not left, "answered, and there was no room for it"
             town.until_stored(20)
             town.drained()
             verdict = town.verdict()
-            report |= {"refused": worker.said("does not take the block"), "verdict": verdict}
+            report |= {
+                "refused": worker.said("does not take the block"), "acked_while_full": meanwhile,
+                "verdict": verdict,
+            }  # fmt: skip
+            assert meanwhile == 0, "answered while no byte was left"
             assert verdict.zeros, verdict
             assert worker.running
             assert worker.said("does not take the block") > 0
@@ -106,7 +117,7 @@ def test_20_torn_parts_are_taken_out_and_read_again(
     rng = random.Random(seed)
     store = Store(tmp_path / "store")
     try:
-        with system(tmp_path / "town", embedded, store, seed=seed, report=report) as town:
+        with system(tmp_path / "town", embedded, store, seed=seed, embedded=True, report=report) as town:
             town.start_gateway()
             worker = town.start_worker()
             town.start_load(pace=20)
@@ -174,6 +185,8 @@ def test_21_temporary_directory_gone(tmp_path: Path, report: Report, seed: int) 
     log = tmp_path / "log" / "store.log"
     directory = Settings(data_dir=tmp_path).engine_tmp_dir
     try:
+        with contextlib.closing(connect(Settings(data_dir=tmp_path))) as client:
+            keep_copies(client)
         load = Load(service.url, service.key, ledger, seed, pace=10, source="local").start()
         _until(lambda: len(ledger.acked) > 20, log)
         store = service.children()["store"].pid
@@ -446,7 +459,10 @@ def test_25_every_event_five_times_across_restarts(town: System, report: Report,
     copies = town.query("SELECT count() FROM duplicates WHERE level = 'L1'")[0][0]
     report |= {"kills": town.kills, "copies": copies, "verdict": verdict}
     assert verdict.zeros, verdict
-    assert copies == 4 * len(events), "every copy has a row that says so"
+    # a request that was told to come again may be in the log all the same, and is one more copy then
+    told = again.statuses.get(503, 0) + town.load.statuses.get(503, 0)
+    assert copies >= 4 * len(events), "every copy has a row that says so"
+    assert told or copies == 4 * len(events)
 
 
 @pytest.mark.fault

@@ -14,6 +14,7 @@ import pytest
 from pipeline.settings import Settings
 from tests.fault.conftest import ROUNDS
 from tests.fault.system import System, share
+from tests.fault.verdict import merge_again
 
 Report = dict[str, object]
 
@@ -121,6 +122,7 @@ def test_40_soak(town: System, report: Report, seed: int) -> None:
     From two hours on the gateway's memory, which nobody kills, must stay within 1 % an hour.
     """
     minutes = float(os.environ.get("SOAK_MINUTES", "2"))
+    merge_again(town.client)  # that parts do not pile up is looked at, too
     rng = random.Random(seed)
     gateway, worker = town.start_gateway(), town.start_worker()
     load = town.start_load(pace=10)

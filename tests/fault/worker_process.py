@@ -1,7 +1,9 @@
 """`gridpipe worker` that kills itself at a named point: `python -m tests.fault.worker_process POINT HIT …`.
 
 With FAULT_CLOCK the clock of the process is wrong by as many seconds as stand in that file; with
-FAULT_DESCRIPTORS it may open so many files.
+FAULT_DESCRIPTORS it may open so many files; with FAULT_STORED a gateway answers as that of `gridpipe up` on
+the embedded broker; FAULT_MUTANT takes parts of the deduplication away (`tokens`, `rebuilt`), which the
+oracle must see.
 
 The points are wrapped around the functions of the worker here, so that the product carries no failpoints.
 A point is `before:NAME` or `after:NAME`; HIT counts from 1; POINT `none` only runs the worker.
@@ -137,6 +139,39 @@ def _shift_clock(file: Path) -> None:
     time.time = lambda: right_time() + offset()
 
 
+def _answer_once_stored() -> None:
+    """A gateway as the supervisor starts it on the embedded broker: it answers when the offset is committed,
+    and its producer is not idempotent. `gridpipe gateway` itself takes every broker for a replicated one."""
+    from pipeline.ingest.durability import stored_in
+    from pipeline.runtime import http
+
+    assemble, producer = http.assemble, http.KafkaProducer
+
+    def stored(settings: Any, *, bootstrap: str, **parts: Any) -> Any:
+        durable = lambda: stored_in(settings, bootstrap)  # noqa: E731
+        return assemble(settings, bootstrap=bootstrap, **parts | {"durable": durable})
+
+    http.assemble = stored
+    http.KafkaProducer = lambda *about, **_: producer(*about, idempotent=False)  # type: ignore[assignment,misc]
+
+
+def _store_again(parts: list[str]) -> None:
+    """tokens : each attempt of an insert has a token of its own. rebuilt : rows of a block that is rebuilt
+    are sent whether they are stored or not."""
+    from pipeline.process import rounds
+    from pipeline.sink import tables
+
+    insert = tables.insert_table
+
+    def anew(*arguments: Any, settings: dict[str, Any]) -> None:
+        insert(*arguments, settings=settings | {"insert_deduplication_token": os.urandom(8).hex()})
+
+    if "tokens" in parts:
+        tables.insert_table = anew  # type: ignore[assignment]
+    if "rebuilt" in parts:
+        rounds.without = lambda result, _: result
+
+
 def _stand_still(seconds: float) -> None:
     print("the loop stands still", file=sys.stderr, flush=True)
     time.sleep(seconds)
@@ -149,6 +184,10 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(os.environ["FAULT_DESCRIPTORS"]), hard))
     if "FAULT_CLOCK" in os.environ:
         _shift_clock(Path(os.environ["FAULT_CLOCK"]))
+    if "FAULT_STORED" in os.environ and "gateway" in sys.argv:
+        _answer_once_stored()
+    if "FAULT_MUTANT" in os.environ:
+        _store_again(os.environ["FAULT_MUTANT"].split(","))
     point, hit, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     if point.startswith("freeze:"):  # stands still until somebody sends SIGCONT
         install(point.removeprefix("freeze:"), hit, lambda: os.kill(os.getpid(), signal.SIGSTOP))
