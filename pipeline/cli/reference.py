@@ -136,7 +136,7 @@ def open_store(settings: Settings, url: str | None) -> Client:
 
     from pipeline.errors import ConfigurationError, UnavailableError
     from pipeline.store.client import BridgeAddress, connect
-    from pipeline.store.migrate import current_revision, head_revision, migrate
+    from pipeline.store.migrate import current_revision, migrate, schema_problem
     from pipeline.tls import verify_for
 
     running = BridgeAddress.read(settings.run_dir) is not None
@@ -155,8 +155,8 @@ def open_store(settings: Settings, url: str | None) -> Client:
         migrate(client, settings.database)
         return client
     client = connect(settings)
-    if current_revision(client) != head_revision():
-        raise ConfigurationError(f"database {settings.database} is not up to date: run `gridpipe migrate`")
+    if (problem := schema_problem(settings.database, current_revision(client))) is not None:
+        raise ConfigurationError(problem)
     return client
 
 

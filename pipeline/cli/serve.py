@@ -300,12 +300,15 @@ def _serve_http(settings: Settings, role: str) -> None:
     from pipeline.runtime.supervisor import bind
     from pipeline.store.client import connect_server
     from pipeline.store.key_ring import hold_ring, known_keys
+    from pipeline.store.migrate import check_schema
 
     harden()
     check_start(settings)
     logs.configure(level=settings.log_level, role=role, log_dir=settings.log_dir, console=True)
     warn_unprotected(settings)
     client = connect_server(settings, None)
+    if role == "api":
+        check_schema(client, settings.database)
     bootstrap = None
     if role == "gateway":
         assert settings.kafka is not None

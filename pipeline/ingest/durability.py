@@ -37,8 +37,8 @@ class Durability(Protocol):
 
 
 class Replicated:
-    """Kafka with acks=all and min.insync.replicas: the delivery report is the promise. What the topic keeps is
-    looked at when a gateway starts (`runtime/topic_settings.py`)."""
+    """Kafka with acks=all and min.insync.replicas: the delivery report is the promise. What the topic keeps
+    is looked at when a gateway starts (`runtime/topic_settings.py`)."""
 
     name = "replicated"
 

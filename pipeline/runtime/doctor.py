@@ -29,7 +29,7 @@ from pipeline.runtime.supervisor import bind
 from pipeline.settings import Settings
 from pipeline.store.client import BridgeAddress, connect
 from pipeline.store.key_ring import known_keys, problems_of
-from pipeline.store.migrate import current_revision, head_revision
+from pipeline.store.migrate import MIGRATE, current_revision, schema_problem
 from pipeline.store.windows import tables_without_window
 
 Level = Literal["ok", "warning", "failed"]
@@ -230,7 +230,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
         ).result_rows
         if not databases:
             what = f"database {settings.database} does not exist"
-            yield Finding("schema", "failed", what, "run `gridpipe migrate`", EXIT_FAILED)
+            yield Finding("schema", "failed", what, MIGRATE, EXIT_FAILED)
             return
         client.database = settings.database
         yield from _schema(client, settings.database)
@@ -267,12 +267,13 @@ def _ring(client: Client, settings: Settings) -> Iterator[Finding]:
 
 
 def _schema(client: Client, database: str) -> Iterator[Finding]:
-    revision, head = current_revision(client), head_revision()
-    if revision == head:
+    revision = current_revision(client)
+    problem = schema_problem(database, revision)
+    if problem is None:
         yield Finding("schema", "ok", f"revision {revision}")
     else:
-        what = f"revision {revision or 'none'}, this version needs {head}"
-        yield Finding("schema", "failed", what, "run `gridpipe migrate`", EXIT_FAILED)
+        what, _, do = problem.rpartition(": ")
+        yield Finding("schema", "failed", what, do, EXIT_FAILED)
     open_to_repeats, tables = tables_without_window(client, database)
     if open_to_repeats:
         yield Finding(

@@ -36,7 +36,7 @@ from pipeline.store.bridge import Bridge
 from pipeline.store.client import connect_server
 from pipeline.store.engine import EmbeddedEngine
 from pipeline.store.key_ring import hold_ring
-from pipeline.store.migrate import migrate
+from pipeline.store.migrate import check_schema, migrate
 from pipeline.store.retention import apply_retention
 from pipeline.store.windows import check_windows
 from pipeline.tls import admin_is_secure, server_options
@@ -56,6 +56,7 @@ def run_store(
     valve_fd: int | None = None,
     awaits: Collection[str] = (),
     refuse_real_reference: bool = False,
+    migrates: bool = True,
 ) -> None:
     """Open the store, migrate it, publish the catalogue, answer on the bridge, work until SIGTERM.
 
@@ -65,7 +66,7 @@ def run_store(
     password they need (None: no listener; no password, only without an embedded engine); valve_fd : where
     the supervisor gives orders about the log; awaits : kinds of reference data that somebody is loading: not
     ready without them; refuse_real_reference : do not open a store of a real city, for the simulated one is
-    about to be loaded unasked.
+    about to be loaded unasked; migrates : False: the schema is checked, and `gridpipe migrate` changes it.
 
     Raises ConfigurationError and UnavailableError before the first event is taken.
     """
@@ -86,14 +87,17 @@ def run_store(
     else:
         client_factory = lambda: connect_server(settings, settings.database)  # noqa: E731
         client = connect_server(settings, None)
-    before, after = migrate(client, settings.database)
-    if refuse_real_reference and before is not None and holds_real_reference(client):
-        raise ConfigurationError(
-            f"{settings.data_dir} holds reference data that somebody loaded, and `up` would mix the "
-            "simulated city in: start with --no-simulate, or with --simulate if you mean to"
-        )
-    if before != after:
-        log.info("migrated", before=before, after=after)
+    if migrates:
+        before, after = migrate(client, settings.database)
+        if refuse_real_reference and before is not None and holds_real_reference(client):
+            raise ConfigurationError(
+                f"{settings.data_dir} holds reference data that somebody loaded, and `up` would mix the "
+                "simulated city in: start with --no-simulate, or with --simulate if you mean to"
+            )
+        if before != after:
+            log.info("migrated", before=before, after=after)
+    else:
+        after = check_schema(client, settings.database)
     check_windows(client, settings.database)
     # The embedded store's key is made before its directory: by the supervisor, a load or a migration.
     privacy = hold_ring(client, settings.pseudonym_key_path, create=engine is None)
@@ -227,7 +231,7 @@ def run_alone(settings: Settings, *, bootstrap: str, listener: socket.socket | N
     """A worker without supervisor, as `run_store`; ends the process: 0 when it was asked to stop, 1 when it
     cannot go on. Raises ConfigurationError and UnavailableError before the first event is taken."""
     try:
-        run_store(settings, bootstrap=bootstrap, listener=listener, token=None)
+        run_store(settings, bootstrap=bootstrap, listener=listener, token=None, migrates=False)
     except GridpipeError:
         raise
     except Exception:

@@ -114,3 +114,19 @@ STORED_TYPES: dict[str, str] = {
 }
 
 STORED_COLUMNS = ",\n            ".join(f"{name} {kind}" for name, kind in STORED_TYPES.items())
+
+
+def repeatable(statement: str) -> str:
+    """The statement, which creates a table or a view, so that it may be run again: nothing is undone, and
+    a migration that was killed before its revision was written down begins anew.
+
+    >>> repeatable("CREATE VIEW v AS SELECT 1")
+    'CREATE OR REPLACE VIEW v AS SELECT 1'
+    """
+    for plain, again in (
+        ("CREATE TABLE ", "CREATE TABLE IF NOT EXISTS "),
+        ("CREATE VIEW ", "CREATE OR REPLACE VIEW "),
+    ):
+        if statement.lstrip().startswith(plain):
+            return statement.replace(plain, again, 1)
+    raise ValueError(f"creates neither table nor view: {statement.strip()[:60]}")

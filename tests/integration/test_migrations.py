@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from pathlib import Path
 
 import polars as pl
 import pytest
 from clickhouse_connect.driver.client import Client
 
 from pipeline import frames
-from pipeline.store.migrate import current_revision, head_revision, migrate
+from pipeline.cli.serve import _serve_http
+from pipeline.contract.privacy import Privacy
+from pipeline.errors import ConfigurationError
+from pipeline.runtime import store
+from pipeline.runtime.doctor import _schema
+from pipeline.settings import Settings
+from pipeline.store.migrate import _script, check_schema, current_revision, head_revision, migrate
+
+REVISIONS = [revision.revision for revision in reversed(list(_script().walk_revisions()))]
 
 
 def columns(client: Client, table: str) -> list[str]:
@@ -37,6 +47,97 @@ def test_views_of_an_older_release_are_made_anew(open_client: Client) -> None:
     finally:
         open_client.command(f"DROP DATABASE {name}")
         open_client.database = "default"
+
+
+def created(client: Client) -> dict[str, str]:
+    rows = client.query(
+        "SELECT name, create_table_query FROM system.tables WHERE database = {name:String}",
+        {"name": client.database},
+    ).result_rows
+    return {str(name): str(text) for name, text in rows}
+
+
+@pytest.fixture
+def database(open_client: Client) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield name
+    open_client.command(f"DROP DATABASE IF EXISTS {name}")
+    open_client.database = "default"
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_migration_killed_before_its_revision_was_written_down_is_done_again(
+    open_client: Client, database: str, revision: str
+) -> None:
+    migrate(open_client, database, revision)
+    made = created(open_client)
+    open_client.command("TRUNCATE TABLE alembic_version")
+    if revision != REVISIONS[0]:
+        before = REVISIONS[REVISIONS.index(revision) - 1]
+        open_client.command("INSERT INTO alembic_version VALUES ({before:String})", {"before": before})
+    migrate(open_client, database, revision)
+    assert created(open_client) == made
+    assert migrate(open_client, database) == (revision, head_revision())
+
+
+def test_two_revisions_that_a_kill_left_written_down_are_the_newer_one(clickhouse: Client) -> None:
+    """Alembic inserts the new one before it deletes the old one."""
+    clickhouse.command("INSERT INTO alembic_version VALUES ('0009')")
+    assert check_schema(clickhouse, str(clickhouse.database)) == head_revision()
+    assert migrate(clickhouse, str(clickhouse.database)) == (head_revision(), head_revision())
+    assert clickhouse.query("SELECT * FROM alembic_version").result_rows == [(head_revision(),)]
+
+
+def test_a_database_of_a_newer_version_is_refused_with_what_to_do(clickhouse: Client) -> None:
+    name, before = str(clickhouse.database), created(clickhouse)
+    clickhouse.command("TRUNCATE TABLE alembic_version")
+    clickhouse.command("INSERT INTO alembic_version VALUES ('9999')")
+    for refuses in (migrate, check_schema):
+        with pytest.raises(ConfigurationError) as refused:
+            refuses(clickhouse, name)
+        assert str(refused.value) == (
+            f"database {name} is newer (revision 9999) than this program (knows {head_revision()}): "
+            "start the newer version (docs/upgrade.md)"
+        )
+    assert created(clickhouse) == before
+    found = next(iter(_schema(clickhouse, name)))
+    assert (found.level, found.do) == ("failed", "start the newer version (docs/upgrade.md)")
+
+
+def test_a_check_changes_nothing_and_names_the_command(open_client: Client, database: str) -> None:
+    with pytest.raises(ConfigurationError, match="does not exist: run `gridpipe migrate`"):
+        check_schema(open_client, database)
+    migrate(open_client, database, "0008")
+    before = created(open_client)
+    with pytest.raises(ConfigurationError, match=r"is at revision 0008, .* run `gridpipe migrate` .*admin"):
+        check_schema(open_client, database)
+    assert (created(open_client), current_revision(open_client)) == (before, "0008")
+
+
+@pytest.mark.parametrize("role", ["worker", "api"])
+def test_a_role_alone_changes_no_schema(
+    open_client: Client, database: str, role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its user may not: it dies of a refused statement, after some of them were done."""
+    settings = Settings(
+        data_dir=tmp_path, database=database, clickhouse="http://127.0.0.1:1", kafka="127.0.0.1:1"
+    )
+    Privacy.load(settings.pseudonym_key_path, create=True)
+    monkeypatch.setattr(store, "connect_server", lambda *_: open_client)
+    monkeypatch.setattr(store, "wait_for_topic", lambda *_, **__: pytest.fail("it went on"))
+    monkeypatch.setattr("pipeline.store.client.connect_server", lambda *_: open_client)
+    monkeypatch.setattr("pipeline.runtime.http.assemble", lambda *_, **__: pytest.fail("it went on"))
+    monkeypatch.setattr("pipeline.runtime.process.harden", lambda: None)
+    monkeypatch.setattr("pipeline.logs.configure", lambda **_: None)
+    for before in (None, "0008"):
+        if before is not None:
+            migrate(open_client, database, before)
+        with pytest.raises(ConfigurationError, match="run `gridpipe migrate`"):
+            if role == "api":
+                _serve_http(settings, role)
+            else:
+                store.run_alone(settings, bootstrap="127.0.0.1:1", listener=None)
+    assert current_revision(open_client) == "0008"
 
 
 @pytest.mark.parametrize(

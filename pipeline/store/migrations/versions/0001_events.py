@@ -22,7 +22,7 @@ depends_on = None
 def upgrade() -> None:
     op.execute(
         """
-        CREATE TABLE incarnations
+        CREATE TABLE IF NOT EXISTS incarnations
         (
             inc UInt64 COMMENT 'unix milliseconds of its creation; grows, so it orders positions',
             topic String,
@@ -36,7 +36,7 @@ def upgrade() -> None:
     )
     op.execute(
         f"""
-        CREATE TABLE events
+        CREATE TABLE IF NOT EXISTS events
         (
             {POSITION},
             {STORED_COLUMNS},
@@ -53,7 +53,7 @@ def upgrade() -> None:
     )
     op.execute(
         f"""
-        CREATE TABLE rejections
+        CREATE TABLE IF NOT EXISTS rejections
         (
             {POSITION},
             {STORED_COLUMNS},
@@ -70,7 +70,7 @@ def upgrade() -> None:
     )
     op.execute(
         f"""
-        CREATE TABLE duplicates
+        CREATE TABLE IF NOT EXISTS duplicates
         (
             {POSITION},
             level LowCardinality(String),
@@ -101,7 +101,7 @@ def upgrade() -> None:
     )
     op.execute(
         f"""
-        CREATE TABLE quarantine
+        CREATE TABLE IF NOT EXISTS quarantine
         (
             {POSITION},
             reason LowCardinality(String),

@@ -27,7 +27,7 @@ _SETTINGS = "SETTINGS non_replicated_deduplication_window = 10000"
 def upgrade() -> None:
     op.execute(
         f"""
-        CREATE TABLE ref_grids
+        CREATE TABLE IF NOT EXISTS ref_grids
         (
             grid_code String,
             district_code LowCardinality(String) MATERIALIZED substring(grid_code, 1, 6),
@@ -78,7 +78,7 @@ def upgrade() -> None:
     )
     op.execute(
         f"""
-        CREATE TABLE ref_units
+        CREATE TABLE IF NOT EXISTS ref_units
         (
             unit_code String,
             version UInt32,
@@ -96,7 +96,7 @@ def upgrade() -> None:
     )
     op.execute(
         f"""
-        CREATE TABLE ref_staff
+        CREATE TABLE IF NOT EXISTS ref_staff
         (
             worker_key String,
             version UInt32,
@@ -126,7 +126,7 @@ def upgrade() -> None:
     )
     op.execute(
         f"""
-        CREATE TABLE ref_persons
+        CREATE TABLE IF NOT EXISTS ref_persons
         (
             person_key String,
             version UInt32,
@@ -164,7 +164,7 @@ def upgrade() -> None:
     )
     op.execute(
         f"""
-        CREATE TABLE ref_organisations
+        CREATE TABLE IF NOT EXISTS ref_organisations
         (
             org_code String,
             version UInt32,
@@ -187,7 +187,7 @@ def upgrade() -> None:
     )
     op.execute(
         f"""
-        CREATE TABLE ref_modes
+        CREATE TABLE IF NOT EXISTS ref_modes
         (
             mode LowCardinality(String),
             area_code LowCardinality(String),
@@ -204,7 +204,7 @@ def upgrade() -> None:
     )
     op.execute(
         f"""
-        CREATE TABLE ref_loads
+        CREATE TABLE IF NOT EXISTS ref_loads
         (
             kind LowCardinality(String),
             load_id String,

@@ -20,7 +20,7 @@ depends_on = None
 def upgrade() -> None:
     op.execute(
         """
-        CREATE TABLE ref_matters
+        CREATE TABLE IF NOT EXISTS ref_matters
         (
             code LowCardinality(String),
             catalogue_version LowCardinality(String),

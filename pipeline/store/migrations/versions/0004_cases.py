@@ -8,6 +8,7 @@ from __future__ import annotations
 from alembic import op
 
 from pipeline.store.case_views import CASE_TABLES, CASE_VIEWS
+from pipeline.store.ddl import repeatable
 from pipeline.store.kpi_views import KPI_VIEWS
 
 revision = "0004"
@@ -18,7 +19,7 @@ depends_on = None
 
 def upgrade() -> None:
     for statement in (*CASE_TABLES.values(), *CASE_VIEWS.values(), *KPI_VIEWS.values()):
-        op.execute(statement.replace(":", "\\:"))
+        op.execute(repeatable(statement).replace(":", "\\:"))
 
 
 def downgrade() -> None:

@@ -16,7 +16,7 @@ depends_on = None
 def upgrade() -> None:
     op.execute(
         """
-        CREATE TABLE ref_erasures
+        CREATE TABLE IF NOT EXISTS ref_erasures
         (
             person_key String COMMENT 'pseudonym of an identity number or a mobile number',
             key_version UInt16,

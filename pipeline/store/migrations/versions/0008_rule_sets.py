@@ -18,7 +18,7 @@ depends_on = None
 def upgrade() -> None:
     op.execute(
         """
-        CREATE TABLE rule_sets
+        CREATE TABLE IF NOT EXISTS rule_sets
         (
             digest String COMMENT 'as in _rules',
             files Map(String, String) COMMENT 'path in the catalogue directory -> text',

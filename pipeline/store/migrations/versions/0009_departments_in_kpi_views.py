@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from alembic import op
 
+from pipeline.store.ddl import repeatable
 from pipeline.store.kpi_views import KPI_VIEWS
 
 revision = "0009"
@@ -20,7 +21,7 @@ depends_on = None
 
 def upgrade() -> None:
     for statement in KPI_VIEWS.values():  # in one step: an api may be reading
-        op.execute(statement.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1).replace(":", "\\:"))
+        op.execute(repeatable(statement).replace(":", "\\:"))
 
 
 def downgrade() -> None:
