@@ -205,7 +205,9 @@ life_safety_rejections = Counter(
     registry=REGISTRY,
 )
 verifier_gap = Counter(
-    "gridpipe_verifier_gap", "Offsets skipped between committed blocks.", registry=REGISTRY
+    "gridpipe_verifier_gap",
+    "Offsets skipped between committed blocks, or committed before an assignment without any row.",
+    registry=REGISTRY,
 )
 verifier_overlap = Counter(
     "gridpipe_verifier_overlap", "Blocks that overlap a committed one.", registry=REGISTRY

@@ -13,6 +13,8 @@ import typer
 from pipeline.cli.common import EXIT_SOME_REFUSED, err, out, print_json, print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from clickhouse_connect.driver.client import Client
 
     from pipeline.settings import Settings
@@ -73,7 +75,6 @@ def erase(
     import orjson
 
     from pipeline.clock import utc_now
-    from pipeline.store.client import BridgeAddress
     from pipeline.store.erase import erase as run
 
     asked = _asked(numbers, data_dir, clickhouse)
@@ -83,15 +84,15 @@ def erase(
     name = request or f"E{utc_now():%Y%m%d}-{secrets.token_hex(4)}"
     client = _open(settings)
     keys = asked.keys(client)
-    running = settings.clickhouse is not None or BridgeAddress.read(settings.run_dir) is not None
-
-    def settle() -> None:
-        # workers look for new reference data this often; what they write from then on holds nothing to erase
-        if running:
-            err.print("waiting until every worker knows …", highlight=False)
-            time.sleep(2 * settings.reference_refresh_seconds)
-
-    evidence = run(client, settings.database, keys, request_id=name, at=utc_now(), masks=masks, settle=settle)
+    evidence = run(
+        client,
+        settings.database,
+        keys,
+        request_id=name,
+        at=utc_now(),
+        masks=masks,
+        settle=_settle(settings),
+    )
     client.close()
     written = orjson.dumps(evidence.as_dict(), option=orjson.OPT_INDENT_2) + b"\n"
     path = _keep_evidence(settings.evidence_dir, name, written)
@@ -110,6 +111,82 @@ def erase(
             )
     if not evidence.complete:
         raise typer.Exit(EXIT_SOME_REFUSED)
+
+
+@person.command("export-erasures")
+def export_erasures(
+    file: Annotated[Path, typer.Argument(help="File to write or to add to; keep it apart from backups.")],
+    *,
+    data_dir: _DataDir = None,
+    clickhouse: _ClickHouse = None,
+    json: _Json = False,
+) -> None:
+    """Add the list of erased persons to a file: who restores an older backup erases them again by it.
+
+    What the file holds already stays. It holds pseudonyms.
+    """
+    from pipeline.settings import load_settings
+    from pipeline.store.erasure_list import read_list, stored_erasures, write_list
+
+    settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
+    kept = read_list(file) if file.exists() else set()
+    client = _open(settings)
+    found = stored_erasures(client)
+    client.close()
+    write_list(file, kept | found)
+    _audit(settings, "person export-erasures", None, rows=len(kept | found))
+    if json:
+        print_json({"file": str(file), "pseudonyms": len(kept | found), "added": len(found - kept)})
+    else:
+        out.print(f"{file}: {len(kept | found):,} pseudonyms, {len(found - kept):,} of them new")
+
+
+@person.command("reapply")
+def reapply(
+    file: Annotated[Path, typer.Argument(help="What `gridpipe person export-erasures` wrote.")],
+    *,
+    data_dir: _DataDir = None,
+    clickhouse: _ClickHouse = None,
+    json: _Json = False,
+) -> None:
+    """Erase again who was erased, after a restore and before the workers start. Exit 1 if rows are left."""
+    import orjson
+
+    from pipeline.settings import load_settings
+    from pipeline.store.erase import reapply as run
+    from pipeline.store.erasure_list import read_list
+
+    settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
+    erasures = read_list(file)
+    client = _open(settings)
+    evidence = run(client, settings.database, erasures, settle=_settle(settings))
+    client.close()
+    written = orjson.dumps(evidence.as_dict(), option=orjson.OPT_INDENT_2) + b"\n"
+    path = _keep_evidence(settings.evidence_dir, evidence.request_id, written)
+    rows = sum(evidence.found.values())
+    _audit(settings, "person reapply", evidence.request_id, rows=rows, complete=evidence.complete)
+    if json:
+        print_json(evidence.as_dict() | {"evidence": str(path)})
+    else:
+        _print_rows({t: rows for t, rows in evidence.found.items() if rows}, "nobody had come back")
+        left = sum(evidence.left.values())
+        out.print(f"{evidence.keys} pseudonyms erased again, {left} rows left; evidence: {path}")
+    if not evidence.complete:
+        raise typer.Exit(EXIT_SOME_REFUSED)
+
+
+def _settle(settings: Settings) -> Callable[[], None]:
+    """Waits until running workers hold the list; what they write from then on holds nothing to erase."""
+    from pipeline.store.client import BridgeAddress
+
+    running = settings.clickhouse is not None or BridgeAddress.read(settings.run_dir) is not None
+
+    def settle() -> None:
+        if running:
+            err.print("waiting until every worker knows …", highlight=False)
+            time.sleep(2 * settings.reference_refresh_seconds)  # they look for new reference data this often
+
+    return settle
 
 
 def _keep_evidence(directory: Path, name: str, evidence: bytes) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -27,6 +28,8 @@ _OTHER: Final = "other"
 _MOST_INSTANTS: Final = 200
 #: What the freshness objective allows between accepted and queryable.
 _FRESH: Final = timedelta(seconds=5)
+#: Prometheus sees no growth in a counter that had grown when it first asked.
+_FIRST_VISITS_SECONDS: Final = 60.0
 _OUTCOMES: Final = ("admitted", "rejected", "recorded", "duplicate", "quarantined")
 
 
@@ -110,6 +113,19 @@ class Account:
             self._last_hi[partition] = offset - 1
         metrics.committed_offset.labels(str(partition)).set(offset or 0)
         metrics.partition_braked.labels(str(partition)).set(0)
+
+    def passed_over(self, partition: int, first: int, last: int) -> None:
+        """At its assignment: these offsets are committed and nothing of them is stored."""
+        log.error(
+            "committed_but_not_stored",
+            partition=partition,
+            first=first,
+            last=last,
+            do="after a restore: stop the workers, set the group's offsets back (docs/restore.md)",
+        )
+        asyncio.get_running_loop().call_later(
+            _FIRST_VISITS_SECONDS, metrics.verifier_gap.inc, last - first + 1
+        )
 
     def braked(self, partition: int) -> None:
         """The partition stands still until somebody acts."""

@@ -52,11 +52,13 @@ class Span:
 @dataclass(frozen=True)
 class Recovered:
     """committed : next offset to process, None: wherever the log begins;
-    spans : blocks to rebuild, ascending, disjoint, from there on."""
+    spans : blocks to rebuild, ascending, disjoint, from there on. unstored : first and last of the offsets
+    right before `committed` of which nothing is stored: the tables are older than the commit."""
 
     committed: int | None
     spans: tuple[Span, ...]
     state: PartitionState
+    unstored: tuple[int, int] | None = None
 
 
 def recover(
@@ -72,6 +74,7 @@ def recover(
         if committed > 0:
             log.warning("committed_offset_is_of_another_log", partition=partition, committed=committed)
         committed = None
+    unstored = None if committed is None else _unstored_before(client, inc, partition, committed)
     begin = committed or 0
     state = PartitionState.empty(settings)
     since = _since(client, inc, partition, begin)
@@ -79,7 +82,7 @@ def recover(
         since -= timedelta(days=settings.dedup_window_days) + _SLACK
         _load_ids(client, state, inc, partition, since)
         _load_anchors(client, state, inc, partition, since)
-    return Recovered(committed, _spans(client, inc, partition, begin), state)
+    return Recovered(committed, _spans(client, inc, partition, begin), state, unstored)
 
 
 def _any_before(client: Client, inc: int, partition: int, offset: int) -> bool:
@@ -90,6 +93,29 @@ def _any_before(client: Client, inc: int, partition: int, offset: int) -> bool:
         for table in OUTCOME_TABLES
     )
     return bool(client.query(each, parameters={"inc": inc, "part": partition, "offset": offset}).result_rows)
+
+
+def _unstored_before(client: Client, inc: int, partition: int, committed: int) -> tuple[int, int] | None:
+    """Offsets right before `committed` of which no row is stored, None where its last record left one.
+
+    So it is after a restore of an older backup, and where somebody moved the group's offset. The commit is
+    believed all the same, for that may have been done to pass over what nobody can read.
+    """
+
+    def newest(offsets: str) -> int | None:
+        each = " UNION ALL ".join(
+            f"SELECT maxOrNull(_off) AS last FROM {table} "
+            f"WHERE _inc = {{inc:UInt64}} AND _part = {{part:UInt16}} AND _off {offsets}"
+            for table in OUTCOME_TABLES
+        )
+        parameters = {"inc": inc, "part": partition, "offset": committed}
+        last = client.query(f"SELECT max(last) FROM ({each})", parameters=parameters).result_rows[0][0]
+        return None if last is None else int(last)
+
+    if newest("= {offset:UInt64} - 1") is not None:  # almost always, and one granule a table
+        return None
+    last = newest("< {offset:UInt64}")
+    return None if last is None else (last + 1, committed - 1)
 
 
 def _spans(client: Client, inc: int, partition: int, committed: int) -> tuple[Span, ...]:

@@ -451,6 +451,8 @@ class Worker:
         # with nothing committed yet, what is stored tells where the next block must begin
         begins = found.spans[0].lo if committed is None and found.spans else committed
         self._account.starts_at(partition, begins)
+        if found.unstored is not None:
+            self._account.passed_over(partition, *found.unstored)
         if self._standing.braked(partition):
             self._account.braked(partition)
         buffer.recovered = True

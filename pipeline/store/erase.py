@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
@@ -19,11 +19,17 @@ from clickhouse_connect.driver.client import Client
 from pipeline.clock import utc_now
 from pipeline.errors import PermanentError, UnavailableError
 from pipeline.reference.erased import ERASURES, PERSONAL
+from pipeline.store.erasure_list import Erasure, stored_erasures
 
 _EVENT_TABLES: Final = ("events", "rejections")
 _MINE: Final = "has({keys:Array(String)}, ifNull(%s, ''))"
 #: Tables that keep pseudonyms of erased persons on purpose: the list that stops them from coming back.
 _KEPT: Final = frozenset({"ref_erasures"})
+#: Tables whose rows say when they were received and may hold a pseudonym.
+_RECEIVED: Final = (*_EVENT_TABLES, "quarantine")
+_ANY: Final = timedelta(milliseconds=1)
+#: Pseudonyms are sent in the address of a request, which has a bound.
+_KEYS_AT_ONCE: Final = 200
 _POLL_SECONDS: Final = 0.2
 
 
@@ -132,19 +138,13 @@ def erase(
     Raises UnavailableError when they take longer (they go on by themselves), PermanentError when one fails or
     when the list does not hold the person.
     """
-    started, names = time.monotonic(), sorted(keys)
+    started = time.monotonic()
     evidence = Evidence(request_id, at.isoformat(), len(keys))
     entomb(client, keys, request_id, at)
     settle()
-    evidence.found = scan(client, database, names)
-    mutations = _mutations(client, evidence.found)
-    for statement in mutations.values():
-        client.command(statement, parameters={"keys": names}, settings={"mutations_sync": 0})
-    evidence.mutations = _wait(client, database, list(mutations), at, started + seconds)
-    evidence.left = scan(client, database, names)
+    _delete(client, database, sorted(keys), evidence, since=at, deadline=started + seconds)
     if masks:
         evidence.doubtful = {table: rows for table, rows in scan(client, database, masks).items() if rows}
-    evidence.tables_scanned = sorted(evidence.left)
     evidence.seconds = round(time.monotonic() - started, 3)
     return evidence
 
@@ -183,6 +183,80 @@ def forget_version(
     for statement in statements.values():
         client.command(statement, parameters={"version": version}, settings={"mutations_sync": 0})
     _wait(client, database, list(statements), at, time.monotonic() + seconds)
+
+
+def reapply(
+    client: Client,
+    database: str,
+    erasures: Collection[Erasure],
+    *,
+    settle: Callable[[], None] = lambda: None,
+    seconds: float = 3_600.0,
+) -> Evidence:
+    """Erase again whom the tables hold although they were erased: they are of a backup. Repeating it is safe.
+
+    Left alone is who is on the list of the database and of whom it holds nothing of before the erasure: what
+    was received later is lawful. Parameters and errors as `erase`.
+    """
+    started, now = time.monotonic(), utc_now()
+    evidence = Evidence(f"R{now:%Y%m%d-%H%M%S}", now.isoformat(), 0)
+    known = {erasure.person_key: erasure.erased_at for erasure in sorted(stored_erasures(client))}
+    groups: dict[tuple[datetime, str], dict[str, int]] = {}
+    for erasure in erasures:
+        missing = known.get(erasure.person_key, erasure.erased_at - _ANY) < erasure.erased_at
+        if missing or _holds_earlier(client, erasure):
+            group = groups.setdefault((erasure.erased_at, erasure.request_id), {})
+            group[erasure.person_key] = erasure.key_version
+    for (at, request_id), keys in sorted(groups.items()):
+        entomb(client, keys, request_id, at)
+    if groups:
+        settle()
+    names = sorted({name for keys in groups.values() for name in keys})
+    evidence.keys = len(names)
+    for begin in range(0, max(len(names), 1), _KEYS_AT_ONCE):
+        some = names[begin : begin + _KEYS_AT_ONCE]
+        _delete(client, database, some, evidence, since=now, deadline=started + seconds)
+    evidence.seconds = round(time.monotonic() - started, 3)
+    return evidence
+
+
+def _holds_earlier(client: Client, erasure: Erasure) -> bool:
+    """Whether something is stored that was received until the erasure."""
+    holds = "position(toString(tuple(*)), {key:String}) > 0"
+    received = "toUnixTimestamp64Milli(ingested_at) <= {at:Int64}"
+    each = " UNION ALL ".join(
+        [
+            *(f"SELECT count() AS n FROM {table} WHERE {received} AND {holds}" for table in _RECEIVED),
+            *(f"SELECT count() AS n FROM {table} WHERE {holds}" for table in ("ref_persons", "ref_staff")),
+        ]
+    )
+    at = int(erasure.erased_at.timestamp()) * 1_000 + erasure.erased_at.microsecond // 1_000
+    parameters = {"key": erasure.person_key, "at": at}
+    return bool(client.query(f"SELECT sum(n) FROM ({each})", parameters).result_rows[0][0])
+
+
+def _delete(
+    client: Client,
+    database: str,
+    names: Sequence[str],
+    evidence: Evidence,
+    *,
+    since: datetime,
+    deadline: float,
+) -> None:
+    """Rewrite every row that holds one of the pseudonyms; the evidence tells what was there and is left."""
+    found = scan(client, database, names)
+    mutations = _mutations(client, found)
+    for statement in mutations.values():
+        client.command(statement, parameters={"keys": list(names)}, settings={"mutations_sync": 0})
+    done = _wait(client, database, list(mutations), since, deadline)
+    left = scan(client, database, names)
+    for table, ids in done.items():
+        evidence.mutations[table] = sorted({*evidence.mutations.get(table, ()), *ids})
+    for counts, more in ((evidence.found, found), (evidence.left, left)):
+        for table, rows in more.items():
+            counts[table] = counts.get(table, 0) + rows
+    evidence.tables_scanned = sorted(evidence.left)
 
 
 def _mutations(client: Client, found: Mapping[str, int]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from confluent_kafka.admin import AdminClient
 from pipeline import metrics
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import WorkerFailedError
-from pipeline.process import looks
+from pipeline.process import account, looks
 from pipeline.process import worker as module
 from pipeline.process.membership import Membership
 from pipeline.process.records import Record
@@ -405,6 +405,43 @@ async def test_a_pseudonym_key_that_is_activated_over_a_restart_makes_no_conflic
         ("L2", "e2"), ("L1", "e1"), ("L1", "e2"),
     ]  # fmt: skip
     assert column(town.client, "SELECT event_id FROM quarantine WHERE reason = 'ID_CONFLICT'") == ["e2"]
+
+
+async def test_tables_older_than_the_commit_are_told_of_and_filled_from_offsets_set_back(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/restore.md: a worker reads on from its commit, and what the backup lacks is before it."""
+    monkeypatch.setattr(account, "_FIRST_VISITS_SECONDS", 0.0)
+    tables = [*OUTCOME_TABLES, "case_events", "cases"]
+    town.send(*[record(0, event(number)) for number in range(4)], partition=0)
+    town.send(record(0, event(90)), partition=1)
+    async with town.worker():
+        await town.until(lambda: town.rows() == 5)
+    for table in tables:  # the backup; a restored table knows no insert tokens
+        town.client.command(f"CREATE TABLE older_{table} AS {table}")
+        town.client.command(f"INSERT INTO older_{table} SELECT * FROM {table}")
+    town.send(*[record(0, event(number)) for number in range(4, 10)], partition=0)
+    async with town.worker():
+        await town.until(lambda: town.committed()[0] == 10)
+    for table in tables:
+        town.client.command(f"EXCHANGE TABLES older_{table} AND {table}")
+    before = totals()["verifier_gap_total"]
+    async with town.worker():
+        await town.until(lambda: totals()["verifier_gap_total"] == before + 6)
+    assert town.rows() == 5
+    back = ConsumerGroupTopicPartitions(
+        town.settings.consumer_group, [TopicPartition(town.settings.topic, 0, 2)]
+    )
+    [answer] = town.admin.alter_consumer_group_offsets([back]).values()
+    answer.result(10)
+    async with town.worker():
+        await town.until(lambda: town.committed()[0] == 10)
+    assert totals()["verifier_gap_total"] == before + 6
+    town.assert_every_position_once()
+    assert sorted(column(town.client, "SELECT event_id FROM events")) == sorted(
+        [f"e{number}" for number in range(10)] + ["e90"]
+    )
+    assert column(town.client, "SELECT count() FROM cases FINAL WHERE state = 'ADMITTED'") == [11]
 
 
 async def test_a_commit_left_by_an_earlier_log_passes_over_nothing(

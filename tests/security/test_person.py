@@ -27,6 +27,7 @@ from pipeline.settings import Settings
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 from pipeline.store.erase import Evidence, erase, mark_of, scan
+from pipeline.store.erasure_list import read_list
 from pipeline.store.retention import DETAILS, LINKS, apply_retention
 from tests.conftest import new_client
 from tests.integration.worker_world import GRID, NOON, WORKER, catalogues, event, load_reference, record
@@ -362,6 +363,80 @@ def test_evidence_of_a_request_that_is_repeated_stands_beside_the_first(
     found = [json.loads((evidence / name).read_text())["found"]["ref_persons"] for name in names]
     assert found == [1, 0, 0]
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in evidence.iterdir())
+
+
+def as_it_was(client: Client) -> list[str]:
+    """A backup of the database beside it: the tables' names."""
+    database = client.database
+    tables = [
+        name
+        for (name,) in client.query(
+            "SELECT name FROM system.tables WHERE database = {d:String} AND engine LIKE '%MergeTree'",
+            {"d": database},
+        ).result_rows
+        if name != "alembic_version"
+    ]
+    for table in tables:
+        client.command(f"CREATE TABLE {database}_backup.{table} AS {table}")
+        client.command(f"INSERT INTO {database}_backup.{table} SELECT * FROM {table}")
+    return tables
+
+
+def test_a_person_that_an_older_backup_brings_back_is_erased_again_by_the_exported_list(
+    clickhouse: Client, engine_path: Path, tmp_path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, privacy = str(clickhouse.database), Privacy.load(secret, create=False)
+    monkeypatch.setenv("GRIDPIPE_DATABASE", database)
+    monkeypatch.setattr("pipeline.store.client.connect", lambda *_, **__: new_client(engine_path, database))
+    app = typer.Typer()
+    person_commands.register(app)
+
+    def person(*command: str) -> Any:
+        return CliRunner().invoke(app, ["person", *command, "--data-dir", str(tmp_path)])
+
+    load_persons(clickhouse, tmp_path / "reference", privacy)
+    store(clickhouse, rules_of(clickhouse, privacy), records())
+    keys, database = privacy.keys_of(id_numbers=[MINE], phones=[PHONE]), str(clickhouse.database)
+    clickhouse.command(f"CREATE DATABASE {database}_backup")
+    try:
+        tables = as_it_was(clickhouse)
+        assert erase(clickhouse, database, keys, request_id="R-1", at=ERASED_AT).complete
+        after = [rows(clickhouse, query) for query in EVERYTHING]
+        listed = tmp_path / "erasures.ndjson"
+        assert person("export-erasures", str(listed)).exit_code == 0
+        assert listed.stat().st_mode & 0o777 == 0o600
+        for table in tables:
+            clickhouse.command(f"EXCHANGE TABLES {database}_backup.{table} AND {table}")
+    finally:
+        clickhouse.command(f"DROP DATABASE {database}_backup")
+    assert sum(scan(clickhouse, database, list(keys)).values()) == 7, "the backup brings the person back"
+    assert person("export-erasures", str(listed)).exit_code == 0  # what the restored list lacks is kept
+    assert len(listed.read_text().splitlines()) == len(keys)
+    assert person("reapply", str(listed)).exit_code == 0
+    assert not any(scan(clickhouse, database, list(keys)).values())
+    assert [rows(clickhouse, query) for query in EVERYTHING] == after
+    (evidence,) = (tmp_path / "evidence").iterdir()
+    assert not any(key in evidence.read_text() for key in keys)
+    load_persons(clickhouse, tmp_path / "again", privacy)
+    assert not any(scan(clickhouse, database, list(keys)).values()), "it is on the list again"
+    # a report that came after the erasure is lawful: applying the list once more leaves it
+    later = record(20, event(30, channel="hotline_12345", actor={**CITIZEN, "id_number": MINE}, minutes=4000))
+    store(clickhouse, rules_of(clickhouse, privacy), [later])
+    assert person("reapply", str(listed)).exit_code == 0
+    assert scan(clickhouse, database, list(keys))["events"] == 1
+
+
+def test_a_list_of_erasures_that_others_can_read_or_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    listed = tmp_path / "list"
+    with pytest.raises(ConfigurationError, match="no such file"):
+        read_list(listed)
+    listed.write_text("{}\n")
+    listed.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        read_list(listed)
+    listed.chmod(0o600)
+    with pytest.raises(ConfigurationError, match="line 1: not of a list"):
+        read_list(listed)
 
 
 # --- rotation
