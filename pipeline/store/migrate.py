@@ -14,6 +14,8 @@ from alembic.script import ScriptDirectory
 from clickhouse_connect.cc_sqlalchemy.alembic import impl as _impl  # noqa: F401  registers the dialect with Alembic
 from clickhouse_connect.dbapi.connection import Connection
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from pipeline.errors import ConfigurationError
@@ -22,6 +24,10 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "head"
 #: On a server a role alone may not change the schema.
 MIGRATE = "run `gridpipe migrate` (on a server as gridpipe_admin) with this version"
+
+
+#: Of a statement that the user's grants or profile do not allow.
+_REFUSALS = ("(ACCESS_DENIED)", "(QUERY_IS_PROHIBITED)", "(READONLY)")
 
 
 class _ClientConnection(Connection):
@@ -47,7 +53,8 @@ def migrate(client: Client, database: str, revision: str = HEAD) -> tuple[str | 
 
     client : connected; its default database is `database` when this returns. What a killed migration left is
     taken up: every revision can be repeated on what it makes.
-    Raises ConfigurationError when the database is of a newer version than this one.
+    Raises ConfigurationError when the database is of a newer version than this one, and when the user may not
+    change it.
     """
     if not _exists(client, database):  # a worker may not create one
         client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
@@ -73,8 +80,15 @@ def migrate(client: Client, database: str, revision: str = HEAD) -> tuple[str | 
 
         environment = EnvironmentContext(Config(), script, fn=upgrade, as_sql=False)
         environment.configure(connection=connection, fn=upgrade, transactional_ddl=False)
-        with Operations.context(environment.get_context()):
-            environment.run_migrations()
+        try:
+            with Operations.context(environment.get_context()):
+                environment.run_migrations()
+        except (DBAPIError, ClickHouseError) as error:
+            if any(refusal in str(error) for refusal in _REFUSALS):
+                raise ConfigurationError(
+                    f"this ClickHouse user may not change the schema of {database}: {MIGRATE}"
+                ) from error
+            raise
     return before, current_revision(client)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pipeline import frames
 from pipeline.cli.serve import _serve_http
@@ -112,6 +113,23 @@ def test_a_check_changes_nothing_and_names_the_command(open_client: Client, data
     with pytest.raises(ConfigurationError, match=r"is at revision 0008, .* run `gridpipe migrate` .*admin"):
         check_schema(open_client, database)
     assert (created(open_client), current_revision(open_client)) == (before, "0008")
+
+
+def test_a_user_that_may_not_change_the_schema_is_told_who_may(
+    open_client: Client, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(open_client, database, "0008")
+    text = "Code: 392. DB::Exception: Cannot execute query. DDL queries are prohibited. (QUERY_IS_PROHIBITED)"
+
+    def refuse(*_: object) -> None:
+        raise DatabaseError(text)
+
+    monkeypatch.setattr("alembic.runtime.environment.EnvironmentContext.run_migrations", refuse)
+    with pytest.raises(ConfigurationError, match=r"may not change the schema .* as gridpipe_admin"):
+        migrate(open_client, database)
+    text = "Code: 243. DB::Exception: Cannot reserve 1 MiB, not enough space. (NOT_ENOUGH_SPACE)"
+    with pytest.raises(DatabaseError):
+        migrate(open_client, database)
 
 
 @pytest.mark.parametrize("role", ["worker", "api"])
