@@ -49,7 +49,7 @@ async def watch_drift(
     """Look each minute until cancelled. window : of redelivery.
 
     newest : the last records that are committed, by partition. fold_again : gives the cases of such records
-    the states of their sets; what drifted is told all the same.
+    the rows that they lack and the states of their sets; what drifted is told all the same.
     """
     while True:
         await asyncio.sleep(_EVERY_SECONDS)

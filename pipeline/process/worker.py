@@ -47,7 +47,6 @@ from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping, persist
 from pipeline.sink.tables import Extent
-from pipeline.store.cases import refresh_cases
 from pipeline.store.incarnations import newest, resolve
 
 log = structlog.get_logger(__name__)
@@ -699,8 +698,14 @@ class Worker:
             ]
 
         def fold_again(client: Client, extents: Sequence[Extent]) -> None:
-            self._cases.forget()
-            refresh_cases(client, self._inc, extents)
+            tell_cases(
+                client,
+                self._settings.topic,
+                self._inc,
+                extents,
+                self._stopping,
+                told=lambda _: self._cases.forget(),
+            )
 
         window = timedelta(days=self._settings.dedup_window_days)
         await watch_drift(self._in_thread, self._inc, newest, fold_again, window)

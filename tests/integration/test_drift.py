@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
@@ -15,6 +17,7 @@ from pipeline import metrics
 from pipeline.process import drift
 from pipeline.process.drift import drifted, stored_twice
 from pipeline.process.flow import Block, PartitionState, process_block
+from pipeline.process.worker import Worker
 from pipeline.settings import Settings
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
@@ -92,6 +95,41 @@ async def test_cases_that_drifted_are_told_and_folded_again(
     await asyncio.gather(watch, return_exceptions=True)
     assert metrics.verifier_drift._value.get() == told + 1, "once: the next looks found nothing"
     assert drifted(client, 5, [ALL]) == set()
+
+
+async def test_the_worker_mends_sets_and_states_that_it_finds_wrong(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set that lacks a stored row is mended neither by folding it nor by a restart."""
+    monkeypatch.setattr(drift, "_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(drift, "_AGAIN_SECONDS", 0.01)
+    client.command("TRUNCATE TABLE case_events")
+    client.command(
+        "ALTER TABLE cases UPDATE state = 'CLOSED' WHERE case_id = 'c5' SETTINGS mutations_sync = 2"
+    )
+
+    async def in_thread(call: Callable[[Client], T]) -> T:
+        return call(client)
+
+    forgotten: list[str] = []
+    worker = SimpleNamespace(
+        _buffers={0: SimpleNamespace(partition=0, committed=10)},
+        _cases=SimpleNamespace(forget=lambda: forgotten.append("all")),
+        _inc=5,
+        _settings=Settings(topic="t"),
+        _stopping=threading.Event(),
+        _in_thread=in_thread,
+    )
+    watch = asyncio.create_task(Worker._watch_drift(worker))  # type: ignore[arg-type]
+    for _ in range(600):
+        if not drifted(client, 5, [ALL]):
+            break
+        await asyncio.sleep(0.05)
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+    assert forgotten
+    rows = client.query("SELECT case_id, state FROM cases FINAL ORDER BY case_id").result_rows
+    assert rows == [("c1", "ACCEPTED"), ("c2", "REJECTED"), ("c4", ""), ("c5", "ADMITTED")]
 
 
 async def test_an_id_that_stands_twice_is_told_each_minute(
