@@ -36,7 +36,7 @@ PERCENTILES: Final = {
 }
 BY: Final = {
     "city": "全市 City",
-    "district": "区（市） District",
+    "district": "区县 District",
     "town": "镇街 Town",
     "department": "主办部门 Department",
     "matter": "事项 Matter",

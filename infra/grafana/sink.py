@@ -7,15 +7,15 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 from infra.grafana.panels import figure, lines, page, sql_table
 
 _PARTS = """
-SELECT table AS "表 Table", count() AS "分片 Parts", sum(rows) AS "行 Rows",
+SELECT table AS "表 Table", count() AS "数据部分 Parts", sum(rows) AS "行 Rows",
     sum(bytes_on_disk) AS "磁盘 Disk",
     sum(data_uncompressed_bytes) / sum(data_compressed_bytes) AS "压缩比 Ratio",
     max(modification_time) AS "最近写入 Last write"
 FROM system.parts WHERE active AND database = currentDatabase() GROUP BY table ORDER BY table"""
 _PARTITIONS = """
-SELECT table AS "表 Table", partition AS "分区 Partition", count() AS "分片 Parts", sum(rows) AS "行 Rows"
+SELECT table AS "表 Table", partition AS "分区 Partition", count() AS "数据部分 Parts", sum(rows) AS "行 Rows"
 FROM system.parts WHERE active AND database = currentDatabase()
-GROUP BY table, partition ORDER BY "分片 Parts" DESC LIMIT 20"""
+GROUP BY table, partition ORDER BY "数据部分 Parts" DESC LIMIT 20"""
 
 
 def sink() -> Dashboard:
@@ -68,7 +68,7 @@ def sink() -> Dashboard:
                     width=14,
                 ),
                 sql_table(
-                    "分片最多的分区 Most parts",
+                    "数据部分最多的分区 Most parts",
                     " ".join(_PARTITIONS.split()),
                     {"locale": ["行 Rows"]},
                     names="表 Table",

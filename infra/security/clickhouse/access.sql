@@ -109,7 +109,7 @@ GRANT SELECT, INSERT, ALTER UPDATE, ALTER DELETE ON grid.* TO grid_eraser;
 GRANT SELECT ON system.mutations TO grid_eraser;
 GRANT SELECT ON system.tables TO grid_eraser;
 
--- Migrations: `gridpipe migrate`.
+-- Migrations: `gridpipe migrate`; and `gridpipe up` on a server, which migrates and runs every role as one user.
 CREATE ROLE IF NOT EXISTS grid_admin;
 GRANT ALL ON grid.* TO grid_admin;
 GRANT SELECT ON system.* TO grid_admin;
