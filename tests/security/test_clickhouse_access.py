@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import clickhouse_connect
 import pytest
+import yaml
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
@@ -179,6 +180,23 @@ def test_server_files_are_well_formed() -> None:
     default = ElementTree.parse(FOLDER / "default-off.xml").getroot().find("users/default")
     assert default is not None
     assert default.get("remove") == "remove"
+
+
+def test_grafana_asks_the_port_that_the_server_has() -> None:
+    files = FOLDER.parents[1] / "grafana" / "provisioning" / "datasources"
+    sources = yaml.safe_load((files / "gridpipe.yml").read_text())["datasources"]
+    (options,) = [one["jsonData"] for one in sources if one["type"] == "grafana-clickhouse-datasource"]
+    server = ElementTree.parse(FOLDER / "server.xml").getroot()
+    assert (options["protocol"], options["secure"]) == ("native", True)
+    assert str(options["port"]) == server.findtext("tcp_port_secure")
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md", "docs/upgrade.md", "docs/restore.md"])
+def test_a_page_names_users_that_are_there(page: str) -> None:
+    users = set(re.findall(r"CREATE USER IF NOT EXISTS (\w+)", "\n".join(statements())))
+    named = re.findall(r"https://(\w+)@", (FOLDER.parents[2] / page).read_text())
+    assert named
+    assert set(named) <= users
 
 
 @pytest.mark.skipif(
