@@ -55,8 +55,8 @@ class Settings(BaseSettings):
         ge=1,
         le=100,
         description="Copies of each record, on as many Kafka nodes: the topic is created with so many, and "
-        "a gateway refuses one with fewer. Below 3 a lost disk or two can lose answered events; 1 is for "
-        "evaluation on one node.",
+        "a gateway refuses one with fewer. Below 3 a lost disk or two can lose answered events. Unset, with "
+        "a Kafka on loopback: at most as many as it has nodes.",
     )
     topic_min_insync_replicas: int = Field(
         2,

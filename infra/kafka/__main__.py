@@ -34,8 +34,7 @@ def main() -> int:
     try:
         with cluster:
             print(f"bootstrap servers: {cluster.bootstrap}", flush=True)  # noqa: T201
-            one = "GRIDPIPE_TOPIC_REPLICATION=1 " if given.nodes == 1 else ""
-            print(f"use it with:       {one}gridpipe up --kafka {cluster.bootstrap}", flush=True)  # noqa: T201
+            print(f"use it with:       gridpipe up --kafka {cluster.bootstrap}", flush=True)  # noqa: T201
             while not stop.wait(1.0):
                 dead = [node for node in cluster.members if not node.running]
                 if dead:

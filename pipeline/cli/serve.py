@@ -241,7 +241,8 @@ def migrate(
         admin = broker.wait_until_up(settings.kafka, seconds=10, access=librdkafka_options(settings))
         topic_settings.ensure_topic(admin, settings)
         found = topic_settings.read_topic(admin, settings.topic)
-        flaws = [*topic_settings.faults(settings, found), *topic_settings.doubts(settings, found)]
+        promise = topic_settings.promised(settings, admin)
+        flaws = [*topic_settings.faults(promise, found), *topic_settings.doubts(promise, found)]
         notes = [str(flaw) for flaw in flaws]
         done |= {
             "topic": settings.topic,

@@ -166,6 +166,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
             return
         found = topic_settings.read_topic(admin, settings.topic)
         yield Finding("broker", "ok", f"{settings.kafka}, {settings.topic}: {found}")
+        settings = topic_settings.promised(settings, admin)
         for flaw in topic_settings.faults(settings, found):
             yield Finding("topic", "failed", flaw.what, flaw.do, EXIT_CONFIGURATION)
         for flaw in topic_settings.doubts(settings, found):

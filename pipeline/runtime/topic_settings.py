@@ -20,7 +20,7 @@ from confluent_kafka.admin._resource import ResourceType
 
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.runtime import broker
-from pipeline.settings import Settings
+from pipeline.settings import Settings, is_loopback
 
 log = structlog.get_logger(__name__)
 
@@ -83,9 +83,22 @@ def configuration(settings: Settings) -> dict[str, str]:
     }
 
 
+def promised(settings: Settings, admin: AdminClient) -> Settings:
+    """The settings; on a Kafka of this machine, unless the number of copies is set, with as many as there are
+    nodes. They share its disks whatever their number, and whoever has a look should need no setting for it;
+    `doubts` says what it is worth."""
+    kafka = settings.kafka or ""
+    hosts = [server.strip().rpartition(":")[0].strip("[]") for server in kafka.split(",")]
+    if "topic_replication" in settings.model_fields_set or not all(map(is_loopback, hosts)):
+        return settings
+    nodes = len(admin.list_topics(timeout=_CALL_SECONDS).brokers)
+    return settings.model_copy(update={"topic_replication": max(1, min(settings.topic_replication, nodes))})
+
+
 def ensure_topic(admin: AdminClient, settings: Settings) -> int:
     """Create the topic as the settings say, unless it exists; returns its number of partitions. Raises as
     `broker.ensure_topic`."""
+    settings = promised(settings, admin)
     return broker.ensure_topic(
         admin,
         settings.topic,
@@ -224,6 +237,7 @@ def check_topic(admin: AdminClient, settings: Settings, *, refuse: bool = True) 
     refuse : False for who only reads: not reading would make nothing safer.
     Raises ConfigurationError with every fault, UnavailableError.
     """
+    settings = promised(settings, admin)
     found = read_topic(admin, settings.topic)
     wrong = list(faults(settings, found))
     if wrong and refuse:

@@ -53,7 +53,7 @@ def test_a_topic_with_one_copy_is_refused_by_who_writes_and_read_by_who_reads(
 ) -> None:
     """Made by hand: the broker's own defaults, as those of a stock Kafka."""
     broker.ensure_topic(admin, topic, 3)
-    settings = Settings(topic=topic, kafka=kafka_node.bootstrap)
+    settings = Settings(topic=topic, kafka=kafka_node.bootstrap, topic_replication=3)
     with pytest.raises(ConfigurationError) as refused:
         topic_settings.check_topic(admin, settings)
     assert [line.split(",")[0] for line in refused.value.problems] == [
@@ -82,12 +82,13 @@ def test_up_refuses_a_topic_with_one_copy(kafka_node: Cluster, tmp_path: Path, t
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
-    refused = up()
+    promise = {"GRIDPIPE_TOPIC_REPLICATION": "3"}
+    refused = up(**promise)
     assert refused.returncode == 2, refused.stderr
     assert "cannot have 3 copies" in refused.stderr
     assert "GRIDPIPE_TOPIC_REPLICATION=1" in refused.stderr
     broker.ensure_topic(broker.wait_until_up(kafka_node.bootstrap, seconds=20), topic, 3)
-    refused = up()
+    refused = up(**promise)
     assert refused.returncode == 2, refused.stderr
     assert f"topic {topic} has replication 1, the settings promise 3" in refused.stderr
 
@@ -105,14 +106,14 @@ def test_migrate_tells_how_the_topic_differs(
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
-    first = migrate("--json", GRIDPIPE_TOPIC_REPLICATION="1")
+    first = migrate("--json")  # on loopback as many copies as there are nodes, unless the number is set
     assert first.returncode == 0, first.stderr
     done = json.loads(first.stdout)
     assert (done["partitions"], done["replication"], done["min_insync_replicas"]) == (12, 1, 1)
     assert len(done["notes"]) == 1
     for grown in admin.create_partitions([NewPartitions(topic, 15)]).values():
         grown.result(20)
-    again = migrate()
+    again = migrate(GRIDPIPE_TOPIC_REPLICATION="3")
     assert again.returncode == 0, again.stderr
     assert f"topic {topic} has replication 1" in again.stderr
     assert "has 15 partitions, GRIDPIPE_PARTITIONS is 12" in again.stderr
