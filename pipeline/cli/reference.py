@@ -82,19 +82,23 @@ def load(
         # a second key would give the same person a second pseudonym: only the first load of a site makes one
         privacy = hold_ring(client, settings.pseudonym_key_path, create=True, complete=True)
         with _Bars(quiet=as_json) as bars:
-            report = load_directory(client, directory, privacy, strict=strict, progress=bars.progress)
+            rings = [privacy.under(version) for version in privacy.versions]
+            others = [ring for ring in rings if ring.key_version != privacy.key_version]
+            report = load_directory(
+                client, directory, privacy, strict=strict, progress=bars.progress, others=others
+            )
             # While keys are rotated, residents are known under every version that events may carry.
-            for version in privacy.versions:
-                if version != privacy.key_version:
-                    again = load_directory(
-                        client,
-                        directory,
-                        privacy.under(version),
-                        strict=strict,
-                        kinds={"persons"},
-                        needed=False,
-                    )
-                    report.files += again.files
+            for ring in others:
+                again = load_directory(
+                    client,
+                    directory,
+                    ring,
+                    strict=strict,
+                    kinds={"persons"},
+                    needed=False,
+                    others=[other for other in rings if other is not ring],
+                )
+                report.files += again.files
         if settings.clickhouse is None:
             _note_real_reference(settings, client)
     finally:

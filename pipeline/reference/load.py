@@ -36,6 +36,8 @@ from pipeline.reference.read import FORMATS, Slice, find_file, place_word, read_
 from pipeline.reference.report import FileReport, LoadReport
 from pipeline.reference.schema import KINDS, Kind
 from pipeline.reference.validate import check_cells, check_keys, check_parents, typed_schema
+from pipeline.store.erase import entomb
+from pipeline.store.erasure_list import stored_erasures
 
 #: Every insert names its token, also for small tables: the driver may send one twice (reliability C1, C13).
 _INSERT_SETTINGS: Final[dict[str, object]] = {"async_insert": 0, "insert_deduplicate": 1}
@@ -68,6 +70,7 @@ def load_directory(
     progress: Progress | None = None,
     kinds: Collection[str] | None = None,
     needed: bool = True,
+    others: Sequence[Pseudonyms] = (),
 ) -> LoadReport:
     """Load every reference file in `directory`, parents first. Good rows are stored, refused ones reported.
 
@@ -76,7 +79,9 @@ def load_directory(
 
     client : on the migrated gridpipe database. strict : a file with a refused row stores nothing.
     kinds : only these; unset: all. needed : whether to miss a file is an error.
-    Id numbers are replaced by `privacy` and reach neither the store nor the report.
+    Id numbers are replaced by `privacy` and reach neither the store nor the report. others : pseudonyms under
+    the other versions of the key: whoever was erased under one of these is put on the list under this one,
+    for only now, with the number here, can anybody tell.
     Raises ConfigurationError (no such directory, no file, two files of one kind), UnavailableError.
     """
     if not directory.is_dir():
@@ -99,7 +104,7 @@ def load_directory(
     report = LoadReport(load_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}")
     announcements: list[Announcement] = []
     for kind, path in files:
-        load = _Load(client, kind, path, privacy, report.load_id, now, strict, progress)
+        load = _Load(client, kind, path, privacy, report.load_id, now, strict, progress, others)
         report.files.append(load.run())
         announcements += load.announcements
     if announcements:
@@ -154,9 +159,12 @@ class _Load:
     now: datetime
     strict: bool
     progress: Progress | None
+    others: Sequence[Pseudonyms] = ()
     #: At most one, after `run`.
     announcements: list[Announcement] = field(default_factory=list)
     _erased: Erased | None = None
+    #: Pseudonyms of erased persons that are not on the list, and those of other versions that are.
+    _carried: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> FileReport:
         report = self._fresh_report()
@@ -169,9 +177,18 @@ class _Load:
                     return report
                 report = self._fresh_report()
             self._store(report)
+            self._list_carried()
         except ContractError as error:
             report.problem = str(error)
         return report
+
+    def _list_carried(self) -> None:
+        by_key = (
+            {erasure.person_key: erasure for erasure in stored_erasures(self.client)} if self._carried else {}
+        )
+        for key, listed in self._carried.items():
+            erasure = by_key[listed]
+            entomb(self.client, {key: self.privacy.key_version}, erasure.request_id, erasure.erased_at)
 
     def _fresh_report(self) -> FileReport:
         return FileReport(self.kind.name, self.path.name, place_word(self.path))
@@ -214,15 +231,28 @@ class _Load:
         numbers = rows["id_number"]
         keys = pl.Series(self.privacy.person_keys(numbers.to_list()), dtype=pl.String)
         version = pl.when(keys.is_not_null()).then(self.privacy.key_version).otherwise("key_version")
+        self._carry(numbers, keys)
         return rows.with_columns(
             pl.coalesce(keys, "person_key").alias("person_key"), version.alias("key_version")
         ).with_columns(pl.lit(None, dtype=pl.String).alias("id_number"))
 
-    def _without_erased(self, rows: pl.DataFrame, report: FileReport) -> pl.DataFrame:
-        """Persons who were erased on request do not come back; staff stay, without the link to a person."""
+    def _carry(self, numbers: pl.Series, keys: pl.Series) -> None:
+        """Find who was erased under another version of the key."""
+        for other in self.others if len(self._listed) else ():
+            theirs = pl.Series(other.person_keys(numbers.to_list()), dtype=pl.String)
+            new = pl.Series(self._listed.holds(theirs)) & ~pl.Series(self._listed.holds(keys))
+            self._carried |= dict(zip(keys.filter(new), theirs.filter(new), strict=True))
+
+    @property
+    def _listed(self) -> Erased:
         if self._erased is None:
             self._erased = Erased.load(self.client)
-        gone = pl.Series(self._erased.holds(rows["person_key"]))
+        return self._erased
+
+    def _without_erased(self, rows: pl.DataFrame, report: FileReport) -> pl.DataFrame:
+        """Persons who were erased on request do not come back; staff stay, without the link to a person."""
+        keys = rows["person_key"]
+        gone = pl.Series(self._listed.holds(keys)) | keys.is_in(list(self._carried)).fill_null(False)
         if self.kind.name != "persons":
             return rows.with_columns(rows["person_key"].set(gone, None))
         report.erased += int(gone.sum())

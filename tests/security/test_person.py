@@ -516,6 +516,36 @@ def test_residents_are_known_under_both_keys_while_they_change(
     ]
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_new_key_brings_nobody_back_who_was_erased(
+    clickhouse: Client, tmp_path: Path, secret: Path, strict: bool
+) -> None:
+    """The list holds pseudonyms under the keys of its day; a load that has the number tells who it is."""
+    first = Privacy.load(secret, create=False)
+    load_persons(clickhouse, tmp_path, first)
+    database = str(clickhouse.database)
+    keys = first.keys_of(id_numbers=[MINE])
+    assert erase(clickhouse, database, keys, request_id="R-4", at=ERASED_AT).complete
+    rotate(secret)
+    both = Privacy.load(secret, create=False)
+    for version, other in ((2, 1), (1, 2)):
+        report = load_directory(
+            clickhouse, tmp_path / "persons", both.under(version), others=[both.under(other)], strict=strict
+        )
+        assert [file.erased for file in report.files] == [1]
+    mine = both.under(2).person_key(MINE)
+    assert rows(clickhouse, "SELECT key_version, count() FROM ref_persons GROUP BY 1 ORDER BY 1") == [
+        [1, 1],
+        [2, 1],
+    ]
+    assert rows(clickhouse, f"SELECT count() FROM ref_persons WHERE person_key = '{mine}'") == [[0]]
+    listed = rows(clickhouse, "SELECT key_version, request_id, person_key FROM ref_erasures ORDER BY 1")
+    assert listed == [[1, "R-4", first.person_key(MINE)], [2, "R-4", mine]]
+    reference = Reference.load(clickhouse, tolerance_m=200.0)
+    at = pl.Series([ERASED_AT - timedelta(hours=1)], dtype=pl.Datetime("ms", "UTC"))
+    assert reference.erased.before(pl.Series([mine]), at).tolist() == [True], "what is replayed is held back"
+
+
 # --- retention
 
 
