@@ -218,7 +218,7 @@ class Gateway:
 
         Raises ProblemError, with the same members where events were looked at.
         """
-        if self.draining or not (not self.gate.is_open or self.producer.admits()):
+        if self.draining or not self.log_answers():
             raise _away("the log does not answer; nothing was taken")
         try:
             await self.producer.partitions()

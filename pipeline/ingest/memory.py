@@ -23,9 +23,6 @@ class MemoryLog:
     def available(self) -> bool:
         return not self.down
 
-    def admits(self) -> bool:
-        return not self.down
-
     async def partitions(self) -> int:
         if self.down:
             raise UnavailableError("the log is down")

@@ -89,10 +89,7 @@ class BlockProducer(Protocol):
         """The broker's answer for each block, in order. Raises UnavailableError if none answers at all."""
 
     def available(self) -> bool:
-        """Whether requests are worth sending here."""
-
-    def admits(self) -> bool:
-        """Whether this request is worth taking now; ask once for each."""
+        """Whether a request is worth taking now."""
 
     async def close(self) -> None:
         """Wait briefly for what is under way, then stop."""
@@ -132,10 +129,10 @@ class KafkaProducer:
     Delivery reports arrive on a thread of its own, which lives until `close`. The circuit opens when no
     broker answers, or when `FAILURES` blocks in a row were not delivered (brokers that stand still, too few
     replicas): what waits ends as unwritten, and new requests fail at once. A look each second closes it
-    again; in the second case only the delivery of a block does: of the last that failed, whose sender was
-    told to send it again, which is safe whether or not it is written (where a proxy leaves out a gateway that
-    is not ready, no request comes), or of a request, of which one each second is let through: that block's
-    partition may be ill while others are well.
+    again; in the second case only the delivery of a block does. That block is the last that failed: its
+    sender was told to send it again, which is safe whether or not it is written. A request as the probe would
+    wait in vain as long as the others did, and none comes where a proxy leaves out a gateway that is not
+    ready.
     A producer that the broker takes nothing from any more is replaced: what it had on its way may then be
     written twice, and deduplication by event id absorbs it.
     """
@@ -152,7 +149,6 @@ class KafkaProducer:
         #: The block whose delivery closes the circuit, and the generation of the producer that has it.
         self._probe: Block | None = None
         self._probing: int | None = None
-        self._tried_at = float("-inf")  # when a request was last let through an open circuit
         self._warned_at = self._told_at = float("-inf")
         self._flights: set[_Flight] = set()
         self._lock = threading.Lock()
@@ -202,15 +198,6 @@ class KafkaProducer:
     def available(self) -> bool:
         return self._open_since is None
 
-    def admits(self) -> bool:
-        if self._open_since is None:
-            return True
-        now = time.monotonic()
-        if self._probe is None or now - self._tried_at < PROBE_SECONDS:
-            return False
-        self._tried_at = now
-        return True
-
     async def partitions(self) -> int:
         if self._partitions is None:
             if not self.available():
@@ -221,7 +208,7 @@ class KafkaProducer:
         return self._partitions
 
     async def send(self, blocks: Sequence[Block]) -> list[Delivery]:
-        if not self.available() and self._probe is None:
+        if not self.available():
             raise UnavailableError("kafka does not answer")
         flight = _Flight(blocks)
         with self._lock:
@@ -450,7 +437,6 @@ class KafkaProducer:
             if first:
                 self._open_since = time.monotonic()
                 self._failures, self._probe = 0, probe
-                self._tried_at = self._open_since
         if first:
             log.warning("kafka takes no events; requests get 503 until it does", reason=reason)
         self._land_all()

@@ -153,17 +153,21 @@ def _holds_pseudonyms(client: Client) -> bool:
 
 def _note(client: Client, fingerprints: Mapping[int, str], *, retired: bool = False) -> None:
     """Without fingerprints: only whether this user may. Raises ConfigurationError if not."""
+    asked = {"async_insert": 0, "insert_deduplicate": 1, "insert_deduplication_token": "keys:asked"}
+    noted = [[version, fingerprint, retired] for version, fingerprint in sorted(fingerprints.items())]
+    token = asked | {"insert_deduplication_token": f"keys:{noted}"}
     try:
         client.command(
             "INSERT INTO pseudonym_keys (version, fingerprint) "
-            "SELECT version, fingerprint FROM pseudonym_keys WHERE 0"
+            "SELECT version, fingerprint FROM pseudonym_keys WHERE 0",
+            settings=asked,
         )
         if fingerprints:
             client.insert(
                 "pseudonym_keys",
-                [[version, fingerprint, retired] for version, fingerprint in sorted(fingerprints.items())],
+                noted,
                 column_names=["version", "fingerprint", "retired"],
-                settings={"async_insert": 0},
+                settings=token,
             )
     except ClickHouseError as error:
         if _code(error) not in _NOT_ALLOWED:

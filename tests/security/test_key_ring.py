@@ -91,6 +91,7 @@ class Host:
     def gateway(self) -> None:
         """Start one up to where it would listen."""
         self.monkeypatch.setattr("pipeline.runtime.broker.wait_until_up", lambda *_, **__: None)
+        self.monkeypatch.setattr("pipeline.runtime.topic_settings.check_topic", lambda *_, **__: None)
         self.monkeypatch.setattr("pipeline.runtime.http.assemble", _goes_on)
         serve._serve_http(self.settings, "gateway")
 
