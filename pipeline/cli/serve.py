@@ -231,9 +231,8 @@ def migrate(
     apply_retention(client, settings)
     publish(client, catalogues)
     if settings.clickhouse is None and BridgeAddress.read(settings.run_dir) is None:
-        hold_ring(
-            client, settings.pseudonym_key_path, create=True
-        )  # `up` makes none for a store that is there
+        # `up` makes none for a store that is there
+        hold_ring(client, settings.pseudonym_key_path, create=True)
     client.close()
     found, notes = None, list[str]()
     done: dict[str, object] = {"database": settings.database, "before": before, "after": after}

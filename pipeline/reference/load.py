@@ -183,9 +183,10 @@ class _Load:
         return report
 
     def _list_carried(self) -> None:
-        by_key = (
-            {erasure.person_key: erasure for erasure in stored_erasures(self.client)} if self._carried else {}
-        )
+        if not self._carried:
+            return
+        # of several erasures of one person the last: what came before it is gone
+        by_key = {erasure.person_key: erasure for erasure in sorted(stored_erasures(self.client))}
         for key, listed in self._carried.items():
             erasure = by_key[listed]
             entomb(self.client, {key: self.privacy.key_version}, erasure.request_id, erasure.erased_at)

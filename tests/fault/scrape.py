@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 LIMIT = 0.2
 #: What none may take: a tenth of what Prometheus waits for by default.
 MOST = 1.0
-#: The first of a process comes while worker and load begin, too, which the load average does not know yet.
-MOST_OF_FIRST = 3.0
 
 
 class Scraper:
@@ -38,8 +35,7 @@ class Scraper:
         self._process = process
         self._share = share
         self.answers: Counter[int | str] = Counter()
-        #: Seconds that each took, but for those in which the gateway's loop was ready to run and others ran,
-        #: divided by `share` at that moment; those that were the first of a process.
+        #: Seconds that each took, divided by `share` at that moment; those that were the first of a process.
         self.seconds: list[float] = []
         self.firsts: list[float] = []
         self._known: Process | None = None
@@ -70,13 +66,12 @@ class Scraper:
         process = self._process()
         if process is None or not process.running or self._excused:
             return
-        started, queued = time.monotonic(), _queued(process.pid)
+        started = time.monotonic()
         try:
             answer: int | str = client.get(self._page).status_code
         except httpx.TransportError as error:
             answer = type(error).__name__
         seconds = time.monotonic() - started
-        seconds -= min(max(_queued(process.pid) - queued, 0.0), seconds)
         # one that was ended or replaced meanwhile owes no answer; an answer counts in any case
         if isinstance(answer, str) and (
             self._excused or process.ending or not process.running or self._process() is not process
@@ -106,14 +101,4 @@ class Scraper:
         told = f"scrapes while this went on: {dict(self.answers)}, {self.figures}"
         assert self.answers.keys() <= {200}, told
         assert self.late <= max(1, len(self.seconds) // 100), told
-        assert max(self.seconds, default=0.0) <= MOST, told
-        assert max(self.firsts, default=0.0) <= MOST_OF_FIRST, told
-
-
-def _queued(pid: int) -> float:
-    """Seconds that the first thread of a process, which has the loop, has waited for a core so far; 0 where
-    the kernel does not tell, or the process is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError):
-        return 0.0
+        assert max([*self.seconds, *self.firsts], default=0.0) <= MOST, told
