@@ -58,7 +58,7 @@ from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Check, Health, broker_check
 from pipeline.runtime.pages import TO_DOCS, page, page_routes, to_docs
 from pipeline.runtime.process import Order, end_at_once, leave, receive_order, report_problem
-from pipeline.runtime.protocol import SecondServer, bounded_to
+from pipeline.runtime.protocol import CutOff, SecondServer, bounded_to
 from pipeline.runtime.roll import LogState
 from pipeline.runtime.valve import obey
 from pipeline.runtime.watchdog import watch_loop
@@ -162,7 +162,7 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
         app = ReadKeys(app, parts.keys, signatures=signatures, quotas=quotas)
     if parts.gateway is not None:
         app = _Posts(app, gateway_calls(parts.gateway))
-    public = SecurityHeaders(AddressQuota(app, quotas), loopback_only=loopback)
+    public = CutOff(SecurityHeaders(AddressQuota(app, quotas), loopback_only=loopback))
     if settings.admin_http is None:
         return public, None
     admin_loopback = is_loopback(split_address(settings.admin_http)[0])

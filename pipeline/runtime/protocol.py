@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
@@ -159,6 +160,31 @@ class BoundedHttp(HttpToolsProtocol):
         head = [name + b": " + value + b"\r\n" for name, value in answer.raw_headers]
         self.transport.write(b"".join([STATUS_LINE[problem.status], *head, b"\r\n", bytes(answer.body)]))
         self.transport.close()
+
+
+class CutOff:
+    """ASGI wrapper: what a stop cuts off is told so. The server cancels the requests that are not answered in
+    time, and would answer 500 for them: their events may be in the log, or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if begun or scope["type"] != "http":
+                raise
+            problem = ProblemError(503, "stopping", "the process stops and did not wait; send again")
+            given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+            await problem_response(problem, request_id_of(given))(scope, receive, send)
 
 
 class SecondServer(uvicorn.Server):

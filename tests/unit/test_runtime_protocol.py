@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.runtime import protocol
-from pipeline.runtime.protocol import _OWN_DESCRIPTORS, MAX_HEAD_BYTES, BoundedHttp, bounded_to
+from pipeline.runtime.protocol import _OWN_DESCRIPTORS, MAX_HEAD_BYTES, BoundedHttp, CutOff, bounded_to
 
 pytestmark = pytest.mark.timeout(30)
 LARGE = 8_000_000
@@ -219,3 +219,30 @@ def test_the_cap_leaves_descriptors_for_everything_else() -> None:
         assert bounded_to(2_000).most_connections == 700 - _OWN_DESCRIPTORS
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_what_a_stop_cuts_off_is_told_to_come_again() -> None:
+    async def never(_request: Request) -> Response:
+        await asyncio.sleep(60)
+        return PlainTextResponse("too late")
+
+    app = CutOff(Starlette(routes=[Route("/", never, methods=["POST"])]))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, http=BoundedHttp, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1
+        )
+    )
+    running = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    asked = asyncio.create_task(
+        ask(server.servers[0].sockets[0].getsockname()[1], POST + b"X-Request-Id: of-a-stop\r\n\r\n")
+    )
+    await asyncio.sleep(0.2)
+    server.should_exit = True
+    head, _, body = (await asked).partition(b"\r\n\r\n")
+    assert status_of(head) == 503
+    assert b"retry-after: 1" in head.lower()
+    told = json.loads(body)
+    assert (told["code"], told["request_id"]) == ("stopping", "of-a-stop")
+    await running
