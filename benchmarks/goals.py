@@ -81,9 +81,11 @@ def _register(saved: Mapping[str, Saved]) -> Verdict:
     large = next((case for case in runs if case.startswith("gridpipe arrow, ")), None)
     if large is None or "gridpipe arrow" not in runs:
         return None
-    slower = 1 - median(runs[large], "events_per_second") / median(
-        runs["gridpipe arrow"], "events_per_second"
-    )
+    small = {run["round"]: run["events_per_second"] for run in runs["gridpipe arrow"]}
+    ratios = [run["events_per_second"] / small[run["round"]] for run in runs[large] if run["round"] in small]
+    if not ratios:
+        return None
+    slower = 1 - statistics.median(ratios)
     more = max(run["peak_mb"] for run in runs[large]) - max(run["peak_mb"] for run in runs["gridpipe arrow"])
     return f"{slower:+.0%} slower, {more:+,.0f} MB", slower <= 0.1 and more <= 1_024
 

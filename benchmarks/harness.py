@@ -269,7 +269,8 @@ class Series:
         directory = PLACE / "series"
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{self.kind}.json"
-        path.write_bytes(
+        fresh = path.with_suffix(".new")  # a series cut off in the middle would end every later report
+        fresh.write_bytes(
             orjson.dumps(
                 {
                     "kind": self.kind,
@@ -283,6 +284,7 @@ class Series:
                 option=orjson.OPT_INDENT_2,
             )
         )
+        fresh.replace(path)
         return path
 
 

@@ -14,6 +14,9 @@ import orjson
 from benchmarks import cache, peers_inputs
 from benchmarks.harness import PLACE, TOPIC, WrongCountsError, broker, check_common, fill, run_program
 
+#: The slowest takes half a minute; one that waits for events that it lost never ends.
+_SECONDS: Final = 300.0
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -59,16 +62,16 @@ def run_peer(name: str, source: cache.Events, form: str, persons: int, partition
     file = str(peers_inputs.ndjson(source))
     try:
         if not peer.own_environment:
-            result = run_program([*command, *peer.arguments, file])
+            result = run_program([*command, *peer.arguments, file], seconds=_SECONDS)
         elif not peer.needs_topic:
             task = _task(place, "127.0.0.1:9", source, form, persons, partitions)
-            result = run_program([*command, task, *peer.arguments, file])
+            result = run_program([*command, task, *peer.arguments, file], seconds=_SECONDS)
         else:
             with broker(partitions) as to:
                 fill(to.bootstrap, cache.records(source, form, partitions=partitions))
                 used = to.cpu_seconds()
                 task = _task(place, to.bootstrap, source, form, persons, partitions)
-                result = run_program([*command, task, *peer.arguments])
+                result = run_program([*command, task, *peer.arguments], seconds=_SECONDS)
                 result["broker_cpu_seconds"] = to.cpu_seconds() - used
     except subprocess.TimeoutExpired as error:
         raise WrongCountsError(

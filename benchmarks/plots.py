@@ -118,9 +118,8 @@ def _together(kind: str) -> Any:
         for number, (case, (run, *_)) in enumerate(saved["runs"].items()):
             figure, (above, below) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
             above.plot([at / 60 for at, _ in run.get("waiting", [])], [n for _, n in run.get("waiting", [])])
-            title = (
-                f"{case}: {run['stored_per_second']:,.0f} of {run['asked_per_second']:,.0f} events/s stored"
-            )
+            stored = run.get("stored_per_second", 0.0)  # runs of before tell what was accepted only
+            title = f"{case}: {stored:,.0f} of {run['asked_per_second']:,.0f} events/s stored"
             above.set(title=title, ylabel="events that wait", ylim=(0, None))
             below.plot([at / 60 for at, _ in run["memory_mb"]], [mb for _, mb in run["memory_mb"]])
             below.set(xlabel="minutes", ylabel="MB of all processes", ylim=(0, None))

@@ -59,7 +59,7 @@ def prepare(client: Client, reference: Path) -> None:
 
 
 def push(client: Client, task: Task, clock: Clock) -> None:
-    from benchmarks.peers.consume_only import consumer_of
+    from benchmarks.peers.consume_only import WAIT_SECONDS, consumer_of
 
     client.command(f"CREATE TABLE raw ({_RAW}) ENGINE = Null")
     client.command(f"CREATE MATERIALIZED VIEW feed TO peer_events AS {_SELECT.format(source='raw')}")
@@ -67,7 +67,7 @@ def push(client: Client, task: Task, clock: Clock) -> None:
     waiting: list[bytes] = []
     events = taken = 0
     while taken < task.events:
-        for record in consumer.consume(10_000 if task.form == "each" else 200, 0.2):
+        for record in consumer.consume(10_000 if task.form == "each" else 200, WAIT_SECONDS):
             clock.start()
             waiting.append(record.value())
             events += waiting[-1].count(b"\n") + 1
