@@ -172,7 +172,7 @@ def read_batches(payload: bytes) -> list[pa.RecordBatch]:
     than there is, and anybody who may write to the topic could send such bytes.
     """
     try:
-        if _unpacked_bytes(payload) > MOST_UNPACKED_BYTES:
+        if _sizes(payload)[1] > MOST_UNPACKED_BYTES:
             raise ContractError("the Arrow stream would unpack to more than a block may hold")
         with pa.ipc.open_stream(payload, options=_ONE_THREAD) as stream:
             if stream.schema.names != list(EVENT):
@@ -192,35 +192,33 @@ def rows_in(payload: bytes) -> int:
     pyarrow reads; or more, where it is packed and would unpack to more than so many events take: a round of
     such records would fill the memory. 1 where the bytes are no Arrow stream: such a record becomes one row
     of `quarantine`."""
-    rows = 0
     try:
-        unpacked = _unpacked_bytes(payload)
-        for message in pa.ipc.MessageReader.open_stream(payload):
-            if message.type == "record batch":
-                head = memoryview(message.metadata)
-                batch = _table(head, _at(head, 0), _HEADER)
-                length = _slot(head, batch, _LENGTH)
-                rows += 0 if length is None else max(struct.unpack_from("<q", head, length)[0], 0)
+        rows, unpacked = _sizes(payload)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, struct.error):
         return 1
     return max(rows, unpacked // _UNPACKED_ROW_BYTES, 1)
 
 
-def _unpacked_bytes(payload: bytes) -> int:
-    """What the buffers of a stream say they unpack to. pyarrow believes them, and has no limit of its own.
+def _sizes(payload: bytes) -> tuple[int, int]:
+    """The rows of a stream's record batches, and what its buffers say they unpack to. pyarrow believes these,
+    and has no limit of its own.
 
     A packed buffer begins with its unpacked length. Where the buffers lie stands in each message's head, a
     flatbuffer that pyarrow has checked: Message.header -> RecordBatch.buffers, or DictionaryBatch.data of
     such (Arrow's Message.fbs).
     """
-    total = 0
+    rows = total = 0
     for message in pa.ipc.MessageReader.open_stream(payload):
-        if message.type not in {"record batch", "dictionary"}:
+        kind = message.type
+        if kind not in {"record batch", "dictionary"}:
             continue
         head = memoryview(message.metadata)
         batch = _table(head, _at(head, 0), _HEADER)
-        if message.type == "dictionary":
+        if kind == "dictionary":
             batch = _table(head, batch, _DICTIONARY_DATA)
+        else:
+            length = _slot(head, batch, _LENGTH)
+            rows += 0 if length is None else max(struct.unpack_from("<q", head, length)[0], 0)
         if _slot(head, batch, _COMPRESSION) is None:
             continue  # what is not packed takes no more room than the payload
         vector = _slot(head, batch, _BUFFERS)
@@ -232,7 +230,7 @@ def _unpacked_bytes(payload: bytes) -> int:
         body = memoryview(message.body)
         for offset in places[places[:, 1] > _LENGTH_BYTES, 0].tolist():
             total += max(struct.unpack_from("<q", body, offset)[0], 0)  # -1: left as it was
-    return total
+    return rows, total
 
 
 #: Slots of the fields in Arrow's flatbuffers.

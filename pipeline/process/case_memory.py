@@ -41,6 +41,8 @@ def _once(call: Callable[[], T], /) -> T:
 _IDS_PER_QUERY: Final = 1_000
 #: The share of the entries that stays when there are too many.
 _KEPT_SHARE: Final = 0.5
+#: Rows of frames that are joined no more.
+_MOST_JOINED: Final = 150_000
 _POSITION: Final = ("_inc", *POSITION)
 
 
@@ -114,7 +116,7 @@ class _Held:
         self._numbers = HashIndex()
         self._touched = np.empty(0, np.int64)  # by number: the last call that touched it
         self._was_read = np.empty(0, bool)  # by number: entries that others had just stored may be among them
-        self._frames: list[pl.DataFrame] = []  # CASE_SET and `number`, of falling size
+        self._frames: list[pl.DataFrame] = []  # CASE_SET and `number`
 
     def __len__(self) -> int:
         return sum(frame.height for frame in self._frames)
@@ -164,12 +166,16 @@ class _Held:
         return [frame.filter(pl.Series(rows)).select(list(CASE_SET)) for frame, rows in chosen if rows.any()]
 
     def _append(self, rows: pl.DataFrame) -> None:
-        """Neighbours are joined when they are of like size: few frames stay, however many small blocks come,
-        and a row is copied a few times only."""
+        """Neighbours are joined when they are of like size, and small: few frames stay, however many small
+        blocks come, and a row is copied a few times only."""
         if rows.is_empty():
             return
         parts, height, at = [rows.select([*CASE_SET, "number"])], rows.height, len(self._frames)
-        while at and self._frames[at - 1].height < 2 * height:
+        while (
+            at
+            and self._frames[at - 1].height < 2 * height
+            and self._frames[at - 1].height + height <= _MOST_JOINED
+        ):
             at -= 1
             parts.insert(0, self._frames[at])
             height += parts[0].height

@@ -60,6 +60,8 @@ _COLUMN_OF: Final = {"reason": "void_reason"}
 _CLIENT_TYPES: Final = [name for name in EVENT_TYPES if name not in PIPELINE_EVENT_TYPES]
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
+_EARLIEST_MS: Final = int(_EARLIEST.timestamp() * 1000)
+_LATEST_MS: Final = int(_LATEST.timestamp() * 1000)
 
 #: Errors that bytes or values can cause; a Rust panic of polars is no Exception.
 DATA_ERRORS: Final = (Exception, pl.exceptions.PanicException)
@@ -343,7 +345,8 @@ def _frames(collected: _Collected, backfill_sources: frozenset[str]) -> Decoded:
     if collected.events:
         frames.append(_rows_of(collected, backfill_sources))
     events = pl.concat(frames) if frames else pl.DataFrame(schema={**EVENT, **POSITION})
-    if collected.events:  # single lines were parsed after the others; Arrow blocks come in order
+    # single lines were parsed after the others; Arrow blocks come in order
+    if collected.events and not (len(frames) == 1 and _in_order(events)):
         events = events.sort("_part", "_off", "_idx", maintain_order=True)
     events = events.with_columns(*id_hash(events), content_hash(events))
     quarantined = pl.DataFrame(collected.refused, schema=QUARANTINED)
@@ -352,21 +355,32 @@ def _frames(collected: _Collected, backfill_sources: frozenset[str]) -> Decoded:
     return Decoded(expect(events, DECODED, "decoded"), quarantined)
 
 
+def _in_order(rows: pl.DataFrame) -> bool:
+    """Whether rows lie by position, which sorting would cost them a copy of every column to learn."""
+    rises = np.zeros(max(rows.height - 1, 0), bool)
+    for name in ("_idx", "_off", "_part"):
+        values = rows[name].to_numpy()
+        rises = (values[1:] > values[:-1]) | ((values[1:] == values[:-1]) & rises)
+    return bool(rises.all())
+
+
 def _rows_of(collected: _Collected, backfill_sources: frozenset[str]) -> pl.DataFrame:
     positions = np.array(collected.positions, np.int64)
+    exempt = [event.source in backfill_sources for event in collected.events] if backfill_sources else False
     rows = to_frame(
         collected.events,
-        ingested_at=[_instant(int(timestamp)) for timestamp in positions[:, 3]],
+        ingested_at=_EARLIEST,  # of all: the records' times follow as a column
         request_id=None,
-        backfill=[event.source in backfill_sources for event in collected.events],
+        backfill=exempt,
         privacy=collected.privacy,
     )
+    received = np.clip(positions[:, 3], _EARLIEST_MS, _LATEST_MS)
     return expect(rows, EVENT, "parsed events").with_columns(
-        pl.Series(name, positions[:, column]).cast(POSITION[name]) for column, name in enumerate(POSITION)
+        pl.Series("ingested_at", received).cast(EVENT["ingested_at"]),
+        *(pl.Series(name, positions[:, column]).cast(POSITION[name]) for column, name in enumerate(POSITION)),
     )
 
 
 def _instant(timestamp_ms: int) -> datetime:
     """The record's timestamp, held to the range that every store can keep."""
-    low, high = _EARLIEST.timestamp() * 1000, _LATEST.timestamp() * 1000
-    return datetime.fromtimestamp(min(max(timestamp_ms, low), high) / 1000, UTC)
+    return datetime.fromtimestamp(min(max(timestamp_ms, _EARLIEST_MS), _LATEST_MS) / 1000, UTC)

@@ -201,9 +201,10 @@ def process_blocks(
     copies = _with_matter(unique.duplicates, rules)
     watch.lap("admit")
     rejected = judged.stored["outcome"] == "rejected"
+    some = rejected.any()  # a filter copies every column
     return BlockResult(
-        events=judged.stored.filter(~rejected),
-        rejections=judged.stored.filter(rejected),
+        events=judged.stored.filter(~rejected) if some else judged.stored,
+        rejections=judged.stored.filter(rejected) if some else judged.stored.clear(),
         duplicates=_joined(copies, judged.resent),
         quarantined=_joined(decoded.quarantined, unique.conflicts, judged.unstorable),
         case_events=case_events_of(judged.stored, judged.resent),

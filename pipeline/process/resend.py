@@ -234,6 +234,8 @@ class _Chains:
         self._before = _grown(self._before, self._rows)
         self._before[first : self._rows] = -1
         at = np.flatnonzero(keys.given)
+        if not len(at):
+            return
         high, low = keys.hi[at], keys.lo[at]
         order = np.lexsort((at, high, low))
         at, high, low = at[order], high[order], low[order]
@@ -305,11 +307,18 @@ def content_keys(judged: pl.DataFrame) -> ContentKeys:
     sent = given & applies["sent"].to_numpy()
     return ContentKeys(
         Keys.at(rows[given], hash128(reports, parts)[:, given], judged.height),
-        Keys.at(rows[sent], hash128(reports, _SUBMISSION)[:, sent], judged.height),
+        Keys.at(rows[sent], _submission_hash(reports, np.flatnonzero(sent)), judged.height),
     )
 
 
 _SUBMISSION: Final = (pl.col("source"), pl.col("submission_id"))
+
+
+def _submission_hash(reports: pl.DataFrame, sent: NDArray[np.intp]) -> UInt64s:
+    """(2, m), of the m rows `sent`: often none, and then polars need not be asked."""
+    if not len(sent):
+        return np.empty((2, 0), np.uint64)
+    return hash128(reports.select("source", "submission_id")[sent], _SUBMISSION)
 
 
 def drop_resends(judged: pl.DataFrame, anchors: Mapping[int, Anchors]) -> Resends:
@@ -332,7 +341,7 @@ def drop_resends(judged: pl.DataFrame, anchors: Mapping[int, Anchors]) -> Resend
             found = _originals(told[part], np.flatnonzero(suspect[part]), anchors[partition])
             originals |= {row + part.start: original for row, original in found.items()}
     if not originals:
-        return Resends(kept, _resend_rows(kept.clear(), []))
+        return Resends(kept, pl.DataFrame(schema=DUPLICATE))
     at = np.zeros(judged.height, bool)
     at[list(originals)] = True
     return Resends(
@@ -347,7 +356,7 @@ def anchors_of(kept: pl.DataFrame) -> pl.DataFrame:
         (pl.col("outcome") == "admitted") & pl.col("l2_hi").is_not_null()
     )
     sent = np.flatnonzero(reports["submission_id"].is_not_null())
-    submission = Keys.at(sent, hash128(reports, _SUBMISSION)[:, sent], reports.height)
+    submission = Keys.at(sent, _submission_hash(reports, sent), reports.height)
     return reports.with_columns(
         *submission.series("sub_hi", "sub_lo"),
         position=pl.Series(positions(reports), dtype=pl.Int64),

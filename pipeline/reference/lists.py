@@ -17,7 +17,8 @@ def flatten(lists: pl.Series) -> tuple[pl.Series, NDArray[np.int64]]:
 def regroup(elements: pl.Series, counts: NDArray[np.int64]) -> pl.Series:
     """The inverse: lists of `counts` (n,) successive elements."""
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    values = elements.to_arrow(compat_level=pl.CompatLevel.oldest())
+    # texts stay as polars holds them: offsets instead of views, and back, would be two copies
+    values = elements.to_arrow(compat_level=pl.CompatLevel.newest())
     lists = pl.Series(elements.name, pa.LargeListArray.from_arrays(offsets, values))
     return lists.cast(pl.List(elements.dtype))
 

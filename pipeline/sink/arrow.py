@@ -28,7 +28,8 @@ def to_arrow(frame: pl.DataFrame, words: Collection[str], nullable: Collection[s
     table = frame.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     columns, fields = [], []
     for field, column in zip(table.schema, table.columns, strict=True):
-        values = column.combine_chunks()
+        # of one piece, which `combine_chunks` would copy
+        values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
         if field.name in words:
             values = _encoded(values)
         columns.append(values)

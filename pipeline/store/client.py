@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import clickhouse_connect
@@ -171,11 +172,35 @@ def insert_table(client: Client, table: str, rows: pa.Table, *, settings: Mappin
     if isinstance(client, HttpClient):
         client.insert_arrow(table, rows, settings=dict(settings))
         return
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, rows.schema) as file:
-        file.write_table(rows)
-    data: Any = memoryview(sink.getvalue())
+    data: Any = _file_of(rows)
     client.raw_insert(table, rows.schema.names, data, dict(settings), "Arrow")
+
+
+class _Room(threading.local):
+    """Memory of a thread that the next insert uses again: fresh pages cost more than what is written."""
+
+    memory = bytearray()
+
+
+_room = _Room()
+#: What a larger insert took is given back.
+_MOST_ROOM: Final = 64 << 20
+
+
+def _file_of(rows: pa.Table) -> memoryview:
+    """An Arrow file of these rows, until the thread's next one."""
+    size = pa.MockOutputStream()
+    with pa.ipc.new_file(size, rows.schema) as file:
+        file.write_table(rows)
+    length = size.size()
+    room = _room.memory
+    if len(room) < length:
+        room = bytearray(length)
+        if length <= _MOST_ROOM:
+            _room.memory = room
+    with pa.ipc.new_file(pa.FixedSizeBufferWriter(pa.py_buffer(room)), rows.schema) as file:
+        file.write_table(rows)
+    return memoryview(room)[:length]
 
 
 def _first_line(error: BaseException) -> str:

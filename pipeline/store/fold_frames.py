@@ -185,8 +185,9 @@ class _Cases:
         )
         illegal = np.flatnonzero(verdicts == ILLEGAL)
         rows = pl.Series(legal.rows.astype(np.uint32))
+        all_legal = len(legal.rows) == events.height  # as a rule: nothing to gather
         gathered = {
-            name: events[name].gather(rows)
+            name: events[name] if all_legal else events[name].gather(rows)
             for name in ("occurred_at", "rank", "rating", "department", "level", "primary_case_id")
         }
         feedback = gathered["rank"] == RANK["FEEDBACK"]
@@ -402,7 +403,8 @@ def _blank_to_null(texts: pl.Series) -> pl.Series:
 def _listed(values: pl.Series, counts: Int64s) -> pl.Series:
     """Lists of `counts` successive values."""
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    flat: Any = values.to_arrow(compat_level=pl.CompatLevel.oldest())
+    # texts stay as polars holds them: offsets instead of views, and back, would be two copies
+    flat: Any = values.to_arrow(compat_level=pl.CompatLevel.newest())
     return pl.Series(
         pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), flat), dtype=pl.List(values.dtype)
     )

@@ -22,7 +22,7 @@ from pipeline.errors import ContractError
 from pipeline.frames import EVENT, expect
 from pipeline.ingest.blocks import (
     MOST_UNPACKED_BYTES,
-    _unpacked_bytes,
+    _sizes,
     decode_block,
     encode_blocks,
     encode_frame,
@@ -161,7 +161,7 @@ def test_block_that_would_fill_the_memory_is_refused_before_it_is_unpacked(codec
     buffer = io.BytesIO()
     bomb.write_ipc_stream(buffer, compression=codec, compat_level=pl.CompatLevel.oldest())
     assert len(buffer.getvalue()) < 1_000_000
-    assert _unpacked_bytes(buffer.getvalue()) > MOST_UNPACKED_BYTES
+    assert _sizes(buffer.getvalue())[1] > MOST_UNPACKED_BYTES
     with pytest.raises(ContractError, match="would unpack to more"):
         decode_block(buffer.getvalue())
     # one below the limit is read: alone in its block, not among all that the buffer holds
@@ -175,5 +175,5 @@ def test_largest_request_of_the_gateway_is_far_from_the_limit() -> None:
     """5,000 events of 4,000 characters are the 20 MB that a body may unpack to."""
     rows = pl.concat([frame_of([1]).with_columns(description=pl.lit("事" * 1_333))] * 5_000)
     payload = encode_frame(rows)
-    assert 0 < _unpacked_bytes(payload) < MOST_UNPACKED_BYTES / 4
+    assert 0 < _sizes(payload)[1] < MOST_UNPACKED_BYTES / 4
     assert decode_block(payload).height == 5_000
