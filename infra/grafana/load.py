@@ -65,7 +65,7 @@ def load() -> Dashboard:
                     unit="s",
                     limit=5,
                 ),
-                lines("积压 Lag", {"记录 records": "gridpipe:consumer_lag_records:sum"}),
+                lines("积压（记录） Lag, records", {"记录 records": "gridpipe:consumer_lag_records:sum"}),
                 lines(
                     "阶段 Stages",
                     {"{{stage}}": "stage:gridpipe_stage_seconds:mean5m"},

@@ -29,7 +29,7 @@ def overview() -> Dashboard:
                     unit="s",
                     steps=((None, "green"), (5, "red")),
                 ),
-                figure("积压 Lag", "gridpipe:consumer_lag_records:sum"),
+                figure("积压（记录） Lag, records", "gridpipe:consumer_lag_records:sum"),
                 figure(
                     "探测延迟 Canary delay",
                     "max(gridpipe_canary_delay_seconds)",
@@ -43,15 +43,17 @@ def overview() -> Dashboard:
                 ),
                 figure(
                     "办结率最低 Lowest closure rate",
-                    "min(gridpipe_closure_ratio)",
+                    f"bottomk(1, {per_district('closure_ratio')})",
                     unit="percentunit",
                     steps=_GOOD_RATE,
+                    legend="{{district}}",
                 ),
                 figure(
                     "响应率最低 Lowest response rate",
-                    "min(gridpipe_response_ratio)",
+                    f"bottomk(1, {per_district('response_ratio')})",
                     unit="percentunit",
                     steps=_GOOD_RATE,
+                    legend="{{district}}",
                 ),
                 figure("未办结 Open", f"sum({per_district('open_cases')})"),
                 figure("超期 Overdue", f"sum({per_district('overdue_cases')})"),

@@ -15,6 +15,8 @@ from infra.grafana.names import shown
 
 PROMETHEUS: Final = models.DataSourceRef("prometheus", "gridpipe-prometheus")
 CLICKHOUSE: Final = models.DataSourceRef("grafana-clickhouse-datasource", "gridpipe-clickhouse")
+#: What a figure says where Prometheus has nothing.
+NO_DATA: Final = "无数据 No data"
 #: Unit → the fields of a SQL answer that have it, by the name they are shown under.
 Units = Mapping[str, Sequence[str]]
 
@@ -55,6 +57,13 @@ def _expressions(panel: Any, expressions: Mapping[str, str], *, instant: bool = 
     return panel.datasource(PROMETHEUS)
 
 
+def _named(panel: Any, legend: str) -> Any:
+    """The panel with Chinese words for the codes that this legend can show."""
+    for name, words in shown(legend).items():
+        panel = panel.override_by_name(name, [models.DynamicConfigValue("displayName", words)])
+    return panel
+
+
 def per_district(figure: str) -> str:
     """A business figure, once: every api exports all of them, and a sum would add those up too."""
     return f"max by (district) (gridpipe_{figure})"
@@ -87,8 +96,7 @@ def lines(
         style = common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.LINE)
         panel = panel.thresholds_style(style)
     for legend in expressions:
-        for name, words in shown(legend).items():
-            panel = panel.override_by_name(name, [models.DynamicConfigValue("displayName", words)])
+        panel = _named(panel, legend)
     found: timeseries.Panel = _expressions(panel, expressions)
     return found
 
@@ -101,16 +109,24 @@ def figure(
     description: str = "",
     width: int = 4,
     steps: Sequence[tuple[float | None, str]] = ((None, "text"),),
+    legend: str = "",
 ) -> stat.Panel:
-    """One number with its trend; steps : (from this value on, colour)."""
+    """One number as it is now; steps : (from this value on, colour); legend : what to name beside it.
+
+    An instant query: out of a range Grafana would show the last number of hours ago while gridpipe is down.
+    """
     panel = stat.Panel().title(title).description(description).unit(unit).span(width).height(4)
-    panel = panel.graph_mode(common_models.BigValueGraphMode.AREA)
+    panel = panel.graph_mode(common_models.BigValueGraphMode.NONE).no_value(NO_DATA)
+    panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     panel = panel.thresholds(
         dashboard.ThresholdsConfig()
         .mode(models.ThresholdsMode.ABSOLUTE)
         .steps([models.Threshold(value, colour) for value, colour in steps])
     )
-    found: stat.Panel = _expressions(panel, {"": expression})
+    if legend:
+        panel = panel.text_mode(common_models.BigValueTextMode.VALUE_AND_NAME)
+        panel = _named(panel, legend)
+    found: stat.Panel = _expressions(panel, {legend: expression}, instant=True)
     return found
 
 

@@ -69,7 +69,7 @@ def slo() -> Dashboard:
             ],
             "流 Flow": [
                 lines(
-                    "积压 Lag by partition",
+                    "积压（记录） Lag by partition, records",
                     {"分区 {{partition}}": "max by (partition) (gridpipe_consumer_lag_records)"},
                 ),
                 lines(

@@ -14,7 +14,7 @@ from pipeline.process.account import Account
 from pipeline.read.names import Areas
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import load_settings
-from tests.observability.grafana import DASHBOARDS, every_panel
+from tests.observability.grafana import DASHBOARDS, PROMETHEUS, every_panel
 from tests.observability.prometheus import ROOT
 
 NAMES = sorted(path.stem for path in DASHBOARDS.glob("*.json"))
@@ -109,3 +109,30 @@ def test_every_curve_has_a_chinese_name(name: str) -> None:
                     code,
                 )
                 assert not label or code in shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_of_now_are_asked_for_now_and_say_where_there_are_none(name: str) -> None:
+    """Out of a range, Grafana shows its last number for hours after gridpipe went down."""
+    for panel in every_panel(name):
+        if panel["type"] != "stat" or panel["datasource"]["type"] != PROMETHEUS:
+            continue
+        for target in panel["targets"]:
+            assert (target["instant"], target["range"]) == (True, False), panel["title"]
+        assert panel["options"]["graphMode"] == "none", panel["title"]
+        assert panel["options"]["reduceOptions"]["calcs"] == ["lastNotNull"], panel["title"]
+        assert panel["fieldConfig"]["defaults"]["noValue"] == "无数据 No data", panel["title"]
+
+
+def test_the_lowest_rates_name_their_district() -> None:
+    lowest = [panel for panel in every_panel("overview") if "最低" in panel["title"]]
+    assert len(lowest) == 2
+    for panel in lowest:
+        assert panel["options"]["textMode"] == "value_and_name"
+        assert [target["legendFormat"] for target in panel["targets"]] == ["{{district}}"]
+
+
+def test_panels_of_the_lag_say_that_it_is_counted_in_records() -> None:
+    titles = [panel["title"] for name in NAMES for panel in every_panel(name) if "积压" in panel["title"]]
+    assert len(titles) == 3
+    assert all("积压（记录）" in title and title.endswith(", records") for title in titles)
