@@ -93,7 +93,8 @@ canary_missing = Counter(
 )
 canary_delay_seconds = Gauge(
     "gridpipe_canary_delay_seconds",
-    "From sending the latest canary event to finding it in ClickHouse; the vain wait if it was not found.",
+    "From sending the latest canary event to finding it in ClickHouse; "
+    "if it was not found: the vain wait, the interval at least.",
     ["partition"],
     registry=REGISTRY,
 )

@@ -38,6 +38,11 @@ _SLOW_LOOK_SECONDS: Final = 1.0
 _FIRST_SECONDS: Final = 5.0
 #: Clocks of gateway and ClickHouse do not matter: `ingested_at` is ours; this is for rounding alone.
 _SLACK: Final = timedelta(seconds=1)
+_SERIES: Final = (
+    metrics.canary_missing,
+    metrics.canary_delay_seconds,
+    metrics.canary_last_seen_timestamp_seconds,
+)
 
 
 class Store(Protocol):
@@ -52,6 +57,7 @@ class Canary:
 
     gate : the gateway's, for a log that is being replaced takes no canary either.
     interval_seconds : from one round to the next; what is not found by then counts as missing.
+    partitions : as many are expected while the log has not told yet.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class Canary:
         store: Store,
         privacy: Privacy,
         interval_seconds: float,
+        partitions: int,
         max_block_bytes: int,
         clock: Clock = utc_now,
     ) -> None:
@@ -71,6 +78,7 @@ class Canary:
         self._privacy = privacy
         self._interval = interval_seconds
         self._patience = max(2 * interval_seconds, _FIRST_SECONDS)
+        self._expected = partitions
         self._max_block_bytes = max_block_bytes
         self._clock = clock
         self._villages: list[int] = []
@@ -78,6 +86,8 @@ class Canary:
 
     async def run(self) -> None:
         """A round each interval until cancelled. A failing one is logged once per spell, never raised."""
+        # Before the log has told: without series, a process that starts would end the alert of the last one.
+        self._homes(self._expected)
         await asyncio.sleep(min(self._interval, _FIRST_SECONDS))
         await self._until_readable()
         while True:
@@ -107,7 +117,13 @@ class Canary:
 
         Raises UnavailableError when the log does not answer.
         """
-        villages = self._homes(await self._producer.partitions())
+        began = time.monotonic()
+        try:
+            partitions = await self._producer.partitions()
+        except UnavailableError:
+            self._missed(range(len(self._homes(len(self._villages) or self._expected))), began)
+            raise
+        villages = self._homes(partitions)
         name, sent_at = secrets.token_hex(6), self._clock()
         events = {
             f"canary-{name}-{partition}": (partition, village) for partition, village in enumerate(villages)
@@ -154,19 +170,25 @@ class Canary:
         return left
 
     def _homes(self, partitions: int) -> Sequence[int]:
-        """A village number per partition; the first call lets every series begin."""
-        if len(self._villages) != partitions:
+        """A village number per partition; begins the series of new ones and ends those of ones not there."""
+        known = len(self._villages)
+        if known != partitions:
             self._villages = villages_by_partition(partitions)
             now = self._clock().timestamp()
-            for partition in range(partitions):
+            for partition in range(known, partitions):
                 metrics.canary_missing.labels(str(partition))
                 metrics.canary_last_seen_timestamp_seconds.labels(str(partition)).set(now)
+            for partition in range(partitions, known):  # more were expected than the topic has
+                for series in _SERIES:
+                    series.remove(str(partition))
         return self._villages
 
     def _missed(self, partitions: Sequence[int] | set[int] | range, began: float) -> None:
+        # What is refused at once has not come out within the interval either: no delay of 0 s for it.
+        waited = max(time.monotonic() - began, self._interval)
         for partition in partitions:
             metrics.canary_missing.labels(str(partition)).inc()
-            metrics.canary_delay_seconds.labels(str(partition)).set(time.monotonic() - began)
+            metrics.canary_delay_seconds.labels(str(partition)).set(waited)
 
     def _tell(self, failing: bool, **details: object) -> None:
         if failing and not self._failing:

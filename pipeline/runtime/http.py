@@ -298,6 +298,7 @@ def assemble(
             store=reader,
             privacy=gateway.privacy,
             interval_seconds=settings.canary_interval_seconds,
+            partitions=settings.partitions,
             max_block_bytes=settings.max_block_bytes,
         )
     return Parts(

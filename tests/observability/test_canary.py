@@ -52,6 +52,7 @@ def make(log: MemoryLog, store: Any) -> Canary:
         store=store,
         privacy=Privacy(SECRET),
         interval_seconds=0.5,
+        partitions=len(log.records),
         max_block_bytes=900_000,
         clock=lambda: NOW,
     )
@@ -97,6 +98,7 @@ async def test_a_partition_that_cannot_be_written_is_missing_at_once_and_a_log_t
     before = value(metrics.canary_missing, 3)
     assert 3 in await make(log, Away()).round()
     assert value(metrics.canary_missing, 3) == before + 1
+    assert value(metrics.canary_delay_seconds, 3) >= 0.5  # not 0 s, the quickest of all
     log.down = True
     with pytest.raises(UnavailableError):
         await make(log, Away()).round()
@@ -137,6 +139,56 @@ async def test_a_store_that_stays_away_from_the_start_on_is_told(monkeypatch: py
         await asyncio.wait_for(make(log, Away()).run(), 3)
     assert any(log.records)
     assert metrics.canary_missing.labels("0")._value.get() > missing
+
+
+SERIES = (
+    metrics.canary_missing,
+    metrics.canary_delay_seconds,
+    metrics.canary_last_seen_timestamp_seconds,
+)
+
+
+def partitions_told() -> set[int]:
+    """Partitions of which every series of the canary speaks."""
+    return set.intersection(
+        *({int(sample.labels["partition"]) for sample in one.collect()[0].samples} for one in SERIES)
+    )
+
+
+async def test_a_log_that_is_away_from_the_start_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot say how many partitions it has; without series the alert of the process before would end."""
+    monkeypatch.setattr("pipeline.runtime.canary._FIRST_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.runtime.canary._SLOW_LOOK_SECONDS", 0.05)
+    for series in SERIES:
+        series.clear()
+    log = MemoryLog()
+    log.down = True
+    with pytest.raises(TimeoutError):  # it runs for ever
+        await asyncio.wait_for(make(log, Away()).run(), 2)
+    assert partitions_told() == set(range(len(log.records)))
+    for partition in range(len(log.records)):
+        assert value(metrics.canary_missing, partition) >= 1
+        assert value(metrics.canary_delay_seconds, partition) >= 0.5
+        assert value(metrics.canary_last_seen_timestamp_seconds, partition) == NOW.timestamp()  # the start
+
+
+async def test_the_series_begin_with_the_process_and_none_stays_for_a_partition_that_is_not_there() -> None:
+    for series in SERIES:
+        series.clear()
+    log = MemoryLog()
+    canary = make(log, Away())
+    starting = asyncio.create_task(canary.run())
+    await asyncio.sleep(0.05)
+    last_seen = metrics.canary_last_seen_timestamp_seconds.collect()[0].samples
+    assert len(last_seen) == len(log.records)
+    starting.cancel()
+    log.down = True
+    with pytest.raises(UnavailableError):
+        await canary.round()
+    log.down, log.records = False, log.records[:3]
+    await canary.round()
+    assert partitions_told() == {0, 1, 2}
+    assert len(metrics.canary_last_seen_timestamp_seconds.collect()[0].samples) == 3
 
 
 def test_a_canary_belongs_to_no_case() -> None:
