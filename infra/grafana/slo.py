@@ -156,7 +156,7 @@ def slo() -> Dashboard:
                     unit="bytes",
                 ),
                 lines(
-                    "事件循环迟到 Event loop late by",
+                    "事件循环延迟 Event loop late by",
                     {
                         "网关与接口 http {{instance}}": "gridpipe_http_loop_late_seconds",
                         "处理 worker {{instance}}": "gridpipe_worker_loop_late_seconds",

@@ -139,6 +139,16 @@ def test_chinese_texts_name_districts_and_reasons_as_the_catalogue_does() -> Non
     assert named == 5
 
 
+def test_texts_tell_counts_in_whole_numbers_and_chinese_ones_durations_in_chinese() -> None:
+    """`humanize` makes 23.53 of an increase, 1.2k of many; a bare value is 1.5e+06; "5m 30s" is English."""
+    for alert, rule in alerts().items():
+        for text in (rule["annotations"]["summary_zh"], rule["annotations"]["summary"]):
+            assert not re.search(r"humanize\b", text), alert
+            assert not re.search(r"{{-? *\$value *-?}}", text), alert
+        for pipe in re.findall(r"humanizeDuration([^}]*)}}", rule["annotations"]["summary_zh"]):
+            assert re.findall(r'" ([天小时分秒]+)"', pipe) == ["天", "小时", "分", "秒"], alert
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_section_of_a_runbook_is_for_chinese_readers_too(page: Path) -> None:
     """So is each of its points; not the expression."""
