@@ -8,6 +8,9 @@ gateway, so that what the HTTP process uses is the api's. It measures with viewe
 looks at a service that runs, without and then with viewers; where events come in by HTTP, the gateway's cost
 is in the figure.
 
+A viewer does what a page does that is opened and left: it reads the stream, parses every message, and asks
+for the tables of towns and departments as often as the page does. Earlier versions read the stream alone.
+
 Prints one JSON object. CPU is per cent of a core; `behind` are seconds between the clock and what the tables
 of a viewer hold, sampled at any instant, not when an answer comes; `stored_per_second` is the worker's rate,
 `store_microseconds_per_event` what viewers make dearer, on a busy machine too.
@@ -102,6 +105,9 @@ async def with_viewers(
             "behind_seconds": seen.behind_seconds(),
             "tables_read_per_second": round(seen.refreshes / seconds, 2),
             "stream_bytes_per_viewer_and_second": round(seen.stream_bytes / viewers / seconds),
+            "tables_asked_per_viewer_and_second": round(seen.tables / viewers / seconds, 2),
+            "table_bytes_per_viewer_and_second": round(seen.table_bytes / viewers / seconds),
+            "tables_failed": seen.tables_failed,
         }
 
 
