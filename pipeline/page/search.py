@@ -23,14 +23,21 @@ _SECONDS: Final = 5
 _TOO_SLOW: Final = 159
 
 _SUBMITTED: Final = ("events", "rejections")
+#: Said where nothing was found: `duplicates` and `quarantine` hold no submission ids, so that nothing there
+#: is found by one.
+_BY_EVENT_ID_ONLY: Final = {
+    "zh": "重复提交和被隔离的事件不能按提交编号查找：请用事件编号",
+    "en": "resent and quarantined events are not found by a submission's id: use the event's",
+}
 _COLUMNS: Final = "source, event_id, event_type, case_id, ingested_at"
 
 
 def search(client: Client, text: str) -> dict[str, Any]:
-    """What carries this id: {"q", "events", "cases", "complete"}, at most 50 events, newest first.
+    """What carries this id: {"q", "events", "cases", "complete", "note"}, at most 50 events, newest first.
 
-    An event is found by its own id or its submission's; a case by its id. `complete` is False when there were
-    too many events to look for a submission in.
+    An event is found by its own id or its submission's, a resent or quarantined one by its own alone; a case
+    by its id. `complete` is False when there were too many events to look for a submission in. `note` says in
+    "zh" and "en", where nothing was found, what may be there all the same; else it is None.
     Raises ContractError when `text` cannot be an id.
     """
     if not _ID.fullmatch(text):
@@ -53,6 +60,7 @@ def search(client: Client, text: str) -> dict[str, Any]:
         "events": [{**hit, "ingested_at": instant(hit["ingested_at"])} for hit in newest],
         "cases": [case_id for (case_id,) in cases],
         "complete": complete,
+        "note": None if newest or cases else _BY_EVENT_ID_ONLY,
     }
 
 
