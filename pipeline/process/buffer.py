@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -227,10 +227,10 @@ class PartitionBuffer:
         """The records of the next block, the recovered span that they rebuild, and their rows at most.
 
         most_rows : room for a new block, which has one record at least and never crosses the next recovered
-        block; a recovered one has exactly its old bounds.
+        block; a recovered one has exactly its old bounds, or those of several that are complete.
         """
         first = self._records[0][0].offset
-        span = self.spans[0] if self.spans and first >= self.spans[0].lo else None
+        span = self._recovered_span(most_rows) if self.spans and first >= self.spans[0].lo else None
         limit = span.hi if span else (self.spans[0].lo - 1 if self.spans else None)
         records: list[Record] = []
         rows = 0
@@ -243,10 +243,33 @@ class PartitionBuffer:
             records.append(record)
             rows += estimate
             self._pop()
-        if span is not None:
+        while span is not None and self.spans and self.spans[0].hi <= span.hi:
             self.spans.popleft()
         self._cut_timestamp_ms = records[0].timestamp_ms
         return records, span, rows
+
+    def _recovered_span(self, most_rows: int) -> Span:
+        """The next recovered block, or several at once that are complete, follow on each other and were
+        judged by the same rules: nothing of them is inserted again, so they need not be looked at one by one.
+        After an outage of commits there may be thousands.
+
+        A block is complete if as many positions are stored of it as its records hold events at most.
+        """
+        found, rows = self.spans[0], 0
+        records = iter(self._records)
+        waiting = next(records, None)
+        for number, span in enumerate(self.spans):
+            if span.hi > self._last or (number and (span.lo, span.rules) != (found.hi + 1, found.rules)):
+                break
+            own = 0
+            while waiting is not None and waiting[0].offset <= span.hi:
+                own += waiting[1]
+                waiting = next(records, None)
+            rows += own
+            if own != span.rows or rows > most_rows:
+                break
+            found = replace(span, lo=found.lo, rows=rows)
+        return found
 
     def _forget_spans_before(self, offset: int) -> None:
         while self.spans and self.spans[0].hi < offset:

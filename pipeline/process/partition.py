@@ -42,11 +42,13 @@ _STORED_FOR_CASES: Final = (
 
 @dataclass(frozen=True)
 class Span:
-    """Offsets lo … hi that some rows say were one block. rules : the rule set that judged it."""
+    """Offsets lo … hi that some rows say were one block. rules : the rule set that judged it; rows : stored
+    positions that name these bounds, -1 where bounds overlap."""
 
     lo: int
     hi: int
     rules: str
+    rows: int = -1
 
 
 @dataclass(frozen=True)
@@ -120,20 +122,20 @@ def _unstored_before(client: Client, inc: int, partition: int, committed: int) -
 
 def _spans(client: Client, inc: int, partition: int, committed: int) -> tuple[Span, ...]:
     each = " UNION ALL ".join(
-        f"SELECT DISTINCT _blk_lo, _blk_hi, _rules FROM {table} "
+        f"SELECT _blk_lo, _blk_hi, _rules, _off, _idx FROM {table} "
         "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} AND _off >= {from:UInt64}"
         for table in OUTCOME_TABLES
     )
     rows = client.query(
-        f"SELECT _blk_lo, _blk_hi, any(_rules) FROM ({each}) "
+        f"SELECT _blk_lo, _blk_hi, any(_rules), uniqExact(_off, _idx) FROM ({each}) "
         "GROUP BY _blk_lo, _blk_hi ORDER BY _blk_lo, _blk_hi",
         parameters={"inc": inc, "part": partition, "from": committed},
     ).result_rows
     spans: list[Span] = []
     first = committed
-    for lo, hi, rules in rows:
+    for lo, hi, rules, stored in rows:
         # two owners may have cut differently before one was fenced off: make the rest disjoint
-        span = Span(max(int(lo), first), int(hi), str(rules))
+        span = Span(max(int(lo), first), int(hi), str(rules), int(stored) if lo >= first else -1)
         if span.lo <= span.hi:
             spans.append(span)
             first = span.hi + 1

@@ -145,6 +145,46 @@ def test_a_begun_block_whose_records_are_gone_is_told_of_before_anything_else() 
     assert ([one.offset for one in records], span) == ([8, 9], Span(8, 9, "r"))
 
 
+def test_recovered_blocks_that_are_complete_go_out_together() -> None:
+    """Records of one event each. What is not complete, not next to them or judged otherwise goes alone."""
+
+    def cut(spans: list[Span], most_rows: int = 100) -> list[tuple[int, int, int]]:
+        held = buffer()
+        held.spans = deque(spans)
+        for offset in range(10):
+            held.take(record(offset), 0.0)
+        found = []
+        while held.spans:
+            records, span, _ = held.cut(most_rows)
+            assert span is not None
+            assert (records[0].offset, records[-1].offset) == (span.lo, span.hi)
+            found.append((span.lo, span.hi, span.rows))
+        return found
+
+    together = [Span(0, 1, "r", 2), Span(2, 2, "r", 1), Span(3, 5, "r", 3)]
+    assert cut(together) == [(0, 5, 6)]
+    assert cut(together, most_rows=3) == [(0, 2, 3), (3, 5, 3)]
+    assert cut([Span(0, 1, "r", 2), Span(2, 3, "r", 1), Span(4, 5, "r", 2), Span(6, 6, "r", 1)]) == [
+        (0, 1, 2), (2, 3, 1), (4, 6, 3),
+    ]  # fmt: skip
+    assert cut([Span(0, 1, "r", 1), Span(2, 3, "r", 2)]) == [(0, 1, 1), (2, 3, 2)]
+    assert cut([Span(0, 1, "r", 2), Span(2, 3, "other", 2)]) == [(0, 1, 2), (2, 3, 2)]
+    assert cut([Span(0, 1, "r"), Span(2, 3, "r")]) == [(0, 1, -1), (2, 3, -1)]
+
+
+def test_recovered_blocks_go_out_together_as_far_as_their_records_have_come() -> None:
+    held = buffer()
+    held.spans = deque([Span(0, 1, "r", 2), Span(2, 3, "r", 2), Span(6, 7, "r", 2)])
+    for offset in range(3):
+        held.take(record(offset), 0.0)
+    assert held.cut(100)[1] == Span(0, 1, "r", 2)
+    for offset in range(3, 8):
+        held.take(record(offset), 0.0)
+    assert held.cut(100)[1] == Span(2, 3, "r", 2)
+    assert [one.offset for one in held.cut(100)[0]] == [4, 5]  # what nobody began lies between
+    assert held.cut(100)[1] == Span(6, 7, "r", 2)
+
+
 def test_a_block_is_as_large_as_its_room_and_one_record_at_least() -> None:
     """By the events that are in a record, not by its bytes: small blocks take more of them each."""
     held = buffer(max_bytes=10_000_000, next_offset=0)
