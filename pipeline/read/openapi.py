@@ -223,6 +223,12 @@ OPENAPI_PATHS: Final[dict[str, Any]] = {
         "Rejected reports, newest receipt first",
         [
             _query("reason", "only reports with this reason code", _TEXT, "GRID_UNKNOWN"),
+            _query(
+                "life_safety",
+                "true: only reports that may concern life and limb",
+                {"type": "string", "enum": ["true"]},
+                "true",
+            ),
             _query("from", "only reports received since", _TIME, "2026-03-02T08:00:00+08:00"),
             _query(
                 "limit", "most rows", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, 100

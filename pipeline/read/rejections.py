@@ -14,11 +14,17 @@ LARGEST_LIMIT: Final = 1_000
 
 
 def rejections(
-    client: Client, *, reason: str | None = None, from_: datetime | None = None, limit: int = DEFAULT_LIMIT
+    client: Client,
+    *,
+    reason: str | None = None,
+    life_safety: bool = False,
+    from_: datetime | None = None,
+    limit: int = DEFAULT_LIMIT,
 ) -> list[dict[str, Any]]:
     """At most `limit` rejected reports, newest receipt first. No reporter is shown.
 
     reason : a reason code; matches reports that have it among their reasons.
+    life_safety : only reports that may concern life and limb, as the alarm counts them (read/rejected.py).
     from_ : only reports received at or after this instant.
     """
     conditions = ["1"]
@@ -26,6 +32,8 @@ def rejections(
     if reason is not None:
         conditions.append("has(reasons, {reason:String})")
         parameters["reason"] = reason
+    if life_safety:
+        conditions.append("life_safety AND event_type = 'REPORTED'")
     if from_ is not None:
         conditions.append("ingested_at >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')")
         parameters["from_ms"] = round(from_.timestamp() * 1000)

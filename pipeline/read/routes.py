@@ -87,16 +87,20 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
         return matters_in_force(reader.catalogues, at)
 
     async def get_rejections(request: Request) -> Any:
-        given = only(request, "reason", "from", "limit")
+        given = only(request, "reason", "life_safety", "from", "limit")
         reason = given.get("reason")
         if reason is not None and not _REASON.fullmatch(reason):
             raise ProblemError(400, "bad_parameter", "reason must be a reason code, for example TOO_OLD")
+        if given.get("life_safety", "true") != "true":
+            raise ProblemError(400, "bad_parameter", "life_safety must be true; leave it out for all")
         from_ = parse_instant(given["from"], "from") if "from" in given else None
         limit = given.get("limit", str(DEFAULT_LIMIT))
         if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= LARGEST_LIMIT):
             raise ProblemError(400, "bad_parameter", f"limit must be a number from 1 to {LARGEST_LIMIT}")
         rows = await reader.run(
-            lambda client: rejections(client, reason=reason, from_=from_, limit=int(limit))
+            lambda client: rejections(
+                client, reason=reason, life_safety="life_safety" in given, from_=from_, limit=int(limit)
+            )
         )
         return {"rows": rows}
 

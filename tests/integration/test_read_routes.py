@@ -219,6 +219,9 @@ async def test_kpi_defaults_to_the_last_thirty_days_as_of_now(http: httpx.AsyncC
         ("/v1/rejections", {"limit": "000010000"}),
         ("/v1/rejections", {"limit": "ten"}),
         ("/v1/rejections", {"reason": "too old"}),
+        ("/v1/rejections", {"life_safety": "1"}),
+        ("/v1/rejections", {"life_safety": "false"}),
+        ("/v1/rejections", {"life_safety": ""}),
         ("/v1/matters", {"at": "yesterday"}),
     ],
 )

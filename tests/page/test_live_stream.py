@@ -29,7 +29,7 @@ from pipeline.read.reader import Reader
 from pipeline.runtime.broker import free_port
 from pipeline.settings import Settings
 from tests.integration.case_world import Event, KpiNames, World, at
-from tests.integration.read_world import reader_over, store_block
+from tests.integration.read_world import http_over, reader_over, store_block
 from tests.integration.test_gateway_kafka import Broker
 from tests.unit.gateway_world import event, make_world
 
@@ -178,6 +178,27 @@ async def test_what_may_concern_life_and_limb_is_an_alarm_for_an_hour(
     reject(104, 30, life_safety=True)
     reject(103, 20, life_safety=True)  # its block came again
     assert await alarms() == {"reports": 2, "newest": {"source": "local", "event_id": "e103"}}
+
+
+async def test_the_list_of_life_safety_holds_what_the_alarm_counts(
+    reader: Reader, clickhouse: Client
+) -> None:
+    now = reader.clock()
+    for number, (kind, life_safety, minutes) in enumerate(
+        [("REPORTED", True, 30), ("REPORTED", True, 20), ("REPORTED", False, 10), ("CLOSED", True, 5)]
+    ):
+        row: dict[str, Any] = {"id_hi": number, "id_lo": number, "_off": 9_000 + number, "source": "local"}
+        row |= {"event_id": f"s{number}", "event_type": kind, "life_safety": life_safety}
+        row |= {"ingested_at": now - timedelta(minutes=minutes)}
+        clickhouse.insert("rejections", [list(row.values())], column_names=list(row))
+    async with http_over(reader) as http:
+        answer = await http.get("/v1/rejections", params={"life_safety": "true"})
+        listed = [row["event_id"] for row in answer.json()["rows"]]
+        assert listed == ["s1", "s0"]
+        assert (await Board(reader).rejected()).answer["life_safety"]["reports"] == len(listed)
+        since = {"from": (now - timedelta(minutes=25)).isoformat()}
+        answer = await http.get("/v1/rejections", params={"life_safety": "true", **since})
+        assert [row["event_id"] for row in answer.json()["rows"]] == ["s1"]
 
 
 async def test_a_rejection_about_life_and_limb_is_told_from_the_table_for_an_hour(

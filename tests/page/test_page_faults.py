@@ -119,13 +119,24 @@ def test_a_rejection_about_life_safety_is_an_alarm(new_page: NewPage, service: S
         service.send(citizen_report(number, matter_code="REF-110"))
         rejected = service.get(f"/v1/events/local/page-{number}")
         assert (rejected["outcome"], rejected["decision"]["life_safety"]) == ("rejected", True)
-    recent = [row for row in service.get("/v1/rejections", limit="1000")["rows"] if row["life_safety"]]
+    recent = service.get("/v1/rejections", life_safety="true")["rows"]
+    assert all(row["life_safety"] for row in recent)
+    assert len(recent) >= 2
     # everything that this service knows was received a moment ago
     expect(alarm).to_have_text(f"⚠ 有涉及人身安全的上报不予受理，近一小时件数：{len(recent)}")
     expect(alarm).to_have_attribute("role", "alert")
     id_of(page, "language").click()
     expect(alarm).to_have_text(f"⚠ Reports about life safety were rejected; in the last hour: {len(recent)}")
-    alarm.get_by_role("button").click()
+    button = alarm.get_by_role("button")
+    expect(button).to_have_attribute("title", "Open the list")
+    button.click()
+    expect(id_of(page, "dialog").get_by_role("heading", level=2)).to_have_text("Rejections · life safety")
+    # every one of them, newest first, with the reason
+    rows = id_of(page, "of-reason").locator("li")
+    expect(rows).to_have_count(len(recent))
+    assert rows.evaluate_all("(all) => all.map((li) => li.dataset.event)") == [r["event_id"] for r in recent]
+    expect(rows.first.locator(".why-not")).not_to_be_empty()
+    rows.first.get_by_role("button").click()
     expect(id_of(page, "explain")).to_be_visible()
     expect(id_of(page, "dialog").get_by_role("heading", level=2)).to_have_text("Event local/page-danger-2")
 

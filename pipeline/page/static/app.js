@@ -21,6 +21,7 @@ const PATIENCE_MS = 60000; // for a test event to become queryable
 const SHOWN_IN_CHART = 14;
 const LINE_REM = 1.3; // of a line in it
 const SHOWN_OF_REASON = 12;
+const MOST_ALARMS = 1000; // as many as one answer holds
 const BEHIND_WARN_SECONDS = 5;
 const LEAST_RATE_SPAN = 0.01; // of a tile's little curve
 
@@ -175,7 +176,8 @@ const component = () => ({
   tick() {
     this.now = Date.now();
   },
-  serverNow() { return new Date(this.now + (this.skew || 0)).toISOString(); },
+  serverMs() { return this.now + (this.skew || 0); },
+  serverNow() { return new Date(this.serverMs()).toISOString(); },
   nowClock() { return format.clock(this.serverNow(), this.lang); },
   nowDate() { return format.date(this.serverNow(), this.lang); },
   behindSeconds() {
@@ -617,9 +619,10 @@ const component = () => ({
     const { reports } = this.rejected.life_safety;
     return reports ? `⚠ ${this.t("lifeSafetyAlert")}${this.number(reports)}` : "";
   },
+  // All that the alarm counts: somebody must look at each of them.
   openLifeSafety() {
-    const { source, event_id } = this.rejected.life_safety.newest;
-    this.openEvent(source, event_id);
+    const since = new Date(this.serverMs() - format.HOUR_MS).toISOString();
+    return this.openList({ lifeSafety: true }, `life_safety=true&from=${since}&limit=${MOST_ALARMS}`);
   },
 
   // ---- dialog
@@ -656,7 +659,7 @@ const component = () => ({
     if (this.view === "event") return this.event ? `${this.t("explain")} ${this.event.source}/${this.event.event_id}` : this.t("explain");
     if (this.view === "case") return this.record ? `${this.t("case")} ${this.record.case_id}` : this.t("case");
     if (this.view === "found") return `${this.t("results")} ${this.found ? this.found.q : ""}`;
-    if (this.view === "reason") return `${this.t("rejections")} · ${this.ofReason ? this.reasonName(this.ofReason.reason) : ""}`;
+    if (this.view === "reason") return `${this.t("rejections")} · ${this.listName()}`;
     if (this.view === "key") return this.t("keyTitle");
     return this.view === "test" ? this.t("testEvent") : "";
   },
@@ -715,12 +718,21 @@ const component = () => ({
     else if (found && found.events.length === 1 && !found.cases.length) await this.openEvent(found.events[0].source, found.events[0].event_id);
   },
   // The newest reports that have this reason, first or not.
-  async openReason(reason) {
+  openReason(reason) {
+    return this.openList({ reason }, `reason=${encodeURIComponent(reason)}&limit=${SHOWN_OF_REASON}`);
+  },
+  async openList(what, query) {
     this.show("reason");
     this.ofReason = null;
-    const answer = await this.ask(`/v1/rejections?reason=${encodeURIComponent(reason)}&limit=${SHOWN_OF_REASON}`);
-    this.ofReason = answer && { reason, rows: answer.rows };
+    const answer = await this.ask(`/v1/rejections?${query}`);
+    // an event that was stored twice counts once
+    const once = new Map(answer ? answer.rows.map((row) => [`${row.source}/${row.event_id}`, row]) : []);
+    this.ofReason = answer && { ...what, rows: [...once.values()], cut: what.lifeSafety && answer.rows.length >= MOST_ALARMS };
     this.shownItem = this.ofReason;
+  },
+  listName() {
+    if (!this.ofReason) return "";
+    return this.ofReason.lifeSafety ? this.t("lifeSafety") : this.reasonName(this.ofReason.reason);
   },
   nothingFound() { return this.found && !this.found.cases.length && !this.found.events.length; },
   openTrend(id) {
