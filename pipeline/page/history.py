@@ -12,6 +12,9 @@ HOUR: Final = timedelta(hours=1)
 #: Past points read when the page is first watched: one per so many minutes.
 PAST_STEP: Final = timedelta(minutes=6)
 
+#: A delay above the last bound of its histogram is kept as that bound: left out, the worst would be a gap.
+LONGEST_DELAY: Final = 30.0
+
 #: What of the city's row is kept.
 KPI_FIELDS: Final = (
     "closure_rate",
@@ -31,12 +34,14 @@ class History:
         self._points: deque[tuple[datetime, dict[str, Any]]] = deque()
 
     def add(self, at: datetime, kpi_row: dict[str, Any] | None, figures: dict[str, Any] | None) -> None:
-        """A point; times may come in any order. kpi_row : a city's row; figures : `Figures.describe()`."""
+        """A point; times may come in any order. kpi_row : a city's row, None where the store did not answer;
+        figures : `Figures.describe()`."""
         point: dict[str, Any] = {name: (kpi_row or {}).get(name) for name in KPI_FIELDS}
-        delay = (figures or {}).get("delay_seconds") or {}
+        delay = (figures or {}).get("delay_seconds")
+        p99 = None if delay is None else LONGEST_DELAY if delay["p99"] is None else delay["p99"]
         point |= {
             "events_per_second": (figures or {}).get("events_per_second"),
-            "delay_seconds": delay.get("p99"),
+            "delay_seconds": p99,
         }
         self._points.append((at, point))
         self._points = deque(sorted(self._points, key=lambda item: item[0]))
@@ -44,10 +49,13 @@ class History:
             self._points.popleft()
 
     def past_instants(self, now: datetime) -> list[datetime]:
-        """Instants of the last hour that no point stands for, newest first: what is left to be read."""
+        """Instants of the last hour that no point stands for, newest first: what is left to be read.
+
+        Counted from the oldest point there is, so that the line goes on without a gap.
+        """
         oldest = self._points[0][0] if self._points else now
         steps = int(HOUR / PAST_STEP)
-        return [at for n in range(1, steps + 1) if (at := now - n * PAST_STEP) < oldest - PAST_STEP / 2]
+        return [at for n in range(1, steps + 1) if (at := oldest - n * PAST_STEP) >= now - HOUR]
 
     def newest_at(self) -> datetime | None:
         return self._points[-1][0] if self._points else None

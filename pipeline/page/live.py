@@ -71,6 +71,7 @@ class Live:
         self._closed = False
         self._shown: dict[str, Table] = {}
         self._point_due = 0.0
+        self._gap_due = 0.0
         self._store_fails = False
         self._past: asyncio.Task[None] | None = None
 
@@ -147,10 +148,12 @@ class Live:
             self._store_works(True)
         except UnavailableError:
             self._store_works(False)
+            self._keep_gap(now)
         except Exception:
             if not self._store_fails:
                 log.exception("live_page_not_refreshed")
             self._store_works(False)
+            self._keep_gap(now)
         return rest
 
     async def _read_metrics(self, now: float) -> float:
@@ -195,6 +198,15 @@ class Live:
         self._show_city(table)  # who comes next sees figures at once, a minute old at most
         row = table.answer["city"]["rows"][0]
         self._history.add(self.board.reader.clock(), row, self._figures.describe())
+        self._publish("trend", {"points": self._history.points()})
+
+    def _keep_gap(self, now: float) -> None:
+        """While the store is away the trend says so, and what the metrics tell goes on. The point after it is
+        kept as soon as the store is back."""
+        if now < max(self._point_due, self._gap_due):
+            return
+        self._gap_due = now + _POINT_SECONDS - TICK_SECONDS
+        self._history.add(self.board.reader.clock(), None, self._figures.describe())
         self._publish("trend", {"points": self._history.points()})
 
     async def _read_past(self) -> None:

@@ -14,18 +14,21 @@ import orjson
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
+from prometheus_client import generate_latest
 
 from pipeline import metrics
 from pipeline.errors import UnavailableError
 from pipeline.ingest.durability import Replicated
 from pipeline.ingest.producer import KafkaProducer
 from pipeline.page.board import Board, Table
-from pipeline.page.history import HOUR, History
+from pipeline.page.figures import read_families
+from pipeline.page.history import HOUR, LONGEST_DELAY, History
 from pipeline.page.live import Live, rest_after
 from pipeline.page.search import search
 from pipeline.read.gauges import refresh
 from pipeline.read.kpi import kpi, kpi_of_city_and_districts
 from pipeline.read.reader import Reader
+from pipeline.read.times import instant
 from pipeline.runtime.broker import free_port
 from pipeline.settings import Settings
 from tests.integration.case_world import Event, KpiNames, World, at
@@ -316,6 +319,51 @@ def test_the_trend_keeps_an_hour_in_order_and_knows_what_is_missing() -> None:
     assert history.past_instants(now)[0] == now - timedelta(minutes=18)
     history.add(now + HOUR, {"closure_rate": 1.0}, None)
     assert [point["closure_rate"] for point in history.points()] == [0.5, 1.0]
+
+
+def test_the_hour_that_is_read_back_goes_on_from_the_oldest_point_without_a_gap() -> None:
+    """The page breaks its line where two points lie more than seven minutes apart."""
+    history = History()
+    start = datetime(2026, 3, 2, 12, tzinfo=UTC)
+    history.add(start, {"closure_rate": 0.5}, None)
+    past = history.past_instants(start + timedelta(minutes=2, seconds=59))
+    assert past[0] == start - timedelta(minutes=6)
+    assert len(past) == 9
+
+
+def test_a_delay_above_the_last_bound_stays_in_the_trend() -> None:
+    history = History()
+    now = datetime(2026, 3, 2, 12, tzinfo=UTC)
+    history.add(now, None, {"events_per_second": 3.0, "delay_seconds": {"p50": 9.0, "p99": None, "count": 5}})
+    history.add(now + timedelta(minutes=1), None, {"events_per_second": 0.0, "delay_seconds": None})
+    assert [point["delay_seconds"] for point in history.points()] == [LONGEST_DELAY, None]
+    metrics.ingest_delay_seconds.observe(LONGEST_DELAY + 1)
+    bounds = read_families(generate_latest(metrics.REGISTRY))["ingest_delay_seconds_bucket"]
+    assert sorted(float(bound) for bound in bounds)[-2] == LONGEST_DELAY
+
+
+async def test_the_trend_goes_on_while_the_store_is_away(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, live_since = Board(reader), reader.clock()
+    live = Live(board, no_metrics)
+    original, away = board.city_and_districts, True
+
+    async def now_and_then(**how: Any) -> Table:
+        if away:
+            raise UnavailableError("ClickHouse does not answer")
+        return await original(**how)
+
+    monkeypatch.setattr(board, "city_and_districts", now_and_then)
+    started = time.monotonic()
+    for second in range(4):
+        await live._read_store(started + second)
+    (gap,) = live._history.points()  # one a minute, as otherwise
+    assert (gap["at"], gap["closure_rate"]) == (instant(live_since), None)
+    away = False
+    await live._read_store(started + 5)
+    assert live._history.points()[-1]["closure_rate"] is not None  # and then at once
+    assert orjson.loads(live.known(["trend"])["trend"])["points"] == live._history.points()
 
 
 def test_search_finds_events_cases_and_quarantined_ones(reader: Reader, clickhouse: Client) -> None:

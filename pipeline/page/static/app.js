@@ -17,6 +17,7 @@ const CITY = "4407";
 const RETRY_MS = 3000;
 const LEAST_REST_MS = 500; // between two askings for a table
 const CATALOGUE_MS = 600000; // a wall page stays open for weeks, and catalogues change
+const TREND_MS = 60000; // the large trend is drawn anew
 const PATIENCE_MS = 60000; // for a test event to become queryable
 const SHOWN_IN_CHART = 14;
 const LINE_REM = 1.3; // of a line in it
@@ -92,6 +93,7 @@ const component = () => ({
   found: null,
   ofReason: null,
   trendOf: "closure_rate",
+  drawnAt: 0,
   query: "",
 
   key: recall(sessionStorage, KEY),
@@ -175,6 +177,8 @@ const component = () => ({
   },
   tick() {
     this.now = Date.now();
+    // its right edge is the present, whether or not something new comes
+    if (this.view === "trend" && this.now - this.drawnAt > TREND_MS) this.drawTrend();
   },
   serverMs() { return this.now + (this.skew || 0); },
   serverNow() { return new Date(this.serverMs()).toISOString(); },
@@ -321,8 +325,7 @@ const component = () => ({
     if (id === "events_per_second") return format.rate(this.figures && this.figures.events_per_second, this.lang);
     if (id === "delay_seconds") {
       const delay = this.delay();
-      if (!delay) return "—";
-      return delay.p99 === null ? "> 30 s" : `${format.seconds(delay.p99)} s`;
+      return delay ? format.delay(delay.p99) : "—";
     }
     const row = this.cityRow();
     if (!row) return "—";
@@ -337,7 +340,7 @@ const component = () => ({
     }
     if (id === "delay_seconds") {
       const delay = this.delay();
-      return delay ? `p50 ${format.seconds(delay.p50)} s · p99 ${format.seconds(delay.p99)} s · n = ${format.count(delay.count, this.lang)}` : "—";
+      return delay ? `p50 ${format.delay(delay.p50)} · p99 ${format.delay(delay.p99)} · n = ${format.count(delay.count, this.lang)}` : "—";
     }
     const row = this.cityRow();
     if (!row) return "—";
@@ -353,7 +356,7 @@ const component = () => ({
     }
     if (id === "delay_seconds") {
       const delay = this.delay();
-      return delay ? `p50 ${format.seconds(delay.p50)} s` : "";
+      return delay ? `p50 ${format.delay(delay.p50)}` : "";
     }
     const row = this.cityRow();
     if (!row) return "";
@@ -369,38 +372,47 @@ const component = () => ({
     }
     return "";
   },
+  // The last hour until now, and what is known last at the time that it is of: lines with gaps between them.
   series(id) {
-    const points = this.points.map((point) => ({ at: point.at, value: point[id] })).filter((point) => point.value !== null);
-    let current = null;
-    if (id === "events_per_second") current = this.figures && this.figures.events_per_second;
-    else if (id === "delay_seconds") current = this.delay() && this.delay().p99;
-    else current = this.cityRow() && this.cityRow()[id];
-    if (current !== null && current !== undefined && this.figures) points.push({ at: this.figures.at, value: current });
-    return points;
+    const points = this.points.map((point) => ({ at: point.at, value: point[id] }));
+    const current = this.current(id);
+    const last = points[points.length - 1];
+    if (current && current.value !== null && !(last && last.at > current.at)) points.push(current);
+    const since = this.serverMs() - format.HOUR_MS;
+    return format.runs(points.filter((point) => Date.parse(point.at) >= since));
+  },
+  current(id) {
+    const { figures, city } = this;
+    if (id === "events_per_second") return figures && { at: figures.at, value: figures.events_per_second };
+    if (id === "delay_seconds") {
+      const delay = this.delay();
+      return delay && { at: figures.at, value: delay.p99 === null ? format.LONGEST_DELAY : delay.p99 };
+    }
+    return city && { at: city.as_of, value: city.rows[0][id] };
   },
   spark(id) {
-    const points = this.series(id);
-    if (points.length < 2) return null;
-    const values = points.map((point) => point.value);
+    const lines = this.series(id);
+    const values = lines.flat().map((point) => point.value);
+    if (values.length < 2) return [];
     let [low, high] = [Math.min(...values), Math.max(...values)];
     if (!id.endsWith("_rate")) low = Math.min(0, low);
     // a hundredth of a point is no cliff
     const least = id.endsWith("_rate") ? LEAST_RATE_SPAN : 1e-9;
     if (high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
     // the width is always the hour: a line that begins late has no figures before
-    const end = Date.parse(points[points.length - 1].at);
-    const place = (at) => Math.max(0, 100 - (end - Date.parse(at)) / format.HOUR_MS * 100);
-    return points.map((point) => [
+    const now = this.serverMs();
+    const place = (at) => Math.min(100, 100 - (now - Date.parse(at)) / format.HOUR_MS * 100);
+    return lines.map((line) => line.map((point) => [
       place(point.at).toFixed(1), (26 - (point.value - low) / (high - low) * 24).toFixed(1),
-    ].join(","));
+    ].join(",")));
   },
   sparkLine(id) {
-    const points = this.spark(id);
-    return points ? `M${points.join("L")}` : "";
+    // a point by itself has no length: a dash
+    return this.spark(id).map((line) => `M${line.join("L")}${line.length > 1 ? "" : "h.6"}`).join("");
   },
   sparkArea(id) {
-    const points = this.spark(id);
-    return points ? `M${points[0].split(",")[0]},28L${points.join("L")}L100,28Z` : "";
+    const x = (point) => point.split(",")[0];
+    return this.spark(id).map((line) => `M${x(line[0])},28L${line.join("L")}L${x(line[line.length - 1])},28Z`).join("");
   },
 
   // ---- flow
@@ -745,21 +757,26 @@ const component = () => ({
     if (this.trendOf.endsWith("_rate")) return (value) => format.percent(value, 2);
     return this.trendOf === "delay_seconds" ? (value) => `${format.seconds(value)} s` : (value) => format.rate(value, this.lang);
   },
-  // The picture in words: where it began, where it stands, and how far it went.
+  trendTold() { return this.trendOf === "delay_seconds" ? format.delay : this.trendFormat(); },
+  // The picture in words: where it began, where it stands, how far it went, and how often nothing was known.
   trendSummary() {
-    const points = this.series(this.trendOf);
-    if (this.view !== "trend" || !points.length) return this.trendTitle();
-    const form = this.trendFormat();
+    if (this.view !== "trend") return this.trendTitle();
+    const lines = this.series(this.trendOf);
+    const points = lines.flat();
+    if (!points.length) return this.trendTitle();
+    const form = this.trendTold();
     const values = points.map((point) => point.value);
     const told = (point) => `${this.clock(point.at)} ${form(point.value)}`;
-    return [this.trendTitle(), told(points[0]), told(points[points.length - 1]),
+    const gaps = lines.length > 1 ? [`${this.t("gaps")} ${lines.length - 1}`] : [];
+    return [this.trendTitle(), told(points[0]), told(points[points.length - 1]), ...gaps,
       `${this.t("lowest")} ${form(Math.min(...values))}`, `${this.t("highest")} ${form(Math.max(...values))}`].join("; ");
   },
   drawTrend() {
     if (!window.echarts) return;
     const id = this.trendOf;
+    this.drawnAt = this.now;
     drawTrend(this.$refs.trend, this.series(id), {
-      name: this.t(id), format: this.trendFormat(), zero: !id.endsWith("_rate"), time: (at) => format.clock(new Date(at).toISOString(), this.lang),
+      now: this.serverMs(), name: this.t(id), format: this.trendFormat(), told: this.trendTold(), zero: !id.endsWith("_rate"), time: (at) => format.clock(new Date(at).toISOString(), this.lang),
     });
   },
 

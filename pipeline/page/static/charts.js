@@ -115,23 +115,26 @@ export function drawTimes(element, rows, { names, format }) {
   picture.resize();
 }
 
-// points: [{at, value}], value may be null.
-export function drawTrend(element, points, { name, format, time, zero }) {
+// lines: [[{at, value}]], each drawn by itself; now: the right edge, ms; format: of the axis, told: of a point.
+export function drawTrend(element, lines, { now, name, format, told, time, zero }) {
   const picture = chart(element);
   const option = base();
-  const end = points.length ? Date.parse(points[points.length - 1].at) : Date.now();
+  const points = lines.flatMap((line, n) => [
+    ...(n ? [[Date.parse(line[0].at) - 1, null]] : []), ...line.map((point) => [Date.parse(point.at), point.value]),
+  ]);
+  const alone = lines.some((line) => line.length === 1); // seen only as a dot
   Object.assign(option, {
     grid: { left: 8, right: 16, top: 16, bottom: 8, containLabel: true },
-    xAxis: { type: "time", min: end - HOUR_MS, max: end, axisLabel: { ...quiet(), formatter: (at) => time(at).slice(0, 5), hideOverlap: true }, axisLine: axisLine(), splitLine: { show: false } },
+    xAxis: { type: "time", min: now - HOUR_MS, max: now, axisLabel: { ...quiet(), formatter: (at) => time(at).slice(0, 5), hideOverlap: true }, axisLine: axisLine(), splitLine: { show: false } },
     yAxis: { type: "value", scale: !zero, min: zero ? 0 : null, axisLabel: { ...quiet(), formatter: format }, splitLine: { lineStyle: { color: ink("--line"), opacity: 0.6 } } },
     series: [{
-      name, type: "line", showSymbol: points.length < 20, symbolSize: sized(5), connectNulls: true, lineStyle: { width: 2, color: ink("--accent") },
+      name, type: "line", showSymbol: alone || points.length < 20, symbolSize: sized(5), connectNulls: false, lineStyle: { width: 2, color: ink("--accent") },
       itemStyle: { color: ink("--accent") }, areaStyle: { color: ink("--accent"), opacity: 0.08 },
-      data: points.map((point) => [Date.parse(point.at), point.value]),
+      data: points,
     }],
   });
   option.tooltip.trigger = "axis";
-  option.tooltip.formatter = (found) => (found.length ? `${time(found[0].value[0])}\n${name}  ${format(found[0].value[1])}` : "");
+  option.tooltip.formatter = (found) => (found.length && found[0].value[1] !== null ? `${time(found[0].value[0])}\n${name}  ${told(found[0].value[1])}` : "");
   picture.setOption(option, true);
   picture.resize();
 }

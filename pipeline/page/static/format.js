@@ -29,6 +29,27 @@ export function seconds(value) {
   return value < 10 ? value.toFixed(2) : value.toFixed(0);
 }
 
+// Delays above the last bound of their histogram come as null; a trend keeps them as that bound.
+export const LONGEST_DELAY = 30;
+export function delay(value) {
+  return value === null || value >= LONGEST_DELAY ? `> ${LONGEST_DELAY} s` : `${seconds(value)} s`;
+}
+
+// Points that belong together: a line that went on over an outage would hide it. points: [{at, value}] by time.
+const APART_MS = 420_000; // those that are read back lie six minutes apart
+export function runs(points) {
+  const found = [];
+  let before = null;
+  for (const point of points) {
+    if (point.value !== null) {
+      if (before === null || Date.parse(point.at) - Date.parse(before.at) > APART_MS) found.push([]);
+      found[found.length - 1].push(point);
+      before = point;
+    } else before = null;
+  }
+  return found;
+}
+
 export function duration(value, lang) {
   if (value === null || value === undefined) return NONE;
   const zh = lang === "zh";

@@ -128,6 +128,7 @@ export const TEXTS = {
   silent: ["无应答", "no answer"],
   lowest: ["最低", "lowest"],
   highest: ["最高", "highest"],
+  gaps: ["中断", "interruptions"],
   rejections: ["不予受理", "Rejections"],
   ID_CONFLICT: ["编号相同而内容不同", "same id, other content"], UNSUPPORTED_VERSION: ["版本不支持", "unsupported version"],
   UNSTORABLE: ["无法入库", "cannot be stored"],
