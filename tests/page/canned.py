@@ -1,4 +1,4 @@
-"""The page without a service: its own files, answers that the test gives, and a stream that says what it is told.
+"""The page without a service: its own files, given answers, a stream that says what it is told.
 
 For what a page shows of given figures. What a service really says is tested beside one.
 """
@@ -34,7 +34,8 @@ _STREAM = """(() => {
   window.fetch = (address, ...rest) => {
     if (address !== "/v1/live") return real(address, ...rest);
     const start = (out) => {
-      window.tell = (topic, data) => out.enqueue(encode(`event: ${topic}\\ndata: ${JSON.stringify(data)}\\n\\n`));
+      window.tell = (topic, data) =>
+        out.enqueue(encode(`event: ${topic}\\ndata: ${JSON.stringify(data)}\\n\\n`));
       for (const [topic, data] of Object.entries(window.told)) window.tell(topic, data);
     };
     return Promise.resolve(new Response(new ReadableStream({ start })));
@@ -99,7 +100,10 @@ def told(**topics: Any) -> dict[str, Any]:
 
 
 def open_canned(page: Page, answers: dict[str, Any] | None = None, **topics: Any) -> None:
-    """Open the page as of NOW. answers : path → JSON, for what differs from an empty table; topics : of `told`."""
+    """Open the page as of NOW.
+
+    answers : path → JSON, or what handles the route, where it is no empty table; topics : as of `told`.
+    """
     assets = Assets.load()
     index = FirstPage(assets.index, None).now()
     empty = {"as_of": instant(NOW), "rows": [], "again_in_seconds": 60}

@@ -220,7 +220,9 @@ def test_a_tile_shows_its_formula_and_counts_on_hover_and_on_focus(
         return now
 
     told = until_same(page, counts, counts_told)
-    assert re.search(r"准入 \d+ · 不予受理 \d+ · 已记录 [\d,]+", told["events_per_second"])
+    rates, totals = told["events_per_second"].split("；")
+    assert re.fullmatch(r"准入 [\d.,]+/秒 · 不予受理 [\d.,]+/秒 · 已记录 [\d.,]+/秒 · .+", rates)
+    assert re.search(r"^启动以来 准入 \d+ · 不予受理 \d+ · 已记录 [\d,]+", totals)
     assert told["closure_rate"].startswith(f"{city(service)['closed']:,} ÷ ")
     page.mouse.move(5, 5)
     expect(why).to_be_hidden()

@@ -359,7 +359,7 @@ def test_a_worker_that_begins_shows_no_zero(new_page: NewPage) -> None:
     tell_only(page, {"figures": figures | {"events_per_second": None}})
     tile = id_of(page, "tile-events_per_second")
     expect(tile.locator(".value")).to_have_text("—")
-    expect(tile.locator(".foot")).to_have_text("滞后 —")
+    expect(tile.locator(".foot")).to_have_text("队列 —")
     for name in ("topic", "gateway", "decode", "deduplicate", "admit", "enrich", "store"):
         expect(id_of(page, f"flow-{name}").locator(".rate")).to_have_text("—")
     expect(id_of(page, "flow-decode")).to_have_class(re.compile("unknown"))

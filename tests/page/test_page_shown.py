@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.page.browser import chromium, id_of
 from tests.page.canned import NOW, figures, instant, open_canned, point, row, tell
@@ -91,3 +92,70 @@ def test_a_delay_above_the_last_bound_is_shown_as_one(page: Page) -> None:
     page.keyboard.press("Escape")
     tell(page, "figures", figures(delay_seconds={"p50": None, "p99": None, "count": 60}))
     expect(tile.locator(".foot")).to_have_text("p50 > 30 s")
+
+
+def test_what_waits_has_a_unit_and_one_word(page: Page) -> None:
+    open_canned(page)
+    waiting = id_of(page, "flow-decode").locator(".facts")
+    expect(waiting).to_contain_text("队列 3 块")
+    expect(waiting).to_contain_text("最久等待 1.5 s")
+    expect(id_of(page, "tile-events_per_second").locator(".foot")).to_have_text("队列 3 块")
+    # lagging is said of what the tables hold, and of nothing else
+    expect(page.get_by_text(re.compile("滞后"))).to_have_count(1)
+    id_of(page, "language").click()
+    expect(waiting).to_contain_text("queue 3 blocks")
+    expect(waiting).to_contain_text("oldest 1.5 s")
+
+
+def test_the_counts_of_the_events_are_those_that_give_the_rate(page: Page) -> None:
+    open_canned(page)
+    counts = id_of(page, "why-events_per_second").locator("p").last
+    expect(counts).to_have_text(
+        "计数 准入 6.0/秒 · 不予受理 1.0/秒 · 已记录 0/秒 · 重复 0/秒 · 隔离 0/秒；"
+        "启动以来 准入 1,000 · 不予受理 1,000 · 已记录 1,000 · 重复 1,000 · 隔离 1,000"
+    )
+    id_of(page, "language").click()
+    expect(counts).to_contain_text("quarantined 0/s; since start admitted 1,000 · ")
+
+
+def rejection(number: int, at: Any, **changed: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"source": "local", "event_id": f"e{number}", "ingested_at": instant(at)}
+    found |= {"matter_code": None, "grid_code": "440704001001001", "life_safety": False}
+    return found | {"primary_reason": "GRID_UNKNOWN"} | changed
+
+
+def test_a_rejection_of_another_day_shows_its_date(page: Page) -> None:
+    """The city's day, which begins at 16:00 UTC."""
+    times = [NOW, NOW - timedelta(hours=15, minutes=59), NOW - timedelta(hours=17), NOW - timedelta(days=29)]
+    rejected = {"reasons": [], "newest": [rejection(n, at) for n, at in enumerate(times)]}
+    open_canned(page, rejected=rejected | {"life_safety": {"reports": 0, "newest": None}})
+    shown = page.locator(".newest .num")
+    expect(shown).to_have_text(["16:00:00", "00:01:00", "03/01 23:00", "02/01 16:00"])
+    id_of(page, "language").click()
+    expect(shown).to_have_text(["16:00:00", "00:01:00", "01 Mar, 23:00", "01 Feb, 16:00"])
+
+
+def test_the_alarm_opens_the_list_of_all_it_counts(page: Page) -> None:
+    """Each once, though one was stored twice."""
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        rows = [rejection(n, ago(5 * n), life_safety=True) for n in (1, 2, 2, 3)]
+        route.fulfill(json={"rows": rows})
+
+    rejected: dict[str, Any] = {"reasons": [], "newest": []}
+    rejected["life_safety"] = {"reports": 3, "newest": {"source": "local", "event_id": "e1"}}
+    open_canned(page, {"/v1/rejections": answer}, rejected=rejected)
+    button = id_of(page, "life-safety").get_by_role("button")
+    expect(button).to_have_attribute("title", "打开列表")
+    button.click()
+    rows = id_of(page, "of-reason").locator("li")
+    expect(rows).to_have_count(3)
+    expect(rows.first.locator(".why-not")).to_have_text("网格不存在")
+    expect(id_of(page, "dialog").get_by_role("heading", level=2)).to_have_text("不予受理 · 涉及人身安全")
+    (url,) = asked
+    query = parse_qs(urlsplit(url).query)
+    assert (query["life_safety"], query["limit"]) == (["true"], ["1000"])
+    since = datetime.fromisoformat(query["from"][0])
+    assert timedelta(0) <= since - ago(60) < timedelta(minutes=5)

@@ -11,6 +11,7 @@ const TILES = [
   "events_per_second", "closure_rate", "response_rate", "timely_response_rate", "closure_on_time_rate",
   "handling_on_time_rate", "open", "overdue", "delay_seconds",
 ];
+const OUTCOMES = ["admitted", "rejected", "recorded", "duplicate", "quarantined"];
 const KEY = "gridpipe.key";
 const THEME = "gridpipe.theme";
 const CITY = "4407";
@@ -127,6 +128,7 @@ const component = () => ({
   number(value) { return format.count(value, this.lang); },
   clock(iso) { return format.clock(iso, this.lang); },
   instant(iso) { return format.instant(iso, this.lang); },
+  lately(iso) { return format.lately(iso, this.serverNow(), this.lang); },
   matterName(code) {
     const matter = this.matters.find((item) => item.code === code);
     if (!matter) return [code, this.catalogue.matter_names[code]].filter(Boolean).join(" ") || "—";
@@ -335,8 +337,10 @@ const component = () => ({
     if (id === "events_per_second") {
       const totals = this.figures && this.figures.totals;
       if (!totals || !this.figures.worker) return "—";
-      return ["admitted", "rejected", "recorded", "duplicate", "quarantined"]
-        .map((name) => `${this.t(name)} ${format.count(totals[name] || 0, this.lang)}`).join(" · ");
+      const out = this.figures.flow.outcomes_per_second; // their sum is the figure
+      const all = (told) => OUTCOMES.map((name) => `${this.t(name)} ${told(name)}`).join(" · ");
+      return `${all((name) => this.perSecond(out[name]))}${this.lang === "zh" ? "；" : "; "}${this.t("sinceStart")} ${
+        all((name) => format.count(totals[name] || 0, this.lang))}`;
     }
     if (id === "delay_seconds") {
       const delay = this.delay();
@@ -352,7 +356,7 @@ const component = () => ({
   tileFoot(id) {
     if (id === "events_per_second") {
       const flow = this.figures && this.figures.worker && this.figures.flow;
-      return flow ? `${this.t("lag")} ${this.shownLag(flow.topic)}` : "";
+      return flow ? `${this.t("queue")} ${this.shownQueue(flow.topic)}` : "";
     }
     if (id === "delay_seconds") {
       const delay = this.delay();
@@ -424,7 +428,7 @@ const component = () => ({
     const sum = (...values) => (values.includes(null) ? null : values.reduce((total, value) => total + value, 0)); // unknown after a start
     const all = sum(...Object.values(out));
     const less = (whole, ...parts) => (whole === null ? null : whole - sum(...parts));
-    const per = (value) => (value === null ? "—" : `${format.rate(value, this.lang)}${this.t("perSecond")}`);
+    const per = (value) => this.perSecond(value);
     const fact = (name, value, bad = false) => ({ name: this.t(name), value, bad });
     const ms = (seconds) => (seconds === null ? "—" : `${(seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0)} ms`);
     const stage = (name) => fact("perBlock", ms(flow.stages[name]));
@@ -449,7 +453,7 @@ const component = () => ({
       ], flow.gateway.stuck),
       arrow("topic", flow.gateway.accepted_per_second, [fact("notWritten", per(flow.gateway.not_written_per_second), unwritten)],
         away ? false : unwritten ? this.t("notWritten") : flow.gateway.stuck, away),
-      arrow("decode", all, [fact("queue", this.shownLag(flow.topic)), fact("lag", flow.topic.known ? `${flow.topic.lag_seconds.toFixed(1)} s` : "—", flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], stuckAt || slow("decode"), silent),
+      arrow("decode", all, [fact("queue", this.shownQueue(flow.topic)), fact("oldest", flow.topic.known ? `${flow.topic.lag_seconds.toFixed(1)} s` : "—", flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], stuckAt || slow("decode"), silent),
       arrow("deduplicate", less(all, out.quarantined), [fact("quarantined", per(out.quarantined), out.quarantined > 0), stage("deduplicate")], slow("deduplicate")),
       arrow("admit", less(all, out.quarantined, out.duplicate), [fact("duplicates", per(out.duplicate)), stage("admit")], slow("admit")),
       arrow("enrich", sum(out.admitted, out.recorded, out.rejected), [fact("rejected", per(out.rejected)), stage("enrich")], slow("enrich")),
@@ -461,7 +465,9 @@ const component = () => ({
     ];
   },
 
-  shownLag(topic) { return topic.known ? this.number(topic.lag_records) : "—"; }, // a worker that begins has no partitions yet
+  perSecond(value) { return value === null ? "—" : `${format.rate(value, this.lang)}${this.t("perSecond")}`; },
+  // In blocks of up to thousands of events; a worker that begins has no partitions yet.
+  shownQueue(topic) { return topic.known ? `${this.number(topic.lag_records)} ${this.t("blocks")}` : "—"; },
 
   // ---- map
   mapRows(district) { return district ? this.districts.rows : (this.tables["town:"] || { rows: [] }).rows; },

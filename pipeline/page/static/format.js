@@ -80,6 +80,16 @@ export function clock(iso, lang) {
   }).format(new Date(iso));
 }
 
+// The time of day, and the date where it is not that of `now`.
+export function lately(iso, now, lang) {
+  if (!iso) return NONE;
+  const day = (at) => new Intl.DateTimeFormat("en-GB", { timeZone: ZONE }).format(new Date(at));
+  if (day(iso) === day(now)) return clock(iso, lang);
+  return new Intl.DateTimeFormat(locale(lang), {
+    timeZone: ZONE, month: lang === "zh" ? "2-digit" : "short", day: "2-digit", hour: "2-digit", minute: "2-digit", hour12: false,
+  }).format(new Date(iso));
+}
+
 export function instant(iso, lang) {
   if (!iso) return NONE;
   return new Intl.DateTimeFormat(locale(lang), {
