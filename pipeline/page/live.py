@@ -73,6 +73,8 @@ class Live:
         self._point_due = 0.0
         self._gap_due = 0.0
         self._store_fails = False
+        self._metrics_fail = False
+        self._past_fails = False
         self._past: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -157,6 +159,17 @@ class Live:
         return rest
 
     async def _read_metrics(self, now: float) -> float:
+        try:
+            await self._publish_figures(now)
+            self._metrics_fail = False
+        except Exception:
+            if not self._metrics_fail:
+                log.exception("live_page_without_figures")
+            self._metrics_fail = True
+            self._frames.pop("figures", None)  # who comes now would take its instant for the present one
+        return max(0.0, now + TICK_SECONDS - time.monotonic())
+
+    async def _publish_figures(self, now: float) -> None:
         here, worker = await self._expositions()
         families = read_families(here, worker or b"")
         self._figures.add(Sample(now, families, worker is not None))
@@ -169,7 +182,6 @@ class Live:
             "log_answers": None if self._log_answers is None else self._log_answers(),
         }
         self._publish("figures", figures)
-        return max(0.0, now + TICK_SECONDS - time.monotonic())
 
     async def _read_tables(self) -> float:
         """`current` tells until when the shown tables hold what was stored. Returns how long to rest."""
@@ -197,7 +209,7 @@ class Live:
         table = await self.board.city_and_districts(every=TICK_SECONDS)
         self._show_city(table)  # who comes next sees figures at once, a minute old at most
         row = table.answer["city"]["rows"][0]
-        self._history.add(self.board.reader.clock(), row, self._figures.describe())
+        self._history.add(self.board.reader.clock(), row, self._known_figures())
         self._publish("trend", {"points": self._history.points()})
 
     def _keep_gap(self, now: float) -> None:
@@ -206,8 +218,12 @@ class Live:
         if now < max(self._point_due, self._gap_due):
             return
         self._gap_due = now + _POINT_SECONDS - TICK_SECONDS
-        self._history.add(self.board.reader.clock(), None, self._figures.describe())
+        self._history.add(self.board.reader.clock(), None, self._known_figures())
         self._publish("trend", {"points": self._history.points()})
+
+    def _known_figures(self) -> dict[str, Any] | None:
+        """For the trend: none where the newest sample is from before the metrics failed."""
+        return None if self._metrics_fail else self._figures.describe()
 
     async def _read_past(self) -> None:
         """The hour before this process began, a point after the other and with rests between them."""
@@ -215,10 +231,14 @@ class Live:
             started = time.monotonic()
             try:
                 row = await self.board.kpi_at(at)
-            except UnavailableError:
+            except Exception as error:
+                if not isinstance(error, UnavailableError) and not self._past_fails:
+                    log.exception("live_page_past_not_read")
+                    self._past_fails = True
                 await asyncio.sleep(_PAST_AGAIN_SECONDS)
                 self._past = None
                 return
+            self._past_fails = False
             if row["cases"]:
                 self._history.add(at, row, None)
                 self._publish("trend", {"points": self._history.points()})

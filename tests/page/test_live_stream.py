@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 from prometheus_client import generate_latest
@@ -274,8 +275,9 @@ def test_city_and_districts_together_are_the_two_answers_apart(clickhouse: Clien
         assert together[0]["rows"][0]["reports"] > sum(row["reports"] for row in together[1]["rows"])
 
 
+@pytest.mark.parametrize("error", [UnavailableError("no answer"), ValueError("no such column")])
 async def test_the_last_hour_is_read_back_again_after_the_store_failed(
-    reader: Reader, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr("pipeline.page.live._PAST_AGAIN_SECONDS", 0.0)
     board = Board(reader)
@@ -284,7 +286,7 @@ async def test_the_last_hour_is_read_back_again_after_the_store_failed(
     async def once_gone(at: datetime) -> dict[str, Any]:
         if not failed.is_set():
             failed.set()
-            raise UnavailableError("ClickHouse does not answer")
+            raise error
         again.set()
         return await original(at)
 
@@ -296,6 +298,31 @@ async def test_the_last_hour_is_read_back_again_after_the_store_failed(
         await again.wait()
     reading.cancel()
     running.cancel()
+
+
+async def test_metrics_that_fail_once_are_read_again_and_said_once(reader: Reader) -> None:
+    """Without this the stream went on, with nothing but heartbeats of them."""
+    asked = []
+
+    async def failing() -> tuple[bytes, bytes | None]:
+        asked.append(1)
+        if len(asked) in {2, 3}:
+            raise ValueError("not a metric")
+        return b"gridpipe_events_total 1", None
+
+    live = Live(Board(reader), failing)
+    started = time.monotonic()
+    with structlog.testing.capture_logs() as lines:
+        await live._read_metrics(started)
+        assert "figures" in live.known(["figures"])
+        for second in (1, 2):
+            await live._read_metrics(started + second)
+            assert live.known(["figures"]) == {}, "who comes now would take it for the present"
+        live._keep_gap(started)
+        assert live._history.points()[-1]["events_per_second"] is None
+        await live._read_metrics(started + 3)
+    assert "figures" in live.known(["figures"])
+    assert [line["event"] for line in lines] == ["live_page_without_figures"]
 
 
 async def test_the_stream_says_when_the_store_is_gone(reader: Reader) -> None:

@@ -241,7 +241,7 @@ def figures_of(page: Page) -> dict[str, Any]:
 
 
 def tell_only(page: Page, messages: dict[str, Any]) -> None:
-    """A stream that says these once, and then goes on without a word."""
+    """A stream that says these, and figures each second as the real one."""
     text = "".join(f"event: {topic}\ndata: {json.dumps(data)}\n\n" for topic, data in messages.items())
     page.add_init_script(
         f"window.told = {json.dumps(text)};"
@@ -249,7 +249,8 @@ def tell_only(page: Page, messages: dict[str, Any]) -> None:
           const real = window.fetch;
           window.fetch = (address, ...rest) => {
             if (address !== "/v1/live") return real(address, ...rest);
-            const start = (out) => out.enqueue(new TextEncoder().encode(window.told));
+            const say = (out) => out.enqueue(new TextEncoder().encode(window.told));
+            const start = (out) => { say(out); setInterval(say, 1000, out); };
             return Promise.resolve(new Response(new ReadableStream({ start })));
           };
         })();"""

@@ -15,6 +15,7 @@ const OUTCOMES = ["admitted", "rejected", "recorded", "duplicate", "quarantined"
 const KEY = "gridpipe.key";
 const THEME = "gridpipe.theme";
 const CITY = "4407";
+const FIGURES_MS = 10000; // they come each second; older ones are not shown as the present
 const RETRY_MS = 3000;
 const LEAST_REST_MS = 500; // between two askings for a table
 const CATALOGUE_MS = 600000; // a wall page stays open for weeks, and catalogues change
@@ -59,7 +60,9 @@ const component = () => ({
   storeWorks: true,
   ready: false,
 
-  figures: null, // null while the stream is not live: what was running is not known then
+  figures: null, // null while the stream is not live, or silent of them: what is running is not known then
+  figuresAt: 0, // when they came
+  figuresLate: false,
   currentAt: null, // the tables hold what was stored until then
   city: null,
   districts: { as_of: null, rows: [] },
@@ -179,6 +182,10 @@ const component = () => ({
   },
   tick() {
     this.now = Date.now();
+    if (this.figures && this.now - this.figuresAt > FIGURES_MS) {
+      this.figures = null; // they stood for the present
+      this.figuresLate = true;
+    }
     // its right edge is the present, whether or not something new comes
     if (this.view === "trend" && this.now - this.drawnAt > TREND_MS) this.drawTrend();
   },
@@ -209,6 +216,7 @@ const component = () => ({
     return [
       [figures && figures.log_answers === false, "logDown"],
       [!this.storeWorks, "storeDown"],
+      [this.figuresLate, "figuresLate"],
       [this.ready && figures && !figures.worker && figures.expects_worker, "workerDown"],
     ].filter(([wrong]) => wrong).map(([, name]) => this.t(name)).join(" · ");
   },
@@ -236,6 +244,7 @@ const component = () => ({
   },
   connected(state) {
     this.connection = state;
+    this.figuresLate = false;
     if (state !== "live") this.figures = null;
     else if (this.wasLive) this.loadCatalogue(); // the server may have begun anew, with other names
     this.wasLive ||= state === "live";
@@ -251,7 +260,9 @@ const component = () => ({
   take(topic, value) {
     if (topic === "figures") {
       this.figures = value;
+      this.figuresLate = false;
       this.now = Date.now();
+      this.figuresAt = this.now;
       this.skew = Date.parse(value.at) - this.now;
     } else if (topic === "city") {
       this.city = value;
@@ -792,18 +803,20 @@ const component = () => ({
     this.show("key");
   },
   async checkKey() { this.keyInfo = await getJson("/v1/live/key", this.key); },
+  // A key is taken once it is known to be one: a typing error, or no answer, takes nothing away.
   async useKey() {
-    this.key = this.typedKey.trim();
-    try {
-      await this.checkKey();
-      remember(sessionStorage, KEY, this.key);
-      this.problem = null;
-    } catch (error) {
-      this.forgetKey();
-      this.problem = error;
-    }
+    const key = this.typedKey.trim();
     this.typedKey = "";
-    if (this.keyInfo && this.connection !== "live") {
+    try {
+      this.keyInfo = await getJson("/v1/live/key", key);
+    } catch (error) {
+      this.problem = error;
+      return;
+    }
+    this.key = key;
+    remember(sessionStorage, KEY, key);
+    this.problem = null;
+    if (this.connection !== "live") {
       this.connect();
       this.loadCatalogue();
     }

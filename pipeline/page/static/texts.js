@@ -10,6 +10,7 @@ export const TEXTS = {
   lost: ["连接中断，正在重连", "connection lost, trying again"],
   storeDown: ["ClickHouse 暂无应答，显示的是最后一次数据", "ClickHouse does not answer; the last figures are shown"],
   logDown: ["消息队列没有应答：上报现在收不进来，由来源重发", "the log does not answer: nothing is taken in now, sources must send again"],
+  figuresLate: ["运行指标 10 秒以上没有更新", "the running figures have not come for over 10 s"],
   workerDown: ["无法读取处理进程的指标", "the worker's metrics cannot be read"],
   behind: ["滞后", "behind"],
   theme: ["切换深浅色", "Switch between dark and light"],
