@@ -29,7 +29,7 @@ FORMULAS = {
     "handling_on_time_rate": "按期处置 ÷（已处置，或办结时限已到）",
     "open": "计数案件 − 已办结",
     "overdue": "未办结且办结时限已过",
-    "delay_seconds": "从网关收到到可查询",
+    "delay_seconds": "从网关收到到可查询，99% 的请求不超过此值",
 }
 
 
@@ -95,7 +95,9 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
 
     chart = id_of(page, "times-chart")
     expect(chart.locator("canvas")).to_have_count(1)
-    expect(chart).to_have_attribute("aria-label", re.compile("^响应时间; .*公安局: p50 .+, p90 .+, 时限 "))
+    expect(chart).to_have_attribute(
+        "aria-label", re.compile("^响应时间; .*公安局: p50 .+, p90 .+, 时限（平时） ")
+    )
     police = re.compile("公安局: p50 (.+?), p90 (.+?), ")
     until_same(
         page,
@@ -151,10 +153,10 @@ def percentiles_of(service: Service, department: str) -> tuple[str, ...]:
     def written(seconds: int) -> str:
         minutes, hours = seconds // 60, seconds // 3600
         if hours >= 48:
-            return f"{hours // 24}天{f'{hours % 24}时' if hours % 24 else ''}"
+            return f"{hours // 24}天{f'{hours % 24}小时' if hours % 24 else ''}"
         if hours:
-            return f"{hours}时{f'{minutes % 60:02}分' if minutes % 60 else ''}"
-        return f"{minutes}分" if minutes else f"{seconds}秒"
+            return f"{hours}小时{f'{minutes % 60}分' if minutes % 60 else ''}"
+        return f"{minutes}分钟" if minutes else f"{seconds}秒"
 
     rows = service.get("/v1/kpi", by="department")["rows"]
     (row,) = [row for row in rows if row["key"] == department]

@@ -64,7 +64,9 @@ def told(metric: str, value: float | None) -> str:
     if metric.endswith("_rate"):
         return "100" if value >= 1 else percent(value, 1).removesuffix("%")
     if metric[-4:-2] == "_p":
-        unit, step, sign = (3600, "0.1", "h") if value < 172_800 else (86_400, "1", "d")
+        if value < 3_600:
+            return f"{int(value // 60)}分" if value >= 60 else "<1分"
+        unit, step, sign = (3600, "0.1", "时") if value < 172_800 else (86_400, "1", "天")
         return f"{Decimal(value / unit).quantize(Decimal(step), ROUND_HALF_UP)}{sign}"
     return f"{value:,}"
 

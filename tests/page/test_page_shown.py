@@ -11,8 +11,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from pipeline.read.small_cells import without_small_cells
 from tests.page.browser import chromium, id_of
-from tests.page.canned import NOW, figures, instant, open_canned, point, row, tell
+from tests.page.canned import CATALOGUE, NOW, figures, instant, open_canned, point, row, tell
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -169,6 +170,7 @@ def test_figures_that_no_longer_come_are_not_the_present(page: Page) -> None:
         page.locator(".stages li.unknown"),
     )
     expect(value).to_have_text("7.0")
+    page.evaluate("window.quiet = true")
     page.clock.run_for(8_000)
     expect(value).to_have_text("7.0")
     expect(arrows).to_have_count(0)
@@ -214,3 +216,85 @@ def test_a_key_that_works_stays_when_another_is_refused(page: Page) -> None:
     page.wait_for_selector("tr.total")
     expect(id_of(page, "test-event")).to_be_visible()
     assert shown == [f"Bearer {typed}" for typed in ("bad", "good", "baad", "lost", "good")]
+
+
+#: Seconds → in Chinese and English, and the same in a tile of the map.
+DURATIONS = {
+    40: ("40秒", "40 s", "<1分", "<1m"),
+    150: ("2分钟", "2 min", "2分", "2m"),
+    3_599: ("59分钟", "59 min", "59分", "59m"),
+    10_800: ("3小时", "3 h", "3.0时", "3.0h"),
+    11_100: ("3小时5分", "3 h 5 m", "3.1时", "3.1h"),
+    86_400: ("24小时", "24 h", "24.0时", "24.0h"),
+    190_800: ("2天5小时", "2 d 5 h", "2天", "2d"),
+}
+
+
+def test_a_duration_is_no_time_of_day(page: Page) -> None:
+    open_canned(page)
+    id_of(page, "metric").select_option("response_p50")
+    cell = page.locator(".cell[data-code='440704']")
+    column = page.locator("tr[data-key='440704'] td").nth(10)
+    for seconds, (zh, en, brief_zh, brief_en) in DURATIONS.items():
+        slow = row("440704", response_seconds=dict.fromkeys(("p50", "p90", "p99"), seconds))
+        tell(page, "district", {"as_of": instant(NOW + timedelta(seconds=seconds)), "rows": [slow]})
+        expect(cell.locator(".value")).to_have_text(brief_zh)
+        expect(cell).to_have_attribute("title", f"江海区 响应 p50 {zh}")
+        expect(column).to_have_text(zh)
+        id_of(page, "language").click()
+        expect(cell.locator(".value")).to_have_text(brief_en)
+        expect(column).to_have_text(en)
+        id_of(page, "language").click()
+
+
+def test_a_tile_of_the_map_tells_the_counts_behind_its_rate(page: Page) -> None:
+    towns = {
+        "as_of": instant(NOW),
+        "again_in_seconds": 60,
+        "rows": [row("440704001"), row("440704004", parts=None)],
+    }
+    open_canned(page, {"/v1/live/tables/town": towns})
+    town, other = (page.locator(f".cell[data-code='44070400{n}']") for n in (1, 4))
+    expect(town).to_have_attribute("title", "江海区江南街道 办结率 90.0%（18 / 20）")
+    expect(town).to_have_attribute("aria-label", "江海区江南街道 办结率 90.0%（18 / 20）")
+    expect(other).to_have_attribute("title", "江海区 办结率 90.0%")
+    id_of(page, "language").click()
+    expect(town).to_have_attribute("title", re.compile(r" Closure rate 90\.0% \(18 / 20\)$"))
+    id_of(page, "metric").select_option("cases")
+    expect(town).to_have_attribute("title", re.compile(" 20$"))
+
+
+def test_rows_of_few_cases_are_said_to_be_left_out(page: Page) -> None:
+    villages = without_small_cells(
+        {"rows": [row("440704001001"), row("440704001002", reports=2, cases=2)]}, "village", 5
+    )
+    table = villages | {"as_of": instant(NOW), "again_in_seconds": 60}
+    towns = {"as_of": instant(NOW), "again_in_seconds": 60, "rows": [row("440704001")]}
+    open_canned(page, {"/v1/live/tables/town": towns, "/v1/live/tables/village": table})
+    note = id_of(page, "few-cases")
+    expect(note).to_be_hidden()
+    page.locator(".cell[data-code='440704001']").click()
+    expect(page.locator("tr[data-key='440704001002'] td").first).to_have_text("—")
+    expect(note).to_have_text("件数过少的行不显示（保护隐私）")
+    id_of(page, "language").click()
+    expect(note).to_have_text("rows of few cases are not shown (privacy)")
+
+
+def test_words(page: Page) -> None:
+    departments = {"as_of": instant(NOW), "again_in_seconds": 60, "rows": [row("public_security")]}
+    matter = {"code": "PO-01", "name_zh": "警情", "name_en": "Police", "lead_department": "public_security"}
+    matter |= {"response_minutes": 30, "resolution_hours": 24}
+    answers = {
+        "/v1/live/tables/department": departments,
+        "/v1/live/matters": CATALOGUE | {"matters": [matter]},
+    }
+    open_canned(page, answers)
+    foot = id_of(page, "tile-overdue").locator(".foot")
+    chart = id_of(page, "times-chart")
+    expect(foot).to_have_text("占未办结 50.0%")
+    expect(id_of(page, "why-delay_seconds")).to_contain_text("99% 的请求不超过此值")
+    # not the one that an active mode sets
+    expect(chart).to_have_attribute("aria-label", re.compile("公安局: p50 10分钟, .*, 时限（平时） 30分钟$"))
+    id_of(page, "language").click()
+    expect(foot).to_have_text("50.0% of open")
+    expect(chart).to_have_attribute("aria-label", re.compile(r"Limit \(routine\) 30 min$"))

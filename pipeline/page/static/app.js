@@ -376,7 +376,7 @@ const component = () => ({
     const row = this.cityRow();
     if (!row) return "";
     if (id === "open") return `${this.t("cases")} ${this.number(row.cases)}`;
-    if (id === "overdue") return row.open ? `${format.percent(row.overdue / row.open)} ${this.t("ofOpen")}` : "";
+    if (id === "overdue") return row.open ? this.t("ofOpen").replace("{}", format.percent(row.overdue / row.open)) : "";
     return row.parts[id].map((n) => this.number(n)).join(" / ");
   },
   tileClass(id) {
@@ -498,7 +498,13 @@ const component = () => ({
     return name ? name.replace(/(街道|镇|区|市)$/, "") : "";
   },
   cellValue(cell) { return area.brief(this.metric, this.rowOf(cell), this.lang); },
-  cellLabel(cell) { return `${this.areaName(cell.code)} ${this.t(this.metric)} ${area.shown(this.metric, this.rowOf(cell), this.lang)}`; },
+  cellLabel(cell) {
+    const row = this.rowOf(cell);
+    const parts = area.parts(this.metric, row);
+    const counts = parts ? parts.map((n) => this.number(n)).join(" / ") : "";
+    return `${this.areaName(cell.code)} ${this.t(this.metric)} ${area.shown(this.metric, row, this.lang)}${
+      counts && (this.lang === "zh" ? `（${counts}）` : ` (${counts})`)}`;
+  },
   countsOnMap() { return area.isCount(this.metric); },
   mapNote() { return [this.t("mapNote"), ...(this.countsOnMap() ? [this.t("legendOfTowns")] : [])].join(this.lang === "zh" ? "；" : "; "); },
   legend() { return area.legend(this.metric, this.scale(), this.lang); },
@@ -538,6 +544,7 @@ const component = () => ({
     if (!table) return this.t("loading");
     return this.areaRows().length ? "" : this.t("noRows");
   },
+  hasFewCases() { return this.areaRows().some((row) => row.suppressed); },
   areaInstant() {
     const table = this.areaTable();
     return (table && table.as_of) || "";
@@ -637,7 +644,7 @@ const component = () => ({
   },
   timesSummary() {
     return [this.t(this.span), ...this.timesRows().map((row) =>
-      `${row.name}: p50 ${format.duration(row.values.p50, this.lang)}, p90 ${format.duration(row.values.p90, this.lang)}, p99 ${format.duration(row.values.p99, this.lang)}, ${this.t("limit")} ${row.limits ? row.limits.map((v) => format.duration(v, this.lang)).join("–") : "—"}`)].join("; ");
+      `${row.name}: p50 ${format.duration(row.values.p50, this.lang)}, p90 ${format.duration(row.values.p90, this.lang)}, p99 ${format.duration(row.values.p99, this.lang)}, ${this.t("limit")} ${row.limits ? [...new Set(row.limits)].map((v) => format.duration(v, this.lang)).join("–") : "—"}`)].join("; ");
   },
 
   // ---- rejections

@@ -1,6 +1,6 @@
 // Areas: what a column shows, how the map is coloured, the way down from districts to grids.
 
-import { count, duration, percent } from "./format.js";
+import { briefDuration, count, duration, percent } from "./format.js";
 import { DISTRICTS, TOWNS } from "./tiles.js";
 
 export const LEVELS = ["district", "town", "village", "grid"];
@@ -39,12 +39,17 @@ export function shown(name, row, lang) {
   return isRate(name) ? percent(found) : count(found, lang);
 }
 
+// The counts behind a rate, null where there is none.
+export function parts(name, row) {
+  return (row && row.parts && row.parts[name]) || null;
+}
+
 // In a tile there is room for four signs.
 export function brief(name, row, lang) {
   const found = value(name, row);
   if (found === null || found === undefined) return "";
   if (isRate(name)) return found >= 1 ? "100" : percent(found).slice(0, -1);
-  if (isTime(name)) return found < 172800 ? `${(found / 3600).toFixed(1)}h` : `${(found / 86400).toFixed(0)}d`;
+  if (isTime(name)) return briefDuration(found, lang);
   return count(found, lang);
 }
 

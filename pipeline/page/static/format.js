@@ -55,12 +55,20 @@ export function duration(value, lang) {
   const zh = lang === "zh";
   const minutes = Math.floor(value / 60);
   if (minutes < 1) return zh ? `${Math.floor(value)}秒` : `${Math.floor(value)} s`;
-  if (minutes < 60) return zh ? `${minutes}分` : `${minutes} min`;
+  if (minutes < 60) return zh ? `${minutes}分钟` : `${minutes} min`;
   const hours = Math.floor(minutes / 60);
-  if (hours < 48 && minutes % 60 === 0) return zh ? `${hours}时` : `${hours} h`;
-  if (hours < 48) return zh ? `${hours}时${String(minutes % 60).padStart(2, "0")}分` : `${hours} h ${minutes % 60} m`;
+  if (hours < 48 && minutes % 60 === 0) return zh ? `${hours}小时` : `${hours} h`;
+  if (hours < 48) return zh ? `${hours}小时${minutes % 60}分` : `${hours} h ${minutes % 60} m`;
   if (hours % 24 === 0) return zh ? `${hours / 24}天` : `${hours / 24} d`;
-  return zh ? `${Math.floor(hours / 24)}天${hours % 24}时` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+  return zh ? `${Math.floor(hours / 24)}天${hours % 24}小时` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+// The same where there is room for four signs. 时 stands behind a decimal: no time of day.
+export function briefDuration(value, lang) {
+  const [minute, hour, day] = lang === "zh" ? ["分", "时", "天"] : ["m", "h", "d"];
+  if (value < 60) return `<1${minute}`;
+  if (value < 3600) return `${Math.floor(value / 60)}${minute}`;
+  return value < 172800 ? `${(value / 3600).toFixed(1)}${hour}` : `${(value / 86400).toFixed(0)}${day}`;
 }
 
 export function distance(metres, lang) {
