@@ -53,6 +53,7 @@ def test_a_trend_ends_now_and_is_interrupted_where_nothing_was_known(page: Page)
     known = [54, 48, 42, 20, 19, 18, 14, 13]
     points = [point(ago(minutes), closure_rate=0.9 - minutes / 1_000) for minutes in known]
     points += [point(ago(minutes), events_per_second=5.0) for minutes in (17, 16, 15)]
+    points += [point(ago(45), open=0)]  # a rate without a case: not known, but nothing was interrupted
     points.sort(key=lambda item: item["at"])
     open_canned(page, trend={"points": points}, city={"as_of": instant(ago(11)), "rows": [row("4407")]})
     before, between, after = lines_of(page, "closure_rate")

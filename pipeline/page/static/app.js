@@ -389,7 +389,9 @@ const component = () => ({
   },
   // The last hour until now, and what is known last at the time that it is of: lines with gaps between them.
   series(id) {
-    const points = this.points.map((point) => ({ at: point.at, value: point[id] }));
+    // where the store answered, the open cases are known
+    const known = (point) => !["events_per_second", "delay_seconds"].includes(id) && point.open !== null;
+    const points = this.points.map((point) => ({ at: point.at, value: point[id], known: known(point) }));
     const current = this.current(id);
     const last = points[points.length - 1];
     if (current && current.value !== null && !(last && last.at > current.at)) points.push(current);

@@ -35,7 +35,8 @@ export function delay(value) {
   return value === null || value >= LONGEST_DELAY ? `> ${LONGEST_DELAY} s` : `${seconds(value)} s`;
 }
 
-// Points that belong together: a line that went on over an outage would hide it. points: [{at, value}] by time.
+// Points that belong together: a line that went on over an outage would hide it. points: [{at, value, known}] by
+// time; a value of null that is known is a rate without a denominator, and no interruption.
 const APART_MS = 420_000; // those that are read back lie six minutes apart
 export function runs(points) {
   const found = [];
@@ -45,7 +46,7 @@ export function runs(points) {
       if (before === null || Date.parse(point.at) - Date.parse(before.at) > APART_MS) found.push([]);
       found[found.length - 1].push(point);
       before = point;
-    } else before = null;
+    } else if (!point.known) before = null;
   }
   return found;
 }
