@@ -15,6 +15,7 @@ from typing import Any, Final
 from clickhouse_connect.driver.client import Client
 
 from pipeline.read.kpi import kpi, kpi_of_city_and_districts
+from pipeline.read.modes import modes_in_force
 from pipeline.read.names import KpiNames
 from pipeline.read.reader import Reader
 from pipeline.read.rejected import LIFE_SAFETY, life_safety_rejections, rejection_reasons
@@ -27,7 +28,7 @@ STALE_SECONDS: Final = 15.0
 _NEWEST: Final = 12
 
 _CITY_AND_DISTRICTS: Final = "kpi:city_and_district"
-_STORED: Final = ("events", "rejections", "duplicates", "quarantine", "cases", "ref_grids")
+_STORED: Final = ("events", "rejections", "duplicates", "quarantine", "cases", "ref_grids", "ref_modes")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,14 @@ class Board:
             }
 
         return await self._shared("rejected", ask, mark=mark, every=every)
+
+    async def modes(self, *, mark: str | None = None) -> Table:
+        """Emergency modes in force; time alone begins and ends them."""
+
+        def ask(client: Client) -> dict[str, Any]:
+            return {"modes": modes_in_force(client, at=self.reader.clock())}
+
+        return await self._shared("modes", ask, mark=mark, every=STALE_SECONDS)
 
     def _kpi(self, client: Client, by: str, at: datetime) -> dict[str, Any]:
         window = {"from_": at - DEFAULT_WINDOW, "to": at, "as_of": at}

@@ -188,16 +188,19 @@ class Live:
         started, before = time.monotonic(), self._shown.get("kpi")
         asked_at, mark = self._now(), await self.board.mark()
         self._show_city(await self.board.city_and_districts(mark=mark))
-        table = await self.board.rejected(mark=mark)
-        if self._shown.get("rejected") is not table:
-            self._shown["rejected"] = table
-            self._publish("rejected", table.answer)
+        self._show("rejected", await self.board.rejected(mark=mark))
+        self._show("modes", await self.board.modes(mark=mark))
         self._publish("current", {"at": asked_at})
         if self._past is None:
             self._past = asyncio.create_task(self._read_past(), name="live-page-past")
         if self._shown.get("kpi") is before:
             return TICK_SECONDS  # nothing was stored: what comes next is looked for soon
         return rest_after(time.monotonic() - started)
+
+    def _show(self, name: str, table: Table) -> None:
+        if self._shown.get(name) is not table:
+            self._shown[name] = table
+            self._publish(name, table.answer)
 
     def _show_city(self, table: Table) -> None:
         if self._shown.get("kpi") is not table:

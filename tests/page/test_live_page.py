@@ -96,7 +96,7 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
     chart = id_of(page, "times-chart")
     expect(chart.locator("canvas")).to_have_count(1)
     expect(chart).to_have_attribute(
-        "aria-label", re.compile("^响应时间; .*公安局: p50 .+, p90 .+, 时限（平时） ")
+        "aria-label", re.compile("^响应时间; .*公安局: p50 .+, p90 .+, 所辖事项的时限（平时） ")
     )
     police = re.compile("公安局: p50 (.+?), p90 (.+?), ")
     until_same(

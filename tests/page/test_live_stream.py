@@ -257,6 +257,32 @@ def test_a_quick_store_is_asked_seldom_and_a_slow_one_has_a_rest() -> None:
     assert rest_after(30) == 1.0
 
 
+async def test_the_modes_in_force_are_told(reader: Reader, clickhouse: Client) -> None:
+    now = reader.clock()
+
+    for mode, area, version, level, begin, end in (
+        ("flood", "440704", 1, "II", -5, None),
+        ("typhoon", "4407", 1, "III", -5, 2),
+        ("typhoon", "4407", 2, "I", -5, 2),  # raised
+        ("heat", "4407", 1, "II", -9, -1),
+        ("epidemic", "440703", 1, "II", 1, None),
+        ("epidemic", "440704", 1, "II", -2, None),
+        ("epidemic", "440704", 2, "II", -2, 0),  # ended now
+    ):
+        row: dict[str, Any] = {"mode": mode, "area_code": area, "version": version, "level": level}
+        row |= {"valid_from": now + timedelta(hours=begin), "authority": "a"}
+        row |= {"valid_to": None if end is None else now + timedelta(hours=end)}
+        clickhouse.insert("ref_modes", [list(row.values())], column_names=list(row))
+    live = Live(Board(reader), no_metrics)
+    running = asyncio.create_task(live.run())
+    told = (await read_until(live.stream(), {"modes"}))["modes"]["modes"]
+    assert told == [
+        {"mode": "typhoon", "level": "I", "area_code": "4407"},
+        {"mode": "flood", "level": "II", "area_code": "440704"},
+    ]
+    running.cancel()
+
+
 def test_city_and_districts_together_are_the_two_answers_apart(clickhouse: Client) -> None:
     world = World(clickhouse)
     report, rejected = Event("a", "REPORTED", at(0)), Event("b", "REPORTED", at(1), outcome="rejected")

@@ -294,8 +294,28 @@ def test_words(page: Page) -> None:
     chart = id_of(page, "times-chart")
     expect(foot).to_have_text("占未办结 50.0%")
     expect(id_of(page, "why-delay_seconds")).to_contain_text("99% 的请求不超过此值")
-    # not the one that an active mode sets
-    expect(chart).to_have_attribute("aria-label", re.compile("公安局: p50 10分钟, .*, 时限（平时） 30分钟$"))
+    # not the one that an active mode sets, which changes nothing of the resolution
+    expect(id_of(page, "modes")).to_be_hidden()
+    expect(chart).to_have_attribute(
+        "aria-label", re.compile("公安局: p50 10分钟, .*, 所辖事项的时限（平时） 30分钟$")
+    )
     id_of(page, "language").click()
     expect(foot).to_have_text("50.0% of open")
-    expect(chart).to_have_attribute("aria-label", re.compile(r"Limit \(routine\) 30 min$"))
+    expect(chart).to_have_attribute("aria-label", re.compile(r"Limits of its matters \(routine\) 30 min$"))
+    id_of(page, "resolution_seconds").click()
+    expect(chart).to_have_attribute("aria-label", re.compile("Limits of its matters 24 h$"))
+
+
+def test_an_emergency_mode_is_named_beside_the_limits(page: Page) -> None:
+    modes = [("typhoon", "I", "4407"), ("flood", "II", "440704"), ("heat", "IV", "440704001")]
+    told = [dict(zip(("mode", "level", "area_code"), mode, strict=True)) for mode in modes]
+    open_canned(page, modes={"modes": told})
+    expect(id_of(page, "modes")).to_have_text(
+        "应急状态生效，优先事项的响应时限可更短：防风 I · 江门市、防汛 II · 江海区、高温 IV · 江海区江南街道"
+    )
+    id_of(page, "language").click()
+    expect(id_of(page, "modes")).to_contain_text(
+        "typhoon I · Jiangmen, flood II · Jianghai, heat IV · Jiangnan, "
+    )
+    tell(page, "modes", {"modes": []})
+    expect(id_of(page, "modes")).to_be_hidden()

@@ -5,7 +5,7 @@ import { drawTimes, drawTrend, loadCharts } from "./charts.js";
 import { describeCase, describeEvent, stateName, word } from "./event.js";
 import * as format from "./format.js";
 import { getJson, postJson, Stream } from "./stream.js";
-import { ERRORS, TEXTS } from "./texts.js";
+import { ERRORS, TEXTS, VALUES } from "./texts.js";
 
 const TILES = [
   "events_per_second", "closure_rate", "response_rate", "timely_response_rate", "closure_on_time_rate",
@@ -67,6 +67,7 @@ const component = () => ({
   city: null,
   districts: { as_of: null, rows: [] },
   rejected: { reasons: [], newest: [], life_safety: { reports: 0, newest: null } },
+  modes: [], // emergency modes in force
   points: [],
   tables: {}, // by → {as_of, rows}
   asked: {}, // by → {as_of: the district table's that it is as new as, again: ms, when to ask next, busy}
@@ -146,7 +147,7 @@ const component = () => ({
   areaName(code) {
     if (!code) return "";
     const district = code.slice(0, 6);
-    const town = code.slice(0, 9);
+    const town = code.length > 6 ? code.slice(0, 9) : "";
     if (this.lang === "zh") return [this.catalogue.districts[district], this.catalogue.towns[town]].filter(Boolean).join("");
     return [area.english(town), area.english(district)].filter(Boolean).join(", ") || code;
   },
@@ -272,6 +273,7 @@ const component = () => ({
       this.districts = value;
       this.refresh();
     } else if (topic === "rejected") this.rejected = value;
+    else if (topic === "modes") this.modes = value.modes;
     else if (topic === "current") this.currentAt = value.at;
     else if (topic === "trend") {
       this.points = value.points;
@@ -636,9 +638,20 @@ const component = () => ({
   drawTimes() {
     if (!window.echarts || !this.$refs.times || !this.$refs.times.clientWidth) return;
     drawTimes(this.$refs.times, this.timesRows(), {
-      names: { limit: this.t(this.dimension === "matter" ? "limit" : "limits") },
+      names: { limit: this.limitName() },
       format: (value) => format.duration(value, this.lang),
     });
+  },
+  // An emergency mode shortens the limit of the response alone.
+  limitName() {
+    const name = this.dimension === "matter" ? "limit" : "limits";
+    return this.t(this.span === "response_seconds" ? `${name}Routine` : name);
+  },
+  modesText() {
+    if (!this.modes.length) return "";
+    const told = this.modes.map(({ mode, level, area_code }) =>
+      `${word(VALUES[mode], this.lang) || mode} ${level} · ${area_code === CITY ? this.t("city") : this.areaName(area_code) || area_code}`);
+    return `${this.t("modes")}${told.join(this.lang === "zh" ? "、" : ", ")}`;
   },
   timesNote() {
     if (this.tables[`${this.dimension}:`] && !this.timesRows().length) return this.t("noTimes");
@@ -646,7 +659,7 @@ const component = () => ({
   },
   timesSummary() {
     return [this.t(this.span), ...this.timesRows().map((row) =>
-      `${row.name}: p50 ${format.duration(row.values.p50, this.lang)}, p90 ${format.duration(row.values.p90, this.lang)}, p99 ${format.duration(row.values.p99, this.lang)}, ${this.t("limit")} ${row.limits ? [...new Set(row.limits)].map((v) => format.duration(v, this.lang)).join("–") : "—"}`)].join("; ");
+      `${row.name}: p50 ${format.duration(row.values.p50, this.lang)}, p90 ${format.duration(row.values.p90, this.lang)}, p99 ${format.duration(row.values.p99, this.lang)}, ${this.limitName()} ${row.limits ? [...new Set(row.limits)].map((v) => format.duration(v, this.lang)).join("–") : "—"}`)].join("; ");
   },
 
   // ---- rejections
