@@ -283,7 +283,12 @@ def test_rows_of_few_cases_are_said_to_be_left_out(page: Page) -> None:
 
 def test_words(page: Page) -> None:
     departments = {"as_of": instant(NOW), "again_in_seconds": 60, "rows": [row("public_security")]}
-    matter = {"code": "PO-01", "name_zh": "警情", "name_en": "Police", "lead_department": "public_security"}
+    matter: dict[str, Any] = {
+        "code": "PO-01",
+        "name_zh": "警情",
+        "name_en": "Police",
+        "lead_department": "public_security",
+    }
     matter |= {"response_minutes": 30, "resolution_hours": 24}
     answers = {
         "/v1/live/tables/department": departments,
