@@ -426,8 +426,8 @@ const component = () => ({
     ].join(",")));
   },
   sparkLine(id) {
-    // a point by itself has no length: a dash
-    return this.spark(id).map((line) => `M${line.join("L")}${line.length > 1 ? "" : "h.6"}`).join("");
+    // a point by itself has no length: a dash to its left, where the edge does not cut it
+    return this.spark(id).map((line) => `M${line.join("L")}${line.length > 1 ? "" : "h-.6"}`).join("");
   },
   sparkArea(id) {
     const x = (point) => point.split(",")[0];
