@@ -579,6 +579,7 @@ def test_search_finds_events_cases_submissions_and_nothing(new_page: NewPage, se
     box.fill("no-such-id")
     page.keyboard.press("Enter")
     expect(id_of(page, "found")).to_contain_text("没有这个编号")
+    expect(id_of(page, "not-found-note")).to_contain_text("不能按提交编号查找：请用事件编号")
     page.keyboard.press("Escape")
     box.fill("' OR 1=1")
     page.keyboard.press("Enter")
