@@ -22,6 +22,7 @@ from pipeline.frames import CASE_EVENT, DUPLICATE, POSITION, TIMESTAMP
 from pipeline.process.deduplicate import Entry, positions
 from pipeline.process.flow import BlockResult, PartitionState, case_events_of
 from pipeline.process.hashes import id_hash
+from pipeline.process.records import MAX_EVENTS_PER_RECORD
 from pipeline.process.resend import anchors_of
 from pipeline.settings import Settings
 from pipeline.sink.tables import Extent
@@ -32,6 +33,8 @@ OUTCOME_TABLES: Final = ("events", "rejections", "duplicates", "quarantine")
 
 #: Receipts of several gateways interleave; look this much further back than the oldest row to come.
 _SLACK: Final = timedelta(hours=1)
+#: Of so many offsets from the commit on recovery counts what is stored of each block.
+_COUNTED_OFFSETS: Final = 20_000
 _STORED_FOR_CASES: Final = (
     "case_id", "occurred_at", "ingested_at", "time_adjusted", "event_type", "event_id", "source", "_part",
     "_off", "_idx", "outcome", "response_limit_seconds", "resolution_limit_seconds", "due_at",
@@ -43,7 +46,7 @@ _STORED_FOR_CASES: Final = (
 @dataclass(frozen=True)
 class Span:
     """Offsets lo … hi that some rows say were one block. rules : the rule set that judged it; rows : stored
-    positions that name these bounds, -1 where bounds overlap."""
+    positions that name these bounds, -1 where they were not counted or bounds overlap."""
 
     lo: int
     hi: int
@@ -122,24 +125,43 @@ def _unstored_before(client: Client, inc: int, partition: int, committed: int) -
 
 def _spans(client: Client, inc: int, partition: int, committed: int) -> tuple[Span, ...]:
     each = " UNION ALL ".join(
-        f"SELECT _blk_lo, _blk_hi, _rules, _off, _idx FROM {table} "
+        f"SELECT DISTINCT _blk_lo, _blk_hi, _rules FROM {table} "
         "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} AND _off >= {from:UInt64}"
         for table in OUTCOME_TABLES
     )
     rows = client.query(
-        f"SELECT _blk_lo, _blk_hi, any(_rules), uniqExact(_off, _idx) FROM ({each}) "
+        f"SELECT _blk_lo, _blk_hi, any(_rules) FROM ({each}) "
         "GROUP BY _blk_lo, _blk_hi ORDER BY _blk_lo, _blk_hi",
         parameters={"inc": inc, "part": partition, "from": committed},
     ).result_rows
+    counts = _stored_of_blocks(client, inc, partition, committed) if rows else {}
     spans: list[Span] = []
     first = committed
-    for lo, hi, rules, stored in rows:
+    for lo, hi, rules in rows:
         # two owners may have cut differently before one was fenced off: make the rest disjoint
-        span = Span(max(int(lo), first), int(hi), str(rules), int(stored) if lo >= first else -1)
+        stored = counts.get((lo, hi), -1) if lo >= first else -1
+        span = Span(max(int(lo), first), int(hi), str(rules), stored)
         if span.lo <= span.hi:
             spans.append(span)
             first = span.hi + 1
     return tuple(spans)
+
+
+def _stored_of_blocks(client: Client, inc: int, partition: int, committed: int) -> dict[tuple[int, int], int]:
+    """Stored positions by the bounds that they name, of the blocks that are taken up first: of a group that
+    lost its commits they are all there are."""
+    each = " UNION ALL ".join(
+        f"SELECT _blk_lo, _blk_hi, _off, _idx FROM {table} "
+        "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} "
+        "AND _off >= {from:UInt64} AND _off < {to:UInt64} AND _blk_hi < {to:UInt64}"
+        for table in OUTCOME_TABLES
+    )
+    rows = client.query(
+        f"SELECT _blk_lo, _blk_hi, uniqExact(_off * {MAX_EVENTS_PER_RECORD} + _idx) FROM ({each}) "
+        "GROUP BY _blk_lo, _blk_hi",
+        parameters={"inc": inc, "part": partition, "from": committed, "to": committed + _COUNTED_OFFSETS},
+    ).result_rows
+    return {(int(lo), int(hi)): int(stored) for lo, hi, stored in rows}
 
 
 def _since(client: Client, inc: int, partition: int, committed: int) -> datetime | None:

@@ -15,6 +15,7 @@ from urllib3.exceptions import ProtocolError
 
 from pipeline.errors import ContractError, UnavailableError
 from pipeline.process.flow import Block, BlockResult, PartitionState, Rules, case_events_of, process_block
+from pipeline.process.partition import recover
 from pipeline.settings import Settings
 from pipeline.sink import retry
 from pipeline.sink.retry import Failure, Stopping, classify, persist
@@ -312,3 +313,27 @@ def test_an_insert_whose_file_went_away_is_sent_again(clickhouse: Client, tmp_pa
         clickhouse.command(f"INSERT INTO t FROM INFILE '{tmp_path}/gone.raw' FORMAT Arrow")
     assert "FILE_DOESNT_EXIST" in str(caught.value)
     assert classify(caught.value) is Failure.TRANSIENT
+
+
+def test_recovery_counts_what_is_stored_of_each_block(clickhouse: Client, rules: Rules) -> None:
+    """A position that is stored twice is one; where two owners cut differently nothing is claimed."""
+
+    def write(lo: int, hi: int, offsets: list[int], **more: str) -> None:
+        """A block of two events a record, of which only these records arrive."""
+        records = [record(at, event(2 * at), event(2 * at + 1)) for at in offsets]
+        result = process_block(Block(0, records), PartitionState.empty(Settings()), rules)
+        Sink(clickhouse, "t").write(result, inc=5, blocks=[Extent(0, lo, hi)], rules="r1", **more)
+
+    def spans(committed: int) -> list[tuple[int, int, int]]:
+        found = recover(clickhouse, inc=5, partition=0, committed=committed, settings=Settings())
+        return [(span.lo, span.hi, span.rows) for span in found.spans]
+
+    clickhouse.command("SYSTEM STOP MERGES")
+    write(0, 1, [0, 1])
+    write(2, 3, [2])
+    write(4, 5, [4, 5])
+    write(4, 5, [4, 5], suffix=":again")
+    assert count(clickhouse, "events") == [14]
+    assert spans(1) == [(1, 1, -1), (2, 3, 2), (4, 5, 4)]
+    write(5, 6, [5, 6])
+    assert spans(2) == [(2, 3, 2), (4, 5, 4), (6, 6, -1)]
