@@ -26,6 +26,7 @@ from pipeline.settings import load_settings
 from tests.e2e.service import Service, gridpipe, wait_gone
 from tests.e2e.test_up import report
 from tests.e2e.test_up_roles import until_ready
+from tests.frozen import freeze
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -73,7 +74,7 @@ def test_a_second_signal_ends_a_worker_whose_store_does_not_answer(
     reader = threading.Thread(target=said.extend, args=(worker.stderr,))
     reader.start()
     until_ready(admin, worker)
-    store.send_signal(signal.SIGSTOP)
+    freeze(store.pid)
     producer = Producer({"bootstrap.servers": kafka})
     producer.produce(settings.topic, b"{broken", partition=0)
     assert producer.flush(30) == 0
@@ -97,7 +98,7 @@ def test_a_second_signal_ends_the_whole_service(tmp_path: Path) -> None:
     try:
         children = service.children()
         assert set(children) == {"tansu", "store", "http"}
-        children["store"].send_signal(signal.SIGSTOP)
+        freeze(children["store"].pid)
         service.process.send_signal(signal.SIGTERM)
         assert _waits(service.process, 1.5), "a first signal lets it finish"
         began = time.monotonic()
@@ -114,7 +115,7 @@ def test_what_could_not_be_finished_in_time_is_told_and_exits_one(tmp_path: Path
     service = Service(tmp_path / "data", "--no-simulate", "--http", "127.0.0.1:0")
     try:
         children = service.children()
-        children["store"].send_signal(signal.SIGSTOP)
+        freeze(children["store"].pid)
         service.process.send_signal(signal.SIGTERM)
         assert wait_gone([children["http"]], 10) == []
         time.sleep(1)

@@ -29,6 +29,7 @@ from pipeline.ingest.durability import Replicated, stored_in
 from pipeline.ingest.producer import KafkaProducer
 from pipeline.runtime import broker
 from pipeline.settings import Settings
+from tests.frozen import freeze
 from tests.unit.gateway_world import World, event, make_world
 
 
@@ -191,7 +192,7 @@ async def test_halted_broker_gives_503_after_the_timeout_and_202_once_it_goes_on
     world.connect(producer=KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=idempotent))
     assert (await world.post(event(1))).status_code == 202
     assert live.process is not None
-    os.kill(live.process.pid, signal.SIGSTOP)
+    freeze(live.process.pid)
     try:
         started = time.monotonic()
         with capture_logs() as logs:
@@ -235,7 +236,7 @@ async def test_circuit_opens_after_three_failures_on_a_halted_broker_and_closes_
     world.connect(producer=KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=False))
     assert (await world.post(event(1))).status_code == 202
     assert live.process is not None
-    os.kill(live.process.pid, signal.SIGSTOP)
+    freeze(live.process.pid)
     deadline = time.monotonic() + 5
     while psutil.Process(live.process.pid).status() != psutil.STATUS_STOPPED:
         assert time.monotonic() < deadline

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.service import Service
+from tests.frozen import freeze
 from tests.page.browser import id_of, percent, slowness, until_same
 from tests.page.conftest import GRID, PICTURES, POINT, NewPage, citizen_report, run
 
@@ -752,7 +753,7 @@ def test_the_page_is_red_where_it_is_stuck_while_the_store_is_silent_and_recover
     expect(page.locator(".stages li.unknown")).to_have_count(0)
     expect(id_of(page, "tile-closure_rate").locator(".value")).to_have_text(re.compile(r"[\d.]+%"))
     store = service.children()["store"]
-    store.send_signal(signal.SIGSTOP)
+    freeze(store.pid)
     try:
         expect(id_of(page, "banner")).to_contain_text("无法读取处理进程的指标")
         expect(id_of(page, "flow-decode")).to_contain_text("无应答")

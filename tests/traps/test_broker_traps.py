@@ -23,6 +23,7 @@ from pipeline.ingest.producer import KafkaProducer
 from pipeline.process.topic import describe_topic
 from pipeline.runtime import broker
 from pipeline.settings import Settings
+from tests.frozen import freeze
 from tests.unit.gateway_world import event, make_world
 
 TOPIC = Settings().topic
@@ -115,7 +116,7 @@ def test_the_embedded_broker_refuses_an_idempotent_producer_whose_records_timed_
         return told[-1]
 
     assert send() is None
-    tansu.process.send_signal(signal.SIGSTOP)
+    freeze(tansu.process.pid)
     try:
         assert send() == KafkaError._MSG_TIMED_OUT
     finally:
