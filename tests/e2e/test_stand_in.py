@@ -23,7 +23,7 @@ def test_without_its_broker_it_answers_503_within_a_second(tmp_path: Path) -> No
     try:
         assert service.send(report(1))["accepted"] == 1
         service.children()["tansu"].kill()
-        time.sleep(0.5 * service.busy)
+        time.sleep(0.5)  # no longer on a busy machine: the restart must not be over before the first question
         deadline = time.monotonic() + 60 * service.busy
         with httpx.Client(base_url=service.url, timeout=40, trust_env=False) as caller:
             while True:
