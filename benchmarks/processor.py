@@ -2,7 +2,7 @@
 
     python -m benchmarks processor [--quick] [--events N] [--rounds N] [--form arrow] [--persons N]
 
-The topic is full before the clock starts; it runs from the worker's first assignment to its last commit.
+The topic is full before the clock starts; it runs from the worker's first round to its last commit.
 """
 
 from __future__ import annotations
