@@ -30,8 +30,6 @@ from benchmarks.harness import PLACE, out, run_parts
 _MINUTES = 20
 EVENTS = 300_000
 EACH_EVENTS = 60_000
-#: Enough for merges to fall into the measured time, a fifth of what an event costs.
-PROCESSOR_EVENTS = 1_000_000
 PERSONS = (500_000, 4_800_000)
 #: What is run again: an earlier run's would be taken for this one's. `growth` takes hours and is kept.
 _SERIES = ("peers", "processor", "stages", "gateway", "latency", "burst", "profile", "reads")
@@ -42,8 +40,7 @@ def _prepare() -> None:
     peers_inputs.interpreter()
     for persons in PERSONS:
         cache.store(persons)
-        cache.records(cache.events(PROCESSOR_EVENTS, persons), "arrow")
-    cache.records(cache.events(EVENTS, PERSONS[0]), "arrow")
+        cache.records(cache.events(EVENTS, persons), "arrow")
     cache.records(cache.events(EVENTS, PERSONS[0]), "ndjson")
     cache.records(cache.events(EACH_EVENTS, PERSONS[0]), "each")
 
@@ -63,10 +60,7 @@ def main(arguments: list[str]) -> int:
             [*sizes, *([] if options.quick else ["--each-events", str(EACH_EVENTS), "--fewer-rounds"])],
         ),
         # the three forms at 500,000 persons are among the peers already
-        "processor": (
-            processor,
-            [*([] if options.quick else ["--events", str(PROCESSOR_EVENTS)]), "--form", "arrow"],
-        ),
+        "processor": (processor, [*sizes, "--form", "arrow"]),
         "stages": (stages, []),
         "gateway": (gateway, [] if options.quick else ["--seconds", "1.5", "--fewer-rounds"]),
         "latency": (latency, [] if options.quick else ["--seconds", "15"]),

@@ -1,6 +1,6 @@
 """What a partition finds in ClickHouse when it is assigned: ids, anchors, and the blocks that a crash left.
 
-A block whose rows are (partly) stored but not committed is rebuilt with exactly its old bounds and completed
+A block whose rows are partly stored but not committed is rebuilt with exactly its old bounds and completed
 under its old token. Positions that are already stored, in whichever table, are never written again: reference
 data or rules may have changed since, and the first answer stands.
 """
