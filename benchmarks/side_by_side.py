@@ -3,8 +3,8 @@
     python -m benchmarks peers [--quick] [--events N] [--rounds N] [--only row_loop --only faust …]
 
 The peers do the smaller common work (benchmarks/peers/common.py); ours does all of its own. One event per
-record is slow for some: they get fewer events there (`--each-events`), on which their rate does not depend; of
-ours a run of less than a million events leaves out most merges.
+record is slow for some: they get fewer events there (`--each-events`), on which their rate does not depend;
+of ours a run of less than a million events leaves out most merges.
 """
 
 from __future__ import annotations

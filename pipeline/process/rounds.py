@@ -131,7 +131,7 @@ class _Runner:
     braked: dict[int, str] = field(default_factory=dict)
 
     def store(self, works: Sequence[Work]) -> list[Stored]:
-        """New blocks are judged and written together; a recovered one, or several that are complete, apart."""
+        """New blocks are judged and written together, recovered ones (or several complete ones) apart."""
         works = sorted(works, key=lambda work: work.block.partition)
         fresh = [[work for work in works if work.span is None]]
         rebuilt = [[work] for work in works if work.span is not None]
