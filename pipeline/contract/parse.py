@@ -8,7 +8,7 @@ the good ones.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -30,8 +30,8 @@ MAX_EVENTS: Final = 5_000
 #: An event of the contract has 461 members at most. One with many more is refused before anything is built of
 #: it: a million keys in one object took 130 MB.
 MAX_MEMBERS: Final = 20_000
-#: A look at these first refuses what is nested without end.
-_HEAD_BYTES: Final = 4_096
+#: So much of a text is looked at at a time, where nothing is built of it.
+_PIECE_BYTES: Final = 64 * 1024
 #: Text with more colons than 5,000 ordinary events have is taken event by event.
 _MANY_COLONS: Final = 300_000
 #: A refused event larger than this is not decoded again to be described: a million keys take a second.
@@ -342,38 +342,61 @@ def has_many_colons(body: bytes) -> bool:
 
 def deeper_than(limit: int, text: bytes) -> bool:
     """Whether brackets are nested deeper than `limit`; text with fewer brackets is not looked at, and of text
-    that is deep from its beginning no more than that."""
+    that is too deep no more than up to there."""
     if text.count(b"[") + text.count(b"{") <= limit:
         return False
-    return depth_of(text[:_HEAD_BYTES]) > limit or (len(text) > _HEAD_BYTES and depth_of(text) > limit)
+    return any(depth > limit for depth in _depths(text))
 
 
 def depth_of(text: bytes) -> int:
     """Deepest nesting of brackets outside strings; no parsing, so that depth cannot exhaust the stack."""
-    step = _STEP[_outside_strings(text)]
-    return int(np.cumsum(step[step != 0], dtype=np.int32).max(initial=0))
+    return max(_depths(text), default=0)
+
+
+def _depths(text: bytes) -> Iterator[int]:
+    """Deepest nesting in each piece of the text that has brackets."""
+    depth = 0
+    for codes in _outside_strings(text):
+        step = _STEP[codes]
+        run = depth + np.cumsum(step[step != 0], dtype=np.int32)
+        if run.size:
+            depth = int(run[-1])
+            yield int(run.max(initial=0))
 
 
 def elements_of(text: bytes) -> int:
     """Elements of a list, of JSON text that is no deeper than may be; no parsing, so that they cannot exhaust
     the memory."""
-    codes = _outside_strings(text)
-    codes = codes[_STRUCTURE[codes]]
-    depth = np.cumsum(_STEP[codes], dtype=np.int16)
-    return int(np.count_nonzero((codes == 0x2C) & (depth == 1))) + 1
+    commas, depth = 0, 0
+    for codes in _outside_strings(text):
+        shape = codes[_STRUCTURE[codes]]
+        run = depth + np.cumsum(_STEP[shape], dtype=np.int32)
+        commas += int(np.count_nonzero((shape == 0x2C) & (run == 1)))
+        depth = int(run[-1]) if run.size else depth
+    return commas + 1
 
 
 def crowded(raw: bytes) -> Fault | None:
     """What is wrong with an event of more members than the contract knows; no parsing, so that they cannot
     exhaust the memory."""
-    if raw.count(b":") <= MAX_MEMBERS or np.count_nonzero(_outside_strings(raw) == 0x3A) <= MAX_MEMBERS:
+    if raw.count(b":") <= MAX_MEMBERS:
+        return None
+    if sum(np.count_nonzero(codes == 0x3A) for codes in _outside_strings(raw)) <= MAX_MEMBERS:
         return None
     return Fault("too_long", "", f"the event holds more than {MAX_MEMBERS} members")
 
 
-def _outside_strings(text: bytes) -> npt.NDArray[np.uint8]:
-    """The bytes of JSON text that stand in no string, and the quotes that end one."""
-    codes = np.frombuffer(text.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
-    inside = np.bitwise_xor.accumulate((codes == 0x22).view(np.uint8))
-    outside: npt.NDArray[np.uint8] = codes[inside == 0]
-    return outside
+def _outside_strings(text: bytes) -> Iterator[npt.NDArray[np.uint8]]:
+    """The bytes of JSON text that stand in no string, and the quotes that end one; a piece of the text at a
+    time, for the arrays of a whole body would take eight times its size."""
+    start, quoted = 0, np.uint8(0)
+    while start < len(text):
+        piece = text[start : start + _PIECE_BYTES]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # it ends within an escape
+            piece = text[start : start + _PIECE_BYTES + 1]
+        start += len(piece)
+        codes = np.frombuffer(piece.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
+        inside = quoted ^ np.bitwise_xor.accumulate((codes == 0x22).view(np.uint8))
+        if inside.size:
+            quoted = inside[-1]
+        yield codes[inside == 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import zlib
 from collections.abc import Callable
 from typing import Final
@@ -86,32 +87,32 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
 
 def _gunzip(body: bytes, limit: int) -> bytes:
     """All members of a gzip file, one after another."""
-    output = bytearray()
+    output = io.BytesIO()  # gives what it holds without a copy
     rest = body
     while rest:
         member = zlib.decompressobj(wbits=31)
         while not member.eof:
-            output += member.decompress(rest, min(_STEP, limit + 1 - len(output)))
-            if len(output) > limit:
+            output.write(member.decompress(rest, min(_STEP, limit + 1 - output.tell())))
+            if output.tell() > limit:
                 raise too_large(limit, "decompressed")
             if not member.eof and not member.unconsumed_tail:
-                output += member.flush() if len(output) < limit else b""
+                output.write(member.flush() if output.tell() < limit else b"")
                 if not member.eof:
                     raise EOFError
             rest = member.unconsumed_tail
         rest = member.unused_data
-    return bytes(output)
+    return output.getvalue()
 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
     """All frames of a zstd file, one after another."""
-    output = bytearray()
+    output = io.BytesIO()
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
     frame = decompressor.decompressobj()
     position = 0
     while position < len(body):
-        output += frame.decompress(body[position : position + _ZSTD_STEP])
-        if len(output) > limit:
+        output.write(frame.decompress(body[position : position + _ZSTD_STEP]))
+        if output.tell() > limit:
             raise too_large(limit, "decompressed")
         position = min(position + _ZSTD_STEP, len(body))
         if frame.eof:
@@ -120,4 +121,4 @@ def _unzstd(body: bytes, limit: int) -> bytes:
                 frame = decompressor.decompressobj()
     if body and not frame.eof:
         raise EOFError
-    return bytes(output)
+    return output.getvalue()

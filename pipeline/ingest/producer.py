@@ -108,8 +108,15 @@ class _Flight:
         self._lock = threading.Lock()
 
     def report(self, at: int, delivery: Delivery) -> None:
+        self.note(at, delivery)
+        self.settle()
+
+    def note(self, at: int, delivery: Delivery) -> None:
+        """One block's report; `settle` follows, once what it means for others is noted, too."""
+        self.deliveries[at] = delivery
+
+    def settle(self) -> None:
         with self._lock:
-            self.deliveries[at] = delivery
             self._open -= 1
             last = self._open == 0
         if last:
@@ -250,15 +257,19 @@ class KafkaProducer:
         began = time.monotonic()
 
         def on_delivery(error: KafkaError | None, message: Message) -> None:
-            if error is None:
-                offset = message.offset()
-                flight.report(at, Written(block.partition, -1 if offset is None else offset))
-                self._delivered()
-            else:
-                flight.report(at, Unwritten(block.partition, error.name()))
-                self._look_at(error, generation)
-                if error.code() in _UNDELIVERED and generation == self._generation:
-                    self._count_failure(block, began, error)
+            # the circuit first: whoever is told that nothing was written must not find it closed still
+            try:
+                if error is None:
+                    offset = message.offset()
+                    flight.note(at, Written(block.partition, -1 if offset is None else offset))
+                    self._delivered()
+                else:
+                    flight.note(at, Unwritten(block.partition, error.name()))
+                    self._look_at(error, generation)
+                    if error.code() in _UNDELIVERED and generation == self._generation:
+                        self._count_failure(block, began, error)
+            finally:
+                flight.settle()
 
         try:
             self._hand_over(block, on_delivery)

@@ -13,12 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.contract import parse
 from pipeline.contract.cloudevents import parse_cloudevents
 from pipeline.contract.event import CLIENT_EVENT_TYPES, CODES, REQUIRED_ATTRIBUTE, RETRYABLE_CODES
 from pipeline.contract.parse import (
     DocumentError,
+    crowded,
     cut_fine_times,
+    deeper_than,
     depth_of,
+    elements_of,
     parse_document,
     parse_ndjson,
     parse_record,
@@ -173,6 +177,51 @@ def test_depth_counts_brackets_outside_strings_only() -> None:
     assert depth_of(b'{"a": "[[[{{{", "b": [1, {"c": 2}]}') == 3
     assert depth_of(rb'{"a\"[": "\\", "b": ["]"]}') == 2
     assert depth_of(b"") == 0
+
+
+@given(
+    text=st.text('[]{},:"\\a', max_size=60).map(str.encode),
+    piece=st.integers(1, 70),
+)
+def test_a_text_is_the_same_in_pieces_of_any_size(text: bytes, piece: int) -> None:
+    depth, deepest, commas, colons, quoted, escaped = 0, 0, 0, 0, False, False
+    for code in text.decode():
+        if code == "\\":
+            escaped = not escaped
+            continue
+        escaped, after = False, escaped
+        if code == '"':
+            if after:
+                continue
+            quoted = not quoted
+        elif not quoted:
+            depth += (code in "[{") - (code in "]}")
+            deepest = max(deepest, depth)
+            commas += code == "," and depth == 1
+            colons += code == ":"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parse, "_PIECE_BYTES", piece)
+        patch.setattr(parse, "MAX_MEMBERS", colons)
+        assert depth_of(text) == deepest
+        assert elements_of(text) == commas + 1
+        assert crowded(text) is None
+        if colons:
+            patch.setattr(parse, "MAX_MEMBERS", colons - 1)
+            assert crowded(text) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "deepest", "elements"),
+    [(b"[" + b"[]," * 1_000_000 + b"[]]", 2, 1_000_001), (b"[" * 3_000_000, 3_000_000, 1)],
+)
+def test_looks_at_a_large_text_take_the_memory_of_a_piece(text: bytes, deepest: int, elements: int) -> None:
+    tracemalloc.start()
+    assert depth_of(text) == deepest
+    assert elements_of(text) == elements
+    assert not deeper_than(3_000_000, text)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 3_000_000, f"{most / 1e6:.1f} MB for a text of {len(text) / 1e6:.1f}"
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,23 @@ async def test_three_failures_in_a_row_open_it_and_a_delivery_closes_it(
     assert not scripted.handed, "a probe goes on"
 
 
+async def test_whoever_is_told_of_the_last_failure_finds_the_circuit_open(
+    circuit: tuple[KafkaProducer, Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer, scripted = circuit
+    count = producer._count_failure
+
+    def slowly(*given: Any) -> None:
+        time.sleep(0.05)
+        count(*given)
+
+    monkeypatch.setattr(producer, "_count_failure", slowly)
+    for _ in range(3):
+        assert producer.available()
+        assert await sent(producer, scripted, 1, TIMED_OUT) == Unwritten(1, "_MSG_TIMED_OUT")
+    assert not producer.available()
+
+
 async def test_one_partition_that_takes_nothing_leaves_the_others_alone(
     circuit: tuple[KafkaProducer, Scripted],
 ) -> None:
