@@ -21,12 +21,15 @@ ROUNDS = int(os.environ.get("ROUNDS", "20"))
 
 
 class _ByBroker(LoadScopeScheduling):  # type: ignore[misc]
-    """With two test processes each broker stays with one of them. What shares neither, as the whole
-    service under kills, goes to whichever is free."""
+    """With two test processes each broker stays with one of them, with more each file of a broker: every
+    process starts brokers of its own. What shares neither, as the whole service under kills, goes to
+    whichever is free."""
 
     def _split_scope(self, nodeid: str) -> str:
         broker = summary.broker_of(nodeid)
-        return nodeid if broker == "embedded" and "[embedded" not in nodeid else broker
+        if broker == "embedded" and "[embedded" not in nodeid:
+            return nodeid
+        return broker if self.numnodes <= 2 else f"{broker} {nodeid.partition('::')[0]}"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _ByBroker | None:
