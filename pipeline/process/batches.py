@@ -91,7 +91,7 @@ class CheckedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             if raw[_MAGIC_AT] < 2:
                 if base < self.next_fetch_offset:
                     continue
-                yield self._unreadable(base, base, "a message of a format before Kafka 0.11")
+                yield self._unreadable(base, base, "a message of a format before Kafka 0.11", 0)
                 continue
             batch = DefaultRecordBatch(raw)
             if self._check_crcs and not batch.validate_crc():
@@ -115,7 +115,8 @@ class CheckedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                 raise
             except Exception as error:  # whatever bytes can make the libraries raise
                 if self.next_fetch_offset <= last:
-                    yield self._unreadable(base, last, f"{type(error).__name__}: {error}")
+                    why = f"{type(error).__name__}: {error}"
+                    yield self._unreadable(base, last, why, batch.max_timestamp)
             self.next_fetch_offset = max(self.next_fetch_offset, last + 1)
 
     def _records_of(self, batch: Any, base: int, last: int) -> Iterator[ConsumerRecord]:
@@ -129,20 +130,21 @@ class CheckedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                 self.next_fetch_offset = record.offset + 1
                 yield self._consumer_record(self._tp, record)
 
-    def _unreadable(self, base: int, last: int, why: str) -> ConsumerRecord:
+    def _unreadable(self, base: int, last: int, why: str, timestamp_ms: int) -> ConsumerRecord:
         log.error("unreadable_batch", partition=self._tp.partition, lo=base, hi=last, reason=why[:200])
         self.next_fetch_offset = max(self.next_fetch_offset, last + 1)
         told = f"the Kafka batch of offsets {base} to {last} cannot be read: {why[:200]}"
-        return self._told(last, told.encode(), (("content-type", UNREADABLE_BATCH),))
+        return self._told(last, told.encode(), (("content-type", UNREADABLE_BATCH),), timestamp_ms)
 
     def _damage(self, why: str) -> ConsumerRecord:
         """The position stays: what comes now is not the log."""
         return self._told(self.next_fetch_offset, Damage(why.encode()), ())
 
-    def _told(self, offset: int, value: bytes, headers: tuple[tuple[str, bytes], ...]) -> ConsumerRecord:
-        return ConsumerRecord(
-            self._tp.topic, self._tp.partition, offset, 0, 0, None, value, None, -1, len(value), headers
-        )
+    def _told(
+        self, offset: int, value: bytes, headers: tuple[tuple[str, bytes], ...], timestamp_ms: int = 0
+    ) -> ConsumerRecord:
+        at = self._tp.topic, self._tp.partition, offset, timestamp_ms
+        return ConsumerRecord(*at, 0, None, value, None, -1, len(value), headers)
 
 
 def _count(raw: bytes) -> int:

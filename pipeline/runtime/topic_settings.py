@@ -30,6 +30,7 @@ _DAY_MS: Final = 24 * 3_600 * 1_000
 #: With fewer copies an answered event is lost with one or two disks, whatever the settings say.
 _SAFE_REPLICATION: Final = 3
 _SAFE_MIN_INSYNC: Final = 2
+_BROKERS_TIME: Final = "LogAppendTime"
 #: Of docs/privacy.md.
 _DOCUMENTED_DAYS: Final = 7
 _ONLY: Final = "only where the loss of a disk may lose answered events set"
@@ -40,7 +41,8 @@ class TopicState:
     """What the broker tells of a topic. None: it does not tell.
 
     replication : of the partition on the fewest nodes; retention_ms : -1, for ever; retention_bytes : of a
-    partition, -1: no limit; untold : why the configuration is not known.
+    partition, -1: no limit; timestamps : CreateTime (the writer's) or LogAppendTime; untold : why the
+    configuration is not known.
     """
 
     partitions: int
@@ -50,6 +52,7 @@ class TopicState:
     retention_ms: int | None = None
     retention_bytes: int | None = None
     cleanup: str | None = None
+    timestamps: str | None = None
     untold: str = ""
 
     def __str__(self) -> str:
@@ -74,9 +77,14 @@ class Flaw:
 
 
 def configuration(settings: Settings) -> dict[str, str]:
-    """Configuration of a topic that we create."""
+    """Configuration of a topic that we create.
+
+    A record's time is when the broker took it: by its writer's, retention would delete an old record before
+    it is read and keep a future one for ever, and its ids would be forgotten as soon as they are known.
+    """
     return {
         "cleanup.policy": "delete",
+        "message.timestamp.type": _BROKERS_TIME,
         "min.insync.replicas": str(settings.topic_min_insync),
         "retention.ms": str(round(settings.topic_retention_days * _DAY_MS)),
         "unclean.leader.election.enable": "false",
@@ -132,6 +140,7 @@ def read_topic(admin: AdminClient, topic: str) -> TopicState:
         retention_ms=_number(told, "retention.ms"),
         retention_bytes=_number(told, "retention.bytes"),
         cleanup=_value(told, "cleanup.policy"),
+        timestamps=_value(told, "message.timestamp.type"),
         untold="" if told else "it is empty",
     )
 
@@ -202,6 +211,12 @@ def doubts(settings: Settings, found: TopicState) -> Iterator[Flaw]:
             f"the configuration of {topic} cannot be read ({found.untold}): whether it keeps answered events "
             "is not known",
             "allow DESCRIBE_CONFIGS on the topic (infra/security/kafka)",
+        )
+    if found.timestamps is not None and found.timestamps != _BROKERS_TIME:
+        yield Flaw(
+            f"{topic} takes the time that the writer of a record gives ({found.timestamps}): of old direct "
+            "records copies may be stored twice, and retention may delete them unread",
+            _alter(settings, "message.timestamp.type", _BROKERS_TIME),
         )
     if found.partitions != settings.partitions:
         yield Flaw(

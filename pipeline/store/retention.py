@@ -1,7 +1,8 @@
 """Retention as the tables' TTL, by receipt (`ingested_at`): details go early, facts stay longer, then all.
 
 Source: domain 9 (raw events 90 days, person links one year, case facts three years), design 9.14 (never by
-`occurred_at`, so that a backfilled year is not deleted at once).
+`occurred_at`, so that a backfilled year is not deleted at once). What was not readable goes by when it was
+stored: its time may be as wrong as the rest of it, and its row may be the only trace of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DETAILS: Final = (
 #: What links an event to a person.
 LINKS: Final = ("actor_key", "person_facts", "persons", "submission_id")
 _EVENT_TABLES: Final = ("events", "rejections")
-_TTL: Final = "toDateTime(ingested_at) + toIntervalDay({})"
+_TTL: Final = "toDateTime({}) + toIntervalDay({})"
 
 
 def apply_retention(client: Client, settings: Settings) -> list[str]:
@@ -49,12 +50,12 @@ def _wanted(settings: Settings) -> dict[str, list[tuple[str, str]]]:
     details, links = settings.event_retention_days, settings.person_link_days
     facts = settings.fact_retention_days
 
-    def rows(days: int) -> tuple[str, str]:
-        expression = _TTL.format(days)
+    def rows(days: int, since: str = "ingested_at") -> tuple[str, str]:
+        expression = _TTL.format(since, days)
         return f"TTL {expression} SETTINGS", f"MODIFY TTL {expression}"
 
     def column(name: str, days: int) -> tuple[str, str]:
-        expression = _TTL.format(days)
+        expression = _TTL.format("ingested_at", days)
         return f"{name} TTL {expression}", f"MODIFY COLUMN {name} TTL {expression}"
 
     # the rows' own TTL is written last: its expression may be a list, and takes what follows for a part of it
@@ -66,7 +67,7 @@ def _wanted(settings: Settings) -> dict[str, list[tuple[str, str]]]:
         ]
         for table in _EVENT_TABLES
     }
-    return found | {"duplicates": [rows(facts)], "quarantine": [rows(details)]}
+    return found | {"duplicates": [rows(facts)], "quarantine": [rows(details, "stored_at")]}
 
 
 def _plain(statement: str) -> str:

@@ -65,6 +65,11 @@ def batch(
     return struct.pack(">qiibI", 0, len(body) + 9, -1, 2, crc) + body
 
 
+def time_of(made: bytes) -> int:
+    """The time that a batch bears, in ms."""
+    return int.from_bytes(made[35:43], "big")
+
+
 def bomb(codec: int, size: int) -> bytes:
     """One record whose value is `size` zeros, packed."""
     return packed(codec, _long_record(size))

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
 import pytest
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 from structlog.testing import capture_logs
 
@@ -35,12 +37,30 @@ def test_a_topic_is_created_as_the_settings_say(admin: AdminClient, topic: str) 
     assert topic_settings.ensure_topic(admin, settings) == 5
     found = topic_settings.read_topic(admin, topic)
     assert found == topic_settings.TopicState(
-        5, 1, 1, unclean=False, retention_ms=3 * 24 * 3_600_000, retention_bytes=-1, cleanup="delete"
-    )
+        5, 1, 1, unclean=False, retention_ms=3 * 24 * 3_600_000, retention_bytes=-1, cleanup="delete",
+        timestamps="LogAppendTime",
+    )  # fmt: skip
     with capture_logs() as logs:
         topic_settings.check_topic(admin, settings)
     (told,) = [line for line in logs if line["log_level"] == "warning"]
     assert "one disk can lose answered events" in told["what"]
+
+
+def test_an_old_record_is_as_old_as_its_arrival(admin: AdminClient, kafka_node: Cluster, topic: str) -> None:
+    """A writer that repeats a dump with its old times: retention would take it unread, and a copy of it would
+    be stored again, for its ids are remembered by when they were received."""
+    topic_settings.ensure_topic(admin, Settings(topic=topic, topic_replication=1, partitions=1))
+    producer = Producer({"bootstrap.servers": kafka_node.bootstrap})
+    began = time.time()
+    producer.produce(topic, b"{}", timestamp=1_000)
+    assert producer.flush(10) == 0
+    consumer = Consumer({"bootstrap.servers": kafka_node.bootstrap, "group.id": topic})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    (message,) = consumer.consume(1, timeout=20)
+    consumer.close()
+    kind, milliseconds = message.timestamp()
+    assert kind == TIMESTAMP_LOG_APPEND_TIME
+    assert began - 1 <= milliseconds / 1_000 <= time.time() + 1
 
 
 def test_one_node_cannot_hold_three_copies_and_it_says_what_to_do(admin: AdminClient, topic: str) -> None:
@@ -62,11 +82,11 @@ def test_a_topic_with_one_copy_is_refused_by_who_writes_and_read_by_who_reads(
     ]
     with capture_logs() as logs:
         topic_settings.check_topic(admin, settings, refuse=False)
-    assert len([line for line in logs if line["event"] == "topic_differs"]) == 4
+    assert len([line for line in logs if line["event"] == "topic_differs"]) == 5
     findings = list(_broker(settings))
     assert "3 partitions, replication 1, min.insync.replicas 1" in findings[0].what
     assert "retention for ever" in findings[0].what
-    assert [finding.level for finding in findings] == ["ok", "failed", "failed", "warning", "warning"]
+    assert [finding.level for finding in findings] == ["ok", "failed", "failed", "warning", "warning", "warning"]
     assert findings[1].exit_code == EXIT_CONFIGURATION
     assert all(finding.do for finding in findings[1:])
 

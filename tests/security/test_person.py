@@ -599,10 +599,24 @@ def test_rows_of_every_table_with_a_retention_go_in_time(clickhouse: Client) -> 
     assert [name for (name,) in with_ttl] == sorted(days), "a table whose retention nobody tests"
     now = datetime.now(UTC)
     for table, kept in days.items():
+        since = "stored_at" if table == "quarantine" else "ingested_at"
         aged = [["young", 1, now - timedelta(days=kept - 1)], ["old", 2, now - timedelta(days=kept + 1)]]
-        clickhouse.insert(table, aged, column_names=["event_id", "_off", "ingested_at"])
+        clickhouse.insert(table, aged, column_names=["event_id", "_off", since])
         clickhouse.command(f"OPTIMIZE TABLE {table} FINAL")
         assert rows(clickhouse, f"SELECT event_id FROM {table}") == [["young"]], table
+
+
+def test_what_could_not_be_read_stays_whatever_its_writer_says_of_its_time(clickhouse: Client) -> None:
+    """The row may be all that is left of the record."""
+    apply_retention(clickhouse, Settings())
+    times = [-1, 0, 10**18]
+    store(
+        clickhouse,
+        rules_of(clickhouse),
+        [Record(offset, received, None, b"{", None) for offset, received in enumerate(times)],
+    )
+    clickhouse.command("OPTIMIZE TABLE quarantine FINAL")
+    assert rows(clickhouse, "SELECT _off FROM quarantine ORDER BY _off") == [[0], [1], [2]]
 
 
 def test_settings_change_the_tables(clickhouse: Client) -> None:

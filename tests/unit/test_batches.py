@@ -98,6 +98,7 @@ def test_an_unreadable_batch_gives_one_record_and_the_next_batch_follows(made: b
     told = seen[-2]
     assert b"of offsets 6 to 8 cannot be read" in told.value
     assert told.headers == (("content-type", batches.UNREADABLE_BATCH),)
+    assert told.timestamp == raw.time_of(made), "its row is dated by it"
     # read again from within, as after a restart, it gives the same record
     assert [record.offset for record in reader(placed(made, 6) + sound(0, 9, b"next"), 7)] == [8, 9]
 

@@ -11,7 +11,10 @@ from pipeline.runtime.topic_settings import TopicState, configuration, doubts, f
 from pipeline.settings import Settings
 
 WEEK_MS = 7 * 24 * 3_600_000
-SOUND = TopicState(12, 3, 2, unclean=False, retention_ms=WEEK_MS, retention_bytes=-1, cleanup="delete")
+SOUND = TopicState(
+    12, 3, 2, unclean=False, retention_ms=WEEK_MS, retention_bytes=-1, cleanup="delete",
+    timestamps="LogAppendTime",
+)  # fmt: skip
 
 
 def state(**changed: Any) -> TopicState:
@@ -21,6 +24,7 @@ def state(**changed: Any) -> TopicState:
 def test_a_topic_as_the_defaults_create_it_has_no_flaw() -> None:
     assert configuration(Settings()) == {
         "cleanup.policy": "delete",
+        "message.timestamp.type": "LogAppendTime",
         "min.insync.replicas": "2",
         "retention.ms": str(WEEK_MS),
         "unclean.leader.election.enable": "false",
@@ -65,6 +69,7 @@ def test_settings_that_promise_less_allow_it_and_say_so() -> None:
         ({"retention_ms": -1}, "for ever"),
         ({"retention_ms": 2 * WEEK_MS}, "14 days, GRIDPIPE_TOPIC_RETENTION_DAYS is 7: personal data stay"),
         ({"retention_ms": WEEK_MS // 7}, "GRIDPIPE_TOPIC_RETENTION_DAYS is 7: what no worker has read"),
+        ({"timestamps": "CreateTime"}, "the time that the writer of a record gives (CreateTime)"),
         ({"retention_bytes": 1_000}, "above 1000 bytes"),
         ({"partitions": 24}, "24 partitions, GRIDPIPE_PARTITIONS is 12"),
         ({"min_insync": None, "untold": "CLUSTER_AUTHORIZATION_FAILED"}, "(CLUSTER_AUTHORIZATION_FAILED)"),
