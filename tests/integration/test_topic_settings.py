@@ -86,7 +86,14 @@ def test_a_topic_with_one_copy_is_refused_by_who_writes_and_read_by_who_reads(
     findings = list(_broker(settings))
     assert "3 partitions, replication 1, min.insync.replicas 1" in findings[0].what
     assert "retention for ever" in findings[0].what
-    assert [finding.level for finding in findings] == ["ok", "failed", "failed", "warning", "warning", "warning"]
+    assert [finding.level for finding in findings] == [
+        "ok",
+        "failed",
+        "failed",
+        "warning",
+        "warning",
+        "warning",
+    ]
     assert findings[1].exit_code == EXIT_CONFIGURATION
     assert all(finding.do for finding in findings[1:])
 
