@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import sys
 import threading
 from pathlib import Path
@@ -31,6 +33,8 @@ ClickHouse = Annotated[
 #: How often `up` refreshes: the table on a terminal, a plain line elsewhere.
 _TABLE_SECONDS = 2.0
 _LINE_SECONDS = 10.0
+#: How long it waits for the store to say whether grids are loaded.
+_ADVICE_SECONDS = 3.0
 _SEND_AGAIN = "what was not answered may not be stored, send it again"
 _LAST_WORDS = f"ended at once; {_SEND_AGAIN}"
 
@@ -68,7 +72,7 @@ def up(
     with made as supervisor:
         if not _until_ready(supervisor, stop):
             return
-        _announce(supervisor, asked=simulate is not None)
+        _announce(supervisor, stop, asked=simulate is not None)
         _watch(supervisor, stop)
         if sys.stdout.isatty():
             out.print("stopping …")
@@ -92,7 +96,7 @@ def _until_ready(supervisor: Supervisor, stop: threading.Event) -> bool:
     )
 
 
-def _announce(supervisor: Supervisor, *, asked: bool) -> None:
+def _announce(supervisor: Supervisor, stop: threading.Event, *, asked: bool) -> None:
     settings = supervisor.settings
     out.print(f"gridpipe is ready: {supervisor.url} (API: {supervisor.url}/docs)", soft_wrap=True)
     if supervisor.new_key:
@@ -103,7 +107,7 @@ def _announce(supervisor: Supervisor, *, asked: bool) -> None:
     else:
         why = "" if asked else f" ({_why_not_simulated(settings)}; --simulate turns it on)"
         out.print(f"no simulated city{why}: figures are of the events that are sent", soft_wrap=True)
-        if _lacks_reference(settings):
+        if _lacks_reference(settings, stop):
             server = " --clickhouse …" if settings.clickhouse else ""
             out.print(
                 "no grids and staff are loaded, every report will be rejected: "
@@ -120,19 +124,25 @@ def _why_not_simulated(settings: Settings) -> str:
     return "reference data of your own are loaded"
 
 
-def _lacks_reference(settings: Settings) -> bool:
+def _lacks_reference(settings: Settings, stop: threading.Event) -> bool:
+    """False too where the store does not say so in time, or somebody wants us to end meanwhile: only advice
+    depends on it."""
     from pipeline.errors import UnavailableError
     from pipeline.reference.query import holds_grids_and_staff
     from pipeline.store.client import connect
 
-    try:
-        client = connect(settings)
-        try:
-            return not holds_grids_and_staff(client)
-        finally:
-            client.close()
-    except UnavailableError:  # only advice depends on it
-        return False
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def ask() -> None:
+        with contextlib.suppress(UnavailableError), contextlib.closing(connect(settings)) as client:
+            answers.put(not holds_grids_and_staff(client))
+
+    asking = threading.Thread(target=ask, name="advice", daemon=True)
+    asking.start()
+    for _ in range(int(_ADVICE_SECONDS / 0.05)):
+        if stop.wait(0.05) or not asking.is_alive():
+            break
+    return not answers.empty() and answers.get()
 
 
 def _watch(supervisor: Supervisor, stop: threading.Event) -> None:
