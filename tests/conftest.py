@@ -13,10 +13,8 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from pipeline.store.migrate import migrate
-from tests.kafka import kafka_node
 
-__all__ = ["kafka_node"]
-pytest_plugins = ["tests.fault.summary"]
+pytest_plugins = ["tests.fault.summary", "tests.kafka"]
 
 os.environ["TZ"] = "UTC"
 #: Under another name for our processes: the services that tests start refuse a setting that they do not know.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -14,15 +17,42 @@ from infra.kafka.jars import fetch
 from pipeline.errors import UnavailableError
 from pipeline.runtime import broker
 
-JARS = Path(__file__).parent.parent / "var" / "kafka"
+ROOT: Final = Path(__file__).parent.parent
+JARS: Final = ROOT / "var" / "kafka"
+#: Less than a test may take, so that one without its Kafka is skipped and does not fail. `make kafka` waits
+#: longer, and leaves the jars where tests find them.
+FETCH_SECONDS: Final = 120.0
+#: Names the file in which the processes of this session keep why there is no Kafka.
+_REFUSED: Final = "KAFKA_REFUSED"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # its processes inherit the name
+        refused = ROOT / "var" / "tmp" / f"kafka-refused-{os.getpid()}"
+        refused.parent.mkdir(parents=True, exist_ok=True)
+        refused.unlink(missing_ok=True)
+        os.environ[_REFUSED] = str(refused)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        Path(os.environ[_REFUSED]).unlink(missing_ok=True)
 
 
 def need_kafka() -> None:
-    """Skip the test where Kafka's jars cannot be had."""
-    try:
-        fetch(JARS)
-    except UnavailableError as error:
-        pytest.skip(f"needs a real Kafka (make kafka): {error}")
+    """Skip the test where Kafka's jars cannot be had. A session tries once, whatever its processes."""
+    with Path(os.environ[_REFUSED]).open("a+") as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)  # whoever comes meanwhile waits for the answer of the first
+        kept.seek(0)
+        reason = kept.read()
+        if not reason:
+            try:
+                fetch(JARS, seconds=FETCH_SECONDS)
+            except UnavailableError as error:
+                reason = str(error)
+                kept.write(reason)
+    if reason:
+        pytest.skip(f"needs a real Kafka (make kafka): {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
+import tempfile
+import time
 from pathlib import Path
+from typing import IO
 
 from pipeline.errors import UnavailableError
 
@@ -15,11 +19,15 @@ _FETCH_SECONDS = 600
 _JAVA_AT_LEAST = 17
 
 
-def fetch(directory: Path) -> Path:
+def fetch(directory: Path, *, seconds: float = _FETCH_SECONDS) -> Path:
     """The directory below `directory` that holds the jars of pom.xml; Maven fills it the first time.
+
+    Processes may ask at once: one of them downloads, the others wait for it.
+    seconds : how long all of this may take, waiting included.
 
     Raises UnavailableError, in one line, without Java 17, without Maven, or if Maven reaches no repository.
     """
+    deadline = time.monotonic() + seconds
     java()
     target = directory / f"jars-{hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]}"
     if target.is_dir():
@@ -28,25 +36,49 @@ def fetch(directory: Path) -> Path:
     if maven is None:
         raise UnavailableError("Kafka's jars come through Maven, and there is no mvn here; install Maven")
     directory.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_suffix(".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    arguments = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={fresh}"]
-    try:
-        done = subprocess.run(  # noqa: S603  a tool of the machine with arguments of our own
-            [maven, "-q", "-B", "-f", str(_POM), *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_FETCH_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UnavailableError(f"Maven did not fetch Kafka's jars within {_FETCH_SECONDS} s") from error
-    if done.returncode != 0:
-        reason = next((line for line in done.stdout.splitlines() if "ERROR" in line), "no reason given")
-        raise UnavailableError(f"Maven cannot fetch Kafka's jars: {reason.strip()[:300]}")
-    fresh.rename(target)
+    with (directory / "jars.lock").open("w") as lock:
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"another process did not fetch Kafka's jars within {seconds:g} s")
+            time.sleep(0.1)
+        if not target.is_dir():
+            _download(maven, target, deadline, seconds)
     return target
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _download(maven: str, target: Path, deadline: float, seconds: float) -> None:
+    """Fill a directory that nobody else knows, then give it its name: by that name it is complete."""
+    for left in target.parent.glob(f"{target.name}.*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    # a name of its own: the Maven of a killed process may still write to the one before
+    with tempfile.TemporaryDirectory(
+        prefix=f"{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+    ) as temporary:
+        fresh = Path(temporary) / "jars"
+        arguments = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={fresh}"]
+        try:
+            done = subprocess.run(  # noqa: S603  a tool of the machine with arguments of our own
+                [maven, "-q", "-B", "-f", str(_POM), *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=max(0.0, deadline - time.monotonic()),
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UnavailableError(f"Maven did not fetch Kafka's jars within {seconds:g} s") from error
+        if done.returncode != 0:
+            reason = next((line for line in done.stdout.splitlines() if "ERROR" in line), "no reason given")
+            raise UnavailableError(f"Maven cannot fetch Kafka's jars: {reason.strip()[:300]}")
+        fresh.rename(target)
 
 
 def java() -> str:
