@@ -20,6 +20,9 @@ MAX_BATCH_BYTES: Final = 4_000_000
 #: Longest wait that a server may ask for, and of our own backing off, seconds.
 _LONGEST_WAIT: Final = 30.0
 _MOST_RESENDS: Final = 200
+#: Answers that leave open what became of the events. 409: somebody between us sent a signed request twice,
+#: and this is the answer to the second copy; the next try is signed anew.
+_AGAIN: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ class EventClient:
             report = _report(response)
             if "errors" in report:
                 return report
-            if response.status_code not in (429, 503):
+            if response.status_code not in (409, 429, 503):
                 break
             self._wait(response, report, started, attempt)
         self._judge(response, report, list(batch), Answer())
@@ -166,7 +169,7 @@ class EventClient:
     ) -> list[Line]:
         """What is left to send after an answer about the request as a whole."""
         message = report.get("message", response.reason_phrase)
-        if response.status_code in (408, 429, 500, 502, 503, 504):
+        if response.status_code in _AGAIN:
             return waiting
         if response.status_code in (401, 404, 405, 415, 421):
             raise ConfigurationError(f"{self._http.base_url} answered {response.status_code}: {message}")

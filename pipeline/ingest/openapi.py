@@ -76,7 +76,8 @@ _REFUSALS: Final = {
     401: "no valid key",
     403: "the key may not send, or does not cover the source of any event",
     408: "the body came too slowly",
-    409: "this signed request was received before; sign it anew",
+    409: "this signed request was received before, which says nothing about what became of it then; "
+    "sign it anew, with the same event ids, and send it again",
     413: "larger than a request may be, or too many events; nothing was taken",
     415: "content type, encoding or charset not known",
     422: "every event breaks the contract; the members are those of the 202",

@@ -13,6 +13,9 @@ key's secret (what follows `gps_<id>_`) of these lines joined by a line feed, wi
     <Content-Type as sent, empty if absent>
     <Content-Encoding as sent, empty if absent>
     <SHA-256 of the body as sent, hex>
+
+A nonce is used up before its request is handled. Whoever got no answer signs the request anew before sending
+it again, with the same event ids; a 409 says nothing about the first try.
 """
 
 from __future__ import annotations
@@ -155,7 +158,12 @@ class Signatures:
                 503, "unavailable", "signed requests cannot be told from replays now"
             ) from None
         if not fresh:
-            raise ProblemError(409, "replayed", "this signed request was received before; sign it anew")
+            raise ProblemError(
+                409,
+                "replayed",
+                "this signed request was received before, and its events may be stored or not; sign it anew, "
+                "with the same event ids, and send it again",
+            )
         return credential
 
     def close(self) -> None:

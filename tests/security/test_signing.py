@@ -57,6 +57,24 @@ async def test_signed_request_is_taken_once(tmp_path: Path) -> None:
     assert world.stored().height == 1
 
 
+async def test_a_409_says_nothing_about_the_first_try_and_signed_anew_the_events_are_taken(
+    tmp_path: Path,
+) -> None:
+    world = make_world(tmp_path)
+    key = world.keys.create("12345", signed=True)
+    request = await signed_request(key)
+    world.log.down = True
+    async with client(world) as http:
+        assert (await http.send(request)).status_code == 503
+        world.log.down = False
+        again = await http.send(request)
+        assert (again.status_code, again.json()["code"]) == (409, "replayed")
+        assert "may be stored or not" in again.json()["message"]
+        assert world.stored().is_empty()
+        assert (await http.send(await signed_request(key))).status_code == 202
+    assert world.stored().height == 1
+
+
 async def test_restart_does_not_reopen_the_window(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     request = await signed_request(world.keys.create("12345", signed=True))
@@ -305,14 +323,20 @@ def test_event_client_signs_each_try_anew() -> None:
         )
         assert signature(b"A" * 43, claim.time, claim.nonce, given) == claim.signature
         seen.append(claim)
-        if len(seen) == 1:
-            return httpx.Response(503, json={"message": "busy"})
+        match len(seen):
+            case 1:
+                raise httpx.ReadTimeout("no answer")
+            case 2:
+                return httpx.Response(503, json={"message": "busy"})
+            case 3:  # somebody between us sent the third try twice: nothing about its events is known
+                return httpx.Response(409, json={"code": "replayed", "message": "received before"})
         return httpx.Response(202, json={"accepted": 1, "errors": []})
 
     transport = httpx.MockTransport(answer)
     with EventClient("http://gateway", key, transport=transport, sleep=lambda _: None) as sender:
-        assert sender.send([Line(1, b"{}")]).accepted == 1
-    assert len({claim.nonce for claim in seen}) == 2
+        answer_of_all = sender.send([Line(1, b"{}")])
+    assert (answer_of_all.accepted, answer_of_all.refused) == (1, [])
+    assert len({claim.nonce for claim in seen}) == len(seen) == 4
     with pytest.raises(ConfigurationError, match="signing key"):
         EventClient("http://gateway", "gps_damaged")
 
