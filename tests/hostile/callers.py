@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,21 @@ from tests.hostile.world import EVENTS, GROWTH_BYTES, OTHER, PROBLEM, SOURCE, Wo
 def keys(world: World) -> None:
     revoked, foreign = world.keys.create(SOURCE), world.keys.create(OTHER)
     world.keys.revoke(revoked.split("_")[1])
-    event = world.event()
+    event, last = world.event(), world.event()
+    expires_at = datetime.now(UTC) + timedelta(seconds=1 + patience())
+    expired = world.keys.create(SOURCE, expires_at=expires_at)
+    assert world.post(last, key=expired).status_code == 202  # in its time it is as good as any
+    world.keep(last)
+    while datetime.now(UTC) < expires_at:
+        time.sleep(0.05)
     answers = []
+    for headers in ({}, {"Authorization": ""}, {"Authorization": "Bearer"}):
+        request = partial(world.client.post, EVENTS, json=event, headers=headers)
+        answer = world.checked(request)
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthorised"), headers
+        answers.append({name: value for name, value in answer.json().items() if name != "request_id"})
     wrong = world.key[:-3] + ("abc" if not world.key.endswith("abc") else "xyz")
-    for key in ("x", "nonsense", wrong, revoked, "gp_000000000000_" + "x" * 43, "a" * 5_000):
+    for key in ("x", "nonsense", wrong, revoked, expired, "gp_000000000000_" + "x" * 43, "a" * 5_000):
         answer = world.post(event, headers={"Authorization": f"Bearer {key}"})
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthorised"), key[:20]
         answers.append({name: value for name, value in answer.json().items() if name != "request_id"})

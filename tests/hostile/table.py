@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 import zstandard
 
-from tests.hostile import beyond, callers, events, files
+from tests.hostile import beyond, callers, events, files, flood
 from tests.hostile.rows import JSON, NDJSON, Bad, Batch, Record, Records, Row, Scenario, Whole, Wire
 from tests.hostile.world import OTHER, World
 
@@ -407,9 +407,10 @@ TABLE: Final[tuple[Row, ...]] = (
     Scenario(45, "spellings of an identity number", "client", beyond.identity_spellings),
     Scenario(46, "spellings of a phone", "client", beyond.phone_spellings),
     # --- credentials and load
-    Scenario(47, "keys: none, wrong, revoked, foreign, in the address", "client", callers.keys),
+    Scenario(47, "keys: none, wrong, revoked, expired, foreign, in the address", "client", callers.keys),
     Scenario(48, "signatures over something else", "client", callers.signatures),
     Scenario(49, "a signed request again", "client", callers.replays),
+    Scenario(50, "one key floods: other sources notice nothing", "raw socket", flood.one_key),
     Scenario(51, "client gone before the answer", "raw socket", callers.client_gone),
     Scenario(52, "a thousand half-open connections", "raw socket", callers.half_open),
     # --- the topic

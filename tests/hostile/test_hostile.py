@@ -22,12 +22,6 @@ from tests.hostile.world import GROWTH_BYTES, World, open_world
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-#: Numbers that a test elsewhere plays, with the test.
-ELSEWHERE: dict[int, str] = {
-    50: "tests/security/test_flood.py::test_50_flood_of_one_key_costs_other_sources_nothing",
-}
-
-
 #: Of this run: the rows that held, and how long each took.
 HELD: set[str] = set()
 TOOK: list[tuple[float, str]] = []
@@ -84,20 +78,19 @@ def test_hostile_input(world: World, before: int, row: Row) -> None:
 
 
 def test_the_service_is_as_small_as_before_and_no_good_event_is_lost(
-    world: World, before: int, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    world: World, before: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world.still_well()
     grown = world.http.memory_info().rss - before
     assert grown < GROWTH_BYTES, f"grew by {grown / 1e6:.0f} MB"
     counted = Counter(world.stored_ids())
     lost = world.ledger - counted.keys()
-    # of an input all forms must have held in this run; what is played elsewhere is counted there
+    # of an input all forms must have held in this run
     numbers = {row.number for row in TABLE} - {row.number for row in TABLE if _id(row) not in HELD}
     seconds, slowest = max(TOOK, default=(0.0, "none"))
     with capsys.disabled():
         print(
-            f"\nhostile inputs: {len(numbers)} of 62 held here in {len(HELD)} forms, "
-            f"{_elsewhere(request.session.items)}; "
+            f"\nhostile inputs: {len(numbers)} of 62 held in {len(HELD)} forms; "
             f"{len(world.ledger)} good events, lost {len(lost)}; "
             f"memory {grown / 1e6:+.0f} MB, of the worker {world.worker_grown / 1e6:+.0f} MB at most "
             f"in {world.records} hostile records; longest row {seconds:.1f} s ({slowest})",
@@ -107,20 +100,8 @@ def test_the_service_is_as_small_as_before_and_no_good_event_is_lost(
     assert world.ledger, "nothing was sent"
 
 
-def _elsewhere(items: list[pytest.Item]) -> str:
-    """How many inputs are played elsewhere, and how many of them are not in this run."""
-    run = {item.nodeid for item in items if not any(mark.name == "skip" for mark in item.iter_markers())}
-    skipped = [test for test in ELSEWHERE.values() if test not in run]
-    told = f"{len(ELSEWHERE) - len(skipped)} more elsewhere"
-    return f"{told}, not in this run: {', '.join(skipped)}" if skipped else told
-
-
 def test_the_table_is_complete() -> None:
-    played = {row.number for row in TABLE}
-    assert played | ELSEWHERE.keys() == set(range(1, 63))
-    for test in ELSEWHERE.values():
-        path, _, name = test.partition("::")
-        assert f"def {name}(" in (Path(__file__).parents[2] / path).read_text(), test
+    assert {row.number for row in TABLE} == set(range(1, 63))
     assert len({_id(row) for row in TABLE}) == len(TABLE), "two rows of one name"
 
 
