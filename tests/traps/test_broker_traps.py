@@ -13,13 +13,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import UnknownError
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from aiokafka.structs import TopicPartition as AioPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from infra.kafka.cluster import Cluster
 from pipeline.ingest.producer import KafkaProducer
+from pipeline.process.membership import Membership
 from pipeline.process.topic import describe_topic
 from pipeline.runtime import broker
 from pipeline.settings import Settings
@@ -217,6 +219,54 @@ def test_t8_our_broker_listens_on_loopback_only(tansu: Tansu) -> None:
     assert listening == {"127.0.0.1"}
 
 
+@pytest.mark.parametrize(("reset", "read"), [("latest", []), ("earliest", [b"6", b"7", b"8"])])
+async def test_a4_latest_passes_over_what_came_while_the_commit_had_expired(
+    kafka_node: Cluster, reset: str, read: list[bytes]
+) -> None:
+    """Records up to 5 are deleted, 2 were committed, three have come since: `latest` reads none of these, and
+    says nothing; `earliest` all."""
+    topic = f"reset-{uuid.uuid4().hex[:8]}"
+    admin = broker.wait_until_up(kafka_node.bootstrap, seconds=20)
+    broker.ensure_topic(admin, topic, 1)
+    producer = Producer({"bootstrap.servers": kafka_node.bootstrap, "log_level": 0})
+    for number in range(9):
+        producer.produce(topic, str(number).encode(), partition=0)
+    assert producer.flush(10) == 0
+    committed = ConsumerGroupTopicPartitions(topic, [TopicPartition(topic, 0, 2)])
+    for done in admin.alter_consumer_group_offsets([committed]).values():
+        done.result(20)
+    for gone in admin.delete_records([TopicPartition(topic, 0, 6)]).values():
+        gone.result(20)
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=kafka_node.bootstrap, group_id=topic, auto_offset_reset=reset,
+        enable_auto_commit=False,
+    )  # fmt: skip
+    await asyncio.wait_for(consumer.start(), 30)
+    found: list[bytes | None] = []
+    until = time.monotonic() + 20
+    while len(found) < 3 and time.monotonic() < until:
+        batches = await consumer.getmany(timeout_ms=500)
+        found += [record.value for batch in batches.values() for record in batch]
+        position = await consumer.position(AioPartition(topic, 0))
+        if position == 9:
+            break
+    await asyncio.wait_for(consumer.stop(), 20)
+    assert position == 9
+    assert found == read
+
+
+async def test_a4_our_consumer_begins_at_the_earliest(tmp_path: Path) -> None:
+    """The consumer itself, which Faust makes of its settings."""
+    member = Membership(Settings(data_dir=tmp_path), "127.0.0.1:1", None)  # type: ignore[arg-type]
+    thread = member._app.consumer._thread  # type: ignore[attr-defined]
+    thread.thread_loop.close()  # of a thread that never starts
+    thread.thread_loop = asyncio.get_running_loop()
+    consumer = thread._create_worker_consumer(member._app.transport)
+    consumer._closed = True  # it was never started
+    assert consumer._auto_offset_reset == "earliest"
+    assert not consumer._enable_auto_commit
+
+
 def test_f13_faust_and_aiokafka_are_pinned_together() -> None:
     from importlib.metadata import version
 
@@ -225,8 +275,6 @@ def test_f13_faust_and_aiokafka_are_pinned_together() -> None:
 
 def test_f15_fausts_web_server_is_on_by_default_and_off_here(tmp_path: Path) -> None:
     import faust
-
-    from pipeline.process.membership import Membership
 
     assert faust.App("bare", broker="kafka://127.0.0.1:1", datadir=tmp_path / "bare").conf.web_enabled
     member = Membership(Settings(data_dir=tmp_path), "127.0.0.1:1", None)  # type: ignore[arg-type]

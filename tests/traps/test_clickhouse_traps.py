@@ -5,26 +5,31 @@ Each test says the behaviour of the bare library first: an upgrade that changes 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import polars as pl
 import pyarrow as pa
 import pytest
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import DatabaseError, DataError
+from clickhouse_connect.driver.exceptions import DatabaseError, DataError, ProgrammingError
 
 from pipeline.errors import ContractError
 from pipeline.frames import STORED
 from pipeline.process.flow import Block, PartitionState, process_block
 from pipeline.settings import Settings
 from pipeline.sink.tables import INSERT_SETTINGS, Sink, _checked
+from pipeline.store.bridge import Bridge
 from pipeline.store.engine import MIN_FREE_BYTES
 from tests.conftest import embedded_only
+from tests.integration.test_bridge import TOKEN, _SessionEngine
 from tests.integration.worker_world import count, event, load_reference, record, rules_of
 
 ROWS = pa.table({"id": pa.array(range(1000), pa.uint64()), "part": pa.array([0] * 1000, pa.uint8())})
@@ -186,6 +191,19 @@ def test_finding_7_a_number_that_an_enum_does_not_have_is_taken(clickhouse: Clie
         clickhouse.query("SELECT toString(word) FROM worded")
 
 
+def test_finding_7_a_word_that_an_enum_does_not_have_is_stored_as_0_and_read_as_none(
+    clickhouse: Client,
+) -> None:
+    """By rows, not by Arrow: nothing is refused, and of a read by the driver nothing is either."""
+    clickhouse.command(
+        "CREATE TABLE worded (n UInt8, word Enum8('a' = 1, 'b' = 2)) ENGINE = MergeTree ORDER BY n"
+    )
+    clickhouse.insert("worded", [[1, "a"], [2, "unknown"]], column_names=["n", "word"])
+    numbers = clickhouse.query("SELECT CAST(word AS Int8) FROM worded ORDER BY n").result_rows
+    assert numbers == [(1,), (0,)]
+    assert clickhouse.query("SELECT word FROM worded ORDER BY n").result_rows == [("a",), (None,)]
+
+
 def test_finding_7_no_column_of_ours_is_an_enum(clickhouse: Client) -> None:
     columns = clickhouse.query(
         "SELECT table, name, type FROM system.columns WHERE database = {of:String}",
@@ -213,6 +231,36 @@ def test_c8_replacing_tables_show_copies_until_they_merge(clickhouse: Client) ->
     assert count(clickhouse, "r", "r FINAL") == [2, 1]
 
 
+_RAW_OPEN = """
+import sys, chdb
+try:
+    handle = chdb.connect(sys.argv[1])
+except RuntimeError as error:
+    sys.exit(f"refused: {error}")
+print("open", flush=True)
+sys.stdin.readline()
+handle.close()
+"""
+
+
+def test_d2_the_bare_engine_refuses_a_second_process_without_saying_why(tmp_path: Path) -> None:
+    """What is raised has an empty message and no pid; that a file is locked goes to the engine's own log."""
+    arguments = [sys.executable, "-c", _RAW_OPEN, str(tmp_path / "ch")]
+    first = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "open\n"
+        second = subprocess.run(arguments, input="", capture_output=True, text=True, check=False, timeout=60)
+        assert second.returncode == 1
+        [raised] = [line for line in second.stderr.splitlines() if line.startswith("refused: ")]
+        assert raised.endswith("Error initializing EmbeddedServer: . (BAD_ARGUMENTS)")
+        assert str(first.pid) not in second.stderr
+        assert first.poll() is None
+    finally:
+        first.communicate("\n", timeout=30)
+    assert first.returncode == 0
+
+
 def test_d2_a_second_process_on_the_path_gets_a_clear_message(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from pipeline.store.engine import EmbeddedEngine\n"
@@ -232,6 +280,53 @@ def test_d2_a_second_process_on_the_path_gets_a_clear_message(tmp_path: Path) ->
     finally:
         first.communicate("\n", timeout=30)
     assert first.returncode == 0
+
+
+_MANY = 3_000_000
+
+
+@embedded_only
+def test_d3_another_query_on_a_handle_ends_the_stream_that_is_open_there(engine_path: Path) -> None:
+    """The driver's authors and our review saw the other query come out empty, without a word. In chDB 4.4
+    that one is answered, and the stream breaks off with an error, however much of it was read."""
+    import chdb
+
+    handle = chdb.connect(str(engine_path))
+    for read in (0, 1):
+        stream = handle.send_query(f"SELECT number FROM numbers({_MANY})", "Native")
+        rows = sum(next(stream).rows_read() for _ in range(read))
+        assert handle.query("SELECT 42", "CSV").bytes() == b"42\n", "the trap as it was is back"
+        with pytest.raises(RuntimeError, match="No active streaming query"):
+            next(stream)
+        assert rows < _MANY
+        stream.close()
+    handle.close()
+
+
+@embedded_only
+def test_d3_a_stream_of_ours_has_its_handle_to_itself(clickhouse: Client, engine_path: Path) -> None:
+    """One handle for all: who asks meanwhile waits for the stream's end, and nothing of either is missing.
+    The driver's own client refuses it."""
+    bridge = Bridge(_SessionEngine(engine_path), TOKEN, handles=1).start()
+    with contextlib.closing(bridge):
+        headers = {"X-ClickHouse-Key": TOKEN}
+        asked = {"url": bridge.url, "headers": headers, "timeout": 30, "trust_env": False}
+        with ThreadPoolExecutor(1) as beside:
+            sql = f"SELECT number FROM numbers({_MANY}) FORMAT RowBinary"
+            with httpx.stream("POST", content=sql, **asked) as stream:
+                blocks = stream.iter_raw()
+                size = len(next(blocks))
+                other = beside.submit(httpx.post, content="SELECT 42", **asked)
+                with pytest.raises(TimeoutError):
+                    other.result(0.5)
+                size += sum(map(len, blocks))
+            assert other.result(30).text == "42\n"
+        assert size == 8 * _MANY
+    with clickhouse.query_row_block_stream(f"SELECT number FROM numbers({_MANY})") as blocks_of_rows:
+        rows = len(next(iter(blocks_of_rows)))
+        with pytest.raises(ProgrammingError, match="streaming"):
+            clickhouse.query("SELECT 42")
+        assert rows + sum(map(len, blocks_of_rows)) == _MANY
 
 
 _TORN = """

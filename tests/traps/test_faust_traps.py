@@ -6,19 +6,23 @@ The raw behaviour, on both brokers: messages lost = committed and never handed t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import faust
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 
+from pipeline.process.buffer import Budget, PartitionBuffer, Taken
 from pipeline.process.membership import Membership
+from pipeline.process.records import Record
 from pipeline.runtime import broker
 from pipeline.settings import Settings
 from tests.kafka import embedded_broker
@@ -90,6 +94,58 @@ async def test_f7_our_member_waits_for_no_ack(tmp_path: Path) -> None:
     await asyncio.wait([leaving], timeout=10)
     assert leaving.done()
     assert message in member._app.consumer._unacked_messages
+
+
+async def fed(app: faust.App, agent: Callable[..., Any], seen: Sequence[object], until: int) -> None:
+    """Run an agent as Faust does, on a queue in memory, until it has seen so many of four messages."""
+    channel = app.channel()
+    running = app.agent(channel)(agent)
+    app.flow_control.resume()
+    await running.start()
+    for number in range(4):
+        await channel.send(value=b"%d" % number)
+    async with asyncio.timeout(20):
+        while len(seen) < until:  # noqa: ASYNC110  what agents append to tells nobody
+            await asyncio.sleep(0.1)
+    # of an agent that was restarted it ends by its cancellation only
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await running.stop()
+    app.consumer._thread.thread_loop.close()  # type: ignore[attr-defined]  # of a thread that never starts
+
+
+async def test_f3_faust_restarts_an_agent_behind_what_it_failed_on(tmp_path: Path) -> None:
+    app = faust.App("bare", broker="kafka://127.0.0.1:1", datadir=tmp_path / "bare", web_enabled=False)
+    called: list[bytes] = []
+
+    async def sink(stream: Any) -> None:
+        async for event in stream.noack().events():
+            called.append(event.value)
+            if event.value == b"1":
+                raise RuntimeError("the store is down")
+
+    await fed(app, sink, called, 4)
+    assert called == [b"0", b"1", b"2", b"3"], "the one that failed comes no second time"
+    assert not app.crashed
+
+
+async def test_f3_our_member_fails_and_its_buffer_takes_nothing_behind_the_hole(tmp_path: Path) -> None:
+    """The worker ends with its member (`Worker._watch_member`); until it has, Faust hands on what follows."""
+    buffer = PartitionBuffer(0, max_rows=10, budget=Budget(10_000), recovered=True, next_offset=0)
+    taken: list[tuple[int, Taken]] = []
+
+    def take(_: int, record: Record) -> None:
+        assert record.value is not None
+        offset = int(record.value)  # a queue in memory has none
+        if offset == 1:
+            raise RuntimeError("the store is down")
+        taken.append((offset, buffer.take(record._replace(offset=offset), 0.0)))
+
+    member = Membership(Settings(data_dir=tmp_path), "127.0.0.1:1", Mock(take=take))
+    member._failure = asyncio.get_running_loop().create_future()
+    await fed(member._app, member._collect, taken, 3)
+    assert str(await asyncio.wait_for(member.failed(), 1)) == "the store is down"
+    assert taken == [(0, Taken.KEPT), (2, Taken.GAP), (3, Taken.SKIPPED)]
 
 
 def test_f1_no_agent_of_ours_uses_what_acks_by_itself() -> None:
