@@ -309,8 +309,9 @@ class System:
         self.workers.append(process)
         return process
 
-    def start_gateway(self, *, bootstrap: str | None = None) -> Process:
-        arguments = ["-m", "tests.fault.worker_process", "none", "1", "gateway"]
+    def start_gateway(self, point: str = "none", hit: int = 1, *, bootstrap: str | None = None) -> Process:
+        """point, hit : where it kills itself (`worker_process`)."""
+        arguments = ["-m", "tests.fault.worker_process", point, str(hit), "gateway"]
         arguments += ["--kafka", bootstrap or self.bootstrap]
         arguments += ["--clickhouse", self.store.url(), "--data-dir", str(self.directory)]
         arguments += ["--http", f"127.0.0.1:{self.http_port}"]

@@ -30,9 +30,11 @@ from tests.fault.load import Ledger, Load
 from tests.fault.proxy import Proxy
 from tests.fault.system import PARTITIONS, Memory, Process, Store, System, look_again, share, system
 from tests.fault.verdict import OUTCOME_TABLES, judge, keep_copies
+from tests.fault.worker_process import GATEWAY_POINTS
 from tests.kafka import JARS, embedded_broker, need_kafka
 
 Report = dict[str, object]
+GATEWAY_CRASHES = [f"{when}:{name}" for name in GATEWAY_POINTS for when in ("before", "after")]
 
 
 @pytest.fixture
@@ -495,6 +497,45 @@ def test_gateway_killed_under_load(town: System, report: Report, seed: int) -> N
     verdict = town.verdict()
     report |= {"rounds": ROUNDS, "kills": town.kills, "answers": load.statuses, "verdict": verdict}
     assert verdict.zeros, verdict
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_gateway_killed_at_every_point(town: System, report: Report) -> None:
+    """Of a request that dies before the log has it nothing is stored, of one that dies between log and answer
+    everything. Sent again, it is stored once, and what the log has twice by then is a copy."""
+    town.environment["GRIDPIPE_CANARY_INTERVAL_SECONDS"] = "0"  # the first blocks are those of our request
+    town.start_worker()
+    load = Load(town.url, town.key, town.ledger, town.seed)
+    logged: dict[str, int] = {}
+    with httpx.Client(timeout=load.timeout, trust_env=False) as client:
+        for point in GATEWAY_CRASHES:
+            gateway = town.start_gateway(point)
+            events = load.batch()
+            ids = {event["event_id"] for event in events}
+            town.ledger.sending(events)
+            assert not load.post(client, events), "it was answered"
+            assert gateway.wait(30 * share()) == -signal.SIGKILL, gateway.tail()
+            town.kills += 1
+            if point == "before:send":
+                town.settled()
+                assert not ids & town.stored_ids(), "the log had it before it was sent"
+            else:
+                town.until_ids_stored(ids)
+            logged[point] = len(ids & town.stored_ids())
+            gateway = town.start_gateway()
+            assert load.post(client, events), load.statuses
+            town.until_ids_stored(ids)
+            town.settled()
+            copies = town.query(f"SELECT count() FROM duplicates WHERE event_id IN {tuple(ids)}")[0][0]
+            assert copies == logged[point], f"{point}: the log has {copies} of them a second time"
+            town.sent_to_end(gateway)
+    load.check()
+    town.drained()
+    verdict = town.verdict()
+    report |= {"kills": town.kills, "logged": logged, "answers": load.statuses, "verdict": verdict}
+    assert verdict.zeros, verdict
+    assert verdict.acked == len(GATEWAY_CRASHES) * load.size
 
 
 @pytest.mark.fault

@@ -1,11 +1,12 @@
-"""`gridpipe worker` that kills itself at a named point: `python -m tests.fault.worker_process POINT HIT …`.
+"""`gridpipe worker` or `gateway` that kills itself at a named point: `python -m tests.fault.worker_process
+POINT HIT …`.
 
 With FAULT_CLOCK the clock of the process is wrong by as many seconds as stand in that file; with
 FAULT_DESCRIPTORS it may open so many files; with FAULT_STORED a gateway answers as that of `gridpipe up` on
 the embedded broker; FAULT_MUTANT takes parts of the deduplication away (`tokens`, `rebuilt`), which the
 oracle must see.
 
-The points are wrapped around the functions of the worker here, so that the product carries no failpoints.
+The points are wrapped around the functions of the two here, so that the product carries no failpoints.
 A point is `before:NAME` or `after:NAME`; HIT counts from 1; POINT `none` only runs the worker.
 """
 
@@ -35,6 +36,11 @@ POINTS = (
     "fold",  # the states of the cases that a round touched
     "commit",  # the offsets
     "remember",  # ids and anchors of what is committed
+)
+#: Those of a gateway.
+GATEWAY_POINTS = (
+    "send",  # the blocks of a group of requests to the log, until each has its report
+    "confirm",  # what is durable of them
 )
 
 
@@ -78,12 +84,14 @@ class _Fuse:
 
 def install(point: str, hit: int, blow: Callable[[], object] = _die) -> None:
     """Wrap the call that `point` names. Raises KeyError for an unknown one."""
+    from pipeline.ingest.durability import Replicated, Stored
+    from pipeline.ingest.producer import KafkaProducer
     from pipeline.process import rounds, worker
     from pipeline.process.membership import Membership
     from pipeline.sink.tables import Sink
 
     fuse = _Fuse(point, hit, blow)
-    if fuse.name not in POINTS:
+    if fuse.name not in POINTS + GATEWAY_POINTS:
         raise KeyError(point)
     name, _, table = fuse.name.partition(":")
     if name == "insert":
@@ -94,6 +102,11 @@ def install(point: str, hit: int, blow: Callable[[], object] = _die) -> None:
             (armed if to == table else send)(self, to, *rest)
 
         Sink._send = insert  # type: ignore[method-assign]
+    elif name == "send":
+        KafkaProducer.send = fuse.around_async(KafkaProducer.send)  # type: ignore[method-assign]
+    elif name == "confirm":
+        for durability in (Replicated, Stored):
+            durability.confirm = fuse.around_async(durability.confirm)  # type: ignore[method-assign]
     elif name == "commit":
         Membership.commit = fuse.around_async(Membership.commit)  # type: ignore[method-assign]
     else:
