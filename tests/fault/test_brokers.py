@@ -318,13 +318,14 @@ def test_5_commits_fail_for_a_minute(town: System, killed: bool, report: Report)
     town.until_stored()
     time.sleep(15)  # a worker that has just begun grows by what it loads, whether commits stand or not
     refusing.touch()
+    refused_until = time.monotonic() + 60
     _until_refused(worker)
     stored, committed, received = town.stored(), town.committed(), _received(port)
     with Memory(worker) as memory:
         time.sleep(20)
         # on the embedded broker the first load waits for its answers, that is for the commits
         town.start_load(pace=10)
-        time.sleep(30)
+        time.sleep(max(30, refused_until - time.monotonic()))
     progress = town.stored() - stored
     counted = _received(port)
     assert town.committed() == committed, "a commit went through"

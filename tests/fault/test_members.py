@@ -447,14 +447,31 @@ def test_37_event_loop_stalled(town: System, report: Report) -> None:
         backwards += sum(now.get(part, 0) < offset for part, offset in at.items())
         at = now
         time.sleep(0.25)
+    late = _loop_late(ports[0])  # of the last minute: it is told once the loop goes on
+    while late < 15 and time.monotonic() < started + 60 * share():
+        time.sleep(0.5)
+        late = _loop_late(ports[0])
+    other = _loop_late(ports[1])
     _until_all_move(town)
     town.until_stored(20)
     town.drained()
     verdict, twice = town.audited()
-    report |= {"backward_commits": backwards, "twice_before_merges": twice, "verdict": verdict}
+    report |= {
+        "backward_commits": backwards, "twice_before_merges": twice, "late": [round(late), round(other, 1)],
+        "verdict": verdict,
+    }  # fmt: skip
     assert verdict.zeros, verdict
     assert first.said("the loop stands still") == 1
+    assert late >= 15, "our own metric does not tell of it"
+    assert other < 15, "it tells of the worker that stood still alone"
     assert backwards == 0
+
+
+def _loop_late(port: int) -> float:
+    """By how many seconds the worker on this port says that its loop came late within the last minute."""
+    page = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=10).text
+    [told] = re.findall(r"^gridpipe_worker_loop_late_seconds (\S+)", page, re.MULTILINE)
+    return float(told)
 
 
 def _until_said(worker: Process, text: str) -> None:
