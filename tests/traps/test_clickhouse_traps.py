@@ -6,13 +6,16 @@ Each test says the behaviour of the bare library first: an upgrade that changes 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import httpx
 import polars as pl
@@ -213,6 +216,66 @@ def test_finding_7_no_column_of_ours_is_an_enum(clickhouse: Client) -> None:
     assert [column for column in columns if "Enum" in column[2]] == []
 
 
+def test_c3_a_window_is_finite(clickhouse: Client) -> None:
+    """In a window of one block the token of the block before it is forgotten."""
+    clickhouse.command(
+        "CREATE TABLE narrow (id UInt64, part UInt8) ENGINE = MergeTree ORDER BY id "
+        "SETTINGS non_replicated_deduplication_window = 1"
+    )
+    for token in ("a", "b", "b"):
+        send(clickhouse, "narrow", ROWS, token)
+    assert count(clickhouse, "narrow") == [2000]
+    send(clickhouse, "narrow", ROWS, "a")
+    assert count(clickhouse, "narrow") == [3000]
+
+
+def test_c7_a_sum_counts_a_copy_again_and_a_set_does_not(clickhouse: Client) -> None:
+    clickhouse.command(
+        "CREATE TABLE totals (k UInt8, n SimpleAggregateFunction(sum, UInt64), "
+        "ids AggregateFunction(uniqExact, UInt64)) ENGINE = AggregatingMergeTree ORDER BY k"
+    )
+    for _ in range(2):
+        clickhouse.command(
+            "INSERT INTO totals SELECT 1, toUInt64(count()), uniqExactState(number) FROM numbers(10)"
+        )
+    totals = clickhouse.query("SELECT sum(n), uniqExactMerge(ids) FROM totals").result_rows
+    assert totals == [(20, 10)]
+
+
+def test_c7_no_table_of_ours_keeps_sums(clickhouse: Client) -> None:
+    of = {"of": clickhouse.database}
+    engines = clickhouse.query(
+        "SELECT engine FROM system.tables WHERE database = {of:String}", of
+    ).result_rows
+    types = clickhouse.query("SELECT type FROM system.columns WHERE database = {of:String}", of).result_rows
+    assert "Summing" not in str(engines)
+    assert re.findall(r"AggregateFunction\((?:sum|count|avg)\w*", str(types)) == []
+
+
+def test_c9_more_parts_than_a_table_may_have_refuse_the_insert(clickhouse: Client) -> None:
+    """252 at 3,000 parts as it comes."""
+    limits = "('parts_to_delay_insert', 'parts_to_throw_insert')"
+    found = clickhouse.query(f"SELECT name, value FROM system.merge_tree_settings WHERE name IN {limits}")
+    assert dict(found.result_rows) == {"parts_to_delay_insert": "1000", "parts_to_throw_insert": "3000"}
+    clickhouse.command(
+        "CREATE TABLE crowded (id UInt64, part UInt8) ENGINE = MergeTree ORDER BY id "
+        "SETTINGS parts_to_delay_insert = 1, parts_to_throw_insert = 2"
+    )
+    clickhouse.command("SYSTEM STOP MERGES crowded")
+    for token in ("a", "b"):
+        send(clickhouse, "crowded", ROWS, token)
+    with pytest.raises(DatabaseError, match="TOO_MANY_PARTS"):
+        send(clickhouse, "crowded", ROWS, "c")
+
+
+def test_c11_a_block_of_ours_is_one_block_of_the_engine(open_client: Client) -> None:
+    """What is larger than this is cut, at places that a second try need not find again."""
+    asked = "SELECT value FROM system.settings WHERE name = 'max_insert_block_size'"
+    [[largest]] = open_client.query(asked).result_rows
+    assert int(largest) == 1_048_449
+    assert Settings().block_max_rows <= int(largest)
+
+
 def test_c4_after_a_delete_the_same_insert_is_swallowed(plain: Client) -> None:
     send(plain, "windowed", ROWS, "same")
     plain.command("ALTER TABLE windowed DELETE WHERE 1 SETTINGS mutations_sync = 2")
@@ -280,6 +343,41 @@ def test_d2_a_second_process_on_the_path_gets_a_clear_message(tmp_path: Path) ->
     finally:
         first.communicate("\n", timeout=30)
     assert first.returncode == 0
+
+
+@embedded_only
+def test_d1_the_embedded_engine_takes_any_credentials(clickhouse: Client) -> None:
+    clickhouse.set_access_token("of nobody")
+    assert clickhouse.query("SELECT 1").result_rows == [(1,)]
+
+
+@embedded_only
+def test_d4_the_embedded_driver_writes_what_it_inserts_into_a_temporary_file(
+    plain: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clickhouse_connect.driver._backend import chdb_backend
+
+    written: list[str] = []
+    block = chdb_backend._write_block_to_file
+
+    def write(rows: object, file: IO[bytes]) -> None:
+        written.append(str(file.name))
+        block(rows, file)
+
+    monkeypatch.setattr(chdb_backend, "_write_block_to_file", write)
+    send(plain, "windowed", ROWS, "a")
+    [name] = written
+    assert Path(name).is_relative_to(tempfile.gettempdir())
+    assert not Path(name).exists()
+
+
+def test_d5_the_embedded_engine_takes_the_hosts_time_zone(tmp_path: Path) -> None:
+    script = "import sys, chdb; print(chdb.connect(sys.argv[1]).query('SELECT timezone()', 'TSV'))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "ch")],
+        env=os.environ | {"TZ": "Asia/Shanghai"}, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.strip() == "Asia/Shanghai"
 
 
 _MANY = 3_000_000

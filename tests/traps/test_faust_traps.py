@@ -19,6 +19,7 @@ from unittest.mock import AsyncMock, Mock
 import faust
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from faust.types.enums import ProcessingGuarantee
 
 from pipeline.process.buffer import Budget, PartitionBuffer, Taken
 from pipeline.process.membership import Membership
@@ -164,3 +165,24 @@ def test_f1_no_agent_of_ours_uses_what_acks_by_itself() -> None:
     membership = (ROOT / "pipeline/process/membership.py").read_text()
     assert "stream.noack().events()" in membership
     assert ".ack(" not in membership
+
+
+def test_f14_finding_9_faust_keeps_a_leader_topic_and_a_minutes_rebalance_unless_told(tmp_path: Path) -> None:
+    bare = faust.App("bare", broker="kafka://127.0.0.1:1", datadir=tmp_path / "bare").conf
+    assert not bare.topic_disable_leader
+    assert bare.topic_allow_declare
+    assert bare.broker_rebalance_timeout == 60
+    ours = Membership(Settings(data_dir=tmp_path), "127.0.0.1:1", None)._app.conf  # type: ignore[arg-type]
+    assert ours.topic_disable_leader
+    assert not ours.topic_allow_declare
+    assert ours.broker_rebalance_timeout == 6
+
+
+def test_f9_f10_f11_no_table_and_no_transaction_of_fausts(tmp_path: Path) -> None:
+    member = Membership(Settings(data_dir=tmp_path), "127.0.0.1:1", None)  # type: ignore[arg-type]
+    assert member._app.conf.processing_guarantee == ProcessingGuarantee.AT_LEAST_ONCE
+    assert not member._app.tables
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        assert not re.search(
+            r"\.(Global|Set|SetGlobal)?Table\(|transactional[._]id|exactly_once", path.read_text()
+        ), path

@@ -32,9 +32,24 @@ def test_each_trap_has_two_sides_that_are_tests() -> None:
         assert "`test_" in ours or ours == SAME, trap
 
 
+def test_every_trap_of_the_review_is_told_of() -> None:
+    text = (HERE / "README.md").read_text()
+    numbers = {"F": 17, "A": 6, "C": 14, "D": 6, "T": 9}
+    wanted = {f"{kind}{number}" for kind, last in numbers.items() for number in range(1, last + 1)}
+    assert wanted - set(re.findall(r"\b[FACDT]\d+\b", text)) == set()
+
+
+def test_every_test_that_the_list_names_is_there() -> None:
+    """Those beside the table, too."""
+    named = set(re.findall(r"`(test_\w+)`", (HERE / "README.md").read_text()))
+    assert named - names_in(HERE.parent) == set()
+
+
 def test_every_trap_test_is_listed() -> None:
     listed = set(re.findall(r"`(test_\w+)`", (HERE / "README.md").read_text()))
     assert names_in(HERE) - listed == {
         "test_each_trap_has_two_sides_that_are_tests",
+        "test_every_trap_of_the_review_is_told_of",
+        "test_every_test_that_the_list_names_is_there",
         "test_every_trap_test_is_listed",
     }
