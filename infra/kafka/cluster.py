@@ -110,7 +110,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start every node; returns when all of them serve."""
-        jars = fetch(self.jars.resolve())
+        jars = fetch(self.jars)
         self._classpath = f"{jars}/*"
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._format()

@@ -29,6 +29,7 @@ def fetch(directory: Path, *, seconds: float = _FETCH_SECONDS) -> Path:
     """
     deadline = time.monotonic() + seconds
     java()
+    directory = directory.resolve()  # Maven takes paths from where its pom lies
     target = directory / f"jars-{hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]}"
     if target.is_dir():
         return target

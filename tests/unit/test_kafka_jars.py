@@ -19,9 +19,10 @@ from tests import kafka
 ROOT = Path(__file__).parents[2]
 #: Says of itself what a Java 17 says, and does no more.
 JAVA = "#!/bin/sh\necho '    java.specification.version = {version}' >&2\n"
-#: Copies two jars, one some time after the other, and counts its calls.
+#: Copies two jars, one some time after the other, and counts its calls. Works where its pom lies.
 MAVEN = """#!/bin/sh
 PATH=/bin:/usr/bin
+cd /proc
 echo called >> {calls}
 for word in "$@"; do case $word in -DoutputDirectory=*) to=${{word#*=}} ;; esac; done
 mkdir -p "$to" && echo 1 > "$to/one.jar" && sleep {seconds} && echo 2 > "$to/two.jar"
@@ -63,7 +64,8 @@ def test_what_is_missing_or_too_old_is_named(tmp_path: Path, monkeypatch: pytest
 def test_two_that_fetch_at_once_have_the_jars_of_one_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, jars, calls = tmp_path / "bin", tmp_path / "jars", tmp_path / "calls"
+    found, jars, calls = tmp_path / "bin", Path("jars"), tmp_path / "calls"
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(found))
     program(found, "java", JAVA.format(version="17"))
     program(found, "mvn", MAVEN.format(calls=calls, seconds=0.5))
@@ -73,7 +75,9 @@ def test_two_that_fetch_at_once_have_the_jars_of_one_download(
         others = [pool.submit(fetch, jars) for _ in range(2)]
         (target,) = {taken.result() for taken in (first, *others)}
     assert sorted(jar.name for jar in target.iterdir()) == ["one.jar", "two.jar"]
-    assert [path for path in jars.iterdir() if path.is_dir()] == [target], "nothing half done is left"
+    assert [path.resolve() for path in jars.iterdir() if path.is_dir()] == [target], (
+        "nothing half done is left"
+    )
     assert calls.read_text().splitlines() == ["called"]
 
 
