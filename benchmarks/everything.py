@@ -25,7 +25,7 @@ from benchmarks import (
     stages,
     together,
 )
-from benchmarks.harness import PLACE, out, run_parts
+from benchmarks.harness import out, report_place, run_parts
 
 _MINUTES = 20
 EVENTS = 300_000
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     quick = ["--quick"] if options.quick else []
     failed = [] if options.quick else run_parts({"preparation": _prepare})
     for kind in _SERIES:
-        (PLACE / "series" / f"{kind}.json").unlink(missing_ok=True)
+        (report_place(quick=options.quick) / "series" / f"{kind}.json").unlink(missing_ok=True)
     sizes = [] if options.quick else ["--events", str(EVENTS)]
     parts = {
         "peers": (
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     failed += run_parts(
         {name: partial(module.main, [*quick, *more]) for name, (module, more) in parts.items()}
     )
-    failed += run_parts({"report": partial(report.main, [])})
+    failed += run_parts({"report": partial(report.main, quick)})
     minutes = (time.perf_counter() - begin) / 60
     out.print(f"all: {minutes:.1f} minutes")
     if minutes > _MINUTES:

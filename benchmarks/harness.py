@@ -213,6 +213,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def report_place(*, quick: bool) -> Path:
+    """Where series lie, in `series`, and their report. Looks have one of their own: they would take the place
+    of what was measured."""
+    return PLACE / "quick" if quick else PLACE
+
+
 @dataclass
 class Series:
     """Runs of one benchmark: interleaved rounds over cases, each run written down at once, in the history and
@@ -220,8 +226,10 @@ class Series:
 
     kind: str
     settings: dict[str, Any]
-    #: Quick runs are looks, not measurements: they stay out of the committed history.
+    #: Quick runs are looks, not measurements: they stay out of the committed history and of its report.
     quick: bool = False
+    #: Whether what is measured goes into the committed history.
+    kept: bool = True
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     #: What the report tells beside the runs.
     facts: dict[str, Any] = field(default_factory=dict)
@@ -231,7 +239,7 @@ class Series:
     def add(self, case: str, round_number: int, result: dict[str, Any]) -> None:
         result = {"round": round_number, **result}
         self.runs.setdefault(case, []).append(result)
-        history = PLACE / "history" if self.quick else HISTORY
+        history = HISTORY if self.kept and not self.quick else PLACE / "history"
         history.mkdir(parents=True, exist_ok=True)
         line = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -266,7 +274,7 @@ class Series:
     def save(self, **facts: Any) -> Path:
         """The series as one file for the report, with what is to be told beside the runs."""
         self.facts |= facts
-        directory = PLACE / "series"
+        directory = report_place(quick=self.quick) / "series"
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{self.kind}.json"
         fresh = path.with_suffix(".new")  # a series cut off in the middle would end every later report

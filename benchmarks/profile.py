@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from benchmarks import cache
 from benchmarks.gateway import run_load, server
-from benchmarks.harness import PLACE, RunFailedError, Series, broker, out, run_parts
+from benchmarks.harness import PLACE, RunFailedError, Series, broker, out, report_place, run_parts
 from benchmarks.processor import run_ours
 
 WHAT: Final = ("worker", "gateway")
@@ -32,8 +32,9 @@ _WAITS: Final = ("_worker (concurrent/futures", "EpollSelector.select", "Runner.
 _SPY: Final = (str(Path(sys.executable).with_name("py-spy")), "record", "--rate", "100", "--threads")
 
 
-def svg(which: str) -> Path:
-    return PLACE / f"profile-{which}.svg"
+def svg(place: Path, which: str) -> Path:
+    """The flame graph beside the report at `place`."""
+    return place / f"profile-{which}.svg"
 
 
 def _works(frames: list[str]) -> bool:
@@ -68,11 +69,11 @@ def dearest(folded: str) -> list[dict[str, Any]]:
     ]
 
 
-def _worker(events: int, persons: int) -> list[dict[str, Any]]:
+def _worker(beside: Path, events: int, persons: int) -> list[dict[str, Any]]:
     source = cache.events(events, persons)
     records = cache.records(source, "arrow")
     folded = PLACE / "profile-worker.txt"
-    for kind, file in (("flamegraph", svg("worker")), ("raw", folded)):
+    for kind, file in (("flamegraph", svg(beside, "worker")), ("raw", folded)):
         spy = [*_SPY, "--function", "--format", kind, "--output", str(file), "--"]
         run_ours(source, records, persons, cache.PARTITIONS, under=spy)
     found = dearest(folded.read_text())
@@ -84,14 +85,14 @@ def _watch(spy: list[str], said: list[str]) -> None:
     said.append(subprocess.run(spy, capture_output=True, text=True, check=False).stderr)
 
 
-def _gateway(seconds: float, persons: int) -> list[dict[str, Any]]:
+def _gateway(beside: Path, seconds: float, persons: int) -> list[dict[str, Any]]:
     place = PLACE / "profile"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     folded = place / "gateway.txt"
     try:
         with broker() as to, server("gridpipe", to, place, cache.PARTITIONS) as (address, key, process):
-            for kind, file in (("flamegraph", svg("gateway")), ("raw", folded)):
+            for kind, file in (("flamegraph", svg(beside, "gateway")), ("raw", folded)):
                 spy = [*_SPY, "--function", "--format", kind, "--output", str(file)]
                 spy += ["--duration", f"{seconds:.0f}", "--pid", str(process.pid)]
                 said: list[str] = []
@@ -116,16 +117,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--persons", type=int, default=500_000)
     options = parser.parse_args(arguments)
     events = options.events or (100_000 if options.quick else 500_000)
-    series = Series("profile", {"events": events, "persons": options.persons}, quick=True)
+    series = Series(
+        "profile", {"events": events, "persons": options.persons}, quick=options.quick, kept=False
+    )
+
+    beside = report_place(quick=options.quick)
+    beside.mkdir(parents=True, exist_ok=True)
 
     def one(which: str) -> None:
         found = (
-            _worker(events, options.persons)
+            _worker(beside, events, options.persons)
             if which == "worker"
-            else _gateway(3.0 if options.quick else 8.0, options.persons)
+            else _gateway(beside, 3.0 if options.quick else 8.0, options.persons)
         )
         series.add(which, 0, {"functions": found})
-        out.print(f"{which}: {svg(which)}")
+        out.print(f"{which}: {svg(beside, which)}")
         for part in found[:8]:
             out.print(
                 f"  {part['share']:5.1%}, of it in libraries {part['in_libraries']:4.0%}  {part['function']}"

@@ -1,12 +1,13 @@
 """The report of the series run last: Markdown with PNG plots, and the same as one HTML page.
 
-    python -m benchmarks report
+    python -m benchmarks report [--quick]
 
 Reads var/bench/series, writes var/bench/report.md with its plots, and report.html with the plots inside.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import html
 import statistics
@@ -17,7 +18,7 @@ from typing import Final
 import orjson
 
 from benchmarks.goals import median, table
-from benchmarks.harness import PLACE, out
+from benchmarks.harness import out, report_place
 from benchmarks.latency import tail_text
 from benchmarks.plots import Saved, draw
 from benchmarks.profile import svg
@@ -43,21 +44,25 @@ Section = tuple[str, str, list[Rows]]
 
 
 def main(arguments: list[str]) -> int:
-    del arguments
+    parser = argparse.ArgumentParser(
+        prog="benchmarks report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="of quick runs: var/bench/quick")
+    place = report_place(quick=parser.parse_args(arguments).quick)
     saved: dict[str, Saved] = {
         kind: orjson.loads(path.read_bytes())
         for kind in TITLES
-        if (path := PLACE / "series" / f"{kind}.json").exists()
+        if (path := place / "series" / f"{kind}.json").exists()
     }
     if not saved:
         out.print("nothing to report: run a benchmark first")
         return 1
-    plots = draw(saved, PLACE)
+    plots, graphs = draw(saved, place), _graphs(saved, place)
     sections: list[Section] = [(kind, _note(one), _tables(kind, one)) for kind, one in saved.items()]
     sections.insert(0, ("goals", "Figures of the series below; what was not run has none.", [table(saved)]))
-    (PLACE / "report.md").write_text(_markdown(saved, sections, plots))
-    (PLACE / "report.html").write_text(_html(saved, sections, plots))
-    out.print(f"report: {PLACE / 'report.md'} and {PLACE / 'report.html'}")
+    (place / "report.md").write_text(_markdown(saved, sections, plots, graphs))
+    (place / "report.html").write_text(_html(saved, sections, plots, graphs))
+    out.print(f"report: {place / 'report.md'} and {place / 'report.html'}")
     return 0
 
 
@@ -254,7 +259,9 @@ _SHAPES: Final = {
 }
 
 
-def _markdown(saved: dict[str, Saved], sections: list[Section], plots: dict[str, list[Path]]) -> str:
+def _markdown(
+    saved: dict[str, Saved], sections: list[Section], plots: dict[str, list[Path]], graphs: list[Path]
+) -> str:
     parts = ["# Benchmarks", "", _machine(saved), ""]
     for kind, note, tables in sections:
         title = TITLES[kind]
@@ -264,7 +271,7 @@ def _markdown(saved: dict[str, Saved], sections: list[Section], plots: dict[str,
             parts += ["| " + " | ".join(row) + " |" for row in rows]
             parts.append("")
         parts += [f"![{title}]({path.name})\n" for path in plots.get(kind, ())]
-        parts += [f"Flame graph: [{path.name}]({path.name})\n" for path in _graphs(kind, saved)]
+        parts += [f"Flame graph: [{path.name}]({path.name})\n" for path in graphs if kind == "profile"]
     return "\n".join(parts)
 
 
@@ -275,7 +282,9 @@ _STYLE: Final = (
 )
 
 
-def _html(saved: dict[str, Saved], sections: list[Section], plots: dict[str, list[Path]]) -> str:
+def _html(
+    saved: dict[str, Saved], sections: list[Section], plots: dict[str, list[Path]], graphs: list[Path]
+) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Benchmarks</title>",
         f"<style>{_STYLE}</style><h1>Benchmarks</h1><p>{html.escape(_machine(saved))}</p>",
@@ -288,15 +297,17 @@ def _html(saved: dict[str, Saved], sections: list[Section], plots: dict[str, lis
         for path in plots.get(kind, ()):
             data = base64.b64encode(path.read_bytes()).decode()
             parts.append(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">')
-        for path in _graphs(kind, saved):
+        for path in graphs if kind == "profile" else ():
             data = base64.b64encode(path.read_bytes()).decode()
             name = html.escape(f"{path.stem}: flame graph")
             parts.append(f'<h3>{name}</h3><img alt="{name}" src="data:image/svg+xml;base64,{data}">')
     return "\n".join(parts) + "</html>\n"
 
 
-def _graphs(kind: str, saved: dict[str, Saved]) -> list[Path]:
-    return [svg(which) for which in saved[kind]["runs"] if svg(which).exists()] if kind == "profile" else []
+def _graphs(saved: dict[str, Saved], place: Path) -> list[Path]:
+    """Flame graphs of the profiles."""
+    runs = saved["profile"]["runs"] if "profile" in saved else ()
+    return [graph for which in runs if (graph := svg(place, which)).exists()]
 
 
 def _row(cells: list[str], tag: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from benchmarks import everything, growth, harness
+from benchmarks import everything, gateway, growth, harness
 from benchmarks.harness import (
     RunFailedError,
     Series,
@@ -50,7 +50,7 @@ def test_everything_fails_when_it_takes_longer_than_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 1_201.0, 0.0, 1_199.0])
-    monkeypatch.setattr(everything, "PLACE", tmp_path)
+    monkeypatch.setattr(harness, "PLACE", tmp_path)
     monkeypatch.setattr(everything, "run_parts", lambda _: [])
     monkeypatch.setattr(everything.report, "main", lambda _: 0)
     monkeypatch.setattr(everything.time, "perf_counter", lambda: next(clock))
@@ -88,7 +88,7 @@ def test_what_was_measured_is_there_for_the_report_whatever_comes_later(
     series = Series("trial", {}, quick=True)
     series.facts["capacity"] = 5.0
     series.add("ours", 0, {"events_per_second": 1.0})
-    saved = orjson.loads((tmp_path / "series" / "trial.json").read_bytes())
+    saved = orjson.loads((tmp_path / "quick" / "series" / "trial.json").read_bytes())
     assert saved["runs"]["ours"] == [{"round": 0, "events_per_second": 1.0}]
     assert saved["facts"] == {"capacity": 5.0}
 
@@ -123,14 +123,61 @@ def test_growth_goes_on_after_a_part_that_failed(tmp_path: Path, monkeypatch: py
 def test_everything_keeps_the_series_that_it_does_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(everything, "PLACE", tmp_path)
+    monkeypatch.setattr(harness, "PLACE", tmp_path)
     monkeypatch.setattr(everything, "run_parts", lambda _: ["reads"])
     monkeypatch.setattr(everything.report, "main", lambda _: 0)
-    (tmp_path / "series").mkdir()
-    for kind in ("growth", "together", "reads"):
-        (tmp_path / "series" / f"{kind}.json").write_text("{}")
+    places = tmp_path / "series", tmp_path / "quick" / "series"
+    for place in places:
+        place.mkdir(parents=True)
+        for kind in ("growth", "together", "reads"):
+            (place / f"{kind}.json").write_text("{}")
+    looked = {"growth", "together"}
     assert everything.main(["--quick"]) == 1
-    assert {path.stem for path in (tmp_path / "series").iterdir()} == {"growth", "together"}
+    assert [{path.stem for path in place.iterdir()} for place in places] == [looked | {"reads"}, looked]
+    assert everything.main([]) == 1
+    assert {path.stem for path in places[0].iterdir()} == looked
+
+
+def test_a_look_leaves_what_was_measured_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "PLACE", tmp_path)
+    monkeypatch.setattr(harness, "HISTORY", tmp_path / "committed")
+    Series("trial", {}).add("ours", 0, {"events_per_second": 5.0})
+    Series("trial", {}, quick=True).add("ours", 0, {"events_per_second": 1.0})
+    Series("flames", {}, kept=False).add("ours", 0, {"share": 0.5})
+    assert orjson.loads((tmp_path / "series" / "trial.json").read_bytes())["runs"]["ours"] == [
+        {"round": 0, "events_per_second": 5.0}
+    ]
+    assert (tmp_path / "quick" / "series" / "trial.json").exists()
+    assert (tmp_path / "series" / "flames.json").exists()
+    assert [path.name for path in (tmp_path / "committed").iterdir()] == ["trial.jsonl"]
+    assert len((tmp_path / "committed" / "trial.jsonl").read_bytes().splitlines()) == 1
+
+
+def test_a_request_that_failed_costs_its_round_a_figure_and_no_other_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(harness, "PLACE", tmp_path)
+    given = iter([1, None, 1, 1])
+
+    def measure(*_: object, **__: object) -> dict[str, float]:
+        if next(given) is None:
+            raise WrongCountsError("a 503")
+        return {
+            "events": 1, "events_per_second": 7.0, "cpu_seconds": 1.0, "events_per_cpu_second": 7.0,
+            "client_cpu_share": 0.1,
+        }  # fmt: skip
+
+    monkeypatch.setattr(gateway, "measure", measure)
+    assert gateway.main(["--quick", "--rounds", "2", "--only", "single"]) == 1
+    saved = orjson.loads((tmp_path / "quick" / "series" / "gateway.json").read_bytes())
+    assert {case: len(runs) for case, runs in saved["runs"].items()} == {
+        "gridpipe single": 2,
+        "bare single": 1,
+    }
+    assert saved["facts"]["left_out"] == ["bare single, round 1"]
+    assert "FAILED, and without a figure: bare single, round 1" in capsys.readouterr().out
 
 
 def test_program_that_fails_tells_why() -> None:

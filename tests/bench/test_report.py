@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from benchmarks import goals, report
+from benchmarks import goals, harness, report
 from benchmarks.plots import draw
 from benchmarks.profile import dearest
 from benchmarks.together import sustained
@@ -144,7 +144,7 @@ def test_samples_count_for_the_function_of_ours_that_is_nearest() -> None:
 
 
 def test_the_report_is_written_in_both_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "PLACE", tmp_path)
+    monkeypatch.setattr(harness, "PLACE", tmp_path)
     run = {
         "events": 1_000, "events_per_second": 71_000.0, "cpu_seconds": 0.02, "peak_mb": 900.0,
         "stages": {"decode": 0.002}, "thread_cpu_seconds": {"polars": 0.004},
