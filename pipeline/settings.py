@@ -200,7 +200,10 @@ class Settings(BaseSettings):
 
     # --- canary
     canary_interval_seconds: float = Field(
-        60.0, ge=0, description="Seconds between two canary events of a partition; 0: none are sent."
+        60.0,
+        ge=0,
+        le=60,  # GridpipeCanaryMissing fires after three minutes
+        description="Seconds between two canary events of a partition, at most 60; 0: none are sent.",
     )
 
     # --- domain

@@ -24,6 +24,9 @@ log = structlog.get_logger(__name__)
 Tally = Sequence[tuple[Callable[[float], object], float]]
 
 _OTHER: Final = "other"
+#: Sources without a key on this host that have a label of their own: where the gateway runs elsewhere its
+#: keys are not here, and who writes to the topic needs none. Whoever comes later is `other`.
+_MOST_SOURCES: Final = 200
 #: Receipt instants of a block that are observed; a block of direct records may have one per event.
 _MOST_INSTANTS: Final = 200
 #: What the freshness objective allows between accepted and queryable.
@@ -38,6 +41,7 @@ class Account:
 
     def __init__(self, known_sources: Callable[[], Collection[str]]) -> None:
         self._known_sources = known_sources
+        self._seen_sources: set[str] = set()
         self._last_hi: dict[int, int] = {}
         self._forgotten = 0
         for outcome in _OUTCOMES:
@@ -68,7 +72,7 @@ class Account:
         return tally
 
     def _counts(self, result: BlockResult) -> Iterator[tuple[Callable[[float], object], float]]:
-        known = frozenset(self._known_sources())
+        known = self._sources(result)
         sources = pl.concat(
             [
                 frame.select(pl.col("source").cast(pl.String))
@@ -92,6 +96,16 @@ class Account:
         alarms = primary.filter("life_safety")
         for reason, rows in alarms["reason"].value_counts().iter_rows():
             yield metrics.life_safety_rejections.labels(reason or _OTHER).inc, rows
+
+    def _sources(self, result: BlockResult) -> Collection[str]:
+        """Sources that have a label: those that keys name, and those of events that kept the contract, in the
+        order of their coming."""
+        known = frozenset(self._known_sources())
+        stored = (frame["source"].cast(pl.String) for frame in (result.events, result.rejections))
+        for source in pl.concat(stored).unique().sort():
+            if len(self._seen_sources) < _MOST_SOURCES and source not in known:
+                self._seen_sources.add(source)
+        return known | self._seen_sources
 
     def _verify(self, partition: int, lo: int, hi: int) -> None:
         last = self._last_hi.get(partition)

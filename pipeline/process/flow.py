@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from pipeline.contract.canary import CANARY_SOURCE
+from pipeline.contract.canary import CANARY_REGION, CANARY_SOURCE
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ContractError, TransientError
 from pipeline.frames import (
@@ -30,7 +30,7 @@ from pipeline.frames import (
     STORED,
     expect,
 )
-from pipeline.process.decode import DATA_ERRORS, decode
+from pipeline.process.decode import DATA_ERRORS, MALFORMED, Decoded, decode
 from pipeline.process.deduplicate import (
     Entry,
     SeenIds,
@@ -42,6 +42,7 @@ from pipeline.process.hashes import id_hash
 from pipeline.process.records import Record
 from pipeline.process.resend import Anchors, ResendWindows, anchors_of, drop_resends
 from pipeline.reference.enrich import enrich
+from pipeline.reference.erased import Erased
 from pipeline.reference.snapshot import Reference
 from pipeline.rules.admit import admit, matter_facts
 from pipeline.rules.catalogue import Catalogues
@@ -192,6 +193,7 @@ def process_blocks(
         privacy=rules.privacy,
         backfill_sources=settings.direct_backfill_sources,
     )
+    decoded = _without_forged(decoded, rules.reference.erased)
     watch.lap("decode")
     seen = {partition: state.seen for partition, state in states.items()}
     window = timedelta(days=settings.dedup_window_days)
@@ -211,6 +213,22 @@ def process_blocks(
         received=decoded.events.height + decoded.quarantined.height,
         stage_seconds=watch.seconds,
     )
+
+
+def _without_forged(decoded: Decoded, erased: Erased) -> Decoded:
+    """Nobody but the gateway writes canaries. Whoever writes to the topic could give anything their source,
+    and it would be counted in some figures and not in others."""
+    named = decoded.events["source"] == CANARY_SOURCE
+    if not named.any():
+        return decoded
+    real = (pl.col("event_type") == "DISCOVERED") & pl.col("grid_code").str.starts_with(CANARY_REGION)
+    forged = named & ~decoded.events.select(real).to_series()
+    if not forged.any():
+        return decoded
+    refused = refused_rows(
+        decoded.events.filter(forged), MALFORMED, f"the source {CANARY_SOURCE} is the pipeline's own", erased
+    )
+    return Decoded(decoded.events.filter(~forged), _joined(decoded.quarantined, refused))
 
 
 def _joined(*parts: pl.DataFrame) -> pl.DataFrame:

@@ -93,6 +93,31 @@ def test_freshness_counts_events_and_not_blocks(account: Account, rules: Rules) 
     assert found["gridpipe_events_received_total", "handset"] == 10
 
 
+def test_a_source_without_a_key_on_this_host_is_told_by_its_name(rules: Rules) -> None:
+    """Workers alone on their host have no keys."""
+    account, before = Account(frozenset), samples()
+    given = record(
+        0, now_event(1), now_event(2, source="hotline"), now_event(3, source="hotline"), received=NOW
+    )
+    account.committed([Extent(0, 0, 0)], account.tally(judged(rules, given)))
+    found = grown(before)
+    assert found["gridpipe_events_received_total", "handset"] == 1
+    assert found["gridpipe_events_received_total", "hotline"] == 2
+    assert ("gridpipe_events_received_total", "other") not in found
+
+
+def test_sources_without_end_have_one_label(rules: Rules, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.process.account._MOST_SOURCES", 2)
+    account, before = Account(lambda: {"handset"}), samples()
+    for offset, names in enumerate((["a-1", "a-2", "handset"], ["a-1", "a-3", "a-4", "handset"])):
+        given = (now_event(10 * offset + at, source=name) for at, name in enumerate(names))
+        account.committed([Extent(0, offset, offset)], account.tally(judged(rules, record(offset, *given))))
+    found = {
+        key[1]: value for key, value in grown(before).items() if key[0] == "gridpipe_events_received_total"
+    }
+    assert found == {"a-1": 2, "a-2": 1, "handset": 2, "other": 2}
+
+
 def test_a_source_and_a_partition_leave_a_trace(account: Account, rules: Rules) -> None:
     account.committed([Extent(0, 0, 0)], account.tally(judged(rules, record(0, now_event(1), received=NOW))))
     seen = metrics.source_last_event_timestamp_seconds.labels("handset")._value.get()
@@ -122,6 +147,21 @@ def test_canaries_among_others_leave_the_others_counted(account: Account, rules:
     assert found["gridpipe_events_total", "admitted"] == 1
     assert ("gridpipe_events_received_total", "other") not in found
     assert found["gridpipe_batch_rows_sum",] == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"event_type": "REPORTED", "matter_code": "SF-01"}, {"grid_code": "440703001001001"}],
+    ids=["a report", "a grid of the city"],
+)
+def test_what_only_bears_a_canarys_source_is_quarantined(rules: Rules, changed: dict[str, Any]) -> None:
+    """Who writes to the topic can name any source: it would be a report in some figures, in others none."""
+    forged = canary(2) | changed
+    result = judged(rules, record(0, canary(1), forged, now_event(3), received=NOW))
+    assert result.quarantined.select("_idx", "reason", "event_id").rows() == [(1, "MALFORMED", "ecanary-2")]
+    assert result.events["event_id"].to_list() == ["ecanary-1", "e3"]
+    assert result.rejections.is_empty()
+    assert result.case_events["event_id"].to_list() == ["e3"]
 
 
 def test_every_reason_begins_at_zero(account: Account, rules: Rules) -> None:
