@@ -13,6 +13,8 @@ import zstandard
 from aiokafka.record.util import calc_crc32c, encode_varint
 
 GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
+#: Bit of a batch's attributes: its times are the broker's, the last one in the batch's head.
+BROKERS_TIME = 1 << 3
 _PRODUCE, _VERSION = 0, 7
 _CHUNK = bytes(1 << 20)
 
@@ -52,15 +54,23 @@ def varint(value: int) -> bytes:
 
 
 def batch(
-    records: bytes, count: int, *, codec: int = 0, last_delta: int | None = None, crc: int | None = None
+    records: bytes,
+    count: int,
+    *,
+    codec: int = 0,
+    last_delta: int | None = None,
+    crc: int | None = None,
+    written_ms: int | None = None,
 ) -> bytes:
     """A batch of `count` records, whatever `records` holds, packed already if `codec` says so.
 
     last_delta : offset of the last record after the first. crc : the checksum (default: the right one).
+    written_ms : the writer's time, where the broker put its own in its place (LogAppendTime).
     """
     now = int(time.time() * 1000)
+    first, attributes = (now, codec) if written_ms is None else (written_ms, codec | BROKERS_TIME)
     last = count - 1 if last_delta is None else last_delta
-    body = struct.pack(">hiqqqhii", codec, last, now, now, -1, -1, -1, count) + records
+    body = struct.pack(">hiqqqhii", attributes, last, first, now, -1, -1, -1, count) + records
     crc = calc_crc32c(body) if crc is None else crc
     return struct.pack(">qiibI", 0, len(body) + 9, -1, 2, crc) + body
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cramjam
 import pytest
+import zstandard
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
 
@@ -42,6 +43,19 @@ def test_sound_batches_are_read_as_the_library_reads_them(codec: int) -> None:
     assert read(data, 7) == [(7, b"z"), (8, b"later")], "a fetch may begin within a batch"
     first = next(iter(reader(data, 5)))
     assert (first.headers, first.timestamp) == ((("content-type", b"text"),), 1_000)
+
+
+@pytest.mark.parametrize("codec", [0, raw.ZSTD])
+def test_records_bear_the_brokers_time_where_the_topic_says_so(codec: int) -> None:
+    """However old their writer says they are: packed ones too, whose times the broker does not touch."""
+    records = raw.record(b"a") + raw.record(b"b", delta=1)
+    records = zstandard.compress(records) if codec else records
+    made = raw.batch(records, 2, codec=codec, written_ms=1_000)
+    assert [(record.value, record.timestamp) for record in reader(made)] == [
+        (b"a", raw.time_of(made)),
+        (b"b", raw.time_of(made)),
+    ]
+    assert raw.time_of(made) > 1_700_000_000_000
 
 
 @pytest.mark.parametrize("magic", [0, 1, 2])
