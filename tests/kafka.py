@@ -66,6 +66,14 @@ def kafka_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def kafka_three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three Kafka nodes: three copies of each record, two before it is confirmed."""
+    need_kafka()
+    with Cluster(tmp_path_factory.mktemp("kafka-three"), nodes=3, jars=JARS, retention_ms=-1) as running:
+        yield running
+
+
 @contextmanager
 def embedded_broker(port: int | None = None, advertised: int | None = None) -> Iterator[str]:
     """Bootstrap address of an embedded broker that nobody else uses.

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from infra.kafka.cluster import Cluster
 from tests.fault import summary
 from tests.fault.system import Server, Store, System, share, system
-from tests.kafka import JARS, embedded_broker, need_kafka
+from tests.kafka import embedded_broker
 
 #: Rounds of each loop test.
 ROUNDS = int(os.environ.get("ROUNDS", "20"))
@@ -44,14 +43,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         three = summary.broker_of(item.nodeid) == "kafka" and "bootstrap" in getattr(item, "fixturenames", ())
         if three and item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.skip(reason="on three Kafka nodes: make test-fault runs it"))
-
-
-@pytest.fixture(scope="session")
-def kafka_three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three Kafka nodes: three copies of each record, two before it is confirmed."""
-    need_kafka()
-    with Cluster(tmp_path_factory.mktemp("kafka-three"), nodes=3, jars=JARS, retention_ms=-1) as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,9 @@ def _long_ones_elsewhere(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="module", params=["embedded", "kafka"])
 def bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "kafka":
-        yield request.getfixturevalue("kafka_node").bootstrap
+        # three nodes take half a minute to start: the few that always run do with one
+        nodes = "kafka_three" if os.environ.get("FAULT") == "1" else "kafka_node"
+        yield request.getfixturevalue(nodes).bootstrap
         return
     with embedded_broker() as address:
         yield address
@@ -216,9 +218,9 @@ async def test_records_become_rows_and_the_metrics_add_up(town: Town) -> None:
         name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)
     }
     assert grown == {
-        "events_received_total/handset": expected
-        - 1,  # the stranger and the broken record are no known source
-        "events_received_total/other": 2,
+        "events_received_total/handset": expected - 1,
+        "events_received_total/stranger": 1,  # of a host without its key
+        "events_received_total/other": 1,  # the broken record has no source
         "events_total/admitted": 65,
         "events_total/recorded": 1,
         "events_total/rejected": 1,
