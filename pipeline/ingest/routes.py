@@ -71,7 +71,6 @@ class EventsCall:
             members, headers = await self._answer(scope, fields, receive, request_id)
             body = orjson.dumps(members)
         except ProblemError as problem:
-            _tell_refusals(problem.members or {}, request_id, "")
             refusal = problem_response(problem, request_id)
         except Exception:
             # The error goes to the log; the sender learns that it is ours and that sending again is safe.
@@ -134,11 +133,17 @@ class EventsCall:
                 verified = True
                 gateway.quotas.admit_sources(address, credential.sources)
             call = Call(body, content_type, encoding, credential, request_id, address)
-            members = await self._handle(call)
+            # The limiter of the log counts by source: under no name, one mad sender would silence them all.
+            source = min(credential.sources, default="")
+            try:
+                members = await self._handle(call)
+            except ProblemError as problem:
+                _tell_refusals(problem.members, request_id, source)
+                raise
         finally:
             gateway.quotas.charge_bytes(address, credential.sources if credential else frozenset(), held)
             gateway.budget.give_back(holder, held, verified=verified)
-        _tell_refusals(members, request_id, min(credential.sources, default=""))
+        _tell_refusals(members, request_id, source)
         headers = [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
         for name, value in gateway.quotas.headers(address, credential.sources).items():
             headers.append((name.lower().encode(), value.encode()))

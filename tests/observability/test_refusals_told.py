@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from pipeline import logs
+from pipeline.logs_limit import BURST
 from tests.unit.gateway_world import event, make_world
 
 PHONE = "13800001234"
@@ -58,8 +59,30 @@ async def test_a_request_of_nothing_but_refused_events_leaves_one_too(tmp_path: 
     answer = await world.post([event(1, event_id=f"p-{PHONE}")], X_Request_Id="req-8")
     assert answer.status_code == 422
     (line,) = refusals(log_file)
-    assert (line["request_id"], line["codes"]) == ("req-8", {"personal_data_in_id": 1})
+    assert (line["request_id"], line["source"]) == ("req-8", "12345")
+    assert line["codes"] == {"personal_data_in_id": 1}
     assert PHONE not in text_of(log_file)
+
+
+async def test_refusals_bear_the_source_of_the_key_whatever_refuses_all_events(
+    tmp_path: Path, log_file: Path
+) -> None:
+    world = make_world(tmp_path)
+    assert (await world.post([event(1, source="another")])).status_code == 403
+    world.log.refused = set(range(12))
+    assert (await world.post([event(2)])).status_code == 503
+    told = [(line["source"], line["codes"]) for line in refusals(log_file)]
+    assert told == [("12345", {"source_not_allowed": 1}), ("12345", {"not_written": 1})]
+
+
+async def test_a_source_that_only_sends_nonsense_silences_no_other(tmp_path: Path, log_file: Path) -> None:
+    world = make_world(tmp_path)
+    for number in range(2 * BURST):
+        await world.post([event(number, grid_code="x")])
+    assert len(refusals(log_file)) < 2 * BURST
+    world.key = world.keys.create("hotline")
+    await world.post([event(1, source="hotline", grid_code="x")])
+    assert refusals(log_file)[-1]["source"] == "hotline"
 
 
 async def test_a_request_without_refusals_leaves_none(tmp_path: Path, log_file: Path) -> None:
