@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import subprocess
 import time
@@ -56,6 +57,18 @@ def records() -> dict[str, str]:
     return {
         rule["record"]: rule["expr"] for group in rule_groups() for rule in group["rules"] if "record" in rule
     }
+
+
+def branches(expression: str) -> list[str]:
+    """The parts that `or` joins outside of brackets."""
+    parts, depth = [""], 0
+    for word in re.split(r"(\bor\b|[()])", expression):
+        depth += (word == "(") - (word == ")")
+        if word == "or" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += word
+    return parts
 
 
 class Prometheus:

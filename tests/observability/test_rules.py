@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from infra.grafana.names import AREAS, CODES
-from tests.observability.prometheus import ROOT, RULES, alerts, promtool
+from tests.observability.prometheus import ROOT, RULES, alerts, branches, promtool
 
 #: What is malformed is quarantined before it is judged: no report is ever rejected for it.
 REJECTED = {code: name for code, name in CODES["reason"].items() if code != "MALFORMED"}
@@ -43,18 +43,6 @@ def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
                 if found := CASE.fullmatch(case["expr"]):
                     (fires if case["exp_samples"] else silent).add(found.group(1))
     assert fires == silent == set(alerts())
-
-
-def branches(expression: str) -> list[str]:
-    """The parts that `or` joins outside of brackets."""
-    parts, depth = [""], 0
-    for word in re.split(r"(\bor\b|[()])", expression):
-        depth += (word == "(") - (word == ")")
-        if word == "or" and not depth:
-            parts.append("")
-        else:
-            parts[-1] += word
-    return parts
 
 
 BRANCHES = [
