@@ -7,19 +7,23 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import polars as pl
 import pytest
 import structlog
 from clickhouse_connect.driver.client import Client
 
 from pipeline import metrics
 from pipeline.contract.canary import CANARY_SOURCE, canary_grid
+from pipeline.frames import EVENT
+from pipeline.ingest.blocks import ARROW, encode_frame
 from pipeline.process.account import Account
+from pipeline.process.decode import decode
 from pipeline.process.flow import Block, BlockResult, PartitionState, Rules, process_block
 from pipeline.process.records import Record
 from pipeline.settings import Settings
 from pipeline.sink.tables import Extent
 from pipeline.store.migrate import migrate
-from tests.integration.worker_world import event, load_reference, record, rules_of
+from tests.integration.worker_world import PRIVACY, event, load_reference, record, rules_of
 
 NOW = datetime.now(UTC)
 SETTINGS = Settings()
@@ -188,3 +192,39 @@ def test_alarms_and_quarantine_are_told_by_ids_alone(account: Account, rules: Ru
     assert rejected["reasons"]
     assert "13800001234" not in str(lines)
     assert "煤气" not in str(lines)
+
+
+def test_an_event_in_quarantine_is_told_with_the_ids_of_its_case_and_request(
+    account: Account, rules: Rules
+) -> None:
+    sent = decode([(0, [record(0, now_event(1), now_event(1, description="another"))])], privacy=PRIVACY)
+    rows = sent.events.select(list(EVENT)).with_columns(request_id=pl.lit("req-9"))
+    result = judged(rules, Record(0, 0, ARROW, encode_frame(rows), "1"))
+    with structlog.testing.capture_logs() as lines:
+        account.committed([Extent(0, 0, 0)], account.tally(result))
+    (told,) = [line for line in lines if line["event"] == "event_quarantined"]
+    assert told["reason"] == "ID_CONFLICT"
+    assert (told["event_id"], told["case_id"], told["request_id"]) == ("e1", "c1", "req-9")
+    assert "another" not in str(lines)
+
+
+def test_of_an_event_that_cannot_be_read_only_an_id_that_may_be_shown_is_told(
+    account: Account, rules: Rules
+) -> None:
+    """Its text is the sender's: a request id in it is none of ours."""
+    texts = [
+        b'{"event_id": "e1", "case_id": "c1", "request_id": "forged"}',
+        b'{"event_id": "e1", "case_id": "p-13800001234"}',
+        b'{"event_id": "e1", "case_id": {"phone": 1}}',
+        b'["e1"]',
+    ]
+    received = round(NOW.timestamp() * 1000)
+    result = judged(
+        rules, *(Record(offset, received, "application/json", text) for offset, text in enumerate(texts))
+    )
+    with structlog.testing.capture_logs() as lines:
+        account.committed([Extent(0, 0, 3)], account.tally(result))
+    told = [line for line in lines if line["event"] == "event_quarantined"]
+    assert [line["case_id"] for line in told] == ["c1", None, None, None]
+    assert [line["request_id"] for line in told] == [None] * 4
+    assert "13800001234" not in str(lines)
