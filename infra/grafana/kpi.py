@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from infra.grafana.names import AREAS, CATALOGUES
+from infra.grafana.names import CATALOGUES, NAMES
 from pipeline.read.kpi import CITIZEN_KINDS
 
 #: Column of the view → the name it is shown under.
@@ -42,14 +42,6 @@ BY: Final = {
     "matter": "事项 Matter",
 }
 
-_NAMES: Final[Mapping[str, Mapping[str, str]]] = {
-    "city": AREAS.city,
-    "district": AREAS.districts,
-    "town": AREAS.towns,
-    "department": CATALOGUES.department_names_zh,
-    "matter": CATALOGUES.matter_names_zh,
-}
-
 
 def _text(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
@@ -62,9 +54,11 @@ def _texts(values: Sequence[str]) -> str:
 def cohort(by: str, columns: Mapping[str, str], *, where: str = "listed", order: str = "key") -> str:
     """A row per key with its name and these columns; window and instant are those of the dashboard."""
     citizen = sorted(code for code, kind in CATALOGUES.channel_kind.items() if kind in CITIZEN_KINDS)
-    names = _NAMES[by]
-    name = f"transform(key, {_texts(list(names))}, {_texts(list(names.values()))}, key)"
-    shown = [f"{name} AS {_quoted(BY[by])}"] if by != "city" else []
+    shown = []
+    if by != "city":
+        names = NAMES[by]
+        name = f"transform(key, {_texts(list(names))}, {_texts(list(names.values()))}, key)"
+        shown.append(f"{name} AS {_quoted(BY[by])}")
     shown += [f"{column} AS {_quoted(title)}" for column, title in columns.items()]
     return (
         f"SELECT {', '.join(shown)} FROM kpi_cohort(by = '{by}', from = $__fromTime_ms, to = $__toTime_ms, "

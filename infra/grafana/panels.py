@@ -58,7 +58,7 @@ def _expressions(panel: Any, expressions: Mapping[str, str], *, instant: bool = 
 
 
 def _named(panel: Any, legend: str) -> Any:
-    """The panel with Chinese words for the codes that this legend can show."""
+    """The panel with Chinese and English words for the codes that this legend can show."""
     for name, words in shown(legend).items():
         panel = panel.override_by_name(name, [models.DynamicConfigValue("displayName", words)])
     return panel
@@ -143,7 +143,7 @@ def sql_figures(title: str, sql: str, units: Units, *, width: int = 24) -> stat.
 def sql_table(
     title: str, sql: str, units: Units, *, names: str = "", width: int = 24, height: int = 9
 ) -> table.Panel:
-    """names : a column of table names, which are shown with their Chinese words."""
+    """names : a column of table names, which are shown with words for them."""
     panel = table.Panel().title(title).span(width).height(height).datasource(CLICKHOUSE)
     panel = panel.with_target(_Sql(sql)).filterable(True)
     for name, properties in _properties(units):
@@ -155,9 +155,14 @@ def sql_table(
     return panel
 
 
+#: Characters of a bar's name beside it: the longest would leave no room for bars.
+_BAR_LABEL: Final = 24
+
+
 def sql_bars(title: str, sql: str, *, unit: str, width: int = 12) -> barchart.Panel:
     """Bars by the first column, a group per further column."""
     panel = barchart.Panel().title(title).span(width).height(9).unit(unit).datasource(CLICKHOUSE)
+    panel = panel.x_tick_label_max_length(_BAR_LABEL)
     return panel.with_target(_Sql(sql)).orientation(common_models.VizOrientation.HORIZONTAL)
 
 

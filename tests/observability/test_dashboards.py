@@ -14,12 +14,16 @@ from pipeline.process.account import Account
 from pipeline.read.names import Areas
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.settings import load_settings
-from tests.observability.grafana import DASHBOARDS, PROMETHEUS, every_panel
+from tests.observability.grafana import CLICKHOUSE, DASHBOARDS, PROMETHEUS, every_panel, panels
 from tests.observability.prometheus import ROOT
 
 NAMES = sorted(path.stem for path in DASHBOARDS.glob("*.json"))
 PROVISIONING = DASHBOARDS.parent / "provisioning"
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
+ENGLISH = re.compile(r"[A-Za-z]{3}")
+#: Of a curve also a time, 5m; of a name also Da'ao.
+ENGLISH_CURVE = re.compile(r"[A-Za-z]{3}|\b\d+[mhd]\b")
+ENGLISH_NAME = re.compile(r" [A-Z][a-z]")
 #: Read alike in both languages.
 NEUTRAL = re.compile(r"p\d+|")
 
@@ -46,7 +50,7 @@ def test_titles_are_chinese_with_english_and_sources_are_provisioned(name: str) 
     assert len(found) >= 8
     for panel in found:
         assert CHINESE.search(panel["title"]), panel["title"]
-        assert re.search(r"[A-Za-z]{3}", panel["title"]), panel["title"]
+        assert ENGLISH.search(panel["title"]), panel["title"]
         assert panel["targets"], panel["title"]
         assert (panel["datasource"]["type"], panel["datasource"]["uid"]) in known
 
@@ -87,7 +91,7 @@ def test_the_closed_sets_are_found() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_curve_has_a_chinese_name(name: str) -> None:
+def test_every_curve_has_a_chinese_and_an_english_name(name: str) -> None:
     """By its legend, or where that is a code of a closed set: by an override for each of the codes."""
     closed = closed_sets()
     for panel in every_panel(name):
@@ -104,11 +108,21 @@ def test_every_curve_has_a_chinese_name(name: str) -> None:
             names = closed[label.group(1)] if label else {legend}
             for code in names:
                 shown = words.get(code, "" if label else legend)
-                assert CHINESE.search(shown) or (not label and NEUTRAL.fullmatch(shown)), (
-                    panel["title"],
-                    code,
-                )
+                both = CHINESE.search(shown) and ENGLISH_CURVE.search(shown)
+                assert both or (not label and NEUTRAL.fullmatch(shown)), (panel["title"], shown)
                 assert not label or code in shown
+
+
+def test_every_name_in_a_table_out_of_clickhouse_is_chinese_with_english() -> None:
+    seen = set()
+    for panel in panels(CLICKHOUSE):
+        for names in re.findall(r"transform\(key, \[.*?\], \[(.*?)\], key\)", panel.text):
+            for name in re.findall(r"'((?:[^'\\]|\\.)*)'", names):
+                assert CHINESE.search(name), name
+                assert ENGLISH_NAME.search(name), name
+                seen.add(name)
+    assert {"蓬江区 Pengjiang", "大鳌镇 Da\\'ao", "公安局 Public security (incl. traffic police)"} <= seen
+    assert len(seen) > 150
 
 
 @pytest.mark.parametrize("name", NAMES)
