@@ -126,6 +126,98 @@ def rejection(number: int, at: Any, **changed: Any) -> dict[str, Any]:
     return found | {"primary_reason": "GRID_UNKNOWN"} | changed
 
 
+def explained(event_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"source": "local", "event_id": event_id, "case_id": f"c-{event_id}"}
+    return found | {"event_type": "REPORTED", "outcome": "admitted", "reasons": [], "rules": []}
+
+
+def told_case(case_id: str, *events: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"case_id": case_id, "state": "REPORTED", "limits": {"due_at": instant(NOW)}}
+    steps = [explained(e) | {"occurred_at": instant(NOW), "transition_ok": True} for e in events]
+    return found | {"merged_case_ids": [], "events": steps}
+
+
+def look_for(page: Page, text: str) -> None:
+    page.get_by_role("searchbox").fill(text)
+    page.keyboard.press("Enter")
+
+
+def give(route: Route, page: Page, answer: dict[str, Any]) -> None:
+    """Let a held answer come, and the page take it in."""
+    with page.expect_response(route.request.url) as coming:
+        route.fulfill(json=answer)
+    coming.value.finished()
+    page.wait_for_timeout(200)
+
+
+def test_a_search_that_was_left_opens_nothing(page: Page) -> None:
+    held: list[Route] = []
+    hit = {"q": "c1", "cases": ["c1"], "events": [], "complete": True, "note": None}
+    open_canned(page, {"/v1/live/search": held.append, "/v1/cases/c1": told_case("c1")})
+    dialog = id_of(page, "dialog")
+    look_for(page, "c1")
+    expect(dialog).to_contain_text("读取中")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    page.wait_for_timeout(100)
+    give(held[0], page, hit)
+    expect(dialog).to_be_hidden()
+    # nor over what was opened since
+    look_for(page, "c1")
+    page.keyboard.press("Escape")
+    id_of(page, "tile-closure_rate").click()
+    give(held[1], page, hit)
+    expect(id_of(page, "trend-chart")).to_be_visible()
+    page.keyboard.press("Escape")
+    # who stays gets it
+    look_for(page, "c1")
+    expect(dialog).to_contain_text("读取中")
+    give(held[2], page, hit)
+    expect(id_of(page, "case")).to_be_visible()
+
+
+def test_an_answer_that_comes_late_is_not_taken_for_that_of_another_sheet(page: Page) -> None:
+    """Event a is slow and left, a case is opened, then a comes; from a step the way leads back."""
+    held: list[Route] = []
+    rejected = {"reasons": [], "newest": [rejection(1, NOW)]} | {"life_safety": {"reports": 0}}
+    hit = {"q": "c2", "cases": ["c2"], "events": [], "complete": True, "note": None}
+    answers = {"/v1/events/local/e1": held.append, "/v1/live/search": hit}
+    answers |= {"/v1/cases/c2": told_case("c2", "e2"), "/v1/events/local/e2": explained("e2")}
+    open_canned(page, answers, rejected=rejected)
+    page.locator(".newest button").click()
+    page.keyboard.press("Escape")
+    look_for(page, "c2")
+    step = id_of(page, "case").locator(".timeline .link")
+    expect(step).to_be_visible()
+    give(held[0], page, explained("e1"))
+    step.click()
+    title = id_of(page, "dialog").get_by_role("heading", level=2)
+    expect(title).to_have_text("事件详情 local/e2")
+    page.get_by_role("button", name="返回上级").click()
+    expect(title).to_have_text("案件 c2")
+    expect(step).to_be_visible()
+
+
+def test_a_failure_that_comes_late_is_not_said_on_another_sheet(page: Page) -> None:
+    held: list[Route] = []
+    open_canned(page, {"/v1/live/search": held.append, "/v1/live/key": held.append})
+    problem = id_of(page, "problem")
+    look_for(page, "c1")
+    page.keyboard.press("Escape")
+    id_of(page, "key").click()
+    held[0].abort()
+    page.wait_for_timeout(300)
+    expect(problem).to_be_hidden()
+    id_of(page, "key-input").fill("bad")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    look_for(page, "c1")
+    held[1].fulfill(status=401, json={"code": "unauthorised"})
+    page.wait_for_timeout(300)
+    expect(problem).to_be_hidden()
+    expect(id_of(page, "dialog")).to_contain_text("读取中")
+
+
 def test_a_rejection_of_another_day_shows_its_date(page: Page) -> None:
     """The city's day, which begins at 16:00 UTC."""
     times = [NOW, NOW - timedelta(hours=15, minutes=59), NOW - timedelta(hours=17), NOW - timedelta(days=29)]

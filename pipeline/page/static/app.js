@@ -91,6 +91,7 @@ const component = () => ({
   view: null,
   trail: [],
   shownItem: null,
+  turn: 0, // grows with every view and closing: an answer is for the view that asked
   busy: false,
   problem: null,
   event: null, came: [], lookedUp: [], position: [], copies: [], ruleRows: [],
@@ -688,7 +689,7 @@ const component = () => ({
     if (this.$refs.dialog.open) this.$nextTick(() => title.focus());
     this.view = view;
     this.shownItem = item;
-    this.problem = null;
+    this.leave();
     this.$refs.dialog.scrollTop = 0;
   },
   back() {
@@ -704,6 +705,13 @@ const component = () => ({
   closed() {
     this.view = null;
     this.trail = [];
+    this.leave();
+  },
+  // Nobody waits any more for what was asked until now.
+  leave() {
+    this.turn += 1;
+    this.busy = false;
+    this.problem = null;
   },
   dialogTitle() {
     if (this.view === "trend") return this.trendTitle();
@@ -721,17 +729,16 @@ const component = () => ({
     if (pair) return word(pair, this.lang);
     return status ? `${this.t("failed")} · HTTP ${status}` : this.t("unreachable");
   },
+  // Null where it failed, which the sheet says; undefined where the view that asked is gone.
   async ask(path) {
+    const { turn } = this;
     this.busy = true;
     this.problem = null;
-    try {
-      return await getJson(path, this.key);
-    } catch (error) {
-      this.problem = error;
-      return null;
-    } finally {
-      this.busy = false;
-    }
+    const { answer, error } = await getJson(path, this.key).then((answer) => ({ answer }), (error) => ({ error }));
+    if (turn !== this.turn) return undefined;
+    this.busy = false;
+    if (error) this.problem = error;
+    return error ? null : answer;
   },
   redescribe() {
     if (this.event) {
@@ -746,15 +753,17 @@ const component = () => ({
   async openEvent(source, eventId) {
     this.show("event");
     this.event = null;
-    this.event = await this.ask(`/v1/events/${encodeURIComponent(source)}/${encodeURIComponent(eventId)}`);
-    this.shownItem = this.event;
+    const event = await this.ask(`/v1/events/${encodeURIComponent(source)}/${encodeURIComponent(eventId)}`);
+    if (event === undefined) return;
+    this.event = this.shownItem = event;
     this.redescribe();
   },
   async openCase(caseId) {
     this.show("case");
     this.record = null;
-    this.record = await this.ask(`/v1/cases/${encodeURIComponent(caseId)}`);
-    this.shownItem = this.record;
+    const record = await this.ask(`/v1/cases/${encodeURIComponent(caseId)}`);
+    if (record === undefined) return;
+    this.record = this.shownItem = record;
     this.redescribe();
   },
   async find() {
@@ -763,8 +772,8 @@ const component = () => ({
     this.show("found");
     this.found = null;
     const found = await this.ask(`/v1/live/search?q=${encodeURIComponent(text)}`);
-    this.found = found;
-    this.shownItem = found;
+    if (found === undefined) return;
+    this.found = this.shownItem = found;
     if (found && found.cases.length === 1 && !found.events.length) await this.openCase(found.cases[0]);
     else if (found && found.events.length === 1 && !found.cases.length) await this.openEvent(found.events[0].source, found.events[0].event_id);
   },
@@ -776,6 +785,7 @@ const component = () => ({
     this.show("reason");
     this.ofReason = null;
     const answer = await this.ask(`/v1/rejections?${query}`);
+    if (answer === undefined) return;
     // an event that was stored twice counts once
     const once = new Map(answer ? answer.rows.map((row) => [`${row.source}/${row.event_id}`, row]) : []);
     this.ofReason = answer && { ...what, rows: [...once.values()], cut: what.lifeSafety && answer.rows.length >= MOST_ALARMS };
@@ -828,11 +838,12 @@ const component = () => ({
   // A key is taken once it is known to be one: a typing error, or no answer, takes nothing away.
   async useKey() {
     const key = this.typedKey.trim();
+    const { turn } = this;
     this.typedKey = "";
     try {
       this.keyInfo = await getJson("/v1/live/key", key);
     } catch (error) {
-      this.problem = error;
+      if (turn === this.turn) this.problem = error; // of this form, and of no sheet that was opened since
       return;
     }
     this.key = key;
