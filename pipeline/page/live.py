@@ -111,9 +111,10 @@ class Live:
         allowed : asked before each message; where it says no, the stream ends.
         """
         if not self.viewers:
-            # of the last minute: the page would take its instants for the present one
-            for topic in ("figures", "current"):
+            # of the last watch: the page would take its instants, alarm and modes for the present ones
+            for topic in ("figures", "current", "rejected", "modes"):
                 self._frames.pop(topic, None)
+                self._shown.pop(topic, None)  # told again even where the table is still the same
         self.viewers += 1
         wanted, self._wanted = self._wanted, asyncio.Event()
         wanted.set()

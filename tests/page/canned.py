@@ -91,13 +91,13 @@ def point(at: datetime, **values: Any) -> dict[str, Any]:
 
 
 def told(**topics: Any) -> dict[str, Any]:
-    """What the stream says when it is opened."""
+    """What the stream says when it is opened; nothing of a topic that is None."""
     said: dict[str, Any] = {"figures": figures(), "current": {"at": instant(NOW)}}
     said["city"] = {"as_of": instant(NOW), "rows": [row("4407")]}
     said["district"] = {"as_of": instant(NOW), "rows": [row("440704")]}
     said["store"] = {"available": True, "at": instant(NOW)}
     said["rejected"] = {"reasons": [], "newest": [], "life_safety": {"reports": 0, "newest": None}}
-    return said | topics
+    return {topic: data for topic, data in (said | topics).items() if data is not None}
 
 
 def open_canned(page: Page, answers: dict[str, Any] | None = None, **topics: Any) -> None:

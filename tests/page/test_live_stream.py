@@ -111,6 +111,44 @@ async def test_what_did_not_change_is_not_sent_again(reader: Reader) -> None:
     live.close()
 
 
+async def test_who_comes_after_a_pause_is_not_told_the_alarm_and_modes_of_the_last_watch(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for a second, nor while the store is away, which may last; then what was so is told again."""
+
+    class Away:
+        is_away = False
+
+        def __init__(self) -> None:
+            original = reader.run
+
+            async def run(work: Callable[[Client], Any]) -> Any:
+                if self.is_away:
+                    raise UnavailableError("no answer")
+                return await original(work)
+
+            reader.run = run  # type: ignore[method-assign]
+
+    monkeypatch.setattr("pipeline.page.board.STALE_SECONDS", 3600.0)  # however slow this machine is
+    store = Away()
+    live = Live(Board(reader), no_metrics)
+    running = asyncio.create_task(live.run())
+    first = live.stream()
+    known = await read_until(first, {"rejected", "modes", "current"})
+    store.is_away = True
+    await first.aclose()
+    assert live.viewers == 0
+    second = live.stream()
+    begun = await read_until(second, {"store", "city"})
+    assert not {"rejected", "modes", "current"} & begun.keys()
+    store.is_away = False
+    # nothing was stored meanwhile: the board still holds the same tables
+    again = await read_until(second, {"rejected", "modes", "current"})
+    assert (again["rejected"], again["modes"]) == (known["rejected"], known["modes"])
+    await second.aclose()
+    running.cancel()
+
+
 async def test_nothing_is_asked_while_nobody_watches(reader: Reader) -> None:
     counted = Counted(reader)
     running = asyncio.create_task(Live(Board(reader), no_metrics).run())

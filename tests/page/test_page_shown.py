@@ -229,6 +229,15 @@ def test_a_rejection_of_another_day_shows_its_date(page: Page) -> None:
     expect(shown).to_have_text(["16:00:00", "00:01:00", "01 Mar, 23:00", "01 Feb, 16:00"])
 
 
+def test_rejections_that_are_not_known_are_not_said_to_be_none(page: Page) -> None:
+    """As while the store is away when somebody comes: the stream tells none of them."""
+    open_canned(page, rejected=None)
+    reasons = page.locator(".reasons li:visible")
+    expect(reasons).to_have_text(["—"])
+    tell(page, "rejected", {"reasons": [], "newest": [], "life_safety": {"reports": 0, "newest": None}})
+    expect(reasons).to_have_text(["暂无"])
+
+
 def test_the_alarm_opens_the_list_of_all_it_counts(page: Page) -> None:
     """Each once, though one was stored twice."""
     asked: list[str] = []

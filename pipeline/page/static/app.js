@@ -66,7 +66,7 @@ const component = () => ({
   currentAt: null, // the tables hold what was stored until then
   city: null,
   districts: { as_of: null, rows: [] },
-  rejected: { reasons: [], newest: [], life_safety: { reports: 0, newest: null } },
+  rejected: { unknown: true, reasons: [], newest: [], life_safety: { reports: 0, newest: null } }, // until it is told
   modes: [], // emergency modes in force
   points: [],
   tables: {}, // by → {as_of, rows}
@@ -664,6 +664,7 @@ const component = () => ({
   },
 
   // ---- rejections
+  noReasons() { return this.rejected.unknown ? "—" : this.t("none"); },
   reasonWidth(row) { return `${Math.max(2, row.reports / Math.max(...this.rejected.reasons.map((item) => item.reports)) * 100)}%`; },
 
   lifeSafetyText(row) { return `${this.t("lifeSafety")} ${row.life_safety}`; },
