@@ -107,9 +107,12 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
     )
     PICTURES.mkdir(parents=True, exist_ok=True)
     until_same(page, lambda: painted(page) > 0.01, lambda: True)
-    until_same(page, lambda: painted(page, red=True) > 0.0002, lambda: True)  # the limits
+    drawn = until_same(page, lambda: limits_drawn(page), lambda: limits_told(page, service, "department"))
+    assert any(limits[0] < limits[-1] for limits in drawn.values())
     id_of(page, "by-matter").click()
     expect(chart).to_have_attribute("aria-label", re.compile(r"[A-Z]{2}-\d\d .+: p50"))
+    drawn = until_same(page, lambda: limits_drawn(page), lambda: limits_told(page, service, "matter"))
+    assert {len(limits) for limits in drawn.values()} == {1}
 
     def charted() -> int:
         return str(chart.get_attribute("aria-label")).count(": p50 ")
@@ -174,10 +177,38 @@ def newest_told(service: Service) -> list[str]:
     return [row["event_id"] for row in service.get("/v1/rejections", limit="12")["rows"]]
 
 
-def painted(page: Page, red: bool = False) -> float:
-    """The share of the chart's pixels that something, or something red, was drawn on."""
+def limits_drawn(page: Page) -> dict[str, list[float]]:
+    """Name of a line of the chart → its red marks, seconds, then the ends of the dotted one between two."""
+    found: dict[str, list[float]] = page.evaluate(
+        """() => {
+            const box = document.querySelector("[data-testid=times-chart]");
+            const { yAxis, series } = window.echarts.getInstanceByDom(box).getOption();
+            const limits = series.filter(({ name }) => /时限/.test(name))[0];
+            const marks = Object.fromEntries(yAxis[0].data.map((name) => [name, []]));
+            limits.data.forEach(([x, y]) => marks[yAxis[0].data[y]].push(x));
+            limits.markLine.data.flat().forEach(({ coord: [x, y] }) => marks[yAxis[0].data[y]].push(x));
+            return marks;
+        }"""
+    )
+    return found
+
+
+def limits_told(page: Page, service: Service, by: str) -> dict[str, list[float]]:
+    """The same out of the catalogue: of a matter its limit, of a department the least and most of its own."""
+    catalogue, limits = service.get("/v1/live/matters"), dict[str, set[float]]()
+    for matter in catalogue["matters"]:
+        name = f"{matter['code']} {matter['name_zh']}"
+        if by == "department":
+            name = catalogue["departments"][matter["lead_department"]]["zh"]
+        limits.setdefault(name, set()).update({matter["response_minutes"] * 60.0} - {0.0})
+    told = {name: sorted({min(found), max(found)}) for name, found in limits.items() if found}
+    return {name: told.get(name, []) * len(told.get(name, [])) for name in limits_drawn(page)}
+
+
+def painted(page: Page) -> float:
+    """The share of the chart's pixels that something was drawn on."""
     share = page.evaluate(
-        """(red) => {
+        """() => {
             const canvas = document.querySelector('[data-testid=times-chart] canvas');
             const copy = document.createElement('canvas');
             [copy.width, copy.height] = [canvas.width, canvas.height];
@@ -186,12 +217,10 @@ def painted(page: Page, red: bool = False) -> float:
             const pixels = context.getImageData(0, 0, copy.width, copy.height).data;
             let drawn = 0;
             for (let i = 0; i < pixels.length; i += 4) {
-                const is_red = pixels[i] > pixels[i + 1] + 90 && pixels[i] > pixels[i + 2] + 90;
-                if (pixels[i + 3] > 0 && (is_red || !red)) drawn += 1;
+                if (pixels[i + 3] > 0) drawn += 1;
             }
             return drawn / (pixels.length / 4);
-        }""",
-        red,
+        }"""
     )
     return float(share)
 
