@@ -55,7 +55,14 @@ gateway_quota_refusals = Counter(
     registry=REGISTRY,
 )
 gateway_in_flight_bytes = Gauge(
-    "gridpipe_gateway_in_flight_bytes", "Bytes of requests being handled.", registry=REGISTRY
+    "gridpipe_gateway_in_flight_bytes",
+    "Bytes held for requests, of those with a plain key as declared before their body came.",
+    registry=REGISTRY,
+)
+gateway_oldest_request_seconds = Gauge(
+    "gridpipe_gateway_oldest_request_seconds",
+    "For how long the oldest request whose body has come has waited for its answer; 0 when none waits.",
+    registry=REGISTRY,
 )
 
 balance_missing_events = Gauge(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -152,6 +153,30 @@ class Budget:
             del self._by_key[key_id]
 
 
+class Waiting:
+    """When the body of each request that is not answered yet had come."""
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}
+        self._begun = 0
+        metrics.gateway_oldest_request_seconds.set_function(self.oldest_seconds)
+
+    def begin(self) -> int:
+        """The body of a request has come. Returns what `end` is told."""
+        self._begun += 1
+        self._since[self._begun] = time.monotonic()
+        return self._begun
+
+    def end(self, request: int) -> None:
+        """Its answer is known."""
+        del self._since[request]
+
+    def oldest_seconds(self) -> float:
+        """From any thread; 0 when none waits."""
+        since = list(self._since.values())  # at once: the event loop goes on meanwhile
+        return time.monotonic() - since[0] if since else 0.0
+
+
 class Gateway:
     """The gateway's parts and the life of a request. One per process, used from its event loop."""
 
@@ -175,6 +200,7 @@ class Gateway:
         self.validator = validator
         self.clock = clock
         self.budget = Budget(settings.in_flight_limit_bytes)
+        self.waiting = Waiting()
         self.gate = Gate(settings.durability_timeout_seconds)
         self.quotas = quotas or Quotas(settings)
         self.signatures = Signatures(keys, settings.nonces_path, clock=lambda: clock().timestamp())

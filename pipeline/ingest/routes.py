@@ -118,6 +118,7 @@ class EventsCall:
         holder = credential.id if credential is not None else f"address {caller(address)}"
         held = declared if verified else 0
         gateway.budget.take(holder, held, verified=verified)
+        waiting = None
         try:
 
             def grow(size: int) -> None:
@@ -126,6 +127,7 @@ class EventsCall:
                 held += size
 
             body = await read_body(receive, held, limit, grow)
+            waiting = gateway.waiting.begin()
             if credential is None:
                 assert claim is not None
                 credential = await _signed(gateway, scope, claim, body, address)
@@ -141,6 +143,8 @@ class EventsCall:
                 _tell_refusals(problem.members, request_id, source)
                 raise
         finally:
+            if waiting is not None:
+                gateway.waiting.end(waiting)
             gateway.quotas.charge_bytes(address, credential.sources if credential else frozenset(), held)
             gateway.budget.give_back(holder, held, verified=verified)
         _tell_refusals(members, request_id, source)

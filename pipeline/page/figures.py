@@ -38,7 +38,8 @@ _BEHIND: Final = {
 }
 
 _WANTED: Final = re.compile(
-    rb"^gridpipe_(events_total|gateway_events_total|gateway_in_flight_bytes|consumer_lag_records"
+    rb"^gridpipe_(events_total|gateway_events_total|gateway_in_flight_bytes"
+    rb"|gateway_oldest_request_seconds|consumer_lag_records"
     rb"|consumer_lag_seconds|committed_offset|partition_braked|stage_seconds_sum|stage_seconds_count|insert_seconds_sum|insert_seconds_count"
     rb"|insert_retries_total|ingest_delay_seconds_bucket|worker_buffer_bytes|sink_blocked_seconds)"
     rb'(?:\{\w+="([^"]*)"\})? (\S+)$',
@@ -79,7 +80,7 @@ class Figures:
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque()
         self._moved_at: dict[str, float] = {}  # when a partition last went on, or had nothing to do
-        self._answered_at = float("-inf")  # the same of the gateway
+        self._answered_at = float("-inf")  # when the gateway last answered, or was not looked at before
 
     def add(self, sample: Sample) -> None:
         """Take the newest sample; older than a minute are forgotten."""
@@ -106,7 +107,7 @@ class Figures:
             or last is None
             or sample.total("gateway_events_total") > last.total("gateway_events_total")
         )
-        if answered or sample.value("gateway_in_flight_bytes") == 0:
+        if answered:
             self._answered_at = sample.at
         self._samples.append(sample)
         while sample.at - self._samples[0].at > DELAY_SECONDS + 1:
@@ -139,7 +140,7 @@ class Figures:
                     "refused_per_second": self._rate("gateway_events_total", "refused"),
                     "not_written_per_second": self._rate("gateway_events_total", "not_written"),
                     "in_flight_bytes": int(now.value("gateway_in_flight_bytes")),
-                    "stuck": now.at - self._answered_at > STUCK_SECONDS,
+                    "stuck": self._gateway_stuck(now),
                 },
                 "topic": {
                     "known": bool(lag),
@@ -162,6 +163,13 @@ class Figures:
                 },
             },
         }
+
+    def _gateway_stuck(self, now: Sample) -> bool:
+        """Whether a request has waited for long since it came whole, and no other was answered meanwhile.
+
+        Bytes that are held say nothing: they are booked before the body, which may be long in coming."""
+        waited = now.value("gateway_oldest_request_seconds")
+        return min(waited, now.at - self._answered_at) > STUCK_SECONDS
 
     def _stuck(self, now: Sample) -> list[int]:
         """Partitions in which something waits and nothing moves, and those that were stopped."""

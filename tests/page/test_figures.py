@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from prometheus_client import generate_latest
 
 from pipeline import metrics
+from pipeline.ingest.durability import Replicated
+from pipeline.ingest.producer import Written
 from pipeline.page.figures import STUCK_SECONDS, Figures, Sample, quantile, read_families
+from tests.unit.gateway_world import event, make_world
 
 
 def sample(at: float, *, worker: bool = True, **families: dict[str, float]) -> Sample:
@@ -117,12 +124,78 @@ def test_the_store_is_stuck_when_it_refuses_for_long(seconds: float, stuck: bool
     assert (store["stuck"], store["blocked_seconds"], store["waiting_bytes"]) == (stuck, seconds, 5_000)
 
 
-def test_the_gateway_is_stuck_when_requests_wait_and_none_is_answered() -> None:
-    waiting = {"gateway_in_flight_bytes": {"": 700.0}, "gateway_events_total": {"accepted": 3.0}}
-    said = described(*(sample(at, **waiting) for at in range(int(STUCK_SECONDS) + 2)))
-    assert said["flow"]["gateway"]["stuck"] is True
-    idle = {"gateway_in_flight_bytes": {"": 0.0}, "gateway_events_total": {"accepted": 3.0}}
-    assert described(*(sample(at, **idle) for at in range(30)))["flow"]["gateway"]["stuck"] is False
+def requests(at: float, *, age: float, accepted: float = 3.0) -> Sample:
+    """age : of the oldest request that came whole."""
+    return sample(
+        at,
+        gateway_in_flight_bytes={"": 700.0},
+        gateway_oldest_request_seconds={"": age},
+        gateway_events_total={"accepted": accepted},
+    )
+
+
+def test_the_gateway_is_stuck_when_a_request_waits_and_none_is_answered() -> None:
+    def stuck(*samples: Sample) -> bool:
+        found: bool = described(*samples)["flow"]["gateway"]["stuck"]
+        return found
+
+    seconds = range(int(STUCK_SECONDS) + 2)
+    assert stuck(*(requests(at, age=at) for at in seconds))
+    assert not stuck(*(requests(at, age=at) for at in seconds[:-2])), "not for long enough"
+    assert not stuck(*(requests(at, age=at, accepted=at) for at in seconds)), "others are answered"
+    # an hour without a request, then one that is new
+    assert not stuck(*(requests(at, age=0.0) for at in range(3_600)), requests(3_600, age=0.5))
+
+
+def test_a_body_that_is_long_in_coming_makes_no_gateway_stuck() -> None:
+    """Its bytes are booked at once, as declared; a handset on a slow link may take 30 s for them."""
+    slow = described(*(requests(at, age=0.0) for at in range(30)))["flow"]["gateway"]
+    assert (slow["in_flight_bytes"], slow["stuck"]) == (700, False)
+
+
+class Held(Replicated):
+    """Events are safe when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked, self.safe = asyncio.Event(), asyncio.Event()
+
+    async def confirm(self, written: Sequence[Written]) -> list[bool]:
+        self.asked.set()
+        await self.safe.wait()
+        return await super().confirm(written)
+
+
+async def test_a_request_is_as_old_as_its_whole_body(tmp_path: Path) -> None:
+    def oldest() -> float:
+        return read_families(generate_latest(metrics.REGISTRY))["gateway_oldest_request_seconds"][""]
+
+    log, begun, rest = Held(), asyncio.Event(), asyncio.Event()
+    world = make_world(tmp_path, durability=log)
+    body = orjson.dumps(event(1))
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield body[:20]
+        begun.set()
+        await rest.wait()
+        yield body[20:]
+
+    head = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    async with world.client() as client, asyncio.timeout(30):
+        sent = asyncio.create_task(client.post("/v1/events", content=slowly(), headers=head))
+        await begun.wait()
+        await asyncio.sleep(0.05)
+        assert world.gateway.budget._used == len(body)
+        assert oldest() == 0
+        rest.set()
+        await log.asked.wait()
+        second = asyncio.create_task(world.post(event(2)))
+        await asyncio.sleep(0.3)
+        assert 0.3 <= oldest() < 20
+        log.safe.set()
+        assert {(await sent).status_code, (await second).status_code} == {202}
+    assert oldest() == 0
+    assert (await world.post(b"no json")).status_code == 400
+    assert oldest() == 0
 
 
 def test_the_mean_time_of_a_stage_is_that_of_the_last_seconds() -> None:
@@ -159,7 +232,7 @@ def waits(at: float) -> Sample:
         at,
         consumer_lag_records={"3": 4.0},
         committed_offset={"3": 20.0},
-        gateway_in_flight_bytes={"": 700.0},
+        gateway_oldest_request_seconds={"": max(0.0, at - 50)},
         gateway_events_total={"accepted": 3.0},
     )
 
