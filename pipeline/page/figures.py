@@ -28,6 +28,8 @@ _BUSY_SHARE: Final = 0.3
 
 STAGES: Final = ("decode", "deduplicate", "look_up", "admit", "drop_resends", "enrich")
 
+OUTCOMES: Final = ("admitted", "rejected", "recorded", "duplicate", "quarantined")
+
 #: An arrow of the page → the stages behind it; inserts belong to the store.
 _BEHIND: Final = {
     "decode": ("decode",),
@@ -119,19 +121,23 @@ class Figures:
         What the worker counts is None while its metrics cannot be read.
         """
         if not self._samples:
-            return {"worker": False, "events_per_second": None, "delay_seconds": None, "flow": None}
+            return {
+                "worker": False,
+                "events_per_second": None,
+                "stored": None,
+                "delay_seconds": None,
+                "flow": None,
+            }
         now = self._samples[-1]
         before = self._since(RATE_SECONDS)
-        per_second = {
-            outcome: self._rate("events_total", outcome)
-            for outcome in ("admitted", "rejected", "recorded", "duplicate", "quarantined")
-        }
+        per_second = {outcome: self._rate("events_total", outcome) for outcome in OUTCOMES}
         stuck = self._stuck(now)
         # a worker that begins has no partitions yet: no lag is told, which is not none
         lag = now.families.get("consumer_lag_records")
         return {
             "worker": now.worker,
             "events_per_second": _sum(per_second.values()) if now.worker else None,
+            "stored": self._stored(before, now) if now.worker else None,
             "delay_seconds": self._delay() if now.worker else None,
             "totals": {name: int(value) for name, value in now.families.get("events_total", {}).items()},
             "flow": {
@@ -163,6 +169,16 @@ class Figures:
                 },
             },
         }
+
+    @staticmethod
+    def _stored(before: Sample, now: Sample) -> dict[str, float] | None:
+        """What the rate of events is made of: events stored and committed, over seconds. None as the rate."""
+        if now.at <= before.at:
+            return None
+        events = sum(
+            now.value("events_total", name) - before.value("events_total", name) for name in OUTCOMES
+        )
+        return {"events": int(events), "seconds": now.at - before.at}
 
     def _gateway_stuck(self, now: Sample) -> bool:
         """Whether a request has waited for long since it came whole, and no other was answered meanwhile.

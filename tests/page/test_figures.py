@@ -52,6 +52,7 @@ def test_rates_are_taken_over_five_seconds() -> None:
     assert said["events_per_second"] == pytest.approx(102)
     assert said["flow"]["outcomes_per_second"]["rejected"] == pytest.approx(2)
     assert said["totals"] == {"admitted": 1900, "rejected": 38}
+    assert said["stored"] == {"events": 510, "seconds": 5.0}
 
 
 def test_a_restart_is_no_negative_rate() -> None:
@@ -67,6 +68,7 @@ def test_what_the_worker_counts_is_unknown_without_it() -> None:
     said = described(sample(0, events_total={"admitted": 5}), sample(1, worker=False))
     assert said["worker"] is False
     assert said["events_per_second"] is None
+    assert said["stored"] is None
     assert said["delay_seconds"] is None
 
 
@@ -221,6 +223,7 @@ def test_one_sample_tells_no_rate() -> None:
     """After a start or a restart: 0 would be a figure, and stand in the trend."""
     said = described(sample(0, events_total={"admitted": 1000.0}, gateway_events_total={"accepted": 5.0}))
     assert said["events_per_second"] is None
+    assert said["stored"] is None
     assert set(said["flow"]["outcomes_per_second"].values()) == {None}
     assert said["flow"]["gateway"]["accepted_per_second"] is None
     assert said["flow"]["store"]["inserts_per_second"] is None

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 #: Tile → its formula.
 FORMULAS = {
-    "events_per_second": "近 5 秒内入库并提交的事件数 ÷ 5",
+    "events_per_second": "近几秒（一般为 5 秒）入库并提交的事件数 ÷ 秒数",
     "closure_rate": "已办结 ÷ 计数案件（已准入，不含并案和作废）",
     "response_rate": "已响应 ÷（已响应，或响应时限已到）",
     "timely_response_rate": "时限内响应 ÷（已响应，或响应时限已到）",
@@ -252,7 +252,9 @@ def test_a_tile_shows_its_formula_and_counts_on_hover_and_on_focus(
         return now
 
     told = until_same(page, counts, counts_told)
-    rates, totals = told["events_per_second"].split("；")
+    stored, intake, rates, totals = told["events_per_second"].split("；")
+    assert re.fullmatch(r"[\d,]+ ÷ [\d.]+ 秒 = [\d.,]+/秒", stored)
+    assert re.fullmatch(r"网关接收 [\d.,]+/秒", intake)
     assert re.fullmatch(r"准入 [\d.,]+/秒 · 不予受理 [\d.,]+/秒 · 已记录 [\d.,]+/秒 · .+", rates)
     assert re.search(r"^启动以来 准入 \d+ · 不予受理 \d+ · 已记录 [\d,]+", totals)
     assert told["closure_rate"].startswith(f"{city(service)['closed']:,} ÷ ")

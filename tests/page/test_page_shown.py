@@ -113,11 +113,33 @@ def test_the_counts_of_the_events_are_those_that_give_the_rate(page: Page) -> No
     open_canned(page)
     counts = id_of(page, "why-events_per_second").locator("p").last
     expect(counts).to_have_text(
-        "计数 准入 6.0/秒 · 不予受理 1.0/秒 · 已记录 0/秒 · 重复 0/秒 · 隔离 0/秒；"
+        "计数 35 ÷ 5.0 秒 = 7.0/秒；网关接收 7.0/秒；"
+        "准入 6.0/秒 · 不予受理 1.0/秒 · 已记录 0/秒 · 重复 0/秒 · 隔离 0/秒；"
         "启动以来 准入 1,000 · 不予受理 1,000 · 已记录 1,000 · 重复 1,000 · 隔离 1,000"
     )
     id_of(page, "language").click()
+    expect(counts).to_contain_text("35 ÷ 5.0 s = 7.0/s; taken by the gateway 7.0/s; admitted ")
     expect(counts).to_contain_text("quarantined 0/s; since start admitted 1,000 · ")
+
+
+def test_what_is_taken_in_stands_beside_what_is_stored(page: Page) -> None:
+    """While the worker stands still, or its metrics are away, the gateway may go on."""
+    still = figures(events_per_second=0.0, stored={"events": 0, "seconds": 5.04})
+    still["flow"]["gateway"]["accepted_per_second"] = 1_000.0
+    open_canned(page, figures=still)
+    tile, counts = id_of(page, "tile-events_per_second"), id_of(page, "why-events_per_second").locator("p")
+    expect(tile.locator(".label")).to_have_text("每秒入库事件")
+    expect(tile.locator(".value")).to_have_text("0")
+    expect(counts.last).to_contain_text("计数 0 ÷ 5.0 秒 = 0/秒；网关接收 1,000/秒；准入 ")
+    tell(page, "figures", still | {"worker": False, "events_per_second": None, "stored": None})
+    expect(tile.locator(".value")).to_have_text("—")
+    expect(counts.last).to_have_text("计数 网关接收 1,000/秒")
+    tell(page, "figures", still | {"gateway": False})  # it runs elsewhere: nothing is known of it here
+    expect(counts.last).to_contain_text("；网关接收 —；")
+    tell(page, "figures", still | {"events_per_second": None, "stored": None})  # a worker that begins
+    expect(counts.last).to_contain_text("计数 —；网关接收 1,000/秒；准入 ")
+    id_of(page, "language").click()
+    expect(tile.locator(".label")).to_have_text("Events stored per second")
 
 
 def rejection(number: int, at: Any, **changed: Any) -> dict[str, Any]:

@@ -349,12 +349,19 @@ const component = () => ({
   },
   tileCounts(id) {
     if (id === "events_per_second") {
-      const totals = this.figures && this.figures.totals;
-      if (!totals || !this.figures.worker) return "—";
-      const out = this.figures.flow.outcomes_per_second; // their sum is the figure
+      if (!this.figures) return "—";
+      const { events_per_second: rate, flow, gateway, stored, totals, worker } = this.figures;
+      // goes on where the worker stands still
+      const intake = `${this.t("intake")} ${gateway ? this.perSecond(flow.gateway.accepted_per_second) : "—"}`;
+      if (!worker) return intake;
+      const out = flow.outcomes_per_second; // their sum is the figure
       const all = (told) => OUTCOMES.map((name) => `${this.t(name)} ${told(name)}`).join(" · ");
-      return `${all((name) => this.perSecond(out[name]))}${this.lang === "zh" ? "；" : "; "}${this.t("sinceStart")} ${
-        all((name) => format.count(totals[name] || 0, this.lang))}`;
+      return [
+        stored ? `${this.number(stored.events)} ÷ ${stored.seconds.toFixed(1)} ${this.t("seconds")} = ${this.perSecond(rate)}` : "—",
+        intake,
+        all((name) => this.perSecond(out[name])),
+        `${this.t("sinceStart")} ${all((name) => this.number(totals[name] || 0))}`,
+      ].join(this.lang === "zh" ? "；" : "; ");
     }
     if (id === "delay_seconds") {
       const delay = this.delay();
