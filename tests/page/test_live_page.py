@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import polars as pl
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -205,6 +206,11 @@ def limits_told(page: Page, service: Service, by: str) -> dict[str, list[float]]
     return {name: told.get(name, []) * len(told.get(name, [])) for name in limits_drawn(page)}
 
 
+def look_for(page: Page, text: str) -> None:
+    page.get_by_role("searchbox").fill(text)
+    page.keyboard.press("Enter")
+
+
 def painted(page: Page) -> float:
     """The share of the chart's pixels that something was drawn on."""
     share = page.evaluate(
@@ -386,6 +392,41 @@ def test_a_posted_event_is_on_the_page_within_three_seconds(new_page: NewPage, s
     expect(id_of(page, "tile-delay_seconds").locator(".value")).to_have_text(re.compile(r"^[\d.> ]+ s$"))
 
 
+def rates_of(page: Page) -> dict[str, float]:
+    """Of the arrows and of what is rejected, per second."""
+    found: dict[str, str] = page.locator(".stages li[data-testid]").evaluate_all(
+        """(all) => Object.fromEntries([
+            ...all.map((li) => [li.dataset.testid.slice(5), li.querySelector('.rate').innerText]),
+            ...all.flatMap((li) => [...li.querySelectorAll('.facts span')].map((fact) => fact.innerText))
+                .filter((text) => text.startsWith('不予受理')).map((text) => ['rejects', text.split(' ')[1]]),
+            ['tile', document.querySelector('[data-testid=tile-events_per_second] .value').innerText]])"""
+    )
+    return {
+        name: float(text.replace("/秒", "").replace(",", "").replace("—", "nan"))
+        for name, text in found.items()
+    }
+
+
+def test_the_flow_shows_what_passes_and_zero_when_nothing_does(new_page: NewPage, service: Service) -> None:
+    page = new_page()
+    expect(page.locator(".stages li.unknown")).to_have_count(0)
+    names = {"gateway", "topic", "decode", "deduplicate", "admit", "enrich", "store", "rejects", "tile"}
+    quiet = until_same(page, lambda: rates_of(page), lambda: dict.fromkeys(names, 0.0))
+    sent = 0
+
+    def passing() -> bool:
+        nonlocal sent
+        sent += 1
+        # one without a place, which its matter requires
+        service.send(citizen_report(f"flow-{sent}", location=POINT), citizen_report(f"flow-rejected-{sent}"))
+        rates = rates_of(page)
+        # half of what is stored, but for the two seconds that they may be taken at
+        return min(rates.values()) > 0 and 0.25 < rates["rejects"] / rates["store"] < 0.75
+
+    until_same(page, passing, lambda: True)
+    assert quiet == until_same(page, lambda: rates_of(page), lambda: quiet)
+
+
 def test_the_language_switches_and_is_remembered(new_page: NewPage) -> None:
     page = new_page()
     expect(page.locator("html")).to_have_attribute("lang", "zh-CN")
@@ -475,7 +516,74 @@ def test_a_hostile_title_is_text(new_page: NewPage, service: Service) -> None:
     assert "13800001234" not in page.content()
 
 
+#: What the page says of a lamp that a grid worker reports in their own grid, and of a person there.
+LOOKED_UP = {
+    "decision.catalogue_version": "0.1",
+    "decision.backfill": "否",
+    "decision.urgency": "一般",
+    "decision.lead_department": "城市管理和综合执法局",
+    "decision.evidence_pending": "否",
+    "decision.response_limit_seconds": "8小时",
+    "decision.resolution_limit_seconds": "3天",
+    "decision.life_safety": "否",
+    "decision.late_beyond_horizon": "否",
+    "decision.time_adjusted": "否",
+    "enrichment.grid.found": "是",
+    "enrichment.grid.active": "是",
+    "enrichment.grid.name": "江南街道第1社区第1网格",
+    "enrichment.grid.type": "居民小区",
+    "enrichment.grid.version": "1",
+    "enrichment.grid.risk_tags": "老旧房屋",
+    "enrichment.grid.unit_found": "是",
+    "enrichment.staff.found": "是",
+    "enrichment.staff.active": "是",
+    "enrichment.staff.kind": "专职网格员",
+    "enrichment.staff.in_grid": "是",
+    "enrichment.staff.in_district": "是",
+    "enrichment.staff.channel_rights": "网格员巡查(智慧网格信息服务仪)、粤平安综合网格服务管理平台登记",
+    "enrichment.route_department": "城市管理和综合执法局",
+    "enrichment.district_code": "440704 江海区",
+    "enrichment.town_code": "440704001 江海区江南街道",
+    "enrichment.village_code": "440704001001",
+}
+LOOKED_UP_OF_PERSON = {
+    "decision.lead_department": "公安局",
+    "decision.response_limit_seconds": "24小时",
+    "decision.resolution_limit_seconds": "7天",
+    "enrichment.grid.point_in_grid": "是",
+    "enrichment.grid.point_distance_m": "0 米",
+    "enrichment.route_department": "公安局",
+}
+
+
+def of_city(service: Service, kind: str, /, **wanted: Any) -> dict[str, Any]:
+    """The first such row of the city's reference data."""
+    rows = pl.read_parquet(service.data_dir.parent / "city" / f"{kind}.parquet")
+    return rows.filter(**wanted).row(0, named=True)
+
+
+def staff_report(service: Service, number: str, **changes: Any) -> dict[str, Any]:
+    worker = of_city(service, "staff", grid_code=GRID, kind="full_time")["worker_key"]
+    actor = {"type": "full_time", "key": worker}
+    return citizen_report(number, channel="grid_patrol", actor=actor, **changes)
+
+
+def looked_up(page: Page) -> dict[str, str]:
+    found: dict[str, str] = page.locator("[data-testid=looked-up] dd").evaluate_all(
+        "(all) => Object.fromEntries(all.map((dd) => [dd.dataset.field, dd.innerText]))"
+    )
+    return found
+
+
+def leaves(told: Any, name: str) -> set[str]:
+    """Paths of all that an answer holds and that says something."""
+    if isinstance(told, dict):
+        return {path for key, value in told.items() for path in leaves(value, f"{name}.{key}")}
+    return set() if told in (None, []) else {name}
+
+
 def test_a_rejection_is_explained_and_leads_to_its_case(new_page: NewPage, service: Service) -> None:
+    service.send(staff_report(service, "looked-up", grid_code=f"{GRID}-U001"))
     page = new_page()
     newest = until_same(page, lambda: newest_of(page), lambda: newest_told(service))[0]
     page.locator(".newest button").first.click()
@@ -484,6 +592,10 @@ def test_a_rejection_is_explained_and_leads_to_its_case(new_page: NewPage, servi
     expect(explain.locator(".rules li.r-false").first).to_contain_text("未通过")
     expect(explain).to_contain_text("主题代次")
     expect(id_of(page, "dialog")).to_contain_text(newest)
+    assert newest == "page-looked-up"
+    assert looked_up(page) == LOOKED_UP
+    told = service.get(f"/v1/events/local/{newest}")
+    assert leaves(told["enrichment"], "enrichment") <= LOOKED_UP.keys()
     for code in ("full_time", "part_time", "citizen", "rural", "residential", "urgent", "old_buildings"):
         expect(explain).not_to_contain_text(code)
     page.screenshot(path=PICTURES / "explain.png")
@@ -491,6 +603,31 @@ def test_a_rejection_is_explained_and_leads_to_its_case(new_page: NewPage, servi
     expect(id_of(page, "case").locator(".timeline li").first).to_contain_text("上报")
     page.keyboard.press("Escape")
     expect(id_of(page, "dialog")).to_be_hidden()
+
+
+def test_of_a_matter_about_a_person_the_facts_are_looked_up_and_the_words_withheld(
+    new_page: NewPage, service: Service
+) -> None:
+    person = of_city(service, "persons", gender="female", residence_kind="floating", elderly_alone_flag=False)
+    words = {"title": "户籍核对", "description": "住在某街", "location": POINT | {"address": "某街1号"}}
+    about = {"matter_code": "BI-01", "persons": [{"role": "subject", "id_number": person["id_number"]}]}
+    service.send(staff_report(service, "person", **words, **about))
+    page = new_page()
+    look_for(page, "page-person")
+    explain = id_of(page, "explain")
+    expect(explain.locator(".verdict .outcome")).to_have_text("准入")
+    expect(explain.locator("[data-field=withheld]")).to_have_text("涉及人员，不显示")
+    for field in ("title", "description", "address", "lon", "lat"):
+        expect(explain.locator(f"[data-field={field}]")).to_have_count(0)
+    found = looked_up(page)
+    (told,) = service.get("/v1/events/local/page-person")["enrichment"]["persons"]
+    facts = f"{told['key']} 在册 {told['age_band']} {person['home_grid_code']} 当事人 女 流动人口"
+    assert found.pop("enrichment.persons") == facts
+    expected = {name: text for name, text in LOOKED_UP.items() if name != "enrichment.grid.unit_found"}
+    assert found == expected | LOOKED_UP_OF_PERSON
+    shown = page.content()
+    for secret in ("户籍核对", "住在某街", "某街1号", person["id_number"], person["name_masked"]):
+        assert secret not in shown
 
 
 def test_a_reason_lists_its_newest_reports(new_page: NewPage, service: Service) -> None:
