@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import ROUND_HALF_UP, Decimal
 from math import ceil, floor
 from typing import Any
@@ -31,23 +32,40 @@ METRICS = {
     "void_rate": "h",
     "duplicate_rate": "h",
     "reports": "q",
+    "admitted_reports": "q",
+    "rejected_reports": "q",
     "cases": "q",
+    "voided": "q",
+    "merged": "q",
+    "responded": "q",
     "closed": "q",
     "open": "q",
     "overdue": "h",
+    "unproven": "h",
+    "ratings": "q",
+    "orphans": "h",
+    "orphans_overdue": "h",
+    "illegal_events": "h",
+    "late_events": "h",
+    "negative_durations": "h",
     "response_p50": "h",
     "response_p90": "h",
     "response_p99": "h",
     "dispatch_p50": "h",
     "dispatch_p90": "h",
+    "dispatch_p99": "h",
     "department_response_p50": "h",
     "department_response_p90": "h",
+    "department_response_p99": "h",
     "resolution_p50": "h",
     "resolution_p90": "h",
     "resolution_p99": "h",
 }
 #: How many: of districts compared among districts.
-COUNTS = {"reports", "cases", "closed", "open", "overdue"}
+COUNTS = {name for name in METRICS if not re.search(r"_rate$|_p\d\d$", name)}
+#: Of a row, not to colour by: who it is, what says how figures are made, and copies by level, of which the
+#: duplicate rate is made.
+OTHERS = {"key", "name_zh", "parts", "duplicates"}
 
 
 def value_of(metric: str, row: dict[str, Any]) -> float | None:
@@ -87,6 +105,15 @@ def bounds_of(metric: str, values: list[float]) -> list[float]:
     return fifths if len(set(fifths)) == len(fifths) else fixed
 
 
+def test_the_map_is_coloured_by_all_that_a_row_tells(service: Service) -> None:
+    row = service.get("/v1/live/tables/district")["rows"][0]
+    told = set()
+    for name, found in row.items():
+        percentiles = set(found or ()) if name.endswith("_seconds") else set()
+        told |= {f"{name.removesuffix('_seconds')}_{p}" for p in percentiles if p.startswith("p")} or {name}
+    assert told - OTHERS == set(METRICS)
+
+
 def test_every_metric_is_shown_coloured_by_its_bounds_and_explained(
     new_page: NewPage, service: Service
 ) -> None:
@@ -119,7 +146,7 @@ def test_every_metric_is_shown_coloured_by_its_bounds_and_explained(
         for code in shown():
             bounds = bounds_among("district" if len(code) == 6 and metric in COUNTS else "town")
             value = values.get(code)
-            if value is None or not rows[code]["cases"]:
+            if value is None or (metric in COUNTS and not value and not rows[code]["cases"]):
                 found[code] = f"none {told(metric, value)}".strip()
             else:
                 tone = 1 + sum(value >= bound for bound in bounds)

@@ -388,6 +388,23 @@ def test_a_tile_of_the_map_tells_the_counts_behind_its_rate(page: Page) -> None:
     expect(town).to_have_attribute("title", re.compile(" 20$"))
 
 
+def test_a_town_without_a_counted_case_is_coloured_by_what_is_known_of_it(page: Page) -> None:
+    """All that it reported was rejected, or made void. A count of nothing is no colour there."""
+    found = row("440704001", cases=0, open=0, rejected_reports=5, void_rate=1.0, closure_rate=None)
+    towns = {"as_of": instant(NOW), "again_in_seconds": 60, "rows": [found]}
+    open_canned(page, {"/v1/live/tables/town": towns})
+    cell = page.locator(".cell[data-code='440704001']")
+    for metric, colour in (
+        ("void_rate", "h5"),
+        ("rejected_reports", "q5"),
+        ("closure_rate", "none"),
+        ("open", "none"),
+        ("cases", "none"),
+    ):
+        id_of(page, "metric").select_option(metric)
+        expect(cell).to_have_class(re.compile(rf"\b{colour}\b"))
+
+
 def test_rows_of_few_cases_are_said_to_be_left_out(page: Page) -> None:
     villages = without_small_cells(
         {"rows": [row("440704001001"), row("440704001002", reports=2, cases=2)]}, "village", 5

@@ -502,7 +502,7 @@ const component = () => ({
     // a district is the sum of its towns: how many is compared among districts, how good and how fast with the towns
     const scale = cell.district && this.countsOnMap() ? area.scale(this.metric, this.districts.rows) : this.scale();
     const dim = this.path.length && !cell.code.startsWith(this.path[0]) ? " dim" : "";
-    return (cell.district ? "district " : "") + area.tone(scale, row && row.cases ? area.value(this.metric, row) : null) + dim;
+    return (cell.district ? "district " : "") + area.tone(scale, area.coloured(this.metric, row)) + dim;
   },
   cellName(cell) {
     const name = cell.district ? this.catalogue.districts[cell.code] : this.catalogue.towns[cell.code];

@@ -11,16 +11,19 @@ export const COLUMNS = [
 export const METRICS = [
   "closure_rate", "response_rate", "timely_response_rate", "closure_on_time_rate", "handling_on_time_rate", "admission_rate",
   "satisfaction_rate", "demand_resolution_rate", "rework_rate", "extension_rate", "return_rate", "void_rate", "duplicate_rate",
-  "reports", "cases", "closed", "open", "overdue", "response_p50", "response_p90", "response_p99",
-  "dispatch_p50", "dispatch_p90", "department_response_p50", "department_response_p90", "resolution_p50", "resolution_p90",
-  "resolution_p99",
+  "reports", "admitted_reports", "rejected_reports", "cases", "voided", "merged", "responded", "closed", "open", "overdue",
+  "unproven", "ratings", "orphans", "orphans_overdue", "illegal_events", "late_events", "negative_durations",
+  "response_p50", "response_p90", "response_p99", "dispatch_p50", "dispatch_p90", "dispatch_p99",
+  "department_response_p50", "department_response_p90", "department_response_p99",
+  "resolution_p50", "resolution_p90", "resolution_p99",
 ];
 
 const STEPS = [0.8, 0.9, 0.95, 0.99]; // of rates where more is better
 const LESS_STEPS = [0.01, 0.03, 0.06, 0.1]; // of rates where less is better
 const LESS_IS_BETTER = new Set(["rework_rate", "extension_rate", "return_rate", "void_rate", "duplicate_rate"]);
 const isTime = (name) => /_p\d\d$/.test(name);
-const isWorseWhenMore = (name) => name === "overdue" || isTime(name);
+const FAULTS = new Set(["overdue", "unproven", "orphans", "orphans_overdue", "illegal_events", "late_events", "negative_durations"]);
+const isWorseWhenMore = (name) => FAULTS.has(name) || isTime(name);
 const isRate = (name) => name.endsWith("_rate");
 export const isCount = (name) => !isRate(name) && !isTime(name);
 
@@ -31,6 +34,12 @@ export function value(name, row) {
     return row[`${span}_seconds`][percentile];
   }
   return row[name];
+}
+
+// What a tile is coloured by: null where the area has nothing that could be counted.
+export function coloured(name, row) {
+  const found = value(name, row);
+  return isCount(name) && !found && !(row && row.cases) ? null : found;
 }
 
 export function shown(name, row, lang) {
