@@ -122,6 +122,16 @@ def test_the_counts_of_the_events_are_those_that_give_the_rate(page: Page) -> No
     expect(counts).to_contain_text("quarantined 0/s; since start admitted 1,000 · ")
 
 
+def test_the_names_of_the_tiles_are_not_cut_short(page: Page) -> None:
+    open_canned(page)
+    cut = """() => [...document.querySelectorAll('.tile .label')]
+        .filter((label) => label.scrollWidth > label.clientWidth).map((label) => label.innerText)"""
+    assert page.evaluate(cut) == []
+    id_of(page, "language").click()
+    expect(id_of(page, "tile-closure_rate")).to_contain_text("Closure rate")
+    assert page.evaluate(cut) == []
+
+
 def test_what_is_taken_in_stands_beside_what_is_stored(page: Page) -> None:
     """While the worker stands still, or its metrics are away, the gateway may go on."""
     still = figures(events_per_second=0.0, stored={"events": 0, "seconds": 5.04})
@@ -139,7 +149,7 @@ def test_what_is_taken_in_stands_beside_what_is_stored(page: Page) -> None:
     tell(page, "figures", still | {"events_per_second": None, "stored": None})  # a worker that begins
     expect(counts.last).to_contain_text("计数 —；网关接收 1,000/秒；准入 ")
     id_of(page, "language").click()
-    expect(tile.locator(".label")).to_have_text("Events stored per second")
+    expect(tile.locator(".label")).to_have_text("Stored events/s")
 
 
 def rejection(number: int, at: Any, **changed: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ export const TEXTS = {
   trend: ["近一小时", "last hour"],
   formula: ["公式", "Formula"],
   counts: ["计数", "Counts"],
-  events_per_second: ["每秒入库事件", "Events stored per second"],
+  events_per_second: ["每秒入库事件", "Stored events/s"],
   closure_rate: ["办结率", "Closure rate"],
   response_rate: ["响应率", "Response rate"],
   timely_response_rate: ["按时响应率", "Timely response"],
