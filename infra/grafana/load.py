@@ -80,7 +80,7 @@ def load() -> Dashboard:
                     unit="bytes",
                 ),
                 lines(
-                    "网关处理中 In flight",
+                    "网关为请求占用的字节 Bytes held for requests",
                     {"字节 bytes": "sum(gridpipe_gateway_in_flight_bytes)"},
                     unit="bytes",
                 ),

@@ -141,7 +141,7 @@ def slo() -> Dashboard:
                     unit="ops",
                 ),
                 lines(
-                    "处理中 In flight",
+                    "为请求占用的字节 Bytes held for requests",
                     {"网关 {{instance}}": "gridpipe_gateway_in_flight_bytes"},
                     unit="bytes",
                 ),
