@@ -49,7 +49,8 @@ async def watched(live: Live, keys: KeyStore, settings: Settings, **shown: Any) 
         somebody_watches = live._wanted
         reading = asyncio.create_task(client.get("/v1/live"))
         await somebody_watches.wait()
-        await asyncio.sleep(0.1)  # what is known already is sent
+        told(live, BEFORE)
+        await asyncio.sleep(0.1)  # it is sent
         yield reading
         live.close()
         await reading
@@ -60,7 +61,6 @@ async def test_who_opens_the_stream_leaves_one_line(tmp_path: Path, http_: str) 
     settings = load_settings(data_dir=tmp_path, http=http_, admin_http="127.0.0.1:0")
     keys = KeyStore(settings.keys_path)
     key, live = keys.create(roles=["read"]), live_page()
-    told(live, BEFORE)
     headers = {"Authorization": f"Bearer {key}"}
     async with watched(live, keys, settings, headers=headers) as reading:
         pass
@@ -105,7 +105,6 @@ async def test_a_stream_ends_with_its_key(
     keys, live = KeyStore(settings.keys_path, clock=lambda: clock[0]), live_page()
     key = keys.create(roles=["read"], signed=signed, expires_at=clock[0] + timedelta(hours=1))
     shown: dict[str, Any] = {"headers": {"Authorization": f"Bearer {key}"}}
-    told(live, BEFORE)
     async with watched(live, keys, settings, **({"auth": SigningAuth(key)} if signed else shown)) as reading:
         stop(keys, key, clock)
         told(live, AFTER)
