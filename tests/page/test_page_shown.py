@@ -208,6 +208,25 @@ def test_a_search_that_was_left_opens_nothing(page: Page) -> None:
     expect(id_of(page, "case")).to_be_visible()
 
 
+def test_a_sheet_that_is_opened_right_after_another_was_closed_stays(page: Page) -> None:
+    """The browser tells of the closing in a later step: what was asked since must not be dropped with it."""
+    hit = {"q": "c1", "cases": ["c1"], "events": [], "complete": True, "note": None}
+    open_canned(page, {"/v1/live/search": hit, "/v1/cases/c1": told_case("c1")})
+    id_of(page, "tile-closure_rate").click()
+    expect(id_of(page, "trend-chart")).to_be_visible()
+    page.get_by_role("searchbox", include_hidden=True).evaluate(
+        """box => {
+            document.querySelector("dialog").close();
+            box.value = "c1";
+            box.dispatchEvent(new Event("input"));
+            box.form.requestSubmit();
+        }"""
+    )
+    expect(id_of(page, "case")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(id_of(page, "dialog")).to_be_hidden()
+
+
 def test_an_answer_that_comes_late_is_not_taken_for_that_of_another_sheet(page: Page) -> None:
     """Event a is slow and left, a case is opened, then a comes; from a step the way leads back."""
     held: list[Route] = []

@@ -687,7 +687,8 @@ const component = () => ({
 
   // ---- dialog
   show(view, item = null) {
-    if (this.view && ["event", "case", "found", "reason", "test"].includes(this.view)) this.trail.push({ view: this.view, item: this.shownItem });
+    if (!this.$refs.dialog.open) this.trail = []; // it was closed, and is told of it only later
+    else if (this.view && ["event", "case", "found", "reason", "test"].includes(this.view)) this.trail.push({ view: this.view, item: this.shownItem });
     this.put(view, item);
     if (!this.$refs.dialog.open) this.$refs.dialog.showModal();
   },
@@ -711,6 +712,7 @@ const component = () => ({
   },
   closeDialog() { this.$refs.dialog.close(); },
   closed() {
+    if (this.$refs.dialog.open) return; // and opened again since: browsers tell of the closing afterwards
     this.view = null;
     this.trail = [];
     this.leave();
