@@ -66,5 +66,5 @@ def _ids_in(payload: str, reason: str) -> dict[str, str | None]:
 
 def _id(given: object) -> str | None:
     """An id that may be shown."""
-    good = isinstance(given, str) and _ID.match(given) and not holds_personal_number(given)
+    good = isinstance(given, str) and _ID.fullmatch(given) and not holds_personal_number(given)
     return str(given) if good else None
