@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
 from infra.kafka.cluster import Cluster, _end_with_parent
 from infra.kafka.jars import fetch
@@ -53,6 +54,27 @@ def need_kafka() -> None:
                 kept.write(reason)
     if reason:
         pytest.skip(f"needs a real Kafka (make kafka): {reason}")
+
+
+class GroupOffsets:
+    """What a consumer group has committed of one topic, asked by a consumer that never joins the group.
+
+    `AdminClient.list_consumer_group_offsets` must not be asked: where the group has just moved to another
+    coordinator, or its first one is still loading, librdkafka (2.16, issue 5040) ends the process by SIGSEGV.
+    """
+
+    def __init__(self, bootstrap: str, group: str, topic: str, partitions: int) -> None:
+        self._asked = [TopicPartition(topic, partition) for partition in range(partitions)]
+        self._consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "log_level": 0})
+
+    def __call__(self) -> list[int]:
+        """By partition; below 0 where nothing is committed. Raises KafkaException after 10 s."""
+        found = self._consumer.committed(self._asked, timeout=10)
+        assert not any(part.error for part in found), found
+        return [part.offset for part in found]
+
+    def close(self) -> None:
+        self._consumer.close()
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ import clickhouse_connect
 import httpx
 import psutil
 from clickhouse_connect.driver.client import Client
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
@@ -38,6 +38,7 @@ from tests.fault.load import GRIDS, SOURCE, WORKER, Ledger, Load
 from tests.fault.proxy import Proxy
 from tests.fault.scrape import Scraper
 from tests.fault.verdict import OUTCOME_TABLES, Verdict, in_database, judge, keep_copies
+from tests.kafka import GroupOffsets
 
 PARTITIONS = 6
 _SQUARE = "POLYGON((113.09 22.56, 113.11 22.56, 113.11 22.58, 113.09 22.58, 113.09 22.56))"
@@ -246,6 +247,7 @@ class System:
         nodes = len(self.admin.list_topics(timeout=10).brokers)
         self.environment.setdefault("GRIDPIPE_TOPIC_REPLICATION", str(min(nodes, 3)))
         broker.ensure_topic(self.admin, self.topic, PARTITIONS)
+        self._offsets = GroupOffsets(bootstrap, self.group, self.topic, PARTITIONS)
         with contextlib.closing(store.client()) as client:
             migrate(client, self.database)
         self.client = store.client(self.database)
@@ -416,13 +418,7 @@ class System:
 
     def committed(self) -> dict[int, int]:
         """partition -> committed offset, where there is one."""
-        asked = ConsumerGroupTopicPartitions(
-            self.group, [TopicPartition(self.topic, partition) for partition in range(PARTITIONS)]
-        )
-        [answer] = self.admin.list_consumer_group_offsets([asked]).values()
-        return {
-            part.partition: part.offset for part in answer.result(10).topic_partitions if part.offset >= 0
-        }
+        return {partition: offset for partition, offset in enumerate(self._offsets()) if offset >= 0}
 
     def until_stored(self, more: int = 1, seconds: float = 60.0) -> float:
         """Seconds until `more` further events are stored; `seconds` at most, on an idle machine."""
@@ -521,6 +517,7 @@ class System:
                 process.signal(signal.SIGCONT)
                 process.kill()
         self.store_proxy.close()
+        self._offsets.close()
         self.ledger.close()
         with contextlib.suppress(Exception):
             self.client.command(f"DROP DATABASE {self.database}")

@@ -13,7 +13,7 @@ import time
 import uuid
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from pipeline.sink.tables import Sink
 from tests.conftest import new_client
 from tests.fault.system import Store
 from tests.integration.worker_world import PRIVACY, arrow, column, count, event, load_reference, record
-from tests.kafka import embedded_broker
+from tests.kafka import GroupOffsets, embedded_broker
 
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 3
@@ -80,6 +80,8 @@ class Town:
     settings: Settings
     admin: AdminClient
     producer: Producer
+    #: What the workers' group has committed, by partition; below 0 where nothing is.
+    committed: GroupOffsets
     sent: int = 0
     errors: list[BaseException] = field(default_factory=list)
 
@@ -149,14 +151,6 @@ class Town:
             await asyncio.wait([task], timeout=PATIENCE_SECONDS)
             assert isinstance(task.exception(), WorkerFailedError)
 
-    def committed(self) -> list[int]:
-        asked = ConsumerGroupTopicPartitions(
-            self.settings.consumer_group,
-            [TopicPartition(self.settings.topic, partition) for partition in range(PARTITIONS)],
-        )
-        [answer] = self.admin.list_consumer_group_offsets([asked]).values()
-        return [part.offset for part in answer.result(10).topic_partitions]
-
     def assert_every_position_once(self) -> None:
         each = " UNION ALL ".join(f"SELECT _inc, _part, _off, _idx FROM {table}" for table in OUTCOME_TABLES)
         assert column(
@@ -165,7 +159,7 @@ class Town:
 
 
 @pytest.fixture
-def town(clickhouse: Client, engine_path: Path, bootstrap: str, tmp_path: Path) -> Town:
+def town(clickhouse: Client, engine_path: Path, bootstrap: str, tmp_path: Path) -> Iterator[Town]:
     name = uuid.uuid4().hex[:8]
     settings = Settings(
         data_dir=tmp_path,
@@ -177,7 +171,8 @@ def town(clickhouse: Client, engine_path: Path, bootstrap: str, tmp_path: Path) 
     broker.ensure_topic(admin, settings.topic, PARTITIONS)
     load_reference(clickhouse, tmp_path / "reference")
     producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0, "log_level": 0})
-    return Town(clickhouse, engine_path, bootstrap, settings, admin, producer)
+    with closing(GroupOffsets(bootstrap, settings.consumer_group, settings.topic, PARTITIONS)) as committed:
+        yield Town(clickhouse, engine_path, bootstrap, settings, admin, producer, committed)
 
 
 def totals() -> dict[str, float]:

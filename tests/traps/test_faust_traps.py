@@ -18,7 +18,7 @@ from unittest.mock import AsyncMock, Mock
 
 import faust
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import Producer
 from faust.types.enums import ProcessingGuarantee
 
 from pipeline.process.buffer import Budget, PartitionBuffer, Taken
@@ -26,7 +26,7 @@ from pipeline.process.membership import Membership
 from pipeline.process.records import Record
 from pipeline.runtime import broker
 from pipeline.settings import Settings
-from tests.kafka import embedded_broker
+from tests.kafka import GroupOffsets, embedded_broker
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -56,9 +56,8 @@ def test_f1_f2_f4_f5_faust_commits_what_failed(bootstrap: str, tmp_path: Path, m
         [*arguments, str(tmp_path)], capture_output=True, text=True, check=False, timeout=90, cwd=ROOT
     )
     stored = set(re.findall(r"STORED (m\d)", done.stdout))
-    asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, 0)])
-    [answer] = admin.list_consumer_group_offsets([asked]).values()
-    committed = answer.result(10).topic_partitions[0].offset
+    with contextlib.closing(GroupOffsets(bootstrap, group, topic, 1)) as offsets:
+        [committed] = offsets()
     lost = {f"m{number}" for number in range(max(committed, 0))} - stored
     print(f"{mode}: committed={committed} stored={len(stored)} lost={sorted(lost)}")
     assert lost, f"{mode} no longer loses: {done.stdout} {done.stderr[-2000:]}"
