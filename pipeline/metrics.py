@@ -79,6 +79,9 @@ process_up = Gauge(
 http_memory_bytes = Gauge(
     "gridpipe_http_memory_bytes", "Resident memory of the HTTP process.", registry=REGISTRY
 )
+http_start_time_seconds = Gauge(
+    "gridpipe_http_start_time_seconds", "When the HTTP process was started.", registry=REGISTRY
+)
 http_loop_late_seconds = Gauge(
     "gridpipe_http_loop_late_seconds",
     "By how much the HTTP process's event loop came late at most within the last minute.",
@@ -117,6 +120,9 @@ worker_memory_bytes = Gauge(
     "gridpipe_worker_memory_bytes",
     "Resident memory of the worker's process, the embedded ClickHouse included.",
     registry=REGISTRY,
+)
+worker_start_time_seconds = Gauge(
+    "gridpipe_worker_start_time_seconds", "When the worker's process was started.", registry=REGISTRY
 )
 worker_loop_late_seconds = Gauge(
     "gridpipe_worker_loop_late_seconds",
@@ -298,6 +304,8 @@ for _gauge in (http_memory_bytes, worker_memory_bytes):
     _gauge.set_function(_resident_bytes)
 for _gauge in (http_machine_memory_free_ratio, worker_machine_memory_free_ratio):
     _gauge.set_function(_memory_free_ratio)
+for _gauge in (http_start_time_seconds, worker_start_time_seconds):
+    _gauge.set(psutil.Process().create_time())
 
 # A counter that appears with its first increment hides that increment from rate(): closed sets begin at zero.
 for _answer in ("accepted", "refused", "not_written"):

@@ -57,7 +57,8 @@ class EventsCall:
         self._route = route
         self._handle = handle
         self._success = success
-        self._counters: dict[int, Counter] = {}
+        # 503 begins at zero: an alert goes by its increase, which does not see a counter's first value
+        self._counters: dict[int, Counter] = {503: metrics.http_requests.labels(route, "503")}
         self._seconds = metrics.http_seconds.labels(route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -36,11 +36,13 @@ def statements(database: str = "grid") -> list[str]:
 def test_every_statement_is_what_the_engine_reads(open_client: Client) -> None:
     kinds = (
         "CREATE SETTINGS PROFILE",
+        "ALTER SETTINGS PROFILE",
         "CREATE ROLE",
         "GRANT",
         "CREATE QUOTA",
         "CREATE ROW POLICY",
         "CREATE USER",
+        "ALTER USER",
     )
     seen = set()
     for statement in statements():
@@ -53,6 +55,19 @@ def test_every_statement_is_what_the_engine_reads(open_client: Client) -> None:
     assert seen == set(kinds)
     with pytest.raises(ClickHouseError):
         open_client.query("SELECT formatQuerySingleLine({s:String})", {"s": "GRANT SELECT grid.events TO x"})
+
+
+def test_run_again_it_sets_what_it_says() -> None:
+    """IF NOT EXISTS alone would leave an old password, an old limit and an old policy in force."""
+    told = statements()
+    for kind in ("USER", "SETTINGS PROFILE"):
+        made = {s.split(" IF NOT EXISTS ")[1].split()[0] for s in told if s.startswith(f"CREATE {kind} ")}
+        altered = {s.split()[len(kind.split()) + 1] for s in told if s.startswith(f"ALTER {kind} ")}
+        assert made == altered != set(), kind
+    for kind in ("ROW POLICY", "QUOTA"):
+        made_anew = [s for s in told if s.startswith(f"CREATE {kind} ")]
+        assert made_anew
+        assert all(s.startswith(f"CREATE {kind} OR REPLACE ") for s in made_anew), kind
 
 
 def test_grants_name_what_is_there_and_analysts_see_no_person(clickhouse: Client) -> None:
@@ -117,7 +132,7 @@ def test_every_table_of_cases_has_a_policy_for_each_district(clickhouse: Client)
     assert len(roles) == 7
     found: dict[str, set[str]] = {}
     for name, table, condition, role in re.findall(
-        rf"CREATE ROW POLICY IF NOT EXISTS d(\d+) ON {database}\.(\w+) FOR SELECT USING (.*) "
+        rf"CREATE ROW POLICY OR REPLACE d(\d+) ON {database}\.(\w+) FOR SELECT USING (.*) "
         r"TO grid_analyst_(\d+)$",
         text,
         re.MULTILINE,

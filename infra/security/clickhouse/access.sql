@@ -1,13 +1,17 @@
--- Who may do what on a ClickHouse server (25.8 or newer). Run once as an administrator, again after an upgrade:
+-- Who may do what on a ClickHouse server (25.8 or newer). Run as an administrator, again after an upgrade and to change a
+-- password: limits, policies, quota and passwords become what stands here. A grant that an older version gave and this one
+-- does not stays until it is revoked (docs/upgrade.md names such).
 --   GRIDPIPE_INGEST_SHA256=… envsubst < infra/security/clickhouse/access.sql | clickhouse client --multiquery
 -- Each ${…_SHA256} is the hex SHA-256 of that user's password: printf %s "$PASSWORD" | sha256sum
 -- Read with it: docs/security.md. Table functions (url, file, remote, s3, executable) are granted to nobody.
 
--- Limits that a session cannot lift.
-CREATE SETTINGS PROFILE IF NOT EXISTS grid_reading SETTINGS
+-- Limits that a session cannot lift. Not OR REPLACE: a profile or user made anew loses the roles that refer to it.
+CREATE SETTINGS PROFILE IF NOT EXISTS grid_reading;
+ALTER SETTINGS PROFILE grid_reading SETTINGS
     readonly = 2 CONST, max_execution_time = 60 MAX 60, max_memory_usage = 8000000000 MAX 8000000000,
     max_result_rows = 1000000 MAX 1000000, allow_ddl = 0 CONST, allow_introspection_functions = 0 CONST;
-CREATE SETTINGS PROFILE IF NOT EXISTS grid_writing SETTINGS
+CREATE SETTINGS PROFILE IF NOT EXISTS grid_writing;
+ALTER SETTINGS PROFILE grid_writing SETTINGS
     allow_ddl = 0 CONST, async_insert = 0 CONST, max_execution_time = 120 MAX 120,
     allow_introspection_functions = 0 CONST;
 
@@ -100,7 +104,7 @@ GRANT SELECT ON grid.kpi_cohort TO grid_analyst;
 GRANT SELECT ON grid.kpi_flow TO grid_analyst;
 GRANT SELECT ON grid.ref_matters TO grid_analyst;
 GRANT SELECT ON grid.ref_modes TO grid_analyst;
-CREATE QUOTA IF NOT EXISTS grid_analyst KEYED BY user_name FOR INTERVAL 1 minute MAX queries = 300,
+CREATE QUOTA OR REPLACE grid_analyst KEYED BY user_name FOR INTERVAL 1 minute MAX queries = 300,
     execution_time = 300 TO grid_analyst;
 
 -- Erasing a person: `gridpipe person erase`. Held by nobody by default; granted for the time of the task.
@@ -130,69 +134,79 @@ CREATE ROLE IF NOT EXISTS grid_analyst_440784;
 CREATE ROLE IF NOT EXISTS grid_analyst_440785;
 GRANT grid_analyst TO grid_analyst_440703, grid_analyst_440704, grid_analyst_440705, grid_analyst_440781,
     grid_analyst_440783, grid_analyst_440784, grid_analyst_440785;
-CREATE ROW POLICY IF NOT EXISTS whole_city ON grid.events FOR SELECT USING 1
+CREATE ROW POLICY OR REPLACE whole_city ON grid.events FOR SELECT USING 1
     TO grid_ingest, grid_api, grid_eraser, grid_admin, grid_city;
-CREATE ROW POLICY IF NOT EXISTS d440703 ON grid.events FOR SELECT USING district_code = '440703' TO grid_analyst_440703;
-CREATE ROW POLICY IF NOT EXISTS d440704 ON grid.events FOR SELECT USING district_code = '440704' TO grid_analyst_440704;
-CREATE ROW POLICY IF NOT EXISTS d440705 ON grid.events FOR SELECT USING district_code = '440705' TO grid_analyst_440705;
-CREATE ROW POLICY IF NOT EXISTS d440781 ON grid.events FOR SELECT USING district_code = '440781' TO grid_analyst_440781;
-CREATE ROW POLICY IF NOT EXISTS d440783 ON grid.events FOR SELECT USING district_code = '440783' TO grid_analyst_440783;
-CREATE ROW POLICY IF NOT EXISTS d440784 ON grid.events FOR SELECT USING district_code = '440784' TO grid_analyst_440784;
-CREATE ROW POLICY IF NOT EXISTS d440785 ON grid.events FOR SELECT USING district_code = '440785' TO grid_analyst_440785;
-CREATE ROW POLICY IF NOT EXISTS whole_city ON grid.rejections FOR SELECT USING 1
+CREATE ROW POLICY OR REPLACE d440703 ON grid.events FOR SELECT USING district_code = '440703' TO grid_analyst_440703;
+CREATE ROW POLICY OR REPLACE d440704 ON grid.events FOR SELECT USING district_code = '440704' TO grid_analyst_440704;
+CREATE ROW POLICY OR REPLACE d440705 ON grid.events FOR SELECT USING district_code = '440705' TO grid_analyst_440705;
+CREATE ROW POLICY OR REPLACE d440781 ON grid.events FOR SELECT USING district_code = '440781' TO grid_analyst_440781;
+CREATE ROW POLICY OR REPLACE d440783 ON grid.events FOR SELECT USING district_code = '440783' TO grid_analyst_440783;
+CREATE ROW POLICY OR REPLACE d440784 ON grid.events FOR SELECT USING district_code = '440784' TO grid_analyst_440784;
+CREATE ROW POLICY OR REPLACE d440785 ON grid.events FOR SELECT USING district_code = '440785' TO grid_analyst_440785;
+CREATE ROW POLICY OR REPLACE whole_city ON grid.rejections FOR SELECT USING 1
     TO grid_ingest, grid_api, grid_eraser, grid_admin, grid_city;
-CREATE ROW POLICY IF NOT EXISTS d440703 ON grid.rejections FOR SELECT USING district_code = '440703' TO grid_analyst_440703;
-CREATE ROW POLICY IF NOT EXISTS d440704 ON grid.rejections FOR SELECT USING district_code = '440704' TO grid_analyst_440704;
-CREATE ROW POLICY IF NOT EXISTS d440705 ON grid.rejections FOR SELECT USING district_code = '440705' TO grid_analyst_440705;
-CREATE ROW POLICY IF NOT EXISTS d440781 ON grid.rejections FOR SELECT USING district_code = '440781' TO grid_analyst_440781;
-CREATE ROW POLICY IF NOT EXISTS d440783 ON grid.rejections FOR SELECT USING district_code = '440783' TO grid_analyst_440783;
-CREATE ROW POLICY IF NOT EXISTS d440784 ON grid.rejections FOR SELECT USING district_code = '440784' TO grid_analyst_440784;
-CREATE ROW POLICY IF NOT EXISTS d440785 ON grid.rejections FOR SELECT USING district_code = '440785' TO grid_analyst_440785;
-CREATE ROW POLICY IF NOT EXISTS whole_city ON grid.duplicates FOR SELECT USING 1
+CREATE ROW POLICY OR REPLACE d440703 ON grid.rejections FOR SELECT USING district_code = '440703' TO grid_analyst_440703;
+CREATE ROW POLICY OR REPLACE d440704 ON grid.rejections FOR SELECT USING district_code = '440704' TO grid_analyst_440704;
+CREATE ROW POLICY OR REPLACE d440705 ON grid.rejections FOR SELECT USING district_code = '440705' TO grid_analyst_440705;
+CREATE ROW POLICY OR REPLACE d440781 ON grid.rejections FOR SELECT USING district_code = '440781' TO grid_analyst_440781;
+CREATE ROW POLICY OR REPLACE d440783 ON grid.rejections FOR SELECT USING district_code = '440783' TO grid_analyst_440783;
+CREATE ROW POLICY OR REPLACE d440784 ON grid.rejections FOR SELECT USING district_code = '440784' TO grid_analyst_440784;
+CREATE ROW POLICY OR REPLACE d440785 ON grid.rejections FOR SELECT USING district_code = '440785' TO grid_analyst_440785;
+CREATE ROW POLICY OR REPLACE whole_city ON grid.duplicates FOR SELECT USING 1
     TO grid_ingest, grid_api, grid_eraser, grid_admin, grid_city;
-CREATE ROW POLICY IF NOT EXISTS d440703 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440703' TO grid_analyst_440703;
-CREATE ROW POLICY IF NOT EXISTS d440704 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440704' TO grid_analyst_440704;
-CREATE ROW POLICY IF NOT EXISTS d440705 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440705' TO grid_analyst_440705;
-CREATE ROW POLICY IF NOT EXISTS d440781 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440781' TO grid_analyst_440781;
-CREATE ROW POLICY IF NOT EXISTS d440783 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440783' TO grid_analyst_440783;
-CREATE ROW POLICY IF NOT EXISTS d440784 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440784' TO grid_analyst_440784;
-CREATE ROW POLICY IF NOT EXISTS d440785 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440785' TO grid_analyst_440785;
-CREATE ROW POLICY IF NOT EXISTS whole_city ON grid.cases FOR SELECT USING 1
+CREATE ROW POLICY OR REPLACE d440703 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440703' TO grid_analyst_440703;
+CREATE ROW POLICY OR REPLACE d440704 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440704' TO grid_analyst_440704;
+CREATE ROW POLICY OR REPLACE d440705 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440705' TO grid_analyst_440705;
+CREATE ROW POLICY OR REPLACE d440781 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440781' TO grid_analyst_440781;
+CREATE ROW POLICY OR REPLACE d440783 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440783' TO grid_analyst_440783;
+CREATE ROW POLICY OR REPLACE d440784 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440784' TO grid_analyst_440784;
+CREATE ROW POLICY OR REPLACE d440785 ON grid.duplicates FOR SELECT USING substring(grid_code, 1, 6) = '440785' TO grid_analyst_440785;
+CREATE ROW POLICY OR REPLACE whole_city ON grid.cases FOR SELECT USING 1
     TO grid_ingest, grid_api, grid_eraser, grid_admin, grid_city;
-CREATE ROW POLICY IF NOT EXISTS d440703 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440703' TO grid_analyst_440703;
-CREATE ROW POLICY IF NOT EXISTS d440704 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440704' TO grid_analyst_440704;
-CREATE ROW POLICY IF NOT EXISTS d440705 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440705' TO grid_analyst_440705;
-CREATE ROW POLICY IF NOT EXISTS d440781 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440781' TO grid_analyst_440781;
-CREATE ROW POLICY IF NOT EXISTS d440783 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440783' TO grid_analyst_440783;
-CREATE ROW POLICY IF NOT EXISTS d440784 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440784' TO grid_analyst_440784;
-CREATE ROW POLICY IF NOT EXISTS d440785 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440785' TO grid_analyst_440785;
-CREATE ROW POLICY IF NOT EXISTS whole_city ON grid.case_events FOR SELECT USING 1
+CREATE ROW POLICY OR REPLACE d440703 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440703' TO grid_analyst_440703;
+CREATE ROW POLICY OR REPLACE d440704 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440704' TO grid_analyst_440704;
+CREATE ROW POLICY OR REPLACE d440705 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440705' TO grid_analyst_440705;
+CREATE ROW POLICY OR REPLACE d440781 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440781' TO grid_analyst_440781;
+CREATE ROW POLICY OR REPLACE d440783 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440783' TO grid_analyst_440783;
+CREATE ROW POLICY OR REPLACE d440784 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440784' TO grid_analyst_440784;
+CREATE ROW POLICY OR REPLACE d440785 ON grid.cases FOR SELECT USING substring(grid_code, 1, 6) = '440785' TO grid_analyst_440785;
+CREATE ROW POLICY OR REPLACE whole_city ON grid.case_events FOR SELECT USING 1
     TO grid_ingest, grid_api, grid_eraser, grid_admin, grid_city;
-CREATE ROW POLICY IF NOT EXISTS d440703 ON grid.case_events FOR SELECT
+CREATE ROW POLICY OR REPLACE d440703 ON grid.case_events FOR SELECT
     USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440703', events) TO grid_analyst_440703;
-CREATE ROW POLICY IF NOT EXISTS d440704 ON grid.case_events FOR SELECT
+CREATE ROW POLICY OR REPLACE d440704 ON grid.case_events FOR SELECT
     USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440704', events) TO grid_analyst_440704;
-CREATE ROW POLICY IF NOT EXISTS d440705 ON grid.case_events FOR SELECT
+CREATE ROW POLICY OR REPLACE d440705 ON grid.case_events FOR SELECT
     USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440705', events) TO grid_analyst_440705;
-CREATE ROW POLICY IF NOT EXISTS d440781 ON grid.case_events FOR SELECT
+CREATE ROW POLICY OR REPLACE d440781 ON grid.case_events FOR SELECT
     USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440781', events) TO grid_analyst_440781;
-CREATE ROW POLICY IF NOT EXISTS d440783 ON grid.case_events FOR SELECT
+CREATE ROW POLICY OR REPLACE d440783 ON grid.case_events FOR SELECT
     USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440783', events) TO grid_analyst_440783;
-CREATE ROW POLICY IF NOT EXISTS d440784 ON grid.case_events FOR SELECT
+CREATE ROW POLICY OR REPLACE d440784 ON grid.case_events FOR SELECT
     USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440784', events) TO grid_analyst_440784;
-CREATE ROW POLICY IF NOT EXISTS d440785 ON grid.case_events FOR SELECT
+CREATE ROW POLICY OR REPLACE d440785 ON grid.case_events FOR SELECT
     USING arrayExists(e -> substring(e.grid_code, 1, 6) = '440785', events) TO grid_analyst_440785;
 
 -- People and programs. No password is kept here; the default user is switched off in users.d/default-off.xml.
 CREATE USER IF NOT EXISTS gridpipe_worker IDENTIFIED WITH sha256_hash BY '${GRIDPIPE_INGEST_SHA256}'
     HOST IP '10.0.0.0/8';
+ALTER USER gridpipe_worker IDENTIFIED WITH sha256_hash BY '${GRIDPIPE_INGEST_SHA256}'
+    HOST IP '10.0.0.0/8';
 CREATE USER IF NOT EXISTS gridpipe_api IDENTIFIED WITH sha256_hash BY '${GRIDPIPE_API_SHA256}'
+    HOST IP '10.0.0.0/8';
+ALTER USER gridpipe_api IDENTIFIED WITH sha256_hash BY '${GRIDPIPE_API_SHA256}'
     HOST IP '10.0.0.0/8';
 CREATE USER IF NOT EXISTS gridpipe_loader IDENTIFIED WITH sha256_hash BY '${GRIDPIPE_LOADER_SHA256}'
     HOST IP '10.0.0.0/8';
+ALTER USER gridpipe_loader IDENTIFIED WITH sha256_hash BY '${GRIDPIPE_LOADER_SHA256}'
+    HOST IP '10.0.0.0/8';
 CREATE USER IF NOT EXISTS gridpipe_grafana IDENTIFIED WITH sha256_hash BY '${GRIDPIPE_GRAFANA_SHA256}'
     HOST IP '10.0.0.0/8';
+ALTER USER gridpipe_grafana IDENTIFIED WITH sha256_hash BY '${GRIDPIPE_GRAFANA_SHA256}'
+    HOST IP '10.0.0.0/8';
 CREATE USER IF NOT EXISTS gridpipe_admin IDENTIFIED WITH sha256_hash BY '${GRIDPIPE_ADMIN_SHA256}'
+    HOST IP '10.0.0.0/8';
+ALTER USER gridpipe_admin IDENTIFIED WITH sha256_hash BY '${GRIDPIPE_ADMIN_SHA256}'
     HOST IP '10.0.0.0/8';
 GRANT grid_ingest TO gridpipe_worker;
 GRANT grid_api TO gridpipe_api;
