@@ -307,9 +307,16 @@ async def test_gauges_show_the_defaults_by_district(factory: Callable[[], Client
     reader.close()
     assert value("gridpipe_open_cases") == 2
     assert value("gridpipe_closure_ratio") == 0
+    # one of two was answered; in time were all that had to be by now
+    assert value("gridpipe_response_ratio") == 0.5
+    assert value("gridpipe_overdue_cases") == 0
     assert value("gridpipe_response_seconds", quantile="0.9") == 480
     # no case, no ratio: a false zero would look like a district that closes nothing
     assert metrics.REGISTRY.get_sample_value("gridpipe_closure_ratio", {"district": "440705"}) is None
+    reader = reader_over(factory, now=NOW + timedelta(days=25))  # one was responded to, neither is closed
+    await refresh(reader)
+    reader.close()
+    assert value("gridpipe_overdue_cases") == 2
 
 
 MILLISECOND = timedelta(milliseconds=1)

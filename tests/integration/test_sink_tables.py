@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from urllib3.exceptions import ProtocolError
 from pipeline.errors import ContractError, UnavailableError
 from pipeline.process.flow import Block, BlockResult, PartitionState, Rules, case_events_of, process_block
 from pipeline.process.partition import recover
+from pipeline.process.records import Record
 from pipeline.settings import Settings
 from pipeline.sink import retry
 from pipeline.sink.retry import Failure, Stopping, classify, persist
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.incarnations import newest, resolve
 from tests.conftest import embedded_only
-from tests.integration.worker_world import column, count, event, load_reference, record, rules_of
+from tests.integration.worker_world import NOON, column, count, event, load_reference, record, rules_of
 
 TABLES = ("events", "rejections", "duplicates", "quarantine", "case_events")
 PLACE: dict[str, Any] = {"inc": 5, "blocks": [Extent(0, 0, 9)], "rules": "r1"}
@@ -337,3 +339,19 @@ def test_recovery_counts_what_is_stored_of_each_block(clickhouse: Client, rules:
     assert spans(1) == [(1, 1, -1), (2, 3, 2), (4, 5, 4)]
     write(5, 6, [5, 6])
     assert spans(2) == [(2, 3, 2), (4, 5, 4), (6, 6, -1)]
+
+
+def test_ids_of_the_whole_window_are_known_after_a_recovery(clickhouse: Client, rules: Rules) -> None:
+    """What was received up to seven days before the copy is known, what is older is an event of its own."""
+
+    def at(offset: int, number: int, *, days: float) -> Record:
+        return record(offset, event(number), received=NOON + timedelta(days=days))
+
+    first = [at(0, 1, days=1.0), at(1, 2, days=1.2), at(2, 3, days=8.0)]
+    stored = process_block(Block(0, first), PartitionState.empty(Settings()), rules)
+    Sink(clickhouse, "t").write(stored, inc=5, blocks=[Extent(0, 0, 2)], rules="r1")
+    assert count(clickhouse, "events") == [3]
+    recovered = recover(clickhouse, inc=5, partition=0, committed=3, settings=Settings())
+    copies = process_block(Block(0, [at(3, 1, days=8.1), at(4, 2, days=8.1)]), recovered.state, rules)
+    assert [(row["level"], row["event_id"]) for row in copies.duplicates.to_dicts()] == [("L1", "e2")]
+    assert copies.events["event_id"].to_list() == ["e1"]

@@ -174,6 +174,31 @@ def test_every_reason_begins_at_zero(account: Account, rules: Rules) -> None:
         assert ("gridpipe_life_safety_rejections_total", code) in samples()
 
 
+def test_rejections_alarms_and_duplicates_are_counted_by_what_they_are(
+    account: Account, rules: Rules
+) -> None:
+    """Two reports of a fire, one of an unknown matter, an id three times, a text that comes again."""
+    before = samples()
+    fires = (now_event(number, matter_code="REF-119") for number in (1, 2))
+    unknown, report = now_event(3, matter_code="NO-SUCH"), now_event(4)
+    again = now_event(5, description=report["description"])
+    given = record(0, *fires, unknown, report, report, report, again, received=NOW)
+    account.committed([Extent(0, 0, 0)], account.tally(judged(rules, given)))
+    found = grown(before)
+    kinds = (
+        "gridpipe_rejections_total",
+        "gridpipe_life_safety_rejections_total",
+        "gridpipe_duplicates_total",
+    )
+    assert {key: value for key, value in found.items() if key[0] in kinds} == {
+        ("gridpipe_rejections_total", "REFER_EMERGENCY_SERVICE"): 2,
+        ("gridpipe_rejections_total", "UNKNOWN_MATTER"): 1,
+        ("gridpipe_life_safety_rejections_total", "REFER_EMERGENCY_SERVICE"): 2,
+        ("gridpipe_duplicates_total", "L1"): 2,
+        ("gridpipe_duplicates_total", "L2"): 1,
+    }
+
+
 def test_alarms_and_quarantine_are_told_by_ids_alone(account: Account, rules: Rules) -> None:
     text = "老人独居，电话 13800001234，煤气泄漏"
     alarm = now_event(1, matter_code="REF-119", description=text)

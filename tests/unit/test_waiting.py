@@ -11,6 +11,7 @@ from pipeline import metrics
 from pipeline.errors import TransientError
 from pipeline.process import looks as module
 from pipeline.process.buffer import Budget, PartitionBuffer
+from pipeline.process.records import Record
 from pipeline.process.worker import Worker
 from pipeline.settings import Settings
 from pipeline.sink import retry
@@ -34,6 +35,20 @@ def test_lag_counts_what_is_not_fetched(tmp_path: Path, monkeypatch: pytest.Monk
     worker._looks._ends = {3: 5_000}
     assert worker._looks._log_end(buffer) == 5_000
     assert worker._looks._end(buffer) == 40, "nothing more is asked for: that is no stall"
+
+
+def test_lag_in_seconds_is_the_age_of_the_oldest_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = made(tmp_path)
+    held = PartitionBuffer(3, max_rows=10, budget=Budget(1_000), recovered=True, next_offset=40)
+    monkeypatch.setattr(worker._member, "end_offset", lambda _: 41)
+    told = metrics.consumer_lag_seconds.labels("3")._value
+    held.take(Record(40, 1_777_600_000_000, "application/json", b"{}"), 0.0)
+    worker._looks._look_at(held, 1_777_600_090.5)
+    assert told.get() == 90.5
+    worker._looks._look_at(held, 1_777_599_000.0)
+    assert told.get() == 0, "its writer's clock is ahead"
 
 
 def test_refusals_are_told_while_they_last(monkeypatch: pytest.MonkeyPatch) -> None:
