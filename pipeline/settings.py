@@ -6,6 +6,7 @@ Start-up calls `load_settings`, which reports every problem at once and refuses 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,6 +252,14 @@ class Settings(BaseSettings):
     def topic_min_insync(self) -> int:
         """`topic_min_insync_replicas`; one copy alone cannot be two."""
         return min(self.topic_min_insync_replicas, self.topic_replication)
+
+    @property
+    def place(self) -> str:
+        """Options that lead another command to the same store, with a space before each: for advice."""
+        if self.clickhouse is not None:
+            return " --clickhouse …"  # it may hold a password
+        default = type(self).model_fields["data_dir"].default
+        return "" if self.data_dir == default else f" --data-dir {shlex.quote(str(self.data_dir))}"
 
     # --- derived places under data_dir
     @property

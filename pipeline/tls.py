@@ -74,6 +74,19 @@ def admin_is_secure(settings: Settings) -> bool:
     return settings.admin_http is None or not is_loopback(split_address(settings.admin_http)[0])
 
 
+def health_url(settings: Settings) -> str:
+    """Where a service with these settings answers for its health: `admin_http`, where that is set."""
+    scheme = "https" if admin_is_secure(settings) else "http"
+    return f"{scheme}://{settings.admin_http or settings.http}"
+
+
+def failed_in_tls(error: BaseException | None) -> bool:
+    """Whether a client's request failed in TLS: something listens, which is not trusted or speaks none."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _why(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         return f"these files hold no certificate and key that fit together ({error.reason or 'not readable'})"

@@ -83,8 +83,12 @@ def _text(value: Any) -> str:
 
 
 def doctor(
+    *,
     data_dir: DataDir = None,
     http: Annotated[str | None, typer.Option("--http", help="Where the service listens.")] = None,
+    admin_http: Annotated[
+        str | None, typer.Option("--admin-http", help="Where it tells its health, if not there.")
+    ] = None,
     kafka: Annotated[str | None, typer.Option("--kafka", help="Kafka bootstrap servers.")] = None,
     clickhouse: Annotated[str | None, typer.Option("--clickhouse", help="ClickHouse URL.")] = None,
     json: Json = False,
@@ -92,7 +96,10 @@ def doctor(
     """Check this installation and say what to do. Exit 0 well, 1 faulty, 2 configuration, 3 unreachable."""
     from pipeline.runtime.doctor import examine, exit_code
 
-    findings = examine(load_settings(data_dir=data_dir, http=http, kafka=kafka, clickhouse=clickhouse))
+    settings = load_settings(
+        data_dir=data_dir, http=http, admin_http=admin_http, kafka=kafka, clickhouse=clickhouse
+    )
+    findings = examine(settings)
     if json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -17,6 +17,7 @@ import psutil
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy, secret_versions
 from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 from pipeline.ingest.keys import KeyStore
@@ -31,6 +32,7 @@ from pipeline.store.client import BridgeAddress, connect
 from pipeline.store.key_ring import known_keys, problems_of
 from pipeline.store.migrate import MIGRATE, current_revision, schema_problem
 from pipeline.store.windows import tables_without_window
+from pipeline.tls import failed_in_tls, health_url, verify_for
 
 Level = Literal["ok", "warning", "failed"]
 
@@ -62,16 +64,16 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """Every check, in the order of the list below; a check that fails does not stop the others."""
     findings: list[Finding] = []
-    running = _service(settings)
+    running, service = _service(settings)
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("python", _python),
         ("data directory", lambda: _data_dir(settings)),
-        ("service", lambda: iter(running)),
-        ("listeners", lambda: _listeners(settings, running=running[0].level == "ok")),
+        ("service", lambda: iter([service])),
+        ("listeners", lambda: _listeners(settings, running=running)),
         ("broker", lambda: _broker(settings)),
         ("catalogue", lambda: _catalogue(settings)),
         ("keys", lambda: _keys(settings)),
-        ("ClickHouse", lambda: _store(settings)),
+        ("ClickHouse", lambda: _store(settings, running=running)),
     ]
     for name, check in checks:
         try:
@@ -127,25 +129,42 @@ def _data_dir(settings: Settings) -> Iterator[Finding]:
         yield Finding("disk", "ok", gigabytes)
 
 
-def _service(settings: Settings) -> list[Finding]:
-    url = f"http://{settings.admin_http or settings.http}"
+def _service(settings: Settings) -> tuple[bool, Finding]:
+    """Whether a service of ours listens where the settings say, and how it is."""
+    url = health_url(settings)
+    found: Any = None
     try:
-        answer = httpx.get(f"{url}/health/ready", timeout=5, trust_env=False)
-        checks: dict[str, Any] = answer.json()["checks"]
-    except (httpx.HTTPError, ValueError, KeyError):
-        return [Finding("service", "warning", f"nothing answers on {url}", "start it with `gridpipe up`")]
-    failed = [f"{name}: {check['detail']}" for name, check in checks.items() if not check["ok"]]
-    if failed:
-        return [
-            Finding(
-                "service",
-                "failed",
-                f"{url} is not ready: {'; '.join(failed)}",
-                f"see the logs in {settings.log_dir}",
-                EXIT_UNREACHABLE,
+        verify = verify_for(settings, url)
+        found = httpx.get(f"{url}/health/ready", timeout=5, trust_env=False, verify=verify).json()
+    except ConfigurationError as error:
+        return False, Finding("service", "failed", str(error), exit_code=EXIT_CONFIGURATION)
+    except httpx.HTTPError as error:
+        if failed_in_tls(error):
+            what, do = f"{url}: {error}", "name its authority in GRIDPIPE_TLS_CA, or its address in --http"
+            return True, Finding("service", "failed", what, do, EXIT_CONFIGURATION)
+    except ValueError:
+        pass  # no JSON: somebody else's
+    if not isinstance(found, dict):
+        return False, Finding(
+            "service", "warning", f"nothing answers on {url}", "start it with `gridpipe up`"
+        )
+    if "checks" not in found:
+        if "request_id" not in found:
+            return False, Finding(
+                "service", "warning", f"{url} is not gridpipe", "name its address in --http"
             )
-        ]
-    return [Finding("service", "ok", f"{url} is ready")]
+        what, do = f"{url} does not tell its health here", "name its --admin-http too"
+        return True, Finding("service", "warning", what, do)
+    failed = [f"{name}: {check['detail']}" for name, check in found["checks"].items() if not check["ok"]]
+    if failed:
+        return True, Finding(
+            "service",
+            "failed",
+            f"{url} is not ready: {'; '.join(failed)}",
+            f"see the logs in {settings.log_dir}",
+            EXIT_UNREACHABLE,
+        )
+    return True, Finding("service", "ok", f"{url} is ready")
 
 
 def _listeners(settings: Settings, *, running: bool) -> Iterator[Finding]:
@@ -198,7 +217,7 @@ def _catalogue(settings: Settings) -> Iterator[Finding]:
 
 
 def _keys(settings: Settings) -> Iterator[Finding]:
-    active = [key for key in KeyStore(settings.keys_path).list() if key.revoked_at is None]
+    active = [key for key in KeyStore(settings.keys_path).list() if key.in_force(utc_now())]
     if active:
         sources = sorted({source for key in active for source in key.sources})
         yield Finding("keys", "ok", f"{len(active)} in force, for {', '.join(sources)}")
@@ -214,12 +233,12 @@ def _keys(settings: Settings) -> Iterator[Finding]:
         yield Finding("pseudonym key", "warning", "none yet", "the first start makes it")
 
 
-def _store(settings: Settings) -> Iterator[Finding]:
+def _store(settings: Settings, *, running: bool = False) -> Iterator[Finding]:
     if settings.clickhouse is None and BridgeAddress.read(settings.run_dir) is None:
         if not settings.clickhouse_dir.exists():
             yield Finding("ClickHouse", "warning", "embedded, no data yet", "the first start makes them")
             return
-        if _service(settings)[0].level == "ok":
+        if running:
             yield Finding(
                 "ClickHouse", "warning", "the service uses another data directory", "pass --data-dir"
             )
@@ -234,7 +253,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
             yield Finding("schema", "failed", what, MIGRATE, EXIT_FAILED)
             return
         client.database = settings.database
-        yield from _schema(client, settings.database)
+        yield from _schema(client, settings)
         yield from _ring(client, settings)
 
 
@@ -267,7 +286,8 @@ def _ring(client: Client, settings: Settings) -> Iterator[Finding]:
         yield Finding("key ring", "ok", "the pseudonym key is the one that the store was filled with")
 
 
-def _schema(client: Client, database: str) -> Iterator[Finding]:
+def _schema(client: Client, settings: Settings) -> Iterator[Finding]:
+    database = settings.database
     revision = current_revision(client)
     problem = schema_problem(database, revision)
     if problem is None:
@@ -299,7 +319,7 @@ def _schema(client: Client, database: str) -> Iterator[Finding]:
     missing = [name.removeprefix("ref_") for name in ("ref_grids", "ref_staff") if not counts.get(name)]
     if missing:
         what = f"no {' and no '.join(missing)}: reports will be rejected"
-        yield Finding("reference data", "warning", what, "run `gridpipe reference load DIR`")
+        yield Finding("reference data", "warning", what, f"run `gridpipe reference load DIR{settings.place}`")
     else:
         rows = ", ".join(f"{name.removeprefix('ref_')} {count:,}" for name, count in sorted(counts.items()))
         yield Finding("reference data", "ok", rows)

@@ -101,7 +101,7 @@ def test_a_database_of_a_newer_version_is_refused_with_what_to_do(clickhouse: Cl
             "start the newer version (docs/upgrade.md)"
         )
     assert created(clickhouse) == before
-    found = next(iter(_schema(clickhouse, name)))
+    found = next(iter(_schema(clickhouse, Settings(database=name))))
     assert (found.level, found.do) == ("failed", "start the newer version (docs/upgrade.md)")
 
 
