@@ -14,6 +14,7 @@ from pipeline.cli.common import EXIT_DONE, EXIT_SOME_REFUSED, err, out, print_js
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
+    from pipeline.errors import ConfigurationError
     from pipeline.reference.report import LoadReport
     from pipeline.settings import Settings
 
@@ -134,7 +135,8 @@ def _note_real_reference(settings: Settings, client: Client) -> None:
 def open_store(settings: Settings, url: str | None) -> Client:
     """The store of the running service, of the settings, or the data directory itself, migrated.
 
-    Raises ConfigurationError, UnavailableError.
+    Raises ConfigurationError; UnavailableError, too where the data directory holds no store: only `up` and
+    `migrate` make one.
     """
     import httpx
 
@@ -150,11 +152,15 @@ def open_store(settings: Settings, url: str | None) -> Client:
         except httpx.HTTPError as error:
             raise UnavailableError(f"no service answers at {url}; start one with `gridpipe up`") from error
         if settings.clickhouse is None and not running:
-            raise ConfigurationError(
-                f"{settings.data_dir} is not the data directory of the service at {url}; "
-                "name it with --data-dir, or its ClickHouse with --clickhouse"
-            )
+            raise not_its_directory(settings, url)
     if settings.clickhouse is None and not running:
+        refuse_unnamed(settings)
+        if not settings.clickhouse_dir.is_dir():
+            raise UnavailableError(
+                f"no service runs on {settings.data_dir}, and {settings.data_dir} holds no store: "
+                "name the right one with --data-dir, or its ClickHouse with --clickhouse; "
+                f"`gridpipe migrate{settings.place}` makes an empty one"
+            )
         client = connect(settings, database="")
         migrate(client, settings.database)
         return client
@@ -162,6 +168,40 @@ def open_store(settings: Settings, url: str | None) -> Client:
     if (problem := schema_problem(settings.database, current_revision(client))) is not None:
         raise ConfigurationError(problem)
     return client
+
+
+def refuse_unnamed(settings: Settings) -> None:
+    """Somebody who names no store means that of the running service, wherever his shell stands.
+
+    Raises ConfigurationError if a service answers where one would by default. A named directory is taken at
+    its word.
+    """
+    import httpx
+
+    from pipeline.tls import health_url, verify_for
+
+    if "data_dir" in settings.model_fields_set:
+        return
+    url = health_url(settings)
+    try:
+        answer = httpx.get(
+            f"{url}/health/live", timeout=5.0, trust_env=False, verify=verify_for(settings, url)
+        )
+        found = answer.json()
+    except (httpx.HTTPError, ValueError):
+        return
+    # With `--admin-http` the answer is that there is no such page, in our words.
+    if isinstance(found, dict) and (found.get("status") == "live" or "request_id" in found):
+        raise not_its_directory(settings, url)
+
+
+def not_its_directory(settings: Settings, url: str) -> ConfigurationError:
+    from pipeline.errors import ConfigurationError
+
+    return ConfigurationError(
+        f"{settings.data_dir} is not the data directory of the service at {url}; "
+        "name it with --data-dir, or its ClickHouse with --clickhouse"
+    )
 
 
 class _Bars:

@@ -108,11 +108,11 @@ def _announce(supervisor: Supervisor, stop: threading.Event, *, asked: bool) -> 
         why = "" if asked else f" ({_why_not_simulated(settings)}; --simulate turns it on)"
         out.print(f"no simulated city{why}: figures are of the events that are sent", soft_wrap=True)
         if _lacks_reference(settings, stop):
-            server = " --clickhouse …" if settings.clickhouse else ""
             out.print(
                 "no grids and staff are loaded, every report will be rejected: "
-                f"run `gridpipe reference load DIR{server}`",
+                f"run `gridpipe reference load DIR{settings.place}`",
                 soft_wrap=True,
+                markup=False,
             )
     if settings.kafka is None:
         out.print("embedded broker: for evaluation and small sites; answers mean stored")
@@ -225,6 +225,7 @@ def migrate(
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Bring the database to the newest schema, publish the catalogue, create the topic (with --kafka)."""
+    from pipeline.cli.reference import refuse_unnamed
     from pipeline.kafka_access import librdkafka_options
     from pipeline.rules.catalogue import load_catalogues
     from pipeline.rules.publish import publish
@@ -235,12 +236,16 @@ def migrate(
     from pipeline.store.retention import apply_retention
 
     settings = load_settings(data_dir=data_dir, kafka=kafka, clickhouse=clickhouse)
+    embedded = settings.clickhouse is None
+    alone = embedded and BridgeAddress.read(settings.run_dir) is None
+    if alone:
+        refuse_unnamed(settings)
     catalogues = load_catalogues(settings.catalogue_dir)
     client = connect(settings, database="")
     before, after = run_migrations(client, settings.database)
     apply_retention(client, settings)
     publish(client, catalogues)
-    if settings.clickhouse is None and BridgeAddress.read(settings.run_dir) is None:
+    if alone:
         # `up` makes none for a store that is there
         hold_ring(client, settings.pseudonym_key_path, create=True)
     client.close()
@@ -265,7 +270,8 @@ def migrate(
         print_json(done)
         return
     change = f"schema {after}" if before == after else f"schema {before or 'none'} → {after}"
-    out.print(f"database {settings.database}: {change}; catalogue published")
+    place = f" in {settings.data_dir}" if embedded else ""
+    out.print(f"database {settings.database}{place}: {change}; catalogue published", soft_wrap=True)
     if found is not None:
         out.print(f"topic {done['topic']}: {found}")
         for note in notes:

@@ -189,7 +189,7 @@ def test_figures_are_said_to_be_of_what_is_sent_and_what_is_to_be_loaded_first(s
     while "reference load" not in (text := "".join(service.output)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert "no simulated city: figures are of the events that are sent" in text
-    assert "run `gridpipe reference load DIR`" in text
+    assert f"run `gridpipe reference load DIR --data-dir {service.data_dir}`" in text
 
 
 def test_doctor_and_config_on_a_running_service(service: Service) -> None:

@@ -71,7 +71,8 @@ class Host:
         app = typer.Typer()
         for module in (person_commands, reference_commands):
             module.register(app)
-        return CliRunner().invoke(app, [*arguments, "--data-dir", str(self.data_dir)])
+        place = ("--data-dir", str(self.data_dir), "--clickhouse", str(self.settings.clickhouse))
+        return CliRunner().invoke(app, [*arguments, *place])
 
     def load(self, directory: Path) -> Result:
         return self.command("reference", "load", str(directory))

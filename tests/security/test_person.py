@@ -348,6 +348,7 @@ def test_evidence_of_a_request_that_is_repeated_stands_beside_the_first(
 ) -> None:
     database = str(clickhouse.database)
     load_persons(clickhouse, tmp_path / "reference", Privacy.load(secret, create=False))
+    (tmp_path / "clickhouse").mkdir()
     monkeypatch.setenv("GRIDPIPE_DATABASE", database)
     monkeypatch.setattr("pipeline.store.client.connect", lambda *_, **__: new_client(engine_path, database))
     numbers, evidence = tmp_path / "numbers", tmp_path / "evidence"
@@ -394,6 +395,7 @@ def test_a_person_that_an_older_backup_brings_back_is_erased_again_by_the_export
     def person(*command: str) -> Any:
         return CliRunner().invoke(app, ["person", *command, "--data-dir", str(tmp_path)])
 
+    (tmp_path / "clickhouse").mkdir()
     load_persons(clickhouse, tmp_path / "reference", privacy)
     store(clickhouse, rules_of(clickhouse, privacy), records())
     keys, database = privacy.keys_of(id_numbers=[MINE], phones=[PHONE]), str(clickhouse.database)

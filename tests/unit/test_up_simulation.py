@@ -92,6 +92,7 @@ def test_after_a_real_city_was_loaded_up_no_longer_simulates(
     reference_commands.register(app)
     run_dir = tmp_path / "data" / "run"
     run_dir.mkdir(parents=True)
+    (tmp_path / "data" / "clickhouse").mkdir()
     (run_dir / "pids.json").write_text(json.dumps({"up": 1, "city": 2}))
 
     def load() -> str:
