@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.common import out as console
-from pipeline.cli.common import print_json
+from pipeline.cli.common import print_json, print_table
 from pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def check(directory: _Directory = None, json: _Json = False) -> None:
         temporary = len(version.matters) - count
         day = version.head.effective_from.isoformat()
         table.add_row(version.version, day, version.head.status, str(count), str(temporary))
-    console.print(table)
+    print_table(table)
     numbers = {rule.number for rule in admission.rules}
     console.print(
         f"OK: {len(numbers)} rules, {len(admission.reason_codes())} reasons, {examples} examples pass; "
@@ -119,7 +119,7 @@ def list_matters(
             f"{matter.resolution_hours} h",
             " ".join(matter.allowed_channels),
         )
-    console.print(table)
+    print_table(table)
 
 
 @rules.command("columns")
@@ -141,7 +141,7 @@ def columns(json: _Json = False) -> None:
     table = Table("column", "type", "from")
     for name, dtype in COLUMNS.items():
         table.add_row(name, str(dtype), origin[name])
-    console.print(table)
+    print_table(table)
 
 
 def _directory(directory: Path | None) -> Path:

@@ -81,6 +81,18 @@ def test_list_refuses_an_unclear_instant(app: typer.Typer, at: str) -> None:
     assert at in str(result.exception)
 
 
+@pytest.mark.parametrize("command", [("list", "--at", "2026-05-01"), ("check",), ("columns",)], ids=" ".join)
+def test_nothing_is_cut_in_a_pipe_or_file(
+    app: typer.Typer, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common.out, "width", 30)
+    text = run(app, *command).output
+    assert "…" not in text
+    if command[0] == "list":
+        assert "高空坠物及外墙悬挂物隐患" in text
+        assert "grid_patrol yuepingan" in text
+
+
 def test_columns_lists_what_a_condition_may_use(app: typer.Typer) -> None:
     rows = json.loads(run(app, "columns", "--json").stdout)["columns"]
     assert {"column": "point_in_grid", "type": "Boolean", "from": "reference"} in rows
