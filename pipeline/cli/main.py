@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -25,6 +26,9 @@ COMMANDS = (
     "pipeline.cli.person",  # person, pseudonym
     "pipeline.cli.operate",  # config show, doctor
 )
+
+#: What a disk says without naming a file.
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 app = typer.Typer(
     name="gridpipe",
@@ -68,6 +72,12 @@ def run() -> None:
         sys.exit(EXIT_UNREACHABLE)
     except GridpipeError as error:
         print_error(str(error))
+        sys.exit(EXIT_USAGE)
+    except OSError as error:
+        if error.filename is None and error.errno not in _DISK:
+            raise  # a fault of ours
+        reason = error.strerror or str(error)
+        print_error(reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}")
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         sys.exit(130)

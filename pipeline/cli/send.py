@@ -28,6 +28,8 @@ DEFAULT_URL: Final = "http://127.0.0.1:8080"
 #: Refused events that are shown, and that a JSON report lists; the count is always exact.
 _SHOWN: Final = 20
 _LISTED: Final = 10_000
+#: Waits that are told also where no bar is shown, seconds.
+_LONG_WAIT: Final = 10.0
 
 _File = Annotated[Path, typer.Argument(help="NDJSON file of events; .gz and .zst are read as they are.")]
 _Url = Annotated[str, typer.Option("--url", help="Address of the running service.")]
@@ -72,9 +74,15 @@ class Source:
         return self._raw.tell() if self._raw is not None and not self._raw.closed else self.size
 
     def fingerprint(self) -> str:
-        """Digest of name, size and beginning: another file under the same name starts anew."""
-        with self.path.open("rb") as file:
-            head = file.read(65_536)
+        """Digest of name, size and beginning: another file under the same name starts anew.
+
+        Raises ConfigurationError where it cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                head = file.read(65_536)
+        except OSError as error:
+            raise ConfigurationError(f"{self.path}: cannot be read: {error.strerror}") from error
         return hashlib.sha256(f"{self.path.name}:{self.size}:".encode() + head).hexdigest()[:32]
 
     def lines(self, skip: int = 0) -> Iterator[Line]:
@@ -136,9 +144,13 @@ def _load_state(path: Path, fingerprint: str, url: str) -> SendState:
 
 
 def _save_state(path: Path, state: SendState) -> None:
+    """Raises ConfigurationError where it cannot be written."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(msgspec.json.encode(state))
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(msgspec.json.encode(state))
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}; how far it is sent cannot be kept.") from error
 
 
 def send(
@@ -159,8 +171,10 @@ def send(
 
     settings = load_settings(data_dir=data_dir, key_file=key_file)
     source = Source(file)
+    fingerprint, key = source.fingerprint(), read_key(key, settings)
+    verify = verify_for(settings, url)
     state_path = _state_path(file, settings)
-    state = _load_state(state_path, source.fingerprint(), url)
+    state = _load_state(state_path, fingerprint, url)
     if restart:
         state = SendState(state.fingerprint, url)
     resumed = state.lines_done
@@ -168,17 +182,12 @@ def send(
         err.print(f"going on after line {resumed:,}; --restart begins anew", highlight=False)
     started = time.perf_counter()
     bar = _Bar(source)
-    with (
-        bar.progress,
-        EventClient(
-            url, read_key(key, settings), on_wait=bar.waiting, verify=verify_for(settings, url)
-        ) as client,
-    ):
+    with bar.progress, EventClient(url, key, on_wait=bar.waiting, verify=verify) as client:
         try:
             _send_all(client, source, state, state_path, batch_size=batch_size, bar=bar)
-        except UnavailableError as error:
+        except (UnavailableError, ConfigurationError) as error:
             if state.lines_done:
-                raise UnavailableError(
+                raise type(error)(
                     f"{error} Sent up to line {state.lines_done}; run it again to go on."
                 ) from error
             raise
@@ -256,8 +265,13 @@ class _Bar:
     def advance(self) -> None:
         self.progress.update(self._task, completed=self._source.position, note="")
 
-    def waiting(self, reason: str, seconds: float) -> None:
-        self.progress.update(self._task, note=f"{reason}; waiting {seconds:.1f} s")
+    def waiting(self, reason: str, seconds: float, asked: bool) -> None:
+        note = f"{reason}; waiting {seconds:.0f} s, as the service asks"
+        if not asked:
+            note = f"{reason}; waiting {seconds:.1f} s"
+        elif not err.is_terminal and seconds >= _LONG_WAIT:
+            err.print(note, markup=False, soft_wrap=True)  # there is no bar to show it
+        self.progress.update(self._task, note=note)
 
 
 # --- validate
@@ -281,12 +295,15 @@ def validate(
     settings = load_settings(data_dir=data_dir, key_file=key_file)
     check = _Check()
     source = Source(file)
-    try:
-        verify = verify_for(settings, url)
-        _look_for(url, verify)
-        with EventClient(url, read_key(key, settings), verify=verify) as client:
-            _validate_there(check, source, client, batch_size)
-    except UnavailableError:
+    verify = verify_for(settings, url)
+    if _answers(url, verify):
+        bar = _Bar(source)
+        with (
+            bar.progress,
+            EventClient(url, read_key(key, settings), on_wait=bar.waiting, verify=verify) as client,
+        ):
+            _validate_there(check, source, client, batch_size, bar)
+    else:
         check = _Check(reference=False)
         _validate_here(check, source, batch_size, settings)
     if json:
@@ -350,21 +367,32 @@ class _Check:
         out.print(f"{self.refused:,} break the contract; of the others {counts or 'none'}", highlight=False)
 
 
-def _look_for(url: str, verify: SSLContext | bool) -> None:
-    """Raises UnavailableError if nothing answers at `url`."""
+def _answers(url: str, verify: SSLContext | bool) -> bool:
+    """Whether anything listens at `url`. Raises ConfigurationError, also for a certificate that is not
+    trusted: a service is there."""
     import httpx
+
+    from pipeline.tls import failed_in_tls
 
     try:
         httpx.get(f"{url}/health/live", timeout=2.0, trust_env=False, verify=verify)
-    except httpx.TransportError as error:
-        raise UnavailableError(f"{url} does not answer") from error
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise ConfigurationError(f"--url {url}: {error}") from error
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        if failed_in_tls(error):
+            raise ConfigurationError(f"{url}: {error}") from error
+        return False
+    except httpx.TransportError:
+        pass  # slow, or no HTTP: it says more itself
+    return True
 
 
-def _validate_there(check: _Check, source: Source, client: EventClient, batch_size: int) -> None:
+def _validate_there(check: _Check, source: Source, client: EventClient, batch_size: int, bar: _Bar) -> None:
     from pipeline.ingest.client import batches
 
     for batch in batches(source.lines(), batch_size):
         check.add(batch, client.validate(batch))
+        bar.advance()
 
 
 def _validate_here(check: _Check, source: Source, batch_size: int, settings: Settings) -> None:

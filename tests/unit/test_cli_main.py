@@ -46,6 +46,8 @@ def test_every_documented_command_is_there_with_a_sentence(app: typer.Typer) -> 
         (ContractError("persons.csv has no column worker_key"), 2),
         (ContractError("/data/[old]/[/x].csv: no such file [red]"), 2),
         (KeyboardInterrupt(), 130),
+        (PermissionError(13, "Permission denied", "/srv/log"), 2),
+        (OSError(28, "No space left on device"), 2),
     ],
 )
 def test_errors_raised_on_purpose_become_lines_and_codes(
@@ -61,9 +63,11 @@ def test_errors_raised_on_purpose_become_lines_and_codes(
         main.run()
     assert ended.value.code == code
     text = capsys.readouterr().err
-    expected = (
-        list(error.problems) if isinstance(error, ConfigurationError) else [str(error)] if str(error) else []
-    )
+    expected = [str(error)] if str(error) else []
+    if isinstance(error, ConfigurationError):
+        expected = list(error.problems)
+    elif isinstance(error, OSError):
+        expected = ["/srv/log: Permission denied" if error.filename else "No space left on device"]
     assert text.splitlines() == [f"error: {line}" for line in expected]
 
 
@@ -112,6 +116,25 @@ def test_an_unreachable_server_is_one_line_and_exit_3(tmp_path: Path) -> None:
     assert refused.returncode == 3
     (line,) = refused.stderr.strip().splitlines()
     assert line == "error: ClickHouse at http://127.0.0.1:9 cannot be used: it does not answer"
+
+
+@pytest.mark.parametrize("command", [("keys", "add", "--source", "s"), ("up", "--no-simulate")], ids=" ".join)
+def test_a_directory_that_cannot_be_made_is_one_line_and_exit_2(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("")
+    refused = run(*command, "--data-dir", str(tmp_path / "file" / "x"))
+    assert refused.returncode == 2
+    (line,) = refused.stderr.strip().splitlines()
+    assert line.startswith(f"error: {tmp_path}/file")
+    assert line.endswith(": Not a directory")
+
+
+def test_a_file_that_cannot_be_read_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    refused = run("send", "/proc/self/mem", "--key", "gp_x", "--data-dir", str(tmp_path))
+    assert refused.returncode == 2
+    (line,) = refused.stderr.strip().splitlines()
+    assert line == "error: /proc/self/mem: cannot be read: Input/output error"
 
 
 def test_doctor_on_a_machine_without_an_installation_says_what_to_do(tmp_path: Path) -> None:

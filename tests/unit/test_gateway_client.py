@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ import msgspec
 import orjson
 import pytest
 import typer
+import uvicorn
 import zstandard
+from starlette.applications import Starlette
 from typer.testing import CliRunner
 
 from pipeline.cli import send
@@ -21,7 +27,10 @@ from pipeline.cli.send import SendState, Source
 from pipeline.clock import utc_now
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.ingest.client import EventClient, Line, batches
+from pipeline.ingest.routes import gateway_routes
+from pipeline.runtime.health import Health
 from tests.unit.gateway_world import World, event, make_world
+from tests.unit.test_gateway_http import Decides
 
 
 @pytest.fixture
@@ -99,6 +108,63 @@ def test_retry_after_is_honoured_and_nothing_is_lost(world: World) -> None:
     assert len(waits) == 2
     assert min(waits) >= 7
     assert world.stored().height == 20
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"Retry-After": "300"}, 300),
+        ({"Retry-After": "Sun, 29 Nov 2026 08:05:00 GMT", "Date": "Sun, 29 Nov 2026 08:00:00 GMT"}, 300),
+        ({"Retry-After": "Sun, 29 Nov 2026 07:00:00 GMT", "Date": "Sun, 29 Nov 2026 08:00:00 GMT"}, 0),
+        ({"Retry-After": "soon"}, 0),
+    ],
+)
+def test_a_long_wait_is_kept_told_and_uses_up_no_patience(
+    world: World, headers: dict[str, str], wait: int
+) -> None:
+    waits: list[float] = []
+    told: list[tuple[str, float, bool]] = []
+
+    def busy(number: int) -> httpx.Response | None:
+        return httpx.Response(429, headers=headers, json={"message": "too many"}) if number == 1 else None
+
+    heard = client(world, Bridge(world, busy), waits, on_wait=lambda *how: told.append(how))
+    with heard as sender:
+        assert sender.send(lines(3)).accepted == 3
+    assert waits == [wait] if wait else waits[0] < 1
+    assert told == [("too many", waits[0], bool(wait))]
+
+
+def test_patience_counts_what_nobody_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def asks(number: int) -> httpx.Response | None:
+        if number <= 20:
+            return httpx.Response(429, headers={"Retry-After": "300"}, json={"message": "too many"})
+        return None if number > 1_000 else httpx.Response(503, json={"message": "away"})
+
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    patient = EventClient("http://gateway", world.key, transport=Bridge(world, asks), sleep=sleep)
+    with patient as sender, pytest.raises(UnavailableError, match="503: away"):
+        sender.send(lines(1))
+    assert 20 * 300 + 60 <= now < 20 * 300 + 60 + 30
+
+
+def test_nobody_is_waited_for_longer_than_a_day(world: World) -> None:
+    def never(_: int) -> httpx.Response | None:
+        return httpx.Response(503, headers={"Retry-After": "99999999999999"}, json={"message": "closed"})
+
+    waits: list[float] = []
+    with (
+        client(world, Bridge(world, never), waits) as sender,
+        pytest.raises(UnavailableError, match="closed"),
+    ):
+        sender.send(lines(1))
+    assert waits == []
 
 
 def test_only_unwritten_events_are_sent_again(world: World) -> None:
@@ -227,6 +293,114 @@ def test_interrupted_send_goes_on_where_it_stopped(world: World, file: Path, wir
     report = orjson.loads(_run(world, "send", str(file), "--batch-size", "10", "--json").stdout)
     assert (report["resumed_after_line"], report["accepted"], report["rejected"]) == (20, 24, 1)
     assert sorted(world.stored()["event_id"]) == sorted(f"e-{n}" for n in range(25) if n != 10)
+
+
+ABOUT_THE_REQUEST = [
+    (
+        httpx.Response(403, json={"code": "not_an_ingest_key", "message": "this key may not send events"}),
+        "may not",
+    ),
+    (httpx.Response(403), "403"),
+    (httpx.Response(301, headers={"Location": "https://gateway/v1/events"}), "301"),
+    (httpx.Response(200, text="<html>welcome</html>"), "200"),
+    (httpx.Response(200, json={"errors": "none"}), "200"),
+    (httpx.Response(400, json={"code": "bad_length", "message": "Content-Length"}), "Content-Length"),
+]
+
+
+@pytest.mark.parametrize(("answered", "why"), ABOUT_THE_REQUEST)
+def test_an_answer_about_the_request_refuses_no_event_and_the_file_is_gone_on_with(
+    world: World, file: Path, wired: Bridge, answered: httpx.Response, why: str
+) -> None:
+    wired._before = lambda number: answered if number > 1 else None
+    result = _run(world, "send", str(file), "--batch-size", "10")
+    assert isinstance(result.exception, ConfigurationError), result.output
+    assert why in str(result.exception)
+    assert "line 10" in str(result.exception)
+    wired._before = lambda _: None
+    report = told(_run(world, "send", str(file), "--batch-size", "10", "--json"))
+    assert (report["resumed_after_line"], report["accepted"], report["rejected"]) == (10, 24, 1)
+
+
+def test_events_of_a_source_that_the_key_does_not_cover_are_refused_one_by_one(
+    world: World, tmp_path: Path, wired: Bridge
+) -> None:
+    path = tmp_path / "others.ndjson"
+    path.write_bytes(b"\n".join(orjson.dumps(event(n, source="other")) for n in range(3)))
+    result = _run(world, "send", str(path), "--json")
+    assert result.exit_code == 1
+    report = told(result)
+    assert [(error["line"], error["code"]) for error in report["errors"]] == [
+        (number, "source_not_allowed") for number in (1, 2, 3)
+    ]
+    assert wired.requests == 1
+
+
+@contextmanager
+def served(world: World) -> Iterator[str]:
+    """The gateway on a listener: its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = Starlette(routes=[*Health({}).routes(), *gateway_routes(world.gateway)])
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+@pytest.mark.parametrize("command", ["send", "validate"])
+def test_an_event_that_is_too_large_is_refused_alone(tmp_path: Path, file: Path, command: str) -> None:
+    world = make_world(tmp_path / "small", validator=Decides(), max_decompressed_bytes=1_000)
+    large = orjson.dumps(event(99, description="x" * 1_000))
+    file.write_bytes(large + b"\n" + file.read_bytes())
+    with served(world) as url:
+        result = _run(world, command, str(file), "--url", url, "--json")
+    assert result.exit_code == 1, result.output
+    report = told(result)
+    assert [(error["line"], error["code"]) for error in report["errors"]] == [
+        (1, "body_too_large"), (12, "bad_pattern")
+    ]  # fmt: skip
+    if command == "validate":
+        assert (report["reference_rules"], report["outcomes"]) == ("judged", {"admitted": 24})
+        assert [found["line"] for found in report["decisions"]] == [n for n in range(2, 27) if n != 12]
+        assert all(found["event_id"] == f"e-{found['line'] - 2}" for found in report["decisions"])
+
+
+def test_a_service_that_cannot_judge_now_is_not_said_to_be_away(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.ingest.client.EventClient", partial(EventClient, patience_seconds=0))
+    validator = Decides()
+    validator.down = True
+    world = make_world(tmp_path / "down", validator=validator)
+    with served(world) as url:
+        result = _run(world, "validate", str(file), "--url", url, "--json")
+    assert isinstance(result.exception, UnavailableError)
+    assert "503" in str(result.exception)
+    assert "outcomes" not in result.stdout
+
+
+def test_progress_that_cannot_be_kept_is_said_after_the_batch(
+    world: World, file: Path, wired: Bridge
+) -> None:
+    file.with_name("events.ndjson.sent.tmp").symlink_to("/dev/full")
+    result = _run(world, "send", str(file), "--batch-size", "10")
+    assert isinstance(result.exception, ConfigurationError), result.output
+    assert "events.ndjson.sent: No space left on device" in str(result.exception)
+    assert "line 10" in str(result.exception)
+    assert wired.requests == 1
+
+
+def test_without_a_key_nothing_is_left_behind(tmp_path: Path, file: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    app = typer.Typer()
+    send.register(app)
+    result = CliRunner().invoke(app, ["send", str(file), "--data-dir", str(tmp_path / "none")])
+    assert isinstance(result.exception, ConfigurationError), result.output
+    assert "no key" in str(result.exception)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_changed_file_begins_anew(world: World, file: Path, wired: Bridge) -> None:

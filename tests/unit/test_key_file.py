@@ -56,7 +56,7 @@ def test_every_command_that_shows_a_key_takes_it_from_a_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x").write_text("{}\n")
-    monkeypatch.setattr(send, "_look_for", lambda *_: None)
+    monkeypatch.setattr(send, "_answers", lambda *_: True)
     found = CliRunner().invoke(main.build(), [*command, "--key-file", str(tmp_path / "none")])
     assert isinstance(found.exception, ConfigurationError), found.output
     assert "key file" in str(found.exception)
