@@ -33,6 +33,7 @@ from pipeline.contract.parse import (
 )
 from pipeline.frames import PIPELINE_EVENT_TYPES
 
+_JSON: Final = "application/json"
 TYPE_PREFIX: Final = "cn.jiangmen.grid."
 _TYPE: Final = re.compile(r"cn\.jiangmen\.grid\.([a-z]+)\.v([0-9]{1,4})")
 #: Extension attributes: names of lower-case letters and digits (CloudEvents 1.0, naming conventions).
@@ -131,6 +132,18 @@ def _open(raw: bytes) -> Event | tuple[str | None, Fault]:
     return event
 
 
+def split_media_type(given: str) -> tuple[str, bool]:
+    """The type in lower case without its parameters, and whether the charset is UTF-8 or not said.
+
+    >>> split_media_type('Application/JSON; charset="utf-8"')
+    ('application/json', True)
+    """
+    kind, _, parameters = given.partition(";")
+    pairs = [parameter.strip().partition("=") for parameter in parameters.split(";")]
+    charsets = {value.strip('" ').lower() for name, _, value in pairs if name.lower() == "charset"}
+    return kind.strip().lower(), charsets <= {"utf-8", "utf8"}
+
+
 def _members(raw: bytes) -> tuple[Any, Exception | None]:
     """`untyped` of a large envelope, but its names and id only: millions of lists would take a gigabyte."""
     try:
@@ -150,8 +163,11 @@ def _members(raw: bytes) -> tuple[Any, Exception | None]:
 def _envelope_fault(envelope: Envelope, document: dict[str, Any]) -> Fault | None:
     if envelope.specversion != "1.0":
         return Fault("unsupported_version", "specversion", "specversion must be 1.0")
-    if envelope.datacontenttype not in (None, "application/json"):
-        return Fault("unknown_value", "datacontenttype", "datacontenttype must be application/json")
+    if envelope.datacontenttype not in (None, _JSON):
+        kind, utf8 = split_media_type(envelope.datacontenttype)
+        if kind != _JSON or not utf8:
+            what = "datacontenttype must be application/json, in UTF-8"
+            return Fault("unknown_value", "datacontenttype", what)
     match = _TYPE.fullmatch(envelope.type)
     if match is None or match[1].upper() not in CLIENT_EVENT_TYPES:
         if match is not None and match[1].upper() in PIPELINE_EVENT_TYPES:

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from pipeline import metrics
+from pipeline.contract.cloudevents import split_media_type
 from pipeline.ingest.body import declared_length, read_body
 from pipeline.ingest.gateway import CONTENT_TYPES, Call, Gateway
 from pipeline.ingest.keys import Credential
@@ -242,16 +243,13 @@ def address_of(scope: Scope) -> str:
 @lru_cache(maxsize=256)
 def media_type(given: str) -> str:
     """The media type without parameters. Raises ProblemError 415: not one of ours, or not UTF-8."""
-    kind, _, parameters = given.partition(";")
-    kind = kind.strip().lower()
+    kind, utf8 = split_media_type(given)
     if kind not in CONTENT_TYPES:
         raise ProblemError(
             415, "unknown_content_type", f"Content-Type must be one of {', '.join(CONTENT_TYPES)}"
         )
-    for parameter in parameters.split(";"):
-        name, _, value = parameter.strip().partition("=")
-        if name.lower() == "charset" and value.strip('" ').lower() not in ("utf-8", "utf8"):
-            raise ProblemError(415, "unknown_charset", "the charset must be UTF-8")
+    if not utf8:
+        raise ProblemError(415, "unknown_charset", "the charset must be UTF-8")
     return kind
 
 

@@ -375,6 +375,21 @@ def test_cloudevent_is_the_same_event() -> None:
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        "application/json; charset=utf-8",
+        "Application/JSON",
+        'application/json;charset="UTF-8"',
+        " application/json ; v=1; CHARSET=utf8",
+    ],
+)
+def test_the_type_of_the_data_is_a_media_type(given: str) -> None:
+    plain = parse_document(orjson.dumps(event(7))).events
+    parsed = parse_cloudevents(orjson.dumps(cloudevent(7, datacontenttype=given)), batch=False)
+    assert (parsed.events, parsed.errors) == (plain, [])
+
+
+@pytest.mark.parametrize(
     ("change", "code", "field"),
     [
         ({"specversion": "0.3"}, "unsupported_version", "specversion"),
@@ -391,6 +406,9 @@ def test_cloudevent_is_the_same_event() -> None:
         ({"data": {**cloudevent()["data"], "event_id": "x"}}, "unknown_field", "data.event_id"),
         ({"data": {**cloudevent()["data"], "matter_code": None}}, "missing_field", "data.matter_code"),
         ({"datacontenttype": "text/xml"}, "unknown_value", "datacontenttype"),
+        ({"datacontenttype": "application/jsonx"}, "unknown_value", "datacontenttype"),
+        ({"datacontenttype": "application/json; charset=gbk"}, "unknown_value", "datacontenttype"),
+        ({"datacontenttype": ""}, "unknown_value", "datacontenttype"),
         ({"data_base64": "AA=="}, "unknown_field", "data_base64"),
     ],
 )
