@@ -21,7 +21,6 @@ from pipeline.rules.admit import admit, explain_rules
 from pipeline.rules.catalogue import Catalogues, load_catalogues
 from pipeline.settings import Settings
 
-MODE_NOT_ACTIVE: Final = "MODE_NOT_ACTIVE"
 _REPORTED: Final = (
     "outcome", "reasons", "missing_fields", "evidence_pending", "life_safety", "category", "urgency",
     "lead_department", "response_limit_seconds", "resolution_limit_seconds", "mode", "mode_level",
@@ -64,7 +63,8 @@ class Validator:
 
 
 class LocalCheck:
-    """Contract and catalogue alone, when no service runs: what needs reference data stays unknown."""
+    """Contract and catalogue alone, when no service runs: what needs reference data, modes among it, stays
+    unknown."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -89,7 +89,7 @@ class LocalCheck:
             districts=self._settings.districts_taking_part,
         )
         decisions = [
-            {"index": index, "event_id": event.event_id, **_without_modes(report)}
+            {"index": index, "event_id": event.event_id, **report}
             for index, event, report in zip(
                 parsed.indexes, parsed.events, _reports(judged, self._catalogues), strict=True
             )
@@ -109,16 +109,3 @@ def _reports(judged: pl.DataFrame, catalogues: Catalogues) -> list[dict[str, Any
         {**{name: row[name] for name in _REPORTED}, "rules": explain_rules(row, catalogues)}
         for row in judged.select(*_REPORTED, "rule_results").iter_rows(named=True)
     ]
-
-
-def _without_modes(report: dict[str, Any]) -> dict[str, Any]:
-    """The report with rule 5 unknown where only a mode could satisfy it: modes are reference data."""
-    reasons = [reason for reason in report["reasons"] if reason != MODE_NOT_ACTIVE]
-    if len(reasons) == len(report["reasons"]):
-        return report
-    rules = [
-        {**rule, "result": "unknown", "reasons": []} if MODE_NOT_ACTIVE in rule["reasons"] else rule
-        for rule in report["rules"]
-    ]
-    outcome = "rejected" if reasons else "admitted"
-    return {**report, "outcome": outcome, "reasons": reasons, "rules": rules}

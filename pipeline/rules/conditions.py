@@ -38,8 +38,9 @@ COMPUTED: Final[Schema] = {
     "channel_carries_photo": pl.Boolean(),
     "channel_reporter": pl.String(),  # own_grid | channel_right | anyone
     "referral_reason": pl.String(),  # null: no referral code
-    "mode_prioritises": pl.Boolean(),  # a mode that prioritises the matter is active there; never null
-    "only_mode_active": pl.Boolean(),  # one of the matter's only modes is active there; never null
+    # a mode that prioritises the matter, or one of its only modes, is active there; null while grid_found is
+    "mode_prioritises": pl.Boolean(),
+    "only_mode_active": pl.Boolean(),
     "grid_in_scope": pl.Boolean(),  # its district takes part
     "reporter_known": pl.Boolean(),  # the actor is staff on record; false without an actor key
     "reporter_in_grid": pl.Boolean(),  # own or lent grid; null while the grid is unknown

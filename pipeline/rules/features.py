@@ -247,16 +247,25 @@ def _evidence(reports: pl.DataFrame) -> list[pl.Expr]:
 
 
 def _modes(reports: pl.DataFrame, terms: Terms, modes: pl.DataFrame) -> list[pl.Series]:
-    """The mode that acts on each report. In an unknown grid none does: where it lies cannot be said."""
+    """The mode that acts on each report. In an unknown grid none does: where it lies cannot be said.
+
+    While nobody has looked for the grid, it is unknown whether one does: every matter has its modes.
+    """
     catalogue = terms.catalogues.modes
     wanted, only = (reports[name].to_numpy() for name in _MODE_SETS)
     prioritised = strongest_active(reports, wanted, modes, catalogue)
     required = strongest_active(reports, only, modes, catalogue)
     levels = [level.code for level in catalogue.levels]
     factors = [level.response_factor for level in catalogue.levels]
-    return [
+    flags = [
         pl.Series("mode_prioritises", prioritised.active),
         pl.Series("only_mode_active", required.active),
+    ]
+    if reports["grid_found"].null_count():
+        looked_for = reports["grid_found"].is_not_null()
+        flags = pl.DataFrame(flags).select(pl.when(looked_for).then(pl.all())).get_columns()
+    return [
+        *flags,
         _pick("mode", prioritised.mode, pl.Series([None, *catalogue.names], dtype=pl.String())),
         _pick("mode_level", prioritised.level, pl.Series([None, *levels], dtype=pl.String())),
         _pick("_response_factor", prioritised.level, pl.Series([None, *factors], dtype=pl.Float64())),
