@@ -21,7 +21,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(VENV)/.installed ## create .venv and install everything, pinned by hash
-	@mkdir -p $(TMPDIR)
+	@mkdir -p $(TMPDIR) && chmod 700 var
 
 $(VENV)/.installed: requirements/dev.txt pyproject.toml
 	@mkdir -p $(TMPDIR)

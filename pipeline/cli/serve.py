@@ -97,6 +97,8 @@ def _until_ready(supervisor: Supervisor, stop: threading.Event) -> bool:
 
 
 def _announce(supervisor: Supervisor, stop: threading.Event, *, asked: bool) -> None:
+    from pipeline.runtime.guard import open_to_others
+
     settings = supervisor.settings
     out.print(f"gridpipe is ready: {supervisor.url} (API: {supervisor.url}/docs)", soft_wrap=True)
     if supervisor.new_key:
@@ -114,6 +116,8 @@ def _announce(supervisor: Supervisor, stop: threading.Event, *, asked: bool) -> 
                 soft_wrap=True,
                 markup=False,
             )
+    if (what := open_to_others(settings.data_dir)) is not None:
+        err.print(f"[yellow]warning:[/] {escape(what)}", soft_wrap=True)
     if settings.kafka is None:
         out.print("embedded broker: for evaluation and small sites; answers mean stored")
 

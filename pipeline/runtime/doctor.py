@@ -24,7 +24,7 @@ from pipeline.ingest.keys import KeyStore
 from pipeline.kafka_access import librdkafka_options
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.runtime import broker, topic_settings
-from pipeline.runtime.guard import check_start, unprotected
+from pipeline.runtime.guard import check_start, open_to_others, unprotected
 from pipeline.runtime.roll import LogState
 from pipeline.runtime.supervisor import bind
 from pipeline.settings import Settings
@@ -108,16 +108,11 @@ def _data_dir(settings: Settings) -> Iterator[Finding]:
             "data directory", "warning", f"{directory} does not exist yet", "the first start makes it"
         )
         return
-    mode = stat.S_IMODE(directory.stat().st_mode)
-    if mode & 0o077:
-        yield Finding(
-            "data directory",
-            "failed",
-            f"{directory} can be read by others",
-            f"chmod 700 {directory}",
-            EXIT_CONFIGURATION,
-        )
+    if (problem := open_to_others(directory)) is not None:
+        what, _, do = problem.rpartition(": ")
+        yield Finding("data directory", "failed", what, do, EXIT_CONFIGURATION)
     else:
+        mode = stat.S_IMODE(directory.stat().st_mode)
         yield Finding("data directory", "ok", f"{directory}, mode {mode:o}")
     free = shutil.disk_usage(directory).free
     gigabytes = f"{free / 1e9:.1f} GB free"

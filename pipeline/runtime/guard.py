@@ -193,6 +193,13 @@ def warn_unprotected(settings: Settings) -> None:
         log.warning("unprotected", what=what)
 
 
+def open_to_others(directory: Path) -> str | None:
+    """What is wrong, and what to do, where other users may read the data directory."""
+    if directory.stat().st_mode & 0o077:
+        return f"{directory} can be read by others: chmod 700 {directory}"
+    return None
+
+
 def unprotected(settings: Settings) -> list[str]:
     """What travels in plain text to or from other machines, and a process that may do everything: for the log
     and `doctor`; no reason to refuse, for a proxy, a private network or a container may protect it."""

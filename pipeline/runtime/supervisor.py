@@ -24,7 +24,7 @@ from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 from pipeline.kafka_access import librdkafka_options
 from pipeline.runtime import broker, topic_settings
 from pipeline.runtime.access import LOCAL_SOURCE, READ_SOURCE
-from pipeline.runtime.guard import check_broker, check_start, warn_unprotected
+from pipeline.runtime.guard import check_broker, check_start, open_to_others, warn_unprotected
 from pipeline.runtime.process import EXIT_CONFIGURATION, EXIT_UNREACHABLE, STOP_ORDER, Child
 from pipeline.runtime.roll import LogRoll, LogState
 from pipeline.runtime.standin import StandIn
@@ -218,7 +218,9 @@ class Supervisor:
         settings = self.settings
         for directory in (settings.data_dir, settings.run_dir, settings.log_dir):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        settings.data_dir.chmod(0o700)
+        # What was there may be somebody else's too (/srv): only what is made in it is closed to others.
+        if (what := open_to_others(settings.data_dir)) is not None:
+            log.warning("data_directory_open", what=what)
         self._lock = DirectoryLock(settings.run_dir / "gridpipe.lock", settings.data_dir)
         BridgeAddress.path(settings.run_dir).unlink(missing_ok=True)
         # A store that holds pseudonyms needs the secret they were made with: never a new one in its place.

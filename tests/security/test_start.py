@@ -305,6 +305,21 @@ def test_root_is_warned_of_by_doctor_and_at_start(
     assert [what.split(":")[0] for what in warned] == (["gridpipe runs as root"] if user == 0 else [])
 
 
+def test_a_directory_of_somebody_else_is_not_closed_to_others_and_that_is_said(tmp_path: Path) -> None:
+    there, new = tmp_path / "srv", tmp_path / "new" / "data"
+    there.mkdir()
+    there.chmod(0o755)
+    for directory, mode in ((there, 0o755), (new, 0o700)):
+        up = supervisor.Supervisor(load_settings(data_dir=directory, http="127.0.0.1:0"), simulate=False)
+        with structlog.testing.capture_logs() as said:
+            up._prepare()
+            up._release()
+        assert directory.stat().st_mode & 0o777 == mode
+        told = [line["what"] for line in said if line["event"] == "data_directory_open"]
+        assert told == ([f"{there} can be read by others: chmod 700 {there}"] if directory == there else [])
+        assert all(path.stat().st_mode & 0o077 == 0 for path in directory.iterdir())
+
+
 @pytest.mark.parametrize("role", ["gateway", "worker"])
 def test_roles_alone_say_what_is_unprotected(tmp_path: Path, role: str) -> None:
     servers = ("--kafka", "192.0.2.1:9092", "--clickhouse", "http://127.0.0.1:9")  # nobody is there
