@@ -219,8 +219,9 @@ def list_versions(data_dir: _DataDir = None, json: _Json = False) -> None:
 
 
 @pseudonym.command("rotate")
-def rotate(data_dir: _DataDir = None, clickhouse: _ClickHouse = None) -> None:
+def rotate(data_dir: _DataDir = None, clickhouse: _ClickHouse = None, json: _Json = False) -> None:
     """Make the next version. Copy it to every host, load the reference data again, then activate it."""
+    from pipeline.contract.privacy import active_version
     from pipeline.contract.rotation import rotate as run
     from pipeline.settings import load_settings
     from pipeline.store.key_ring import hold_ring
@@ -233,6 +234,9 @@ def rotate(data_dir: _DataDir = None, clickhouse: _ClickHouse = None) -> None:
     hold_ring(client, path, create=False)
     client.close()
     _audit(settings, "pseudonym rotate", str(version))
+    if json:
+        print_json({"version": version, "in_force": active_version(path)})
+        return
     out.print(
         f"version {version} is made; next: copy {path.parent}/ to every gateway and worker, "
         f"gridpipe reference load DIR, gridpipe pseudonym activate {version} on each",
@@ -247,6 +251,7 @@ def activate(
     force: Annotated[bool, typer.Option("--force", help="Although residents are missing under it.")] = False,
     data_dir: _DataDir = None,
     clickhouse: _ClickHouse = None,
+    json: _Json = False,
 ) -> None:
     """Put a version in force: residents must be known under it, or their reports would be rejected."""
     from pipeline.contract.privacy import active_version
@@ -268,6 +273,9 @@ def activate(
         )
     run(settings.pseudonym_key_path, version)
     _audit(settings, "pseudonym activate", str(version))
+    if json:
+        print_json({"version": version, "in_force": version, "residents": now})
+        return
     out.print(f"version {version} is in force on this host; restart its gateway and workers")
 
 
@@ -281,6 +289,7 @@ def retire(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     data_dir: _DataDir = None,
     clickhouse: _ClickHouse = None,
+    json: _Json = False,
 ) -> None:
     """Destroy a version for good: its residents go, and nobody can link its events to a person any more.
 
@@ -325,6 +334,9 @@ def retire(
     if here:
         run(path, version)
     _audit(settings, "pseudonym retire", str(version), linked=sum(linked.values()))
+    if json:
+        print_json({"version": version, "destroyed": here, "linked": linked})
+        return
     out.print(f"version {version} is destroyed on this host; its residents are gone", soft_wrap=True)
 
 

@@ -244,7 +244,7 @@ def _body(status: int, content: bytes, address: str) -> dict[str, Any]:
     if status == 200:
         return dict(body)
     message = body.get("message", f"HTTP {status}") if isinstance(body, dict) else f"HTTP {status}"
-    if status in {429, 503}:
+    if status == 429 or status >= 500:
         raise UnavailableError(str(message))
     print_error(str(message))
     raise typer.Exit(EXIT_SOME_REFUSED if status in {404, 410} else EXIT_USAGE)

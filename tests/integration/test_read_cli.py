@@ -109,6 +109,12 @@ def test_a_bad_parameter_is_exit_2(app: typer.Typer, url: str) -> None:
     assert isinstance(run(app, "kpi", "--url", "not a url")[2], ContractError)
 
 
+@pytest.mark.parametrize("status", [500, 502, 503, 429])
+def test_a_service_that_fails_is_no_fault_of_the_command(status: int) -> None:
+    with pytest.raises(UnavailableError, match="something failed here"):
+        query._body(status, b'{"message": "something failed here"}', "http://127.0.0.1:1")
+
+
 def test_nothing_to_ask_is_unreachable(
     app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -375,6 +375,20 @@ def test_a_retirement_that_failed_halfway_keeps_the_key_and_is_completed_by_the_
     assert "there is no version 7" in str(unknown.exception)
 
 
+def test_a_rotation_tells_machines_what_it_did(hosts: tuple[Host, Host], persons: Path) -> None:
+    first, _ = hosts
+    assert first.load(persons).exit_code == 0
+
+    def said(*command: str) -> Any:
+        return json.loads(first.command("pseudonym", *command, "--json").stdout)
+
+    assert said("rotate") == {"version": 2, "in_force": 1}
+    assert first.load(persons).exit_code == 0
+    assert said("activate", "2") == {"version": 2, "in_force": 2, "residents": 1}
+    assert said("retire", "1", "--yes") == {"version": 1, "destroyed": True, "linked": {}}
+    assert said("retire", "1", "--yes") == {"version": 1, "destroyed": False, "linked": {}}
+
+
 @embedded_only
 def test_an_embedded_store_that_was_only_migrated_has_its_key(tmp_path: Path) -> None:
     """`up` makes no key for a store that is there."""

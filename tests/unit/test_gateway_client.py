@@ -393,6 +393,13 @@ def test_progress_that_cannot_be_kept_is_said_after_the_batch(
     assert wired.requests == 1
 
 
+@pytest.mark.parametrize("url", ["not a url", "ftp://127.0.0.1", "http://[::1"])
+def test_an_address_that_is_none_is_not_an_absent_service(world: World, file: Path, url: str) -> None:
+    result = _run(world, "validate", str(file), "--url", url)
+    assert isinstance(result.exception, ConfigurationError), result.output
+    assert url in str(result.exception)
+
+
 def test_without_a_key_nothing_is_left_behind(tmp_path: Path, file: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     app = typer.Typer()
