@@ -78,7 +78,7 @@ def load(
     if directory is None:
         raise ConfigurationError("name the directory of the reference files, or --template DIR")
     settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
-    client = open_store(settings, url)
+    client = open_store(settings, url, make=True)
     try:
         # a second key would give the same person a second pseudonym: only the first load of a site makes one
         privacy = hold_ring(client, settings.pseudonym_key_path, create=True, complete=True)
@@ -132,11 +132,11 @@ def _note_real_reference(settings: Settings, client: Client) -> None:
         )
 
 
-def open_store(settings: Settings, url: str | None) -> Client:
+def open_store(settings: Settings, url: str | None, *, make: bool = False) -> Client:
     """The store of the running service, of the settings, or the data directory itself, migrated.
 
-    Raises ConfigurationError; UnavailableError, too where the data directory holds no store: only `up` and
-    `migrate` make one.
+    make : whether a store may be made where there is none, in a data directory that was named.
+    Raises ConfigurationError, UnavailableError.
     """
     import httpx
 
@@ -155,12 +155,15 @@ def open_store(settings: Settings, url: str | None) -> Client:
             raise not_its_directory(settings, url)
     if settings.clickhouse is None and not running:
         refuse_unnamed(settings)
-        if not settings.clickhouse_dir.is_dir():
+        made = make and "data_dir" in settings.model_fields_set
+        if not settings.clickhouse_dir.is_dir() and not made:
             raise UnavailableError(
                 f"no service runs on {settings.data_dir}, and {settings.data_dir} holds no store: "
                 "name the right one with --data-dir, or its ClickHouse with --clickhouse; "
                 f"`gridpipe migrate{settings.place}` makes an empty one"
             )
+        if not settings.clickhouse_dir.is_dir():
+            err.print(f"{settings.data_dir} holds no store yet: making one", soft_wrap=True, markup=False)
         client = connect(settings, database="")
         migrate(client, settings.database)
         return client

@@ -83,22 +83,25 @@ def test_without_a_store_nothing_is_made_and_what_to_do_is_said(
 
 def test_a_named_directory_without_a_store_is_named_in_the_advice(place: Path) -> None:
     before = sorted(place.rglob("*"))
-    refused = run(place, "reference", "load", "city", "--data-dir", "my own")
+    refused = run(place, "person", "find", "--from", "number", "--data-dir", "my own")
     assert refused.returncode == 3, refused.stderr
     assert "gridpipe migrate --data-dir 'my own'" in refused.stderr
     assert sorted(place.rglob("*")) == before
 
 
 @embedded_only
-def test_a_store_that_was_asked_for_is_loaded_before_the_first_start(place: Path) -> None:
-    made = run(place, "migrate", "--data-dir", "mine")
-    assert made.returncode == 0, made.stderr
-    assert "in mine" in made.stdout
+@pytest.mark.parametrize("migrated", [True, False], ids=["migrated", "new"])
+def test_a_directory_that_is_named_is_loaded_before_the_first_start(place: Path, migrated: bool) -> None:
+    if migrated:
+        made = run(place, "migrate", "--data-dir", "mine")
+        assert made.returncode == 0, made.stderr
+        assert "in mine" in made.stdout
     loaded = run(place, "reference", "load", "city", "--data-dir", "mine", "--json")
     assert loaded.returncode == 0, loaded.stdout + loaded.stderr
     assert [(file["kind"], file["stored"]) for file in json.loads(loaded.stdout)["files"]] == [
         ("organisations", 1)
     ]
+    assert ("mine holds no store yet: making one" in loaded.stderr) is not migrated
 
 
 @pytest.fixture
