@@ -10,7 +10,17 @@ from clickhouse_connect.driver.client import Client
 from pipeline.clock import utc_now
 from pipeline.frames import EVENT_TYPES
 from pipeline.read.times import aware, instant
-from pipeline.store.fold import ILLEGAL, OF_ANOTHER_CASE, REJECTED, REPEATED_REPORT, STATES, walked_sets
+from pipeline.store.cases import FOLD_SETTINGS
+from pipeline.store.fold import (
+    ILLEGAL,
+    OF_ANOTHER_CASE,
+    REJECTED,
+    REPEATED_REPORT,
+    STATES,
+    fold,
+    states_at,
+    walked_sets,
+)
 
 _TIMES: Final = (
     "found_at", "reported_at", "admitted_at", "rejected_at", "merged_at", "accepted_at",
@@ -20,11 +30,22 @@ _TIMES: Final = (
     "reopened_at", "archived_at", "voided_at",
 )  # fmt: skip
 _COUNTS: Final = (
-    "report_count", "merged_count", "event_count", "accepted_count", "dispatched_count", "returned_count",
+    "report_count", "event_count", "accepted_count", "dispatched_count", "returned_count",
     "extended_count", "escalated_count", "resolved_count", "rework_count", "closed_count", "reopened_count",
     "illegal_count", "late_count",
 )  # fmt: skip
 _ATTRIBUTES: Final = ("grid_code", "channel", "matter_code", "category", "department")
+_OTHERS: Final = (
+    "state", "is_counted", "orphan", "duplicate_case", "primary_case_id", "report_source", "report_event_id",
+    "response_limit_seconds", "response_due_at", "resolution_limit_seconds", "due_at", "rating", "level",
+    "evidence_pending", "resolved_without_evidence",
+)  # fmt: skip
+_AS_OF: Final = "fromUnixTimestamp64Milli({as_of:Int64}, 'UTC')"
+_SET: Final = (
+    "SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events "
+    "WHERE case_id = {case_id:String} GROUP BY case_id"
+)
+_MOST_MERGED: Final = 1_000
 _STATE_NAMES: Final = {number: name for name, number in STATES.items()}
 _VERDICTS: Final = {ILLEGAL: "illegal", REPEATED_REPORT: "repeated_report", OF_ANOTHER_CASE: "resend"}
 
@@ -39,18 +60,14 @@ def case(client: Client, case_id: str, *, now: datetime | None = None) -> dict[s
     if not events:
         return None
     as_of = max(now or utc_now(), min(aware(event["occurred_at"]) for event in events))
-    (state,) = client.query(
-        """
-        SELECT * FROM case_as_of(as_of = fromUnixTimestamp64Milli({as_of:Int64}, 'UTC'))
-        WHERE case_id = {case_id:String}
-        """,
-        parameters={"case_id": case_id, "as_of": round(as_of.timestamp() * 1000)},
-    ).named_results()
-    merged = client.query(
-        "SELECT case_id FROM cases FINAL WHERE state = 'MERGED' AND primary_case_id = {case_id:String} "
-        "ORDER BY case_id LIMIT 1000",
-        parameters={"case_id": case_id},
-    ).result_rows
+    at = {"case_id": case_id, "as_of": round(as_of.timestamp() * 1000)}
+    # folded here: the stored state comes after the events, and late while the store refuses it
+    folded = fold(_SET, _AS_OF, (*_TIMES, *_COUNTS, *_ATTRIBUTES, *_OTHERS))
+    found = list(client.query(folded, parameters=at, settings=FOLD_SETTINGS).named_results())
+    if not found:  # erased between the two reads
+        return None
+    (state,) = found
+    merged = _merged(client, at)
     grid = state["grid_code"]
     return {
         "case_id": case_id,
@@ -59,7 +76,7 @@ def case(client: Client, case_id: str, *, now: datetime | None = None) -> dict[s
         "orphan": state["orphan"],
         "duplicate_case": state["duplicate_case"],
         "primary_case_id": state["primary_case_id"],
-        "merged_case_ids": [row[0] for row in merged],
+        "merged_case_ids": merged[:_MOST_MERGED],
         "report": _report(client, state),
         "district_code": grid[:6] or None,
         "town_code": grid[:9] or None,
@@ -72,7 +89,7 @@ def case(client: Client, case_id: str, *, now: datetime | None = None) -> dict[s
             "resolution_limit_seconds": state["resolution_limit_seconds"],
             "due_at": instant(state["due_at"]),
         },
-        "counts": {name: state[name] for name in _COUNTS},
+        "counts": {**{name: state[name] for name in _COUNTS}, "merged_count": len(merged)},
         "rating": state["rating"],
         "level": state["level"],
         "evidence_pending": state["evidence_pending"],
@@ -85,21 +102,18 @@ def case(client: Client, case_id: str, *, now: datetime | None = None) -> dict[s
 
 
 def _events(client: Client, case_id: str) -> list[dict[str, Any]]:
-    of_case = (
-        "SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events "
-        "WHERE case_id = {case_id:String} GROUP BY case_id"
-    )
     found = client.query(
         f"""
         SELECT source, event_id, rank, occurred_at, ingested_at, outcome, verdict, state, event_due_at,
             grid_code, channel, matter_code, primary, department, level, rating
-        FROM ({walked_sets(of_case)})
+        FROM ({walked_sets(_SET)})
         ARRAY JOIN sources AS source, event_ids AS event_id, ranks AS rank, times AS occurred_at,
             ingested AS ingested_at, outcomes AS outcome, verdicts AS verdict, states AS state,
             dues AS event_due_at, grids AS grid_code, channels AS channel, matters AS matter_code,
             primaries AS primary, departments AS department, levels AS level, ratings AS rating
         """,
         parameters={"case_id": case_id},
+        settings=FOLD_SETTINGS,
     )
     return [
         {
@@ -124,6 +138,19 @@ def _events(client: Client, case_id: str) -> list[dict[str, Any]]:
         }
         for row in found.named_results()
     ]  # fmt: skip
+
+
+def _merged(client: Client, at: dict[str, Any]) -> list[str]:
+    """Ids of the cases that are merged into this one as of an instant."""
+    stored = states_at(
+        _AS_OF, ("case_id", "state", "primary_case_id"), "has(legal_primaries, {case_id:String})"
+    )
+    found = client.query(
+        f"SELECT case_id FROM ({stored}) WHERE state = 'MERGED' AND primary_case_id = {{case_id:String}} "
+        "ORDER BY case_id",
+        parameters=at,
+    )
+    return [case_id for (case_id,) in found.result_rows]
 
 
 def _report(client: Client, state: dict[str, Any]) -> dict[str, Any] | None:

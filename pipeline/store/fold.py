@@ -441,13 +441,17 @@ def states_of(histories: str, only: Collection[str] = ALL) -> str:
         FROM (SELECT *{"," if helpers else ""} {helpers} FROM ({histories}))"""
 
 
-def fold(tuples: str) -> str:
-    """SQL query: the folded cases, the columns of HISTORY and STATE.
+def fold(tuples: str, as_of: str | None = None, only: Collection[str] = ALL) -> str:
+    """SQL query: the folded cases, `only` columns of HISTORY and STATE.
 
     tuples : query with the columns case_id and tuples, one row per case.
+    as_of : instant of the states; cases that did not begin by then are left out. None: all events.
     """
-    columns = ", ".join(f"CAST({sql} AS {kind}) AS {name}" for name, (kind, sql) in HISTORY.items())
-    return states_of(f"SELECT {columns} FROM ({walked_sets(tuples)})")
+    made_of = _made_of(only)[0]
+    names = made_of if as_of is None else tuple(HISTORY)  # what is cut in time needs more
+    columns = ", ".join(f"CAST({HISTORY[name][1]} AS {HISTORY[name][0]}) AS {name}" for name in names)
+    histories = f"SELECT {columns} FROM ({walked_sets(tuples)})"
+    return states_of(histories if as_of is None else prefix(histories, as_of, made_of), only)
 
 
 def prefix(histories: str, as_of: str, only: Collection[str] = tuple(HISTORY)) -> str:

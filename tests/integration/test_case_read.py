@@ -51,3 +51,30 @@ def test_an_orphan_and_an_unknown_case(clickhouse: Client) -> None:
     assert found is not None
     assert (found["state"], found["orphan"], found["report"]) == (None, True, None)
     assert case(clickhouse, "nobody") is None
+
+
+def test_a_case_whose_state_is_not_stored_yet_is_told_by_its_events(clickhouse: Client) -> None:
+    """States are stored after their events, and later still while ClickHouse refuses them."""
+    world = World(clickhouse)
+    world.write(*chain("c1", [("REPORTED", 0), ("ACCEPTED", 0.1)]), refresh=False)
+    found = case(clickhouse, "c1")
+    assert found is not None
+    assert (found["state"], found["is_counted"], found["orphan"]) == ("ACCEPTED", True, False)
+    assert found["report"] == {"source": "s1", "event_id": "c1-REPORTED-01000000000000", "reasons": []}
+    assert (found["district_code"], found["department"]) == ("440704", "urban_management")
+    assert found["limits"]["due_at"] == "2024-05-02T00:06:00.000Z"
+    world.write(*chain("c2", [("REPORTED", 0)]))
+    world.write(*chain("c2", [("ACCEPTED", 0.1)]), refresh=False)
+    behind = case(clickhouse, "c2")
+    assert behind is not None
+    assert behind["state"] == behind["events"][-1]["state_after"] == "ACCEPTED"
+
+
+def test_a_case_is_told_as_of_an_instant(clickhouse: Client) -> None:
+    world = World(clickhouse)
+    world.write(*chain("c1", [("REPORTED", 0), ("ACCEPTED", 0.1), ("DISPATCHED", 2)]))
+    world.write(*chain("c2", [("REPORTED", 0), ("MERGED", 2, {"primary_case_id": "c1"})]))
+    found = case(clickhouse, "c1", now=at(1))
+    assert found is not None
+    assert (found["state"], found["counts"]["event_count"], len(found["events"])) == ("ACCEPTED", 2, 3)
+    assert (found["counts"]["merged_count"], found["merged_case_ids"]) == (0, [])

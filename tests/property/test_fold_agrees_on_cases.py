@@ -12,6 +12,8 @@ from clickhouse_connect.driver.client import Client
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from pipeline.read.cases import case as told
+from pipeline.read.times import instant
 from pipeline.store.migrate import migrate
 from tests.oracle.fold import Case, fold_all
 from tests.property.stored import arrive
@@ -120,3 +122,24 @@ def test_thousands_of_cases_give_the_states_of_the_oracle(database: Client, seed
     current = stored_cases(database, "case_current", list(expected(Case("any"))))
     wanted = {case_id: expected(case) for case_id, case in fold_all(events, datetime.now(UTC)).items()}
     assert differences(current, wanted) == []
+
+
+def test_cases_as_the_api_tells_them_are_those_of_the_oracle(database: Client) -> None:
+    """Told by their events alone: no state is stored here."""
+    rng = random.Random(2)
+    rows = event_set(rng, 12)
+    arrive(database, rng, rows)
+    database.command("TRUNCATE TABLE cases")
+    events = [row.event for row in rows if row.is_case_event]
+    instant_of_one = rng.choice(events).occurred_at
+    wanted = fold_all(events, instant_of_one)
+    assert len(wanted) > 6
+    for case_id, folded in wanted.items():
+        found = told(database, case_id, now=instant_of_one)
+        assert found is not None
+        assert (found["state"] or "", found["orphan"]) == (folded.state, folded.orphan), case_id
+        assert found["timestamps"] == {n: instant(getattr(folded, n)) for n in found["timestamps"]}, case_id
+        assert found["limits"]["due_at"] == instant(folded.due_at), case_id
+        counts = {name: number for name, number in found["counts"].items() if name != "merged_count"}
+        illegal = {"illegal_count": len(folded.illegal)}
+        assert counts == {n: getattr(folded, n) for n in counts if n not in illegal} | illegal, case_id
