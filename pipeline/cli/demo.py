@@ -119,14 +119,16 @@ def _print(result: DemoResult) -> None:
     from pipeline.simulate.published import YEAR_LABEL
 
     table = Table(
-        title=f"办结率 closure rate: {YEAR_LABEL}",
-        caption="公布 published: received, closed, rate; 实测 measured in ClickHouse: cases, closed, rate",
+        title=f"办结率 closure rate, 响应率 response rate: {YEAR_LABEL}",
+        caption="公布 published: received, closed, rates; 实测 measured in ClickHouse: cases, closed, rates",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column("区 district", no_wrap=True)
-    for head in ("公布收件", "公布办结", "公布办结率", "实测案件", "实测办结", "实测办结率", ""):
-        table.add_column(head, justify="right", no_wrap=True)
+    for said in ("公布", "实测"):
+        for what in ("收件" if said == "公布" else "案件", "办结", "办结率", "响应率"):
+            table.add_column(said + what, justify="right", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
     for district in result.districts:
         year = district.year
         table.add_row(
@@ -134,10 +136,12 @@ def _print(result: DemoResult) -> None:
             f"{year.received:,}",
             f"{year.closed:,}",
             _rate(year.closure_rate),
+            _rate(year.response_rate),
             f"{district.cases:,}",
             f"{district.closed:,}",
             _rate(district.closure_rate),
-            "=" if district.equal else "≠",
+            _rate(district.response_rate),
+            "≠" if district.differences else "=",
         )
     print_table(table)
     for district in result.districts:

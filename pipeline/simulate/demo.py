@@ -55,14 +55,23 @@ class DistrictResult:
     cases: int
     closed: int
     closure_rate: float | None
+    response_rate: float | None
 
     @property
-    def equal(self) -> bool:
-        """Volumes and, where one was published, the unrounded closure rate."""
-        rate = self.year.closure_rate
-        return (self.cases, self.closed) == (self.year.received, self.year.closed) and (
-            rate is None or self.closure_rate == rate
+    def differences(self) -> list[str]:
+        """Of volumes and of the rates that were published, unrounded: what is not as published."""
+        year = self.year
+        figures = (
+            ("cases", year.received, self.cases),
+            ("closed", year.closed, self.closed),
+            ("closure rate", year.closure_rate, self.closure_rate),
+            ("response rate", year.response_rate, self.response_rate),
         )
+        return [
+            f"{name} {measured}, published {published}"
+            for name, published, measured in figures
+            if published is not None and measured != published
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -262,10 +271,9 @@ def _measure(
     if reconciled.sent != counted.total:
         problems.append(f"{reconciled.sent} events sent, {counted.total} accounted for in ClickHouse")
     problems += [
-        f"{district.year.code} {district.name_zh}: measured {district.cases} cases, {district.closed} closed,"
-        f" published {district.year.received} and {district.year.closed}"
+        f"{district.year.code} {district.name_zh}: {difference}"
         for district in districts
-        if not district.equal
+        for difference in district.differences
     ]
     return DemoResult(districts, reconciled.sent, counted, time.monotonic() - began, problems)
 
@@ -314,6 +322,7 @@ def _districts(
             rows[year.code]["cases"],
             rows[year.code]["closed"],
             rows[year.code]["closure_rate"],
+            rows[year.code]["response_rate"],
         )
         for year in PUBLISHED_YEARS
     ]

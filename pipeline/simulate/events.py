@@ -92,7 +92,8 @@ class _District:
         )  # fmt: skip
 
     def _cases(self) -> tuple[pl.DataFrame, pl.DataFrame, Lives]:
-        """Cases (case_id, unit, fate, counted, closed, primary), their reports, their lives; same height."""
+        """Cases (case_id, unit, district, fate, counted, closed, responded, primary), their reports, their
+        lives; same height."""
         counted = self.district.cases
         voided, merged = (round(counted * share) for share in (self.noise.voided, self.noise.merged))
         own = self._draw(counted + voided)
@@ -109,6 +110,7 @@ class _District:
             end_ms=self.plan.end_ms,
             rates=self.plan.rates,
             time_lapse=self.plan.time_lapse,
+            all_responded=self.district.all_responded,
         )
         count = len(reports)
         case_id = pl.select(
@@ -128,6 +130,7 @@ class _District:
                 "fate": fates,
                 "counted": counts,
                 "closed": counts & lives.closed(),
+                "responded": counts & lives.responded(),
                 "primary_case_id": case_id.gather(points_at.astype(np.uint32)),
             }
         )
@@ -397,7 +400,8 @@ def keep_exactly(simulation: Simulation, count: int) -> Simulation:
 
 
 def ledger(simulation: Simulation) -> dict[str, Any]:
-    """What must come out: counted and closed cases per district, events by outcome, rejections by reason."""
+    """What must come out: counted, closed and responded cases per district, events by outcome, rejections by
+    reason."""
     cases, events = simulation.cases, simulation.events
     by_district = {
         row["district_code"]: row
@@ -405,6 +409,7 @@ def ledger(simulation: Simulation) -> dict[str, Any]:
         .agg(
             pl.col("counted").sum().alias("cases"),
             pl.col("closed").sum(),
+            pl.col("responded").sum(),
             (pl.col("fate") == lifecycle.MERGED).sum().alias("merged"),
             (pl.col("fate") == lifecycle.VOIDED).sum().alias("voided"),
         )
@@ -424,6 +429,7 @@ def ledger(simulation: Simulation) -> dict[str, Any]:
                 "code": district.code,
                 "cases": by_district.get(district.code, {}).get("cases", 0),
                 "closed": by_district.get(district.code, {}).get("closed", 0),
+                "responded": by_district.get(district.code, {}).get("responded", 0),
                 "merged": by_district.get(district.code, {}).get("merged", 0),
                 "voided": by_district.get(district.code, {}).get("voided", 0),
             }

@@ -70,6 +70,10 @@ _ANEW: Final = (
 )  # fmt: skip
 #: A case that is dropped half-way stops behind one of these, all before its closure.
 _STOPS: Final = ("reported", "accepted", "dispatched", "signed", "handling", "resolved")
+#: How often behind each of them but the first, of those that are accepted.
+_STOP_SHARES: Final = (0.11, 0.13, 0.25, 0.38, 0.13)
+#: Whoever takes one of these has responded.
+_RESPONSES: Final = ("SIGNED", "ARRIVED", "HANDLING", "RESOLVED")
 
 #: What becomes of a case: closed and open ones count, merged and voided do not; natural ones end as they may.
 CLOSED, OPEN, MERGED, VOIDED, NATURAL = range(5)
@@ -110,6 +114,10 @@ class Lives:
         again = self.mask[:, STEP["reopened"]]
         closed: Bools = (once & ~again) | self.mask[:, STEP["closed_anew"]]
         return closed
+
+    def responded(self) -> Bools:
+        """Whether somebody has signed for the case or worked on it once all its steps are known."""
+        return np.asarray(self.mask[:, EVENT_TYPE.is_in(_RESPONSES).to_numpy()].any(axis=1))
 
 
 def _choose_steps(
@@ -159,12 +167,18 @@ def _choose_steps(
     return mask, own
 
 
-def _stop(rng: np.random.Generator, mask: Bools, fate: Ints, rates: Rates) -> None:
+def _stop(rng: np.random.Generator, mask: Bools, fate: Ints, rates: Rates, *, all_responded: bool) -> None:
     """Cut the lives of open, merged and voided cases behind a step, in place; add the step that ends them."""
     count = len(fate)
     stops = np.array([STEP[name] for name in _STOPS])
-    rest = np.array([0.11, 0.13, 0.25, 0.38, 0.13]) * (1 - rates.never_accepted)
-    last = stops[rng.choice(len(stops), count, p=[rates.never_accepted, *rest])]
+    shares = np.array([rates.never_accepted, *(np.array(_STOP_SHARES) * (1 - rates.never_accepted))])
+    if all_responded:
+        shares[stops < STEP["signed"]] = 0
+        shares /= shares.sum()
+    last = stops[rng.choice(len(stops), count, p=shares)]
+    if all_responded:
+        # nobody signs for what its reporter handles
+        last = np.where(~mask[:, STEP["signed"]], np.maximum(last, STEP["handling"]), last)
     # merging is legal while a case is admitted, accepted or dispatched
     last = np.where(fate == MERGED, stops[rng.choice(3, count, p=[0.4, 0.3, 0.3])], last)
     cut = np.isin(fate, [OPEN, MERGED, VOIDED])
@@ -195,14 +209,16 @@ def live(
     end_ms: int,
     rates: Rates,
     time_lapse: float = 1.0,
+    all_responded: bool = False,
 ) -> Lives:
     """Lives of the reports in `frame` (columns of `reports.draw`), by fate (n,), all over before `end_ms`.
 
     A life that would run past the end is pressed together, unless its fate is NATURAL: then it is cut there.
     time_lapse : how many times faster than in life everything but archiving goes.
+    all_responded : open cases are left only behind a response, too.
     """
     mask, self_handled = _choose_steps(rng, frame, scene, rates)
-    _stop(rng, mask, fate, rates)
+    _stop(rng, mask, fate, rates, all_responded=all_responded)
     matter = frame["matter"].to_numpy()
     response = scene.matters.frame["response_seconds"].to_numpy()[matter] * 1_000.0
     resolution = scene.matters.frame["resolution_seconds"].to_numpy()[matter] * 1_000.0

@@ -17,13 +17,14 @@ _LEAST_LIFE: Final = timedelta(hours=6)
 class DistrictPlan:
     """Counted cases of one district. closed : how many are closed at the end; None: as life goes.
 
-    mix : name of a channel mix (`reports.CHANNEL_MIXES`).
+    mix : name of a channel mix (`reports.CHANNEL_MIXES`). all_responded : also those that are left open.
     """
 
     code: str
     cases: int
     closed: int | None
     mix: str
+    all_responded: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,14 @@ _MIXES: Final = {"440703": "public", "440704": "general", "440784": "rider", "44
 def published_year(end: datetime, seed: int, source: str) -> Plan:
     """The districts' published volumes in the 365 days before `end` (design 9.22). Dates are simulated."""
     districts = tuple(
-        DistrictPlan(year.code, year.received, year.closed, _MIXES[year.code]) for year in PUBLISHED_YEARS
+        DistrictPlan(
+            year.code,
+            year.received,
+            year.closed,
+            _MIXES[year.code],
+            all_responded=year.response_rate == 1.0,
+        )
+        for year in PUBLISHED_YEARS
     )
     return Plan(districts, end - YEAR, end, seed, "demo", source)
 

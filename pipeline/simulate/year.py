@@ -28,6 +28,8 @@ SOURCE: Final = "demo"
 LANES: Final = 6
 _STATE: Final = "demo.json"
 _LOCK: Final = "demo.lock"
+#: Raised when the same seed gives other events: an interrupted demo of the earlier ones is not gone on with.
+_YEAR_VERSION: Final = 2
 _OWN: Final = frozenset({_LOCK, _STATE, f"{_STATE}.new"})
 _SLICE_ROWS: Final = 50_000
 
@@ -62,6 +64,7 @@ class DemoDirectory:
             DirectoryLock(settings.run_dir / "gridpipe.lock", path).release()
             made_from = {
                 "generator": GENERATOR_VERSION,
+                "year": _YEAR_VERSION,
                 "seed": settings.simulate_seed,
                 "persons": settings.simulated_persons,
                 "finished": False,

@@ -118,14 +118,23 @@ def test_an_event_that_was_never_acknowledged_is_a_problem(tmp_path: Path) -> No
 # --- results
 
 
-def test_a_district_is_equal_only_with_the_same_volumes_and_rate() -> None:
+def test_a_district_is_equal_only_with_the_same_volumes_and_rates() -> None:
     jianghai = next(year for year in PUBLISHED_YEARS if year.code == "440704")
     heshan = next(year for year in PUBLISHED_YEARS if year.code == "440784")
-    assert DistrictResult(jianghai, "江海区", 16_000, 15_920, 0.995).equal
-    assert not DistrictResult(jianghai, "江海区", 16_000, 15_919, 15_919 / 16_000).equal
-    assert not DistrictResult(jianghai, "江海区", 16_000, 15_920, None).equal
-    assert DistrictResult(heshan, "鹤山市", 2_000, 2_000, 1.0).equal
-    assert DistrictResult(heshan, "鹤山市", 2_000, 2_000, 1.0).as_dict()["published"]["closure_rate"] is None
+    assert DistrictResult(jianghai, "江海区", 16_000, 15_920, 0.995, 1.0).differences == []
+    assert DistrictResult(jianghai, "江海区", 16_000, 15_919, 15_919 / 16_000, 1.0).differences == [
+        "closed 15919, published 15920",
+        "closure rate 0.9949375, published 0.995",
+    ]
+    assert DistrictResult(jianghai, "江海区", 16_000, 15_920, None, 1.0).differences == [
+        "closure rate None, published 0.995"
+    ]
+    assert DistrictResult(jianghai, "江海区", 16_000, 15_920, 0.995, 0.998).differences == [
+        "response rate 0.998, published 1.0"
+    ]
+    stated_none = DistrictResult(heshan, "鹤山市", 2_000, 2_000, 1.0, 0.9)
+    assert stated_none.differences == []
+    assert stated_none.as_dict()["published"]["closure_rate"] is None
 
 
 # --- directory

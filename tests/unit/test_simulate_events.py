@@ -80,6 +80,25 @@ def test_published_year_is_in_the_ledger_exactly(scene: Scene) -> None:
 def test_published_rates_are_unrounded_and_heshan_states_none() -> None:
     rates = {year.code: year.closure_rate for year in PUBLISHED_YEARS}
     assert rates == {"440703": 23_500 / 23_800, "440704": 0.995, "440784": None, "440785": 1.0}
+    assert {year.code for year in PUBLISHED_YEARS if year.response_rate == 1.0} == {"440704"}
+
+
+@pytest.mark.parametrize("seed", [1, 11])
+def test_every_case_of_jianghai_is_responded_to_also_those_left_open(scene: Scene, seed: int) -> None:
+    """It publishes a response rate of 100 %; the others publish none, and leave some cases unanswered."""
+    simulation = simulate(scene, published_year(END, seed, "demo"))
+    responses = {"SIGNED", "ARRIVED", "HANDLING", "RESOLVED"}
+    answered = simulation.events.filter(pl.col("event_type").is_in(responses) & ~pl.col("copy"))["case_id"]
+    counted = simulation.cases.filter("counted")
+    silent = counted.filter(~pl.col("case_id").is_in(answered.implode()))["district_code"].value_counts()
+    assert set(silent["district_code"]) == {"440703"}, silent
+    open_ = counted.filter((pl.col("district_code") == "440704") & ~pl.col("closed"))
+    stopped = simulation.events.filter(pl.col("case_id").is_in(open_["case_id"].implode()) & ~pl.col("copy"))
+    last = stopped.sort("at").group_by("case_id").last()["event_type"].unique()
+    assert {"SIGNED", "HANDLING", "RESOLVED"} <= set(last), "they are still left at different steps"
+    responded = {row["code"]: row["responded"] for row in ledger(simulation)["districts"]}
+    assert responded["440704"] == 16_000
+    assert responded["440703"] == 23_800 - len(counted.filter(~pl.col("case_id").is_in(answered.implode())))
 
 
 def test_cases_lie_in_the_year_before_the_end(busy: Simulation) -> None:
