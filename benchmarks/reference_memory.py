@@ -84,7 +84,7 @@ def _measure(path: Path, persons: int) -> dict[str, float]:
         keys = [hashlib.sha256(f"person{number}".encode()).hexdigest() for number in numbers]
         events = _events(frames.DECODED, keys)
         started = time.perf_counter()
-        features = reference.look_up(events)
+        features = reference.look_up(events, {})
         timings_ms.append((time.perf_counter() - started) * 1e3)
         assert features["persons_found"].sum() == _EVENTS
         column = pl.Series(keys)

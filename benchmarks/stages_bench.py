@@ -78,7 +78,7 @@ def batch(request: pytest.FixtureRequest, world: Any) -> Any:
     state = PartitionState.empty(world.settings)
     decoded = decode([(0, arrow)], privacy=world.privacy)
     unique = deduplicate(decoded.events, {0: state.seen}, _window(world))
-    features = world.rules.reference.look_up(unique.kept)
+    features = world.rules.reference.look_up(unique.kept, world.rules.catalogues.matter_categories)
     judged = _admit(world, pl.concat([unique.kept, features], how="horizontal"))
     resends = drop_resends(judged, {0: state.anchors})
     stored = enrich(resends.kept, world.rules.reference)
@@ -163,7 +163,8 @@ def test_deduplicate(benchmark: Any, batch: Any, world: Any) -> None:
 
 
 def test_look_up(benchmark: Any, batch: Any, world: Any) -> None:
-    found = _measure(benchmark, batch, lambda: world.rules.reference.look_up(batch.unique.kept))
+    categories = world.rules.catalogues.matter_categories
+    found = _measure(benchmark, batch, lambda: world.rules.reference.look_up(batch.unique.kept, categories))
     assert found.height == batch.unique.kept.height
 
 

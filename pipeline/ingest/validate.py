@@ -47,8 +47,9 @@ class Validator:
         decoded = _decoded(frame)
         tolerance = self._settings.grid_tolerance_m
         reference = Reference.for_events(self._client(), decoded, tolerance_m=tolerance)
+        features = reference.look_up(decoded, self._catalogues.matter_categories)
         judged = admit(
-            pl.concat([decoded, reference.look_up(decoded)], how="horizontal"),
+            pl.concat([decoded, features], how="horizontal"),
             self._catalogues,
             reference.modes,
             districts=self._settings.districts_taking_part,

@@ -250,7 +250,7 @@ def _judge(
     kept: pl.DataFrame, states: Mapping[int, PartitionState], rules: Rules, watch: _Stopwatch
 ) -> _Judged:
     """look_up → admit → drop_resends → enrich: the stages after L1, for rows that are not redeliveries."""
-    features = expect(rules.reference.look_up(kept), FEATURES, "features")
+    features = expect(rules.reference.look_up(kept, rules.catalogues.matter_categories), FEATURES, "features")
     watch.lap("look_up")
     judged = admit(
         pl.concat([kept, features], how="horizontal"),

@@ -42,20 +42,22 @@ def _bits(flags: tuple[str, ...]) -> int:
 
 
 def _visible_flags() -> pl.Expr:
-    """Bits of the flags that a row's matter may see, from `matter_code` and `mode`: UInt16."""
-    matter = pl.col("matter_code").fill_null("")
-    category = matter.str.head(3)
+    """Bits of the flags that a row's matter may see, from its code, category and `mode`: UInt16.
+
+    The category is the catalogue's: the code of a temporary matter does not tell it.
+    """
+    matter, category = pl.col("matter_code").fill_null(""), pl.col("category").fill_null("")
     bits = pl.lit(0, dtype=pl.UInt16)
     for code, flags in _BY_CATEGORY.items():
-        bits |= pl.when(category == f"{code}-").then(_bits(flags)).otherwise(0).cast(pl.UInt16)
+        bits |= pl.when(category == code).then(_bits(flags)).otherwise(0).cast(pl.UInt16)
     for code, flags in _BY_MATTER.items():
         bits |= pl.when(matter == code).then(_bits(flags)).otherwise(0).cast(pl.UInt16)
-    health = pl.col("mode").is_not_null() & category.is_in([f"{code}-" for code in _HEALTH_CATEGORIES])
+    health = pl.col("mode").is_not_null() & category.is_in(_HEALTH_CATEGORIES)
     return bits | pl.when(health).then(_bits(("health_care",))).otherwise(0).cast(pl.UInt16)
 
 
 def enrich(judged: pl.DataFrame, reference: Reference) -> pl.DataFrame:
-    """Add the ENRICHMENT columns to `judged` (at least grid_code, matter_code, mode and persons).
+    """Add the ENRICHMENT columns to `judged` (at least grid_code, matter_code, category, mode and persons).
 
     A fact per person given, in the same order; `found` is false and the rest null for an unknown key. Events
     without a matter, and the matters of special groups (PO-05 to PO-07), see no flags.

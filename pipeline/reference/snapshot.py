@@ -6,7 +6,7 @@ UnavailableError: data that cannot be read are never taken for data that do not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -100,11 +100,11 @@ class _Grids:
             value[target] if len(names) else 0
         )
 
-    def route(self, matters: pl.Series, version: Int64s) -> pl.Series:
+    def route(self, matters: pl.Series, version: Int64s, categories: Mapping[str, str]) -> pl.Series:
         """(n,) the department that grid `version` (-1: none) names for a matter's category."""
         codes, names = encode(matters)
         nothing = len(self.categories)
-        columns = [self.categories.get(name.split("-", 1)[0], nothing) for name in names]
+        columns = [self.categories.get(categories.get(name, ""), nothing) for name in names]
         column = np.array([*columns, nothing], np.int64)[codes]  # code -1 takes the last
         return self.departments.gather(pl.Series(self.routes[version, column]))
 
@@ -251,9 +251,10 @@ class Reference:
         )
         return cls(parts, loads, tolerance_m)
 
-    def look_up(self, events: pl.DataFrame) -> pl.DataFrame:
+    def look_up(self, events: pl.DataFrame, categories: Mapping[str, str]) -> pl.DataFrame:
         """What the reference data say about `events` (DECODED): a FEATURES frame of equal height and order.
 
+        categories : of the matters, by code (`Catalogues.matter_categories`).
         Sources: domain 7 (rules 7, 8, 9, 12), design 9.13 and 9.15.
         """
         at_ms = instant_ms(events["occurred_at"])
@@ -274,7 +275,7 @@ class Reference:
             "organisation_found": _where(
                 organisations.is_not_null(), self._parts.organisations.find(organisations) >= 0
             ),
-            "route_department": grids.route(events["matter_code"], version),
+            "route_department": grids.route(events["matter_code"], version, categories),
         }
         return pl.DataFrame({name: columns[name].cast(dtype) for name, dtype in frames.FEATURES.items()})
 

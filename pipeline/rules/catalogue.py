@@ -92,6 +92,14 @@ class Catalogues:
         return MappingProxyType(names)
 
     @cached_property
+    def matter_categories(self) -> Mapping[str, str]:
+        """Category of every matter of any version (the newest says which)."""
+        categories: dict[str, str] = {}
+        for version in self.versions:
+            categories |= {code: matter.category for code, matter in version.matters.items()}
+        return MappingProxyType(categories)
+
+    @cached_property
     def category_names_zh(self) -> Mapping[str, str]:
         return _names_zh(self.categories)
 

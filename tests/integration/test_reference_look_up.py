@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 
 from pipeline import frames
 from pipeline.contract.privacy import Privacy
+from pipeline.process.flow import Block, PartitionState, Rules, process_block
 from pipeline.reference.enrich import enrich
 from pipeline.reference.geo import wgs84_to_gcj02
 from pipeline.reference.load import load_directory
 from pipeline.reference.snapshot import Reference
+from pipeline.settings import Settings
 from pipeline.store.migrate import migrate
+from tests.integration.worker_world import catalogues, event, record
 
 PRIVACY = Privacy(b"a key for tests, 32 bytes or more")
 CODE, OTHER, RETIRED = "440704001001003", "440704001001004", "440703002001001"
@@ -49,6 +52,16 @@ STAFF: list[dict[str, Any]] = [
     WORKER | {"worker_key": "DESK", "kind": "clerk", "grid_code": None},
 ]  # fmt: skip
 KEY, OTHER_KEY = "ab" * 32, "cd" * 32
+#: Of the matters of these tests, as the catalogue has them.
+CATEGORIES = {
+    **{
+        code: code[:2]
+        for code in ("PS-01", "PS-02", "PS-05", "ER-05", "PO-05", "PO-06", "PO-09", "SA-01", "SA-07", "UE-01")
+    },
+    "TMP-2022-EPI-01": "ER",
+    "TMP-2023-TYP-01": "SA",
+}
+UNJUDGED = dict.fromkeys(("mode", "category"), pl.lit(None, pl.String))
 PERSON: dict[str, Any] = {
     "person_key": KEY, "key_version": 1, "age_band": "80+", "gender": "female",
     "residence_kind": "registered", "home_grid_code": CODE, "elderly_alone_flag": True,
@@ -113,7 +126,7 @@ def events(*rows: dict[str, Any]) -> pl.DataFrame:
 
 
 def look_up(reference: Reference, *rows: dict[str, Any]) -> list[dict[str, Any]]:
-    return reference.look_up(events(*rows)).to_dicts()
+    return reference.look_up(events(*rows), CATEGORIES).to_dicts()
 
 
 def test_the_grid_version_valid_at_the_event_counts(reference: Reference) -> None:
@@ -220,19 +233,38 @@ def test_loans_count_while_they_last(reference: Reference, at: datetime, lent: b
 
 
 def test_units_organisations_and_routes(reference: Reference) -> None:
-    known, unknown, absent, other_category = look_up(
+    known, unknown, absent, other_category, temporary, not_listed = look_up(
         reference,
         {"unit_code": f"{CODE}-U001", "organisation_code": "O1", "matter_code": "SA-07"},
         {"unit_code": f"{CODE}-U999", "organisation_code": "O2", "matter_code": "SA-07",
          "occurred_at": datetime(2023, 1, 1, tzinfo=UTC)},
         {},
         {"matter_code": "UE-01"},
+        {"matter_code": "TMP-2023-TYP-01"},
+        {"matter_code": "TMP-2023-TYP-99"},
     )  # fmt: skip
     columns = ("unit_found", "organisation_found", "route_department")
     assert [known[column] for column in columns] == [True, True, "fire_rescue"]
     assert [unknown[column] for column in columns] == [False, False, None], "the old version names none"
     assert [absent[column] for column in columns] == [None] * 3
     assert other_category["route_department"] is None
+    assert temporary["route_department"] == "fire_rescue", "by the catalogue's category, not by its code"
+    assert not_listed["route_department"] is None
+
+
+def test_a_temporary_matter_is_judged_as_one_of_its_category(reference: Reference) -> None:
+    """Its code begins with TMP, which is no category."""
+    rules = Rules(reference, catalogues(), PRIVACY, Settings())
+    person: dict[str, Any] = {"grid_code": CODE, "persons": [{"key": KEY, "role": "subject"}]}
+    records = [
+        record(0, event(1, matter_code="TMP-2022-EPI-01", **person)),
+        record(1, event(2, matter_code="TMP-2023-TYP-01", **person)),
+    ]
+    found = process_block(Block(0, records), PartitionState.empty(rules.settings), rules).rejections
+    assert found["category"].to_list() == ["ER", "SA"]
+    assert found["route_department"].to_list() == [None, "fire_rescue"]
+    supplies, billboard = found["person_facts"].to_list()
+    assert (set(supplies[0]["flags"]), billboard[0]["flags"]) == ({"elderly_alone", "disability"}, [])
 
 
 def test_persons_are_counted_given_and_found(reference: Reference) -> None:
@@ -258,6 +290,8 @@ def test_persons_are_counted_given_and_found(reference: Reference) -> None:
         ("PO-05", "flood", set()),
         ("PO-06", None, set()),
         ("SA-07", "typhoon", set()),
+        ("TMP-2022-EPI-01", None, {"elderly_alone", "disability"}),
+        ("TMP-2022-EPI-01", "epidemic", {"elderly_alone", "disability", "health_care"}),
         (None, "flood", set()),
     ],
 )
@@ -271,7 +305,10 @@ def test_a_matter_sees_only_its_flags(
             "persons": [{"key": "12" * 32, "role": "party"}, {"key": "34" * 32, "role": "contact"}],
             "matter_code": matter,
         },
-    ).with_columns(pl.lit(mode, dtype=pl.String).alias("mode"))
+    ).with_columns(
+        pl.lit(mode, dtype=pl.String).alias("mode"),
+        pl.col("matter_code").replace_strict(CATEGORIES, return_dtype=pl.String).alias("category"),
+    )
     enriched = enrich(judged, reference)
     frames.expect(enriched.select(list(frames.ENRICHMENT)), frames.ENRICHMENT, "enrichment")
     first, none, others = enriched["person_facts"].to_list()
@@ -356,10 +393,10 @@ def test_an_empty_store_answers_nothing_found(clickhouse: Client) -> None:
         {"lon": 113.0, "lat": 22.5, "crs": "gcj02", "actor_key": "W1", "unit_code": f"{CODE}-U001",
          "organisation_code": "O1", "persons": [{"key": KEY, "role": "subject"}], "matter_code": "PS-02"}
     )  # fmt: skip
-    row = reference.look_up(rows).to_dicts()[0]
+    row = reference.look_up(rows, CATEGORIES).to_dicts()[0]
     names = ("grid_found", "unit_found", "staff_found", "organisation_found")
     assert [row[name] for name in names] == [False] * 4
-    facts = enrich(rows.with_columns(mode=pl.lit(None, pl.String)), reference)["person_facts"].to_list()
+    facts = enrich(rows.with_columns(**UNJUDGED), reference)["person_facts"].to_list()
     assert facts[0][0]["found"] is False
 
 
@@ -387,10 +424,10 @@ def test_the_small_snapshot_of_some_events_agrees_with_the_whole(
     assert small.counts | {"modes": 0} == {
         "grids": 2, "units": 1, "staff": 1, "persons": 1, "organisations": 1, "modes": 0,
     }  # fmt: skip
-    assert small.look_up(some).equals(reference.look_up(some))
+    assert small.look_up(some, CATEGORIES).equals(reference.look_up(some, CATEGORIES))
     assert small.modes.equals(reference.modes)
     nothing = Reference.for_events(clickhouse, some[:0], tolerance_m=200)
-    assert nothing.look_up(some[:0]).height == 0
+    assert nothing.look_up(some[:0], CATEGORIES).height == 0
 
 
 ROW = st.fixed_dictionaries(
@@ -421,11 +458,11 @@ def test_every_row_is_answered_by_itself_and_in_order(
     reference: Reference, rows: list[dict[str, Any]]
 ) -> None:
     block = events(*rows)
-    features = frames.expect(reference.look_up(block), frames.FEATURES, "features")
-    enriched = enrich(block.with_columns(mode=pl.lit(None, pl.String)), reference)
+    features = frames.expect(reference.look_up(block, CATEGORIES), frames.FEATURES, "features")
+    enriched = enrich(block.with_columns(**UNJUDGED), reference)
     assert features.height == enriched.height == block.height
     for number in range(block.height):
         row = block[number : number + 1]
-        assert reference.look_up(row).equals(features[number : number + 1])
-        alone = enrich(row.with_columns(mode=pl.lit(None, pl.String)), reference)
+        assert reference.look_up(row, CATEGORIES).equals(features[number : number + 1])
+        alone = enrich(row.with_columns(**UNJUDGED), reference)
         assert alone.equals(enriched[number : number + 1])
