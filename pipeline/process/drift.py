@@ -1,8 +1,8 @@
 """Whether what is told of cases is what is stored of their events: part of the runtime verifier.
 
 Each look takes the cases of the newest committed records. Every stored row of theirs must be in its case's
-set (`case_events`), the stored state (`cases`) must be the fold of that set, made anew, and no id may stand
-twice in it within the redelivery window.
+set (`case_events`), what is stored of the case (`cases`, each column) must be the fold of that set, made
+anew, and no id may stand twice in it within the redelivery window.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.sink.retry import Failure, classify
 from pipeline.sink.tables import Extent
 from pipeline.store.cases import FOLD_SETTINGS
-from pipeline.store.fold import fold
+from pipeline.store.fold import ALL, fold
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +33,8 @@ _EVERY_SECONDS: Final = 60.0
 #: A case may be written to between two reads of one look: only what differs twice has drifted.
 _AGAIN_SECONDS: Final = 5.0
 _MOST_NAMED: Final = 20
+#: A whole folded case as one text: a comparison of columns would be unknown where one is NULL.
+_WHOLE: Final = f"toString(({', '.join(ALL)}))"
 
 
 class InThread(Protocol):
@@ -75,8 +77,8 @@ async def watch_drift(
 
 
 def drifted(client: Client, inc: int, extents: Sequence[Extent]) -> set[str]:
-    """Cases of the rows in `extents` whose set lacks one of these rows, or whose stored state is not the fold
-    of its set. Raises what the client raises."""
+    """Cases of the rows in `extents` whose set lacks one of these rows, or that are stored as anything but
+    the fold of their set. Raises what the client raises."""
     if not extents:
         return set()
     rows = _rows(inc, extents)
@@ -91,8 +93,8 @@ def drifted(client: Client, inc: int, extents: Sequence[Extent]) -> set[str]:
     sets = f"""
         SELECT case_id, groupUniqArrayArray(events) AS tuples FROM case_events
         WHERE {among} GROUP BY case_id"""
-    stored = f"SELECT case_id, version, state FROM cases FINAL WHERE {among}"
-    wrong = f"SELECT case_id FROM ({fold(sets)}) WHERE (case_id, version, state) NOT IN ({stored})"
+    stored = f"SELECT {_WHOLE} FROM cases FINAL WHERE {among}"
+    wrong = f"SELECT case_id FROM ({fold(sets)}) WHERE {_WHOLE} NOT IN ({stored})"
     found: set[str] = set()
     for query in (missing, wrong):
         found.update(

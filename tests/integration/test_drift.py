@@ -64,6 +64,21 @@ def test_a_state_that_is_not_the_fold_is_found(client: Client) -> None:
     assert drifted(client, 5, [ALL]) == {"c1"}
 
 
+def test_a_stored_case_that_differs_in_any_column_is_found(client: Client) -> None:
+    """Version and state alone do not tell a wrong limit, time or district."""
+    wrong = {
+        "c1": "due_at = due_at + INTERVAL 1 HOUR",
+        "c2": "first_response_at = rejected_at",
+        "c4": "legal_departments = ['']",
+        "c5": "grid_code = '440703002001001'",
+    }
+    for case_id, changes in wrong.items():
+        client.command(
+            f"ALTER TABLE cases UPDATE {changes} WHERE case_id = '{case_id}' SETTINGS mutations_sync = 2"
+        )
+    assert drifted(client, 5, [ALL]) == set(wrong)
+
+
 def test_a_case_without_a_state_is_found(client: Client) -> None:
     client.command("TRUNCATE TABLE cases")
     assert drifted(client, 5, [Extent(0, 3, 3)]) == {"c5"}
