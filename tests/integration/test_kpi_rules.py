@@ -140,6 +140,34 @@ def test_demand_resolution_needs_a_citizen_channel_and_no_bad_last_rating(clickh
     assert (row["ratings"], row["satisfaction_rate"]) == (3, pytest.approx(1 / 3))
 
 
+def test_faults_of_cases_are_counted(clickhouse: Client) -> None:
+    """Unproven: counted cases whose report lacked a photo; late and illegal events: of all admitted ones."""
+    world = World(clickhouse)
+    unproven = {"evidence_pending": True}
+    world.write(*chain("a", [("REPORTED", 0, unproven), *SHUT[1:]]))
+    world.write(*chain("b", [("REPORTED", 0, unproven), ("VOIDED", 1), ("SIGNED", 2)]))
+    world.write(Event("c", "REPORTED", at(1), outcome="rejected", attributes=unproven))
+    world.write(*chain("d", [("REPORTED", 0), ("CLOSED", 1), ("ACCEPTED", 2)]))
+    world.write(Event("d", "DISPATCHED", at(3), ingested_at=at(3 + 7 * 24 + 0.01)))
+    world.write(Event("d", "SIGNED", at(4), ingested_at=at(4 + 7 * 24)))
+    (row,) = ask(clickhouse).values()
+    assert (row["cases"], row["voided"], row["unproven"]) == (2, 1, 1)
+    assert (row["illegal_events"], row["late_events"]) == (2, 1)
+    (flow,) = ask(clickhouse, view="flow").values()
+    assert flow["unproven"] is flow["illegal_events"] is flow["late_events"] is None
+
+
+def test_a_time_that_runs_backward_makes_an_illegal_event_and_no_duration(clickhouse: Client) -> None:
+    """A duration ends with an event that is legal only behind the one that begins it: none is negative."""
+    world = World(clickhouse)
+    world.write(*chain("a", [("REPORTED", 2), ("ACCEPTED", 3), ("DISPATCHED", 4), ("SIGNED", 1)]))
+    world.write(*chain("b", [("REPORTED", 1), ("ACCEPTED", 0), ("DISPATCHED", 0.5), ("SIGNED", 0.7)]))
+    (row,) = ask(clickhouse).values()
+    assert (row["cases"], row["illegal_events"], row["negative_durations"]) == (2, 4, 0)
+    assert (row["responded"], row["response_seconds"]["p50"]) == (0, None)
+    assert row["dispatch_seconds"] == {"p50": 7200, "p90": 7200, "p99": 7200}
+
+
 def test_only_admitted_cases_make_an_instant_past(clickhouse: Client) -> None:
     """The past costs more to read: a rejected report dated years ahead must not make all calls pay for it."""
     world = World(clickhouse)

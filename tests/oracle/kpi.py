@@ -12,6 +12,9 @@ Where the documents leave a choice, this is the reading:
 - `by` other than city and district lists the keys that have a report or a case; a row without the attribute
   (a rejected report of an unknown matter has no category) has no key and appears in no row.
 - `orphans_overdue`: orphans that occurred more than 7 days before `as_of`.
+- `unproven` are counted cases with `evidence_pending`; `illegal_events` and `late_events` are those of all
+  admitted cases, as far as they happened by `as_of`; in flow, where cases are not states, null.
+- `negative_durations`: of counted cases, the durations of which the end lies before the start.
 - Overdue: open with `due_at` not after `as_of`, the same comparison as in "due to close".
 - A row that an unknown grid puts outside the listed districts is in no district row, but in the city's.
 """
@@ -267,6 +270,19 @@ def _cohort(
         "demand_resolution_rate": ratio(len(settled), len(demands)),
         "open": len(still_open),
         "overdue": sum(due(case.due_at) for case in still_open),
+        "unproven": sum(case.evidence_pending for case in counted),
+        "illegal_events": sum(len(case.illegal) for case in admitted),
+        "late_events": sum(case.late_count for case in admitted),
+        "negative_durations": sum(
+            start is not None and end is not None and end < start
+            for case in counted
+            for start, end in (
+                (case.reported_at, case.first_response_at),
+                (case.reported_at, case.first_dispatched_at),
+                (case.first_dispatched_at, case.first_signed_at),
+                (case.accepted_at, case.closed_at if case.is_closed else None),
+            )
+        ),
         "response_seconds": percentiles(
             whole_seconds(case.reported_at, case.first_response_at) for case in counted
         ),
@@ -311,6 +327,7 @@ def _flow(
             ),
             "open": None,
             "overdue": None,
+            **dict.fromkeys(("unproven", "illegal_events", "late_events", "negative_durations")),
             "response_seconds": percentiles(
                 ended(case.reported_at, case.first_response_at) for case in found.cases
             ),

@@ -56,6 +56,11 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     if list(rows) != [row["key"] for row in wanted["rows"]]:
         lines.append(f"keys: database {list(rows)}, oracle {[row['key'] for row in wanted['rows']]}")
     lines += [
+        f"{row['key']}: only in one of both {rows[row['key']].keys() ^ row.keys()}"
+        for row in wanted["rows"]
+        if row["key"] in rows and rows[row["key"]].keys() != row.keys()
+    ]
+    lines += [
         f"{row['key']}.{name}: database {rows[row['key']][name]!r}, oracle {value!r}"
         for row in wanted["rows"]
         if row["key"] in rows
