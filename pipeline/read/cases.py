@@ -36,8 +36,8 @@ _COUNTS: Final = (
 )  # fmt: skip
 _ATTRIBUTES: Final = ("grid_code", "channel", "matter_code", "category", "department")
 _OTHERS: Final = (
-    "state", "is_counted", "orphan", "duplicate_case", "primary_case_id", "report_source", "report_event_id",
-    "response_limit_seconds", "response_due_at", "resolution_limit_seconds", "due_at", "rating", "level",
+    "state", "is_counted", "orphan", "duplicate_case", "primary_case_id", "response_limit_seconds",
+    "response_due_at", "resolution_limit_seconds", "due_at", "rating", "level",
     "evidence_pending", "resolved_without_evidence",
 )  # fmt: skip
 _AS_OF: Final = "fromUnixTimestamp64Milli({as_of:Int64}, 'UTC')"
@@ -54,7 +54,9 @@ def case(client: Client, case_id: str, *, now: datetime | None = None) -> dict[s
     """The case as of `now`, or None if no event of it is known.
 
     `events` holds every distinct event in fold order, also those after `now`; `transition_ok` is False where
-    the event was illegal in the state it met. `state` is None while the case has no report.
+    the event was illegal in the state it met. `state` is None while the case has no report. `report` tells of
+    the one that opens the case also where it is dated `ahead` of `now`, as one that is rejected for that may
+    be: until its time the case is an orphan.
     """
     events = _events(client, case_id)
     if not events:
@@ -77,7 +79,7 @@ def case(client: Client, case_id: str, *, now: datetime | None = None) -> dict[s
         "duplicate_case": state["duplicate_case"],
         "primary_case_id": state["primary_case_id"],
         "merged_case_ids": merged[:_MOST_MERGED],
-        "report": _report(client, state),
+        "report": _report(client, events, as_of),
         "district_code": grid[:6] or None,
         "town_code": grid[:9] or None,
         "village_code": grid[:12] or None,
@@ -153,16 +155,27 @@ def _merged(client: Client, at: dict[str, Any]) -> list[str]:
     return [case_id for (case_id,) in found.result_rows]
 
 
-def _report(client: Client, state: dict[str, Any]) -> dict[str, Any] | None:
-    """The opening report's identity, and why it was rejected if it was."""
-    if not state["report_event_id"]:
+def _report(client: Client, events: list[dict[str, Any]], as_of: datetime) -> dict[str, Any] | None:
+    """The report that opens the case, and why it was rejected if it was."""
+    opening = (e for e in events if e["event_type"] == "REPORTED" and e["verdict"] in {"legal", "rejected"})
+    report = next(opening, None)
+    if report is None:
         return None
-    identity = {"source": state["report_source"], "event_id": state["report_event_id"]}
-    if state["state"] != "REJECTED":
-        return {**identity, "reasons": []}
-    reasons = client.query(
+    rejected = report["verdict"] == "rejected"
+    identity = {"source": report["source"], "event_id": report["event_id"]}
+    return {
+        **identity,
+        "occurred_at": instant(report["occurred_at"]),
+        "outcome": "rejected" if rejected else "admitted",
+        "reasons": _reasons(client, identity) if rejected else [],
+        "ahead": aware(report["occurred_at"]) > as_of,
+    }
+
+
+def _reasons(client: Client, identity: dict[str, str]) -> list[str]:
+    found = client.query(
         "SELECT reasons FROM rejections WHERE source = {source:String} AND event_id = {event_id:String} "
         "ORDER BY _inc, _part, _off, _idx LIMIT 1",
         parameters=identity,
     ).result_rows
-    return {**identity, "reasons": list(reasons[0][0]) if reasons else []}
+    return list(found[0][0]) if found else []

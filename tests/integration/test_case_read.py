@@ -43,6 +43,7 @@ def test_a_rejected_case_says_why(clickhouse: Client) -> None:
     assert found["state"] == "REJECTED"
     assert found["report"] is not None
     assert found["report"]["reasons"] == ["TOO_OLD", "GRID_UNKNOWN"]
+    assert (found["report"]["outcome"], found["report"]["ahead"]) == ("rejected", False)
 
 
 def test_an_orphan_and_an_unknown_case(clickhouse: Client) -> None:
@@ -60,7 +61,10 @@ def test_a_case_whose_state_is_not_stored_yet_is_told_by_its_events(clickhouse: 
     found = case(clickhouse, "c1")
     assert found is not None
     assert (found["state"], found["is_counted"], found["orphan"]) == ("ACCEPTED", True, False)
-    assert found["report"] == {"source": "s1", "event_id": "c1-REPORTED-01000000000000", "reasons": []}
+    assert found["report"] == {
+        "source": "s1", "event_id": "c1-REPORTED-01000000000000", "occurred_at": "2024-05-01T00:00:00.000Z",
+        "outcome": "admitted", "reasons": [], "ahead": False,
+    }  # fmt: skip
     assert (found["district_code"], found["department"]) == ("440704", "urban_management")
     assert found["limits"]["due_at"] == "2024-05-02T00:06:00.000Z"
     world.write(*chain("c2", [("REPORTED", 0)]))
@@ -78,3 +82,23 @@ def test_a_case_is_told_as_of_an_instant(clickhouse: Client) -> None:
     assert found is not None
     assert (found["state"], found["counts"]["event_count"], len(found["events"])) == ("ACCEPTED", 2, 3)
     assert (found["counts"]["merged_count"], found["merged_case_ids"]) == (0, [])
+
+
+def test_an_orphan_whose_report_is_dated_ahead_tells_of_it(clickhouse: Client) -> None:
+    """Rejected for its future time, the report stands in the fold at that time and not before: nobody need
+    look for a report that is missing."""
+    World(clickhouse).write(
+        Event("c1", "SIGNED", at(0)),
+        Event("c1", "REPORTED", at(48), outcome="rejected", attributes={"reasons": ["TIME_IN_FUTURE"]}),
+    )
+    found = case(clickhouse, "c1", now=at(1))
+    assert found is not None
+    assert (found["state"], found["orphan"]) == (None, True)
+    assert found["report"] == {
+        "source": "s1", "event_id": "c1-REPORTED-03000000000000", "occurred_at": "2024-05-03T00:00:00.000Z",
+        "outcome": "rejected", "reasons": ["TIME_IN_FUTURE"], "ahead": True,
+    }  # fmt: skip
+    then = case(clickhouse, "c1", now=at(48))
+    assert then is not None
+    assert then["report"] is not None
+    assert (then["state"], then["orphan"], then["report"]["ahead"]) == ("REJECTED", False, False)

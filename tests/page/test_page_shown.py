@@ -208,6 +208,18 @@ def test_a_search_that_was_left_opens_nothing(page: Page) -> None:
     expect(id_of(page, "case")).to_be_visible()
 
 
+def test_a_case_tells_of_a_report_that_is_dated_ahead(page: Page) -> None:
+    """It is rejected for that, and the case stands as one without a report until then."""
+    hit = {"q": "c1", "cases": ["c1"], "events": [], "complete": True, "note": None}
+    report = {"source": "local", "event_id": "e1", "occurred_at": instant(NOW + timedelta(days=2))}
+    report |= {"outcome": "rejected", "reasons": ["GRID_UNKNOWN"], "ahead": True}
+    told = told_case("c1") | {"state": None, "orphan": True, "report": report}
+    open_canned(page, {"/v1/live/search": hit, "/v1/cases/c1": told})
+    look_for(page, "c1")
+    expect(id_of(page, "case")).to_contain_text("不予受理")
+    expect(id_of(page, "case")).to_contain_text("发生时间在未来，此前按无上报计")
+
+
 def test_a_sheet_that_is_opened_right_after_another_was_closed_stays(page: Page) -> None:
     """The browser tells of the closing in a later step: what was asked since must not be dropped with it."""
     hit = {"q": "c1", "cases": ["c1"], "events": [], "complete": True, "note": None}

@@ -85,9 +85,18 @@ export function describeEvent(event, words) {
   };
 }
 
+// Only what is not plain from the state: that the report was rejected, and why; that its time is yet to come.
+function reportText(report, words) {
+  if (!report) return null;
+  const said = report.outcome === "rejected" ? [stateName("REJECTED", words.lang), ...report.reasons.map(words.names.reason)] : [];
+  if (report.ahead) said.push(`${words.t("ahead")} ${instant(report.occurred_at, words.lang)}`);
+  return said.join("  ");
+}
+
 export function describeCase(record, words) {
   const facts = [
     ["state", words.t("state"), stateName(record.state, words.lang)],
+    ["report", stateName("REPORTED", words.lang), reportText(record.report, words)],
     ["matter", fieldName("matter_code", words.lang), record.matter_code && words.names.matter(record.matter_code)],
     ["grid", fieldName("grid_code", words.lang), record.grid_code],
     ["department", words.lang === "zh" ? "部门" : "department", record.department && words.names.department(record.department)],

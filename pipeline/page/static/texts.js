@@ -172,6 +172,7 @@ export const TEXTS = {
   timeline: ["时间线", "Timeline"],
   state: ["状态", "State"],
   responseDue: ["响应时限", "Response due"],
+  ahead: ["发生时间在未来，此前按无上报计", "dated ahead, without a report until"],
   due: ["办结时限", "Due"],
   illegal: ["不合法的转换", "illegal transition"],
   results: ["查找结果", "Found"],
