@@ -24,7 +24,7 @@ COMMANDS = (
     "pipeline.cli.reference",
     "pipeline.cli.rules",
     "pipeline.cli.person",  # person, pseudonym
-    "pipeline.cli.operate",  # config show, doctor
+    "pipeline.cli.operate",  # config show, doctor, refold
 )
 
 #: What a disk says without naming a file.

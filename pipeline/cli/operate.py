@@ -1,4 +1,4 @@
-"""`gridpipe config show` and `gridpipe doctor`: what is set, and whether all is well."""
+"""`gridpipe config show`, `doctor` and `refold`: what is set, whether all is well, cases folded again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pydantic_core import PydanticUndefined
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli.common import out, print_json, print_table
+from pipeline.cli.common import err, out, print_json, print_table
+from pipeline.errors import UnavailableError
 from pipeline.settings import ENV_PREFIX, Settings, load_settings
 
 config = typer.Typer(help="Settings.", no_args_is_help=True)
@@ -110,6 +111,46 @@ def doctor(
     raise typer.Exit(exit_code(findings))
 
 
+def refold(
+    data_dir: DataDir = None,
+    clickhouse: Annotated[str | None, typer.Option("--clickhouse", help="ClickHouse URL.")] = None,
+    json: Json = False,
+) -> None:
+    """Fold every case again from its stored events, as after a version that folds otherwise.
+
+    May run beside workers, and again: what they store meanwhile wins. Killed, it is begun anew.
+    """
+    import time
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from pipeline.cli.reference import open_store
+    from pipeline.store.cases import refold as fold_again
+    from pipeline.store.client import BridgeAddress
+
+    settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
+    running = settings.clickhouse is not None or BridgeAddress.read(settings.run_dir) is not None
+    if not running and not settings.clickhouse_dir.is_dir():
+        raise UnavailableError(f"no data in {settings.data_dir}; name the directory with --data-dir")
+    client = open_store(settings, None)
+    started, cases = time.monotonic(), 0
+    columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        known = client.query("SELECT uniq(case_id) FROM case_events").result_rows[0][0]
+        with Progress(*columns, console=err, transient=True, disable=json or not err.is_terminal) as bar:
+            task = bar.add_task("cases", total=known)
+            for cases in fold_again(client):
+                bar.update(task, completed=cases)
+    finally:
+        client.close()
+    seconds = round(time.monotonic() - started, 1)
+    if json:
+        print_json({"cases": cases, "seconds": seconds})
+    else:
+        out.print(f"{cases:,} cases folded again from their events in {seconds} s")
+
+
 def register(app: typer.Typer) -> None:
     app.add_typer(config, name="config")
     app.command()(doctor)
+    app.command()(refold)

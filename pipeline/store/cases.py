@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -101,7 +101,7 @@ def refresh_cases(client: Client, inc: int, ranges: Sequence[tuple[int, int, int
         SELECT case_id FROM events WHERE {where}
         UNION ALL SELECT case_id FROM rejections WHERE {where}
         UNION ALL SELECT case_id FROM duplicates WHERE {where} AND level = 'L2'"""
-    store_cases(client, _read_sets(client, touched))
+    store_cases(client, _read_sets(client, f"case_id IN ({touched})"))
 
 
 def read_sets(client: Client, case_ids: pl.DataFrame) -> pl.DataFrame:
@@ -112,13 +112,44 @@ def read_sets(client: Client, case_ids: pl.DataFrame) -> pl.DataFrame:
     """
     if not case_ids["case_id"].str.contains(_ID_PATTERN).all():
         raise ContractError("a case id breaks the contract")
-    return _read_sets(client, ", ".join(f"'{case_id}'" for case_id in case_ids["case_id"]))
+    named = ", ".join(f"'{case_id}'" for case_id in case_ids["case_id"])
+    return _read_sets(client, f"case_id IN ({named})")
 
 
-def _read_sets(client: Client, case_ids: str) -> pl.DataFrame:
+def refold(client: Client, most: int = 10_000) -> Iterator[int]:
+    """Fold every case again from its stored set, at most so many at a time in the order of their ids, and
+    store the states; yields how many cases are done so far.
+
+    Idempotent, and sound beside workers: a state's version is the number of its set's entries, so that what a
+    worker stores of a case that grew meanwhile wins, whichever is written last.
+    """
+    done, last = 0, ""
+    while True:
+        # rows lie in the order of ids: the first ones are found without a look at the rest
+        ahead = client.query(
+            """
+            SELECT max(case_id) FROM (
+                SELECT case_id FROM case_events WHERE case_id > {last:String}
+                ORDER BY case_id LIMIT {most:UInt32})
+            """,
+            parameters={"last": last, "most": most},
+        )
+        upto = str(ahead.result_rows[0][0])
+        if not upto:
+            return
+        span = {"last": last, "upto": upto}
+        sets = _read_sets(client, "case_id > {last:String} AND case_id <= {upto:String}", span)
+        store_cases(client, sets)
+        done += sets["case_id"].n_unique()
+        last = upto
+        yield done
+
+
+def _read_sets(client: Client, where: str, parameters: dict[str, Any] | None = None) -> pl.DataFrame:
     columns = ", ".join(f"e.{name} AS {name}" for name in TUPLE_TYPES)
     table = client.query_arrow(
-        f"SELECT case_id, {columns} FROM case_events ARRAY JOIN events AS e WHERE case_id IN ({case_ids})",
+        f"SELECT case_id, {columns} FROM case_events ARRAY JOIN events AS e WHERE {where}",
+        parameters=parameters,
         use_strings=True,
         settings=_READ_SETTINGS,
     )

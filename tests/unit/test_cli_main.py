@@ -17,7 +17,7 @@ from pipeline.settings import Settings
 
 COMMANDS = {
     "up", "gateway", "worker", "api", "migrate", "demo", "keys", "simulate", "send", "validate", "explain",
-    "kpi", "reference", "rules", "config", "doctor",
+    "kpi", "reference", "rules", "config", "doctor", "refold",
 }  # fmt: skip
 
 
