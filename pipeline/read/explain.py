@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -86,10 +85,13 @@ def explain(
         "stored_at": instant(first["stored_at"]),
     }
     if stored:
-        matters = _matters(client, first)
-        hidden = any(map(reporter_is_protected, matters))
+        reported = _reported_matters(client, first["case_id"])
+        matters = {first["matter_code"], *reported}
+        # until its report is here a case may be about anything
+        hidden = not reported or any(map(reporter_is_protected, matters))
         answer |= _stored(first, catalogues, hidden=hidden)
-        answer["content"] = _content(first, matters, catalogues, hidden=hidden)
+        withheld = hidden or not matters.isdisjoint(catalogues.about_people)
+        answer["content"] = _content(first, withheld=withheld)
         answer["matter"] = _matter(first, catalogues)
     elif copies:
         answer |= _duplicate(first)
@@ -131,16 +133,25 @@ def _rows(client: Client, sql: str, parameters: dict[str, Any]) -> list[dict[str
     return list(distinct.values())
 
 
-def _matters(client: Client, row: dict[str, Any]) -> list[str | None]:
-    """The event's own matter and those that its case was reported under: later events may name none."""
-    reported = client.query(
-        """SELECT DISTINCT matter_code FROM
-           (SELECT matter_code FROM events WHERE case_id = {case_id:String} AND event_type = 'REPORTED'
+def _reported_matters(client: Client, case_id: str) -> set[str]:
+    """The matters that the case was reported under, for later events may name none: by its own reports, by
+    those that these repeat and by those that repeat it. Empty while no report of it is stored."""
+    originals = client.query(
+        "SELECT DISTINCT original_case_id FROM duplicates WHERE case_id = {case_id:String}",
+        parameters={"case_id": case_id},
+    ).result_rows
+    found = client.query(
+        """SELECT DISTINCT assumeNotNull(matter_code) FROM
+           (SELECT matter_code, event_type FROM events WHERE case_id IN {cases:Array(String)}
             UNION ALL
-            SELECT matter_code FROM rejections WHERE case_id = {case_id:String})""",
-        parameters={"case_id": row["case_id"]},
+            SELECT matter_code, event_type FROM rejections WHERE case_id IN {cases:Array(String)}
+            UNION ALL
+            SELECT matter_code, event_type FROM duplicates
+            WHERE case_id IN {cases:Array(String)} OR original_case_id IN {cases:Array(String)})
+           WHERE event_type = 'REPORTED' AND matter_code IS NOT NULL""",
+        parameters={"cases": sorted({case_id, *(original for (original,) in originals)})},
     )
-    return [row["matter_code"], *(matter for (matter,) in reported.result_rows)]
+    return {matter for (matter,) in found.result_rows}
 
 
 def _place(row: dict[str, Any]) -> tuple[int, ...]:
@@ -192,16 +203,8 @@ def _stored(row: dict[str, Any], catalogues: Catalogues, *, hidden: bool) -> dic
     }
 
 
-def _content(
-    row: dict[str, Any], matters: Sequence[str | None], catalogues: Catalogues, *, hidden: bool
-) -> dict[str, Any]:
-    """What the sender wrote, redacted at the gateway; not shown where it may tell of a person's affairs."""
-    about_people = any(
-        matter.needs_person
-        for matter in catalogues.matters(aware(row["occurred_at"]))
-        if matter.code in matters
-    )
-    withheld = hidden or about_people
+def _content(row: dict[str, Any], *, withheld: bool) -> dict[str, Any]:
+    """What the sender wrote, redacted at the gateway. withheld : it may tell of a person's affairs."""
     photos = [dict(photo) for photo in row["photos"]]
     told = {
         "title": row["title"],

@@ -100,6 +100,16 @@ class Catalogues:
         return MappingProxyType(categories)
 
     @cached_property
+    def about_people(self) -> frozenset[str]:
+        """Codes of the matters that are about a person in any version, in force or not."""
+        return frozenset(
+            code
+            for version in self.versions
+            for code, matter in version.matters.items()
+            if matter.needs_person
+        )
+
+    @cached_property
     def category_names_zh(self) -> Mapping[str, str]:
         return _names_zh(self.categories)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, timedelta
 from pathlib import Path
@@ -14,14 +15,28 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline import metrics
 from pipeline.errors import UnavailableError
-from pipeline.read.explain import _STORED_COLUMNS, _content
+from pipeline.process.flow import Block, PartitionState, process_block
+from pipeline.read.explain import _STORED_COLUMNS, _content, explain
 from pipeline.read.gauges import business_gauges, refresh
 from pipeline.read.kpi import BY
 from pipeline.read.routes import OPENAPI_PATHS, read_routes
+from pipeline.reference.load import load_directory
+from pipeline.settings import Settings
+from pipeline.sink.tables import Extent, Sink
 from pipeline.store.migrate import migrate
 from tests.conftest import new_client
-from tests.integration.read_world import INC, NOW, PARTITION, http_over, reader_over, store_block
-from tests.integration.worker_world import catalogues
+from tests.integration.read_world import CITIZEN, INC, NOW, PARTITION, http_over, reader_over, store_block
+from tests.integration.worker_world import (
+    GRID,
+    NOON,
+    PRIVACY,
+    catalogues,
+    event,
+    load_reference,
+    record,
+    rules_of,
+)
+from tests.security.fakes import fake_id
 
 DATABASE = "test_read_routes"
 WINDOW = {"from": "2026-05-01T00:00:00+08:00", "to": "2026-05-02T00:00:00+08:00"}
@@ -112,8 +127,8 @@ def test_why_a_case_about_people_was_voided_is_withheld_too() -> None:
     row = dict.fromkeys(_STORED_COLUMNS.replace(",", " ").split()) | {
         "occurred_at": NOW, "photos": [], "void_reason": "he moved to his son", "title": "t",
     }  # fmt: skip
-    assert _content(row, [], catalogues(), hidden=False)["void_reason"] == "he moved to his son"
-    hidden = _content(row, [], catalogues(), hidden=True)
+    assert _content(row, withheld=False)["void_reason"] == "he moved to his son"
+    hidden = _content(row, withheld=True)
     assert (hidden["withheld"], hidden["void_reason"], hidden["title"]) == (True, None, None)
 
 
@@ -145,6 +160,110 @@ async def test_keys_are_shortened_and_protected_reporters_never_shown(http: http
         }  # fmt: skip
         assert "abab" not in answer.text
         assert "陈" not in answer.text
+
+
+SUBJECT = fake_id(1)
+NOBODY = {"type": None, "key": None, "name": None, "phone": None, "protected": True}
+HOTLINE: dict[str, Any] = {"channel": "hotline_12345", "actor": CITIZEN}
+WORDS: dict[str, Any] = {"title": "病人", "description": "他家住某街"}
+
+
+def shown(client: Client, number: int | str) -> dict[str, Any]:
+    found = explain(
+        client, "handset", f"e{number}", catalogues=catalogues(), now=NOW, retention=timedelta(days=90)
+    )
+    assert found
+    return found
+
+
+def stored(client: Client, directory: Path, *blocks: list[dict[str, Any]]) -> None:
+    load_reference(client, directory / "places")
+    (directory / "persons").mkdir()
+    line = json.dumps({"id_number": SUBJECT, "home_grid_code": GRID})
+    (directory / "persons" / "persons.ndjson").write_text(line + "\n")
+    load_directory(client, directory / "persons", PRIVACY)
+    state, rules = PartitionState.empty(Settings()), rules_of(client)
+    for offset, documents in enumerate(blocks):
+        block = Block(PARTITION, [record(offset, *documents)])
+        result = process_block(block, state, rules)
+        extents = [Extent(PARTITION, block.lo, block.hi)]
+        Sink(client, "grid.events").write(result, inc=INC, blocks=extents, rules=rules.digest)
+
+
+@pytest.mark.parametrize("matter", ["DM-02", "PO-01"])
+def test_a_protected_reporter_is_not_shown_by_what_follows_a_resend(
+    clickhouse: Client, tmp_path: Path, matter: str
+) -> None:
+    """The resend's case has no report of its own: `duplicates` alone tells what it is about."""
+    about = {**HOTLINE, "matter_code": matter, "persons": [{"id_number": SUBJECT, "role": "subject"}]}
+    report = event(1, **about)
+    resend = event(2, minutes=1, **about) | {"description": report["description"]}
+    after = event(3, event_type="FEEDBACK", case_id="c2", matter_code=None, minutes=6, **HOTLINE)
+    stored(clickhouse, tmp_path, [report, resend, after])
+    assert shown(clickhouse, 2)["outcome"] == "duplicate"
+    told = shown(clickhouse, 3)
+    assert (told["actor"], told["content"]["withheld"]) == (NOBODY, True)
+
+
+@pytest.mark.parametrize("asked", [1, 3, 4])
+def test_a_submission_that_is_sent_again_under_a_protected_matter_hides_its_reporter(
+    clickhouse: Client, tmp_path: Path, asked: int
+) -> None:
+    """One submission id makes a resend whatever its matter, and the resend's answer names the report."""
+    once: dict[str, Any] = {**HOTLINE, "submission_id": "s-1"}
+    report = event(1, matter_code="SA-07", **once)
+    resend = event(2, minutes=1, matter_code="PO-01", **once)
+    after = [
+        event(number, event_type="FEEDBACK", case_id=case, matter_code=None, minutes=6, **HOTLINE)
+        for number, case in ((3, "c1"), (4, "c2"))
+    ]
+    stored(clickhouse, tmp_path, [report, resend, *after])
+    assert shown(clickhouse, 2)["outcome"] == "duplicate"
+    assert shown(clickhouse, asked)["actor"] == NOBODY
+
+
+def test_what_comes_before_its_report_shows_nobody(clickhouse: Client, tmp_path: Path) -> None:
+    """Its own matter is no proof: the case may be about another."""
+    early = [
+        event(number, event_type="HANDLING", case_id=case, matter_code=code, minutes=6, **HOTLINE)
+        for number, case, code in ((1, "c9", None), (2, "c9", "SA-07"), (3, "c8", None))
+    ]
+    stored(clickhouse, tmp_path, early)
+    for number in (1, 2, 3):
+        told = shown(clickhouse, number)
+        assert (told["actor"], told["content"]["withheld"]) == (NOBODY, True)
+    reports = [event(8, matter_code="SA-07", **HOTLINE), event(9, matter_code="DM-02", **HOTLINE)]
+    stored(clickhouse, tmp_path / "again", early, reports)
+    assert (shown(clickhouse, 2)["actor"], shown(clickhouse, 1)["actor"]) == (NOBODY, NOBODY)
+    told = shown(clickhouse, 3)
+    assert (told["actor"]["protected"], told["content"]["withheld"]) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("matter", "occurred_at"),
+    [
+        ("PS-02", "2021-03-01T12:00:00+08:00"),  # before the list was in force
+        ("PS-02", "2001-03-01T12:00:00+08:00"),
+        ("TMP-2022-EPI-01", NOON.isoformat()),  # after it expired
+    ],
+)
+def test_words_about_people_are_withheld_whenever_it_happened(
+    clickhouse: Client, tmp_path: Path, matter: str, occurred_at: str
+) -> None:
+    about = {**HOTLINE, **WORDS, "matter_code": matter}
+    report = record(0, event(1, **about) | {"occurred_at": occurred_at}, received=NOON)
+    later = {**about, "matter_code": None, "event_type": "HANDLING", "case_id": "c1"}
+    follow = record(1, event(2, **later) | {"occurred_at": occurred_at}, received=NOON)
+    load_reference(clickhouse, tmp_path)
+    rules, block = rules_of(clickhouse), Block(PARTITION, [report, follow])
+    result = process_block(block, PartitionState.empty(rules.settings), rules)
+    Sink(clickhouse, "grid.events").write(
+        result, inc=INC, blocks=[Extent(PARTITION, block.lo, block.hi)], rules=rules.digest
+    )
+    for number in (1, 2):
+        content = shown(clickhouse, number)["content"]
+        assert content["withheld"], number
+        assert [content[name] for name in ("title", "description", "lon", "lat")] == [None] * 4
 
 
 async def test_an_unknown_event_is_404_and_one_past_its_retention_410(
