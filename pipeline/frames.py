@@ -206,7 +206,7 @@ CASE_EVENT: Final[Schema] = {
     "self_handled": pl.Boolean(),
     "rating": pl.Int8(),
     "department": pl.String(),  # named by DISPATCHED
-    "level": pl.String(),  # named by ESCALATED
+    "level": pl.String(),  # named by ESCALATED; one of CASE_LEVELS
     "evidence_pending": pl.Boolean(),
     "backfill": pl.Boolean(),
     "channel": pl.String(),
@@ -215,6 +215,18 @@ CASE_EVENT: Final[Schema] = {
     "category": pl.String(),
     "lead_department": pl.String(),
 }
+
+_LEVELS_ZH: Final = (
+    "最小单元", "网格", "村", "社区", "村居", "镇", "街道", "镇街", "区", "县", "区县", "市", "省",
+)  # fmt: skip
+#: What a case keeps of the level that a case is raised to (提级办理). The attribute is free text, and a case,
+#: which no erasure and no retention reaches, must not hold words that may name a person.
+CASE_LEVELS: Final = (
+    "unit", "grid", "village", "community", "town", "street", "county", "district", "city", "province",
+    *"123456789",
+    *_LEVELS_ZH,
+    *(f"{level}级" for level in _LEVELS_ZH),
+)  # fmt: skip
 
 #: An entry of a case's set: the event as the fold sees it, and the topic incarnation of its position.
 CASE_SET: Final[Schema] = {**CASE_EVENT, "_inc": pl.UInt64()}

@@ -20,6 +20,7 @@ from pipeline.contract.privacy import Privacy
 from pipeline.errors import ContractError, TransientError
 from pipeline.frames import (
     CASE_EVENT,
+    CASE_LEVELS,
     DECISION,
     DECODED,
     DUPLICATE,
@@ -317,11 +318,14 @@ def case_events_of(stored: pl.DataFrame, resent: pl.DataFrame) -> pl.DataFrame:
     """CASE_EVENT rows: one per stored event, one per resend (its case is known as a duplicate's).
 
     stored : the STORED columns named in CASE_EVENT; resent : DUPLICATE, level L2.
-    A canary event belongs to no case.
+    A canary event belongs to no case. Of a level only CASE_LEVELS are kept.
     """
     canaries = stored["source"] == CANARY_SOURCE
     if canaries.any():  # a filter copies every column
         stored = stored.filter(~canaries)
+    levels = stored["level"]
+    if levels.null_count() < levels.len():  # few events have one
+        stored = stored.with_columns(levels.set(~levels.is_in(CASE_LEVELS).fill_null(True), None))
     rank = pl.col("event_type").replace_strict(RANK, return_dtype=pl.UInt8)
     own = stored.select(
         "case_id",

@@ -217,6 +217,7 @@ def _content(row: dict[str, Any], *, withheld: bool) -> dict[str, Any]:
         "photo_hashes": [(photo["sha256"] or "")[:8] for photo in photos],
         "photo_taken_at": [instant(photo["taken_at"]) for photo in photos],
         "void_reason": row["void_reason"],
+        "level": row["level"],
     }
     return {
         "withheld": withheld,
@@ -227,7 +228,6 @@ def _content(row: dict[str, Any], *, withheld: bool) -> dict[str, Any]:
         "primary_case_id": row["primary_case_id"],
         "rating": row["rating"],
         "department": row["department"],
-        "level": row["level"],
         "self_handled": row["self_handled"],
     }
 

@@ -16,11 +16,11 @@ from pipeline.settings import Settings
 
 #: What a clerk reads of a single event; `GET /v1/events/…` answers 410 after the same time.
 DETAILS: Final = (
-    "actor_name", "actor_phone", "address", "attributes", "description", "lat", "lon", "photos", "title",
-    "void_reason",
+    "actor_name", "actor_phone", "address", "attributes", "description", "lat", "level", "lon",
+    "organisation_name", "photos", "request_id", "title", "unit_code", "void_reason",
 )  # fmt: skip
-#: What links an event to a person.
-LINKS: Final = ("actor_key", "person_facts", "persons", "submission_id")
+#: What links an event to a person, or to what else the person sent.
+LINKS: Final = ("actor_key", "l2_hi", "l2_lo", "person_facts", "persons", "submission_id")
 _EVENT_TABLES: Final = ("events", "rejections")
 _TTL: Final = "toDateTime({}) + toIntervalDay({})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.runtime import store
 from pipeline.runtime.doctor import _schema
 from pipeline.settings import Settings
 from pipeline.store.migrate import _script, check_schema, current_revision, head_revision, migrate
+from tests.integration.case_world import World, chain
 
 REVISIONS = [revision.revision for revision in reversed(list(_script().walk_revisions()))]
 
@@ -64,6 +66,37 @@ def database(open_client: Client) -> Iterator[str]:
     yield name
     open_client.command(f"DROP DATABASE IF EXISTS {name}")
     open_client.database = "default"
+
+
+def test_words_in_the_levels_of_stored_cases_go(open_client: Client, database: str) -> None:
+    migrate(open_client, database, "0011")
+    world = World(open_client)
+    given: list[str | None] = ["报陈主任", "district", None, "陈小明", "市级"]
+    steps = [("REPORTED", 0.0), ("ACCEPTED", 1.0), ("DISPATCHED", 2.0), ("SIGNED", 3.0)]
+    for number, level in enumerate(given):
+        raised = ("ESCALATED", 4.0 + number, {"level": level})
+        world.write(*chain(f"c{number}", [*steps, raised]))
+        world.write(*chain("c", [*(steps if not number else ()), raised, ("DISPATCHED", 4.5 + number)]))
+    states = [world.case(name) for name in ("c", *(f"c{number}" for number in range(5)))]
+    migrate(open_client, database)
+    pending = "SELECT count() FROM system.mutations WHERE database = currentDatabase() AND NOT is_done"
+    while open_client.query(pending).result_rows[0][0]:
+        time.sleep(0.1)
+    held = "SELECT e.level FROM case_events ARRAY JOIN events AS e WHERE e.level IS NOT NULL ORDER BY e.level"
+    assert [word for (word,) in open_client.query(held).result_rows] == [
+        "district",
+        "district",
+        "市级",
+        "市级",
+    ]
+    (row,) = open_client.query("SELECT legal_levels FROM cases FINAL WHERE case_id = 'c'").result_rows
+    assert [word for word in row[0] if word] == ["district", "市级"]
+    stored = open_client.query("SELECT case_id, level FROM cases FINAL ORDER BY case_id").result_rows
+    levels = [None, "district", None, None, "市级"]
+    assert stored == [("c", "市级"), *((f"c{number}", level) for number, level in enumerate(levels))]
+    for was in states:  # nothing else changed
+        now = world.case(was["case_id"])
+        assert {**now, "level": 0, "legal_levels": 0} == {**was, "level": 0, "legal_levels": 0}
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

@@ -125,11 +125,13 @@ async def test_what_came_in_is_told_and_withheld_where_it_is_about_people(http: 
 
 def test_why_a_case_about_people_was_voided_is_withheld_too() -> None:
     row = dict.fromkeys(_STORED_COLUMNS.replace(",", " ").split()) | {
-        "occurred_at": NOW, "photos": [], "void_reason": "he moved to his son", "title": "t",
+        "occurred_at": NOW, "photos": [], "void_reason": "he moved to his son", "title": "t", "level": "his",
     }  # fmt: skip
-    assert _content(row, withheld=False)["void_reason"] == "he moved to his son"
+    words = ("void_reason", "title", "level")
+    told = _content(row, withheld=False)
+    assert [told[name] for name in words] == [row[name] for name in words]
     hidden = _content(row, withheld=True)
-    assert (hidden["withheld"], hidden["void_reason"], hidden["title"]) == (True, None, None)
+    assert [hidden[name] for name in ("withheld", *words)] == [True, None, None, None]
 
 
 async def test_a_rejected_event_names_the_rules_that_failed(http: httpx.AsyncClient) -> None:

@@ -55,8 +55,8 @@ GRANT SELECT ON system.parts TO grid_api;
 GRANT SELECT ON system.disks TO grid_api;
 
 -- Grafana, reports, analysts: figures, no persons. Left out of each table:
---   events: submission_id, actor_key, actor_name, actor_phone, persons, person_facts, lon, lat, address, photos, title, description, void_reason, attributes, request_id, unit_code, l2_hi, l2_lo, content_hash, organisation_name
---   rejections: submission_id, actor_key, actor_name, actor_phone, persons, person_facts, lon, lat, address, photos, title, description, void_reason, attributes, request_id, unit_code, l2_hi, l2_lo, content_hash, organisation_name
+--   events: submission_id, actor_key, actor_name, actor_phone, persons, person_facts, lon, lat, address, photos, title, description, void_reason, attributes, request_id, unit_code, l2_hi, l2_lo, content_hash, organisation_name, level
+--   rejections: submission_id, actor_key, actor_name, actor_phone, persons, person_facts, lon, lat, address, photos, title, description, void_reason, attributes, request_id, unit_code, l2_hi, l2_lo, content_hash, organisation_name, level
 --   ref_grids: lead_worker_key, worker_keys, leader_in_residence_key, police_deputy_key
 --   ref_units: unit_head_key
 --   ref_persons, ref_staff, quarantine, ref_erasures: all of them
@@ -64,7 +64,7 @@ CREATE ROLE IF NOT EXISTS grid_analyst SETTINGS PROFILE 'grid_reading';
 GRANT SELECT (
     _inc, _part, _off, _idx, _blk_lo, _blk_hi, _rules, event_id, source, event_type, case_id, occurred_at,
     ingested_at, channel, matter_code, grid_code, actor_type, crs, organisation_code, due_at, primary_case_id,
-    rating, department, level, self_handled, backfill, key_version, id_hi, id_lo, grid_found, grid_active,
+    rating, department, self_handled, backfill, key_version, id_hi, id_lo, grid_found, grid_active,
     grid_version, grid_name, grid_type, grid_risk_tags, unit_found, point_in_grid, point_distance_m,
     staff_found, staff_active, staff_kind, staff_department, staff_in_grid, staff_in_district,
     staff_channel_rights, persons_given, persons_found, organisation_found, route_department, outcome,
@@ -75,7 +75,7 @@ GRANT SELECT (
 GRANT SELECT (
     _inc, _part, _off, _idx, _blk_lo, _blk_hi, _rules, event_id, source, event_type, case_id, occurred_at,
     ingested_at, channel, matter_code, grid_code, actor_type, crs, organisation_code, due_at, primary_case_id,
-    rating, department, level, self_handled, backfill, key_version, id_hi, id_lo, grid_found, grid_active,
+    rating, department, self_handled, backfill, key_version, id_hi, id_lo, grid_found, grid_active,
     grid_version, grid_name, grid_type, grid_risk_tags, unit_found, point_in_grid, point_distance_m,
     staff_found, staff_active, staff_kind, staff_department, staff_in_grid, staff_in_district,
     staff_channel_rights, persons_given, persons_found, organisation_found, route_department, outcome,
