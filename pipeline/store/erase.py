@@ -2,7 +2,8 @@
 
 Rows of events stay with their times, codes and outcomes, so that official figures do not change: they count
 cases, and `case_events` and `cases` hold no person. What goes: keys, masked names and phones, persons, person
-facts, places, texts and photos of every event that the person reported or that concerns it.
+facts, places, texts and photos of every event that the person reported or that concerns it; and texts and
+places of every other event of a case that it reported or that concerns it, whoever wrote them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.clock import utc_now
 from pipeline.errors import PermanentError, UnavailableError
-from pipeline.reference.erased import ERASURES, PERSONAL
+from pipeline.reference.erased import ERASURES, PERSONAL, WORDS
 from pipeline.store.erasure_list import Erasure, stored_erasures
 
 _EVENT_TABLES: Final = ("events", "rejections")
 _MINE: Final = "has({keys:Array(String)}, ifNull(%s, ''))"
+_REPORTER: Final = _MINE % "actor_key"
+_CONCERNED: Final = (
+    f"(arrayExists(p -> {_MINE % 'p.key'}, persons) OR arrayExists(p -> {_MINE % 'p.key'}, person_facts))"
+)
+#: Rows of these cases that still hold texts or a place.
+_TOLD_OF: Final = "has({cases:Array(String)}, case_id) AND (" + " OR ".join(
+    f"{name} IS NOT NULL" for name in WORDS
+) + ")"  # fmt: skip
 #: Tables that keep pseudonyms of erased persons on purpose: the list that stops them from coming back.
 _KEPT: Final = frozenset({"ref_erasures"})
 #: Tables whose rows say when they were received and may hold a pseudonym.
@@ -37,16 +46,20 @@ _POLL_SECONDS: Final = 0.2
 class Evidence:
     """What was done for one request, without the person: for the file and for whoever asked.
 
-    keys : number of pseudonyms looked for; found, left : rows that held one, by table, before and after;
-    mutations : by table, ids of `system.mutations`, all done. doubtful : rows, by table, that show the masked
-    phone and hold no key of `keys`: a report under an identity number or a worker's key holds no pseudonym of
-    the phone, and others share the mask, so that only the person's identity number can tell.
+    keys : number of pseudonyms looked for; found : rows that held one, by table; cases : cases that the
+    person reported or that concern it; words : rows of these with texts or a place, by table, the person's
+    own among them; left : rows of either kind afterwards; mutations : by table, ids of `system.mutations`,
+    all done. doubtful : rows, by table, that show the masked phone and hold no key of `keys`: a report under
+    an identity number or a worker's key holds no pseudonym of the phone, and others share the mask, so that
+    only the person's identity number can tell.
     """
 
     request_id: str
     erased_at: str
     keys: int
     found: dict[str, int] = field(default_factory=dict)
+    cases: int = 0
+    words: dict[str, int] = field(default_factory=dict)
     mutations: dict[str, list[str]] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
     doubtful: dict[str, int] = field(default_factory=dict)
@@ -81,9 +94,12 @@ def scan(client: Client, database: str, keys: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def entomb(client: Client, keys: Mapping[str, int], request_id: str, at: datetime) -> None:
+def entomb(
+    client: Client, keys: Mapping[str, int], request_id: str, at: datetime, cases: Sequence[str] = ()
+) -> None:
     """Put the pseudonyms on the list that loads and workers consult, and tell the workers.
 
+    cases : of the person, whose events are to lose their texts when a worker reads them again.
     Raises PermanentError unless the list holds all of them then.
     """
     now, mark = utc_now(), mark_of(keys, at)
@@ -95,6 +111,14 @@ def entomb(client: Client, keys: Mapping[str, int], request_id: str, at: datetim
         column_names=["person_key", "key_version", "erased_at", "request_id"],
         settings=token,
     )
+    if cases:
+        mark = mark_of(cases, at)
+        client.insert(
+            "ref_erased_cases",
+            [[case_id, at, request_id] for case_id in cases],
+            column_names=["case_id", "erased_at", "request_id"],
+            settings=token | {"insert_deduplication_token": f"erase-cases:{mark}"},
+        )
     client.insert(
         "ref_loads",
         [[kind, load, len(keys), "", now] for kind in (ERASURES, "persons", "staff")],
@@ -140,9 +164,11 @@ def erase(
     """
     started = time.monotonic()
     evidence = Evidence(request_id, at.isoformat(), len(keys))
-    entomb(client, keys, request_id, at)
+    names = sorted(keys)
+    cases = cases_of(client, names)
+    entomb(client, keys, request_id, at, cases)
     settle()
-    _delete(client, database, sorted(keys), evidence, since=at, deadline=started + seconds)
+    _delete(client, database, names, cases, evidence, since=at, deadline=started + seconds)
     if masks:
         evidence.doubtful = {table: rows for table, rows in scan(client, database, masks).items() if rows}
     evidence.seconds = round(time.monotonic() - started, 3)
@@ -208,16 +234,36 @@ def reapply(
             group = groups.setdefault((erasure.erased_at, erasure.request_id), {})
             group[erasure.person_key] = erasure.key_version
     for (at, request_id), keys in sorted(groups.items()):
-        entomb(client, keys, request_id, at)
+        entomb(client, keys, request_id, at, cases_of(client, sorted(keys)))
     if groups:
         settle()
     names = sorted({name for keys in groups.values() for name in keys})
     evidence.keys = len(names)
     for begin in range(0, max(len(names), 1), _KEYS_AT_ONCE):
         some = names[begin : begin + _KEYS_AT_ONCE]
-        _delete(client, database, some, evidence, since=now, deadline=started + seconds)
+        _delete(
+            client, database, some, cases_of(client, some), evidence, since=now, deadline=started + seconds
+        )
     evidence.seconds = round(time.monotonic() - started, 3)
     return evidence
+
+
+def cases_of(client: Client, names: Sequence[str]) -> list[str]:
+    """Cases that the holders of these pseudonyms reported, at first or again, or that concern them."""
+    if not names:
+        return []
+    mine = f"({_REPORTER} AND event_type IN ('DISCOVERED', 'REPORTED')) OR {_CONCERNED}"
+    each = " UNION ALL ".join(f"SELECT case_id FROM {table} WHERE {mine}" for table in _EVENT_TABLES)
+    found = client.query(
+        f"""
+        WITH mine AS ({each})
+        SELECT DISTINCT case_id FROM (
+            SELECT case_id FROM mine
+            UNION ALL SELECT case_id FROM duplicates WHERE original_case_id IN mine
+        ) ORDER BY case_id""",
+        {"keys": list(names)},
+    )
+    return [case_id for (case_id,) in found.result_rows]
 
 
 def _holds_earlier(client: Client, erasure: Erasure) -> bool:
@@ -239,43 +285,88 @@ def _delete(
     client: Client,
     database: str,
     names: Sequence[str],
+    cases: Sequence[str],
     evidence: Evidence,
     *,
     since: datetime,
     deadline: float,
 ) -> None:
-    """Rewrite every row that holds one of the pseudonyms; the evidence tells what was there and is left."""
+    """Rewrite every row of these cases, then every row that holds one of the pseudonyms; the evidence tells
+    what was there and is left. In this order: what is cut short finds its cases by the pseudonyms again."""
+    evidence.cases += len(cases)
+    for begin in range(0, len(cases), _KEYS_AT_ONCE):
+        some = cases[begin : begin + _KEYS_AT_ONCE]
+        _forget_words(client, database, some, evidence, since=since, deadline=deadline)
     found = scan(client, database, names)
     mutations = _mutations(client, found)
     for statement in mutations.values():
         client.command(statement, parameters={"keys": list(names)}, settings={"mutations_sync": 0})
-    done = _wait(client, database, list(mutations), since, deadline)
+    _note(evidence, _wait(client, database, list(mutations), since, deadline))
     left = scan(client, database, names)
-    for table, ids in done.items():
-        evidence.mutations[table] = sorted({*evidence.mutations.get(table, ()), *ids})
-    for counts, more in ((evidence.found, found), (evidence.left, left)):
-        for table, rows in more.items():
-            counts[table] = counts.get(table, 0) + rows
+    _add(evidence.found, found)
+    _add(evidence.left, left)
     evidence.tables_scanned = sorted(evidence.left)
+
+
+def _forget_words(
+    client: Client,
+    database: str,
+    cases: Sequence[str],
+    evidence: Evidence,
+    *,
+    since: datetime,
+    deadline: float,
+) -> None:
+    """Take texts and places from all events of these, few, cases."""
+    found = _told_of(client, cases)
+    nothing = ", ".join(f"{name} = NULL" for name in WORDS)
+    for table in found:
+        client.command(
+            f"ALTER TABLE {table} UPDATE {nothing} WHERE {_TOLD_OF}",
+            parameters={"cases": list(cases)},
+            settings={"mutations_sync": 0},
+        )
+    _note(evidence, _wait(client, database, list(found), since, deadline))
+    _add(evidence.words, found)
+    _add(evidence.left, _told_of(client, cases))
+
+
+def _told_of(client: Client, cases: Sequence[str]) -> dict[str, int]:
+    """Rows of these cases with texts or a place, by table that has any."""
+    counted = {
+        table: client.query(
+            f"SELECT count() FROM {table} WHERE {_TOLD_OF}", {"cases": list(cases)}
+        ).result_rows[0][0]
+        for table in _EVENT_TABLES
+    }
+    return {table: int(rows) for table, rows in counted.items() if rows}
+
+
+def _note(evidence: Evidence, mutations: Mapping[str, Sequence[str]]) -> None:
+    for table, ids in mutations.items():
+        evidence.mutations[table] = sorted({*evidence.mutations.get(table, ()), *ids})
+
+
+def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for table, rows in more.items():
+        counts[table] = counts.get(table, 0) + rows
 
 
 def _mutations(client: Client, found: Mapping[str, int]) -> dict[str, str]:
     """The statement of each table that holds something."""
-    reporter = _MINE % "actor_key"
-    concerned = "arrayExists(p -> " + _MINE % "p.key" + ", persons)"
     statements = {
         table: f"ALTER TABLE {table} UPDATE "
         + ", ".join(
             [
-                *(f"{name} = if({reporter}, NULL, {name})" for name in ("actor_name", "actor_phone")),
+                *(f"{name} = if({_REPORTER}, NULL, {name})" for name in ("actor_name", "actor_phone")),
                 *(f"{name} = NULL" for name in PERSONAL),
                 f"persons = arrayFilter(p -> NOT {_MINE % 'p.key'}, persons)",
                 f"person_facts = arrayFilter(p -> NOT {_MINE % 'p.key'}, person_facts)",
                 "photos = []",
-                f"actor_key = if({reporter}, NULL, actor_key)",
+                f"actor_key = if({_REPORTER}, NULL, actor_key)",
             ]
         )
-        + f" WHERE {reporter} OR {concerned} OR arrayExists(p -> {_MINE % 'p.key'}, person_facts)"
+        + f" WHERE {_REPORTER} OR {_CONCERNED}"
         for table in _EVENT_TABLES
     }
     statements |= {

@@ -82,7 +82,7 @@ def records() -> list[Record]:
         record(3, event(4, **{**hotline, **by_me}, minutes=1) | {"matter_code": "NO-SUCH"}),
         record(4, event(5, **hotline, actor={**CITIZEN, "id_number": OTHERS}, description="路灯坏了")),
         record(5, event(6)),
-        record(6, event(7, event_type="ACCEPTED", case_id="c1", minutes=9)),
+        record(6, event(7, event_type="ACCEPTED", case_id="c1", minutes=9, description="老人陈小明已送医")),
         record(7, event(9, **hotline, **WITH_OWN_KEY)),
         record(8, event(10, **hotline, actor={**CITIZEN, "key": "wx_openid_1", "phone": PHONE})),
     ]
@@ -170,6 +170,12 @@ def test_person_is_gone_everywhere_and_figures_stay(clickhouse: Client, tmp_path
     assert other == [PRIVACY.person_key(OTHERS), "路灯坏了"]
     (worker,) = rows(clickhouse, "SELECT actor_key FROM events FINAL WHERE event_id = 'e2'")
     assert worker == ["w-0001"]
+    # what staff wrote of the case goes, who wrote it stays
+    (told,) = rows(clickhouse, "SELECT actor_key, description, lon FROM events FINAL WHERE event_id = 'e7'")
+    assert told == [WORKER, None, None]
+    assert (evidence.cases, evidence.words) == (6, {"events": 7, "rejections": 1})
+    (elsewhere,) = rows(clickhouse, "SELECT lon FROM events FINAL WHERE event_id = 'e6'")
+    assert elsewhere != [None]
 
 
 @pytest.mark.parametrize(("given", "kept"), [("报陈主任", None), ("district", "district"), (2, "2")])
@@ -188,7 +194,7 @@ def test_a_case_keeps_of_a_level_what_cannot_name_anybody(
 
 
 EVERYTHING = [
-    f"SELECT * EXCEPT(_inc, stored_at) FROM {table} FINAL ORDER BY _part, _off, _idx"
+    f"SELECT * EXCEPT(_inc, _blk_lo, _blk_hi, stored_at) FROM {table} FINAL ORDER BY _part, _off, _idx"
     for table in ("events", "rejections", "duplicates")
 ]
 
@@ -234,7 +240,15 @@ def test_replay_brings_nothing_back(clickhouse: Client, tmp_path: Path) -> None:
     erased = [rows(clickhouse, query) for query in EVERYTHING]
     for table in ("events", "rejections", "duplicates", "case_events", "cases"):
         clickhouse.command(f"TRUNCATE TABLE {table}")
-    store(clickhouse, rules_of(clickhouse), records(), inc=INC + 1)
+    # what staff wrote comes in a block of its own, which names nobody
+    state, rules = PartitionState.empty(Settings()), rules_of(clickhouse)
+    for part in (records()[:6], records()[6:7], records()[7:]):
+        block = Block(0, part)
+        result = process_block(block, state, rules)
+        Sink(clickhouse, "grid.events").write(
+            result, inc=INC + 1, blocks=[Extent(0, block.lo, block.hi)], rules=rules.digest
+        )
+        refresh_cases(clickhouse, INC + 1, [(0, block.lo, block.hi)])
     assert [rows(clickhouse, query) for query in EVERYTHING] == erased
     assert rows(clickhouse, fingerprints)[0][0] == reports - 5
     assert official(clickhouse) == figures

@@ -41,6 +41,7 @@ GRANT SELECT, INSERT ON grid.ref_organisations TO grid_loader;
 GRANT SELECT, INSERT ON grid.ref_modes TO grid_loader;
 GRANT SELECT, INSERT ON grid.ref_loads TO grid_loader;
 GRANT SELECT ON grid.ref_erasures TO grid_loader;
+GRANT SELECT ON grid.ref_erased_cases TO grid_loader;
 -- Not INSERT: the key that the store is filled with is a gateway's or worker's, never that of who loads first.
 GRANT SELECT ON grid.pseudonym_keys TO grid_loader;
 GRANT SELECT ON grid.alembic_version TO grid_loader;
@@ -59,7 +60,7 @@ GRANT SELECT ON system.disks TO grid_api;
 --   rejections: submission_id, actor_key, actor_name, actor_phone, persons, person_facts, lon, lat, address, photos, title, description, void_reason, attributes, request_id, unit_code, l2_hi, l2_lo, content_hash, organisation_name, level
 --   ref_grids: lead_worker_key, worker_keys, leader_in_residence_key, police_deputy_key
 --   ref_units: unit_head_key
---   ref_persons, ref_staff, quarantine, ref_erasures: all of them
+--   ref_persons, ref_staff, quarantine, ref_erasures, ref_erased_cases: all of them
 CREATE ROLE IF NOT EXISTS grid_analyst SETTINGS PROFILE 'grid_reading';
 GRANT SELECT (
     _inc, _part, _off, _idx, _blk_lo, _blk_hi, _rules, event_id, source, event_type, case_id, occurred_at,
