@@ -228,8 +228,13 @@ def migrate(
     data_dir: DataDir = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Bring the database to the newest schema, publish the catalogue, create the topic (with --kafka)."""
+    """Bring the database to the newest schema, publish the catalogue, create the topic (with --kafka).
+
+    Also sets what retention needs, and begins to delete what emergency modes left and residents who were
+    withdrawn: run it every night.
+    """
     from pipeline.cli.reference import refuse_unnamed
+    from pipeline.clock import utc_now
     from pipeline.kafka_access import librdkafka_options
     from pipeline.rules.catalogue import load_catalogues
     from pipeline.rules.publish import publish
@@ -237,7 +242,7 @@ def migrate(
     from pipeline.store.client import BridgeAddress, connect
     from pipeline.store.key_ring import hold_ring
     from pipeline.store.migrate import migrate as run_migrations
-    from pipeline.store.retention import apply_retention
+    from pipeline.store.retention import apply_retention, forget_ended
 
     settings = load_settings(data_dir=data_dir, kafka=kafka, clickhouse=clickhouse)
     embedded = settings.clickhouse is None
@@ -248,6 +253,7 @@ def migrate(
     client = connect(settings, database="")
     before, after = run_migrations(client, settings.database)
     apply_retention(client, settings)
+    forget_ended(client, utc_now())
     publish(client, catalogues)
     if alone:
         # `up` makes none for a store that is there

@@ -27,8 +27,10 @@ _BY_MATTER: Final = {
     "PS-05": ("child_care",),
     "PO-09": ("child_care",),
 }
-#: Health is seen by these categories, and only while an emergency mode acted on the report.
-_HEALTH_CATEGORIES: Final = ("PS", "ER")
+#: Flags that only a report on which an emergency mode acted may have.
+EMERGENCY_FLAGS: Final = ("health_care",)
+#: They are seen by these categories.
+_EMERGENCY_CATEGORIES: Final = ("PS", "ER")
 
 #: Row b holds the names of the bits set in b.
 _FLAG_NAMES: Final = pl.Series(
@@ -52,8 +54,8 @@ def _visible_flags() -> pl.Expr:
         bits |= pl.when(category == code).then(_bits(flags)).otherwise(0).cast(pl.UInt16)
     for code, flags in _BY_MATTER.items():
         bits |= pl.when(matter == code).then(_bits(flags)).otherwise(0).cast(pl.UInt16)
-    health = pl.col("mode").is_not_null() & category.is_in(_HEALTH_CATEGORIES)
-    return bits | pl.when(health).then(_bits(("health_care",))).otherwise(0).cast(pl.UInt16)
+    emergency = pl.col("mode").is_not_null() & category.is_in(_EMERGENCY_CATEGORIES)
+    return bits | pl.when(emergency).then(_bits(EMERGENCY_FLAGS)).otherwise(0).cast(pl.UInt16)
 
 
 def enrich(judged: pl.DataFrame, reference: Reference) -> pl.DataFrame:

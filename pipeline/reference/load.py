@@ -38,6 +38,7 @@ from pipeline.reference.schema import KINDS, Kind
 from pipeline.reference.validate import check_cells, check_keys, check_parents, typed_schema
 from pipeline.store.erase import entomb
 from pipeline.store.erasure_list import stored_erasures
+from pipeline.store.retention import WITHDRAWN_KEPT
 
 #: Every insert names its token, also for small tables: the driver may send one twice (reliability C1, C13).
 _INSERT_SETTINGS: Final[dict[str, object]] = {"async_insert": 0, "insert_deduplicate": 1}
@@ -269,6 +270,8 @@ class _Load:
             stored = stored or history.Stored.load(self.client, self.kind)
             keyed = rows.with_columns(history.key_text(self.kind), history.row_digest(self.kind))
             compared = history.compare(self.kind, keyed, stored, at)
+            if self.kind.name == "persons":
+                compared = self._without_long_withdrawn(compared)
             actions = compared["action"]
             report.unchanged += int((actions == history.UNCHANGED).sum())
             report.older += int((actions == history.OLDER).sum())
@@ -285,6 +288,12 @@ class _Load:
             self.announcements.append(
                 Announcement(self.kind.name, waiting, digest.hexdigest(), at + 2 * _TICK)
             )
+
+    def _without_long_withdrawn(self, compared: pl.DataFrame) -> pl.DataFrame:
+        """A file may go on naming residents of whom nothing is stored any more: that is no change."""
+        gone = (pl.col("action") == history.NEW) & (pl.col("deleted_at") <= self.now - WITHDRAWN_KEPT)
+        action = pl.when(gone).then(pl.lit(history.UNCHANGED)).otherwise("action")
+        return compared.with_columns(action.alias("action"))
 
     def _insert(self, rows: pl.DataFrame, at: datetime, chunk: int) -> None:
         columns = [

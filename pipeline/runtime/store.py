@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 
 from pipeline import logs, metrics
+from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, GridpipeError
 from pipeline.ingest.keys import KeyStore
@@ -37,7 +38,7 @@ from pipeline.store.client import connect_server
 from pipeline.store.engine import EmbeddedEngine
 from pipeline.store.key_ring import hold_ring
 from pipeline.store.migrate import check_schema, migrate
-from pipeline.store.retention import apply_retention
+from pipeline.store.retention import apply_retention, forget_ended
 from pipeline.store.windows import check_windows
 from pipeline.tls import admin_is_secure, server_options
 
@@ -101,8 +102,11 @@ def run_store(
     check_windows(client, settings.database)
     # The embedded store's key is made before its directory: by the supervisor, a load or a migration.
     privacy = hold_ring(client, settings.pseudonym_key_path, create=engine is None)
-    if engine is not None and (changed := apply_retention(client, settings)):
-        log.info("retention_set", tables=changed)
+    if engine is not None:
+        if changed := apply_retention(client, settings):
+            log.info("retention_set", tables=changed)
+        if touched := forget_ended(client, utc_now()):
+            log.info("ended_data_deleted", tables=touched)
     publish(client, catalogues)
     client.close()
     board = StatusBoard(Status(catalogue=catalogues.digest, revision=after or ""))

@@ -2,17 +2,22 @@
 
 Source: domain 9 (raw events 90 days, person links one year, case facts three years), design 9.14 (never by
 `occurred_at`, so that a backfilled year is not deleted at once). What was not readable goes by when it was
-stored: its time may be as wrong as the rest of it, and its row may be the only trace of it.
+stored: its time may be as wrong as the rest of it, and its row may be the only trace of it. What only an
+emergency mode makes visible goes after the mode's end, and a resident after the withdrawal: no TTL knows.
 """
 
 from __future__ import annotations
 
 import re
+from datetime import datetime, timedelta
 from typing import Final
 
 from clickhouse_connect.driver.client import Client
 
+from pipeline.frames import PERSON_FACT
+from pipeline.reference.enrich import EMERGENCY_FLAGS
 from pipeline.settings import Settings
+from pipeline.store.ddl import STORED_TYPES
 
 #: What a clerk reads of a single event; `GET /v1/events/…` answers 410 after the same time.
 DETAILS: Final = (
@@ -21,7 +26,12 @@ DETAILS: Final = (
 )  # fmt: skip
 #: What links an event to a person, or to what else the person sent.
 LINKS: Final = ("actor_key", "l2_hi", "l2_lo", "person_facts", "persons", "submission_id")
+#: So long after a mode's end a report keeps what only the mode made visible (domain 9).
+EMERGENCY_KEPT: Final = timedelta(days=30)
+#: So long a withdrawn resident stays stored: who was withdrawn by mistake comes back with all versions.
+WITHDRAWN_KEPT: Final = timedelta(days=30)
 _EVENT_TABLES: Final = ("events", "rejections")
+_FACT: Final = tuple(field.name for field in PERSON_FACT.fields)
 _TTL: Final = "toDateTime({}) + toIntervalDay({})"
 
 
@@ -43,6 +53,69 @@ def apply_retention(client: Client, settings: Settings) -> list[str]:
             )
             changed.append(table)
     return changed
+
+
+def forget_ended(client: Client, now: datetime) -> list[str]:
+    """Begin to delete what no TTL can know to be over: facts of ended modes, residents who were withdrawn.
+    Returns the tables that held some."""
+    found = forget_emergency_facts(client, now)
+    return [*found, "ref_persons"] if forget_withdrawn(client, now) else found
+
+
+def forget_withdrawn(client: Client, now: datetime) -> bool:
+    """Begin to delete all versions of the residents whose newest one was withdrawn WITHDRAWN_KEPT before
+    `now`; returns whether there are any. A TTL would end that version, and show the one before it again."""
+    until = int((now - WITHDRAWN_KEPT).timestamp() * 1_000)
+    withdrawn = f"toUnixTimestamp64Milli(deleted_at) <= {until}"
+    gone = f"""
+        SELECT person_key FROM
+        (
+            SELECT person_key, deleted_at FROM ref_persons FINAL
+            WHERE person_key IN (SELECT person_key FROM ref_persons WHERE {withdrawn})
+            ORDER BY person_key, version DESC LIMIT 1 BY person_key
+        )
+        WHERE {withdrawn}"""
+    if not client.query(f"SELECT count() FROM ({gone})").result_rows[0][0]:
+        return False
+    # replicas may evaluate the list at different moments: the instant in it is one and the same
+    settings = {"mutations_sync": 0, "allow_nondeterministic_mutations": 1}
+    client.command(f"ALTER TABLE ref_persons DELETE WHERE person_key IN ({gone})", settings=settings)
+    return True
+
+
+def forget_emergency_facts(client: Client, now: datetime) -> list[str]:
+    """Begin to take EMERGENCY_FLAGS out of the reports whose mode ended EMERGENCY_KEPT before `now`; returns
+    the tables that held some. A mode that nobody knows any more has ended."""
+    until = int((now - EMERGENCY_KEPT).timestamp() * 1_000)
+    going_on = client.query(
+        """SELECT toString(mode), toString(area_code), toUnixTimestamp64Milli(valid_from)
+        FROM (SELECT * FROM ref_modes FINAL ORDER BY version DESC LIMIT 1 BY mode, area_code, valid_from)
+        WHERE valid_to IS NULL OR toUnixTimestamp64Milli(assumeNotNull(valid_to)) > {until:Int64}""",
+        {"until": until},
+    ).result_rows
+    kept = " OR ".join(
+        f"(mode = '{mode}' AND startsWith(grid_code, '{area}') "
+        f"AND toUnixTimestamp64Milli(occurred_at) >= {since})"
+        for mode, area, since in going_on
+    )
+    flags = ", ".join(f"'{flag}'" for flag in EMERGENCY_FLAGS)
+    over = (
+        f"mode IS NOT NULL AND arrayExists(f -> hasAny(f.flags, [{flags}]), person_facts) "
+        f"AND NOT ({kept or 'false'})"
+    )
+    members = ", ".join(f"f.{name}" for name in _FACT if name != "flags")
+    rest = f"({members}, arrayFilter(x -> x NOT IN ({flags}), f.flags))"
+    kind = STORED_TYPES["person_facts"]
+    touched = []
+    for table in _EVENT_TABLES:
+        if client.query(f"SELECT count() FROM {table} WHERE {over}").result_rows[0][0]:
+            client.command(
+                f"ALTER TABLE {table} UPDATE person_facts = "
+                f"CAST(arrayMap(f -> {rest}, person_facts), '{kind}') WHERE {over}",
+                settings={"mutations_sync": 0},
+            )
+            touched.append(table)
+    return touched
 
 
 def _wanted(settings: Settings) -> dict[str, list[tuple[str, str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 from pipeline.store.erase import Evidence, erase, mark_of, scan
 from pipeline.store.erasure_list import read_list
-from pipeline.store.retention import DETAILS, LINKS, apply_retention
+from pipeline.store.retention import DETAILS, LINKS, apply_retention, forget_emergency_facts, forget_ended
 from tests.conftest import new_client
 from tests.integration.worker_world import GRID, NOON, WORKER, catalogues, event, load_reference, record
 from tests.security.fakes import fake_id, fake_mobile
@@ -594,6 +595,92 @@ def test_a_new_key_brings_nobody_back_who_was_erased(
 
 
 # --- retention
+
+
+def test_residents_go_with_all_their_versions_when_they_were_withdrawn_long_ago(
+    clickhouse: Client, tmp_path: Path
+) -> None:
+    """The hidden version ends with the visible ones behind it; a file that still names it changes nothing."""
+    load_persons(clickhouse, tmp_path)
+    now = datetime.now(UTC)
+    ago = {MINE: timedelta(days=31), OTHERS: timedelta(days=29), fake_id(3): timedelta(days=400)}
+    lines = [
+        json.dumps({"id_number": number, "home_grid_code": GRID, "deleted_at": (now - past).isoformat()})
+        for number, past in ago.items()
+    ]
+    (tmp_path / "persons" / "persons.ndjson").write_text("\n".join(lines) + "\n")
+    for stored_rows, unchanged in ((2, 1), (0, 3)):
+        (report,) = load_directory(clickhouse, tmp_path / "persons", PRIVACY).files
+        assert (report.stored, report.unchanged) == (stored_rows, unchanged)
+        assert forget_ended(clickhouse, now) == (["ref_persons"] if stored_rows else [])
+        wait_for_mutations(clickhouse)
+        left = rows(clickhouse, "SELECT person_key, count() FROM ref_persons FINAL GROUP BY 1")
+        assert left == [[PRIVACY.person_key(OTHERS), 2]]
+    # withdrawn by mistake: whoever comes back is known again
+    (tmp_path / "persons" / "persons.ndjson").write_text(
+        "\n".join(json.dumps({"id_number": number, "home_grid_code": GRID}) for number in (MINE, OTHERS))
+    )
+    load_directory(clickhouse, tmp_path / "persons", PRIVACY)
+    assert forget_ended(clickhouse, now) == []
+    known = Reference.load(clickhouse, tolerance_m=200.0).people
+    keys = pl.Series([PRIVACY.person_key(MINE), PRIVACY.person_key(OTHERS)])
+    assert (known.find(keys) >= 0).tolist() == [True, True]
+
+
+def test_what_only_a_mode_makes_visible_goes_thirty_days_after_its_end(clickhouse: Client) -> None:
+    now = datetime.now(UTC)
+
+    def days(ago: int | None) -> datetime | None:
+        return None if ago is None else now - timedelta(days=ago)
+
+    modes = [
+        ("typhoon", "4407", 60, 31, 1),
+        ("flood", "440704", 60, None, 1),
+        ("heat", "440704", 60, 29, 1),
+        ("typhoon", "440703", 60, None, 1),
+        ("typhoon", "440703", 60, 31, 2),  # it was closed by a later version
+        ("typhoon", "440704", 5, None, 1),  # the next one
+    ]
+    clickhouse.insert(
+        "ref_modes",
+        [[mode, area, days(since), version, "I", days(end)] for mode, area, since, end, version in modes],
+        column_names=["mode", "area_code", "valid_from", "version", "level", "valid_to"],
+    )
+    reports = {
+        "over": ("typhoon", "440704", 50), "closed": ("typhoon", "440703", 50),
+        "open": ("flood", "440704", 50), "unknown": ("flood", "440703", 50),
+        "just over": ("heat", "440704", 50), "next": ("typhoon", "440704", 4),
+        "routine": (None, "440704", 50),
+    }  # fmt: skip
+    fact = ("k", "subject", True, "70+", None, None, GRID, ["elderly_alone", "health_care"])
+    for table in ("events", "rejections"):
+        clickhouse.insert(
+            table,
+            [
+                [name, number, mode, f"{area}001001003", days(ago), now, [fact, fact]]
+                for number, (name, (mode, area, ago)) in enumerate(reports.items())
+            ],
+            column_names=[
+                "event_id", "_off", "mode", "grid_code", "occurred_at", "ingested_at", "person_facts",
+            ],
+        )  # fmt: skip
+    assert forget_emergency_facts(clickhouse, now) == ["events", "rejections"]
+    wait_for_mutations(clickhouse)
+    assert forget_emergency_facts(clickhouse, now) == []
+    for table in ("events", "rejections"):
+        kept = {
+            name: [tuple(one.values()) for one in facts]
+            for name, facts in rows(clickhouse, f"SELECT event_id, person_facts FROM {table}")
+        }
+        rest = (*fact[:-1], ["elderly_alone"])
+        gone = {"over", "closed", "unknown"}
+        assert kept == {name: [rest, rest] if name in gone else [fact, fact] for name in reports}
+
+
+def wait_for_mutations(client: Client) -> None:
+    pending = "SELECT count() FROM system.mutations WHERE database = currentDatabase() AND NOT is_done"
+    while rows(client, pending) != [[0]]:
+        time.sleep(0.1)
 
 
 def test_details_go_first_then_links_then_rows(clickhouse: Client, tmp_path: Path) -> None:
