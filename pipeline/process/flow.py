@@ -340,6 +340,7 @@ def case_events_of(stored: pl.DataFrame, resent: pl.DataFrame) -> pl.DataFrame:
         "rank": rank,
         "outcome": pl.lit(RESENT, pl.UInt8),
         "primary_case_id": pl.col("original_case_id"),
+        "level": pl.lit(None, CASE_EVENT["level"]),  # of DUPLICATE it is another thing
         "evidence_pending": pl.lit(False),
         "backfill": pl.lit(False),
     }

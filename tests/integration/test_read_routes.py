@@ -149,6 +149,8 @@ async def test_other_outcomes(http: httpx.AsyncClient) -> None:
     resend = await found(http, "/v1/events/handset/e4")
     assert (resend["outcome"], resend["level"]) == ("duplicate", "L2")
     assert resend["duplicate_of"] == {"source": "handset", "event_id": "e1", "case_id": "c1"}
+    (of_case,) = (await found(http, "/v1/cases/c4"))["events"]
+    assert (of_case["verdict"], of_case["level"]) == ("resend", None), "no case was raised to a level"
 
 
 async def test_keys_are_shortened_and_protected_reporters_never_shown(http: httpx.AsyncClient) -> None:
