@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.frames import RANK
+from pipeline.frames import CASE_LEVELS, RANK
 from pipeline.store.ddl import MERGE_SETTINGS
 from pipeline.store.fold import HISTORY, STATE, TUPLE_TYPES, states_at
 
@@ -31,6 +31,26 @@ CASE_TABLES: Final = {
     )
     ENGINE = ReplacingMergeTree(version) ORDER BY case_id
     SETTINGS index_granularity = 1024, non_replicated_deduplication_window = 1000""",
+}
+
+_LEVELS = ", ".join(f"'{level}'" for level in CASE_LEVELS)
+_KEPT = ", ".join(
+    f"if(e.level IN ({_LEVELS}), e.level, NULL)" if name == "level" else f"e.{name}" for name in TUPLE_TYPES
+)
+_QUOTED = _TUPLE.replace("'", "''")
+#: By table: which of its rows hold something else than CASE_LEVELS, and the update that takes it away.
+LEVEL_WORDS: Final = {
+    "case_events": (
+        f"arrayExists(level -> level IS NOT NULL AND level NOT IN ({_LEVELS}), events.level)",
+        f"events = arrayMap(e -> CAST(({_KEPT}), 'Tuple({_QUOTED})'), events)",
+    ),
+    "cases": (
+        f"arrayExists(level -> level NOT IN ('', {_LEVELS}), legal_levels)",
+        (
+            f"level = if(level IN ({_LEVELS}), level, NULL), "
+            f"legal_levels = arrayMap(x -> if(x IN ({_LEVELS}), x, ''), legal_levels)"
+        ),
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from clickhouse_connect.driver.client import Client
 from pipeline.frames import PERSON_FACT
 from pipeline.reference.enrich import EMERGENCY_FLAGS
 from pipeline.settings import Settings
+from pipeline.store.case_views import LEVEL_WORDS
 from pipeline.store.ddl import STORED_TYPES
 
 #: What a clerk reads of a single event; `GET /v1/events/…` answers 410 after the same time.
@@ -56,10 +57,20 @@ def apply_retention(client: Client, settings: Settings) -> list[str]:
 
 
 def forget_ended(client: Client, now: datetime) -> list[str]:
-    """Begin to delete what no TTL can know to be over: facts of ended modes, residents who were withdrawn.
-    Returns the tables that held some."""
+    """Begin to delete what no TTL can know to be over: facts of ended modes, residents who were withdrawn,
+    and words in levels, which workers of an older release write until they are restarted (revision 0012).
+
+    Returns the tables that held some.
+    """
     found = forget_emergency_facts(client, now)
-    return [*found, "ref_persons"] if forget_withdrawn(client, now) else found
+    if forget_withdrawn(client, now):
+        found.append("ref_persons")
+    for table, (condition, update) in LEVEL_WORDS.items():
+        if client.query(f"SELECT count() FROM {table} WHERE {condition}").result_rows[0][0]:
+            statement = f"ALTER TABLE {table} UPDATE {update} WHERE {condition}"
+            client.command(statement, settings={"mutations_sync": 0})
+            found.append(table)
+    return found
 
 
 def forget_withdrawn(client: Client, now: datetime) -> bool:

@@ -14,12 +14,14 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pipeline import frames
 from pipeline.cli.serve import _serve_http
+from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError
 from pipeline.runtime import store
 from pipeline.runtime.doctor import _schema
 from pipeline.settings import Settings
 from pipeline.store.migrate import _script, check_schema, current_revision, head_revision, migrate
+from pipeline.store.retention import forget_ended
 from tests.integration.case_world import World, chain
 
 REVISIONS = [revision.revision for revision in reversed(list(_script().walk_revisions()))]
@@ -68,8 +70,10 @@ def database(open_client: Client) -> Iterator[str]:
     open_client.database = "default"
 
 
-def test_words_in_the_levels_of_stored_cases_go(open_client: Client, database: str) -> None:
-    migrate(open_client, database, "0011")
+@pytest.mark.parametrize("written", ["before the migration", "by an older worker after it"])
+def test_words_in_the_levels_of_stored_cases_go(open_client: Client, database: str, written: str) -> None:
+    early = written == "before the migration"
+    migrate(open_client, database, "0011" if early else head_revision())
     world = World(open_client)
     given: list[str | None] = ["报陈主任", "district", None, "陈小明", "市级"]
     steps = [("REPORTED", 0.0), ("ACCEPTED", 1.0), ("DISPATCHED", 2.0), ("SIGNED", 3.0)]
@@ -78,10 +82,14 @@ def test_words_in_the_levels_of_stored_cases_go(open_client: Client, database: s
         world.write(*chain(f"c{number}", [*steps, raised]))
         world.write(*chain("c", [*(steps if not number else ()), raised, ("DISPATCHED", 4.5 + number)]))
     states = [world.case(name) for name in ("c", *(f"c{number}" for number in range(5)))]
-    migrate(open_client, database)
+    if early:
+        migrate(open_client, database)
+    else:
+        assert forget_ended(open_client, utc_now()) == ["case_events", "cases"]
     pending = "SELECT count() FROM system.mutations WHERE database = currentDatabase() AND NOT is_done"
     while open_client.query(pending).result_rows[0][0]:
         time.sleep(0.1)
+    assert forget_ended(open_client, utc_now()) == []
     held = "SELECT e.level FROM case_events ARRAY JOIN events AS e WHERE e.level IS NOT NULL ORDER BY e.level"
     assert [word for (word,) in open_client.query(held).result_rows] == [
         "district",

@@ -39,6 +39,7 @@ def test_every_statement_is_what_the_engine_reads(open_client: Client) -> None:
         "ALTER SETTINGS PROFILE",
         "CREATE ROLE",
         "GRANT",
+        "REVOKE",
         "CREATE QUOTA",
         "CREATE ROW POLICY",
         "CREATE USER",

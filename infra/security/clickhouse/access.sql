@@ -84,6 +84,9 @@ GRANT SELECT (
     response_limit_seconds, resolution_limit_seconds, mode, mode_level, catalogue_version,
     late_beyond_horizon, time_adjusted, district_code, town_code, village_code, primary_reason, stored_at
 ) ON grid.rejections TO grid_analyst;
+-- Granted by earlier releases; what is granted stays until it is taken back.
+REVOKE SELECT (level) ON grid.events FROM grid_analyst;
+REVOKE SELECT (level) ON grid.rejections FROM grid_analyst;
 GRANT SELECT (
     grid_code, district_code, town_code, village_code, version, valid_from, valid_to, grid_name, grid_type,
     village_kind, boundary, centroid_lon, centroid_lat, area_km2, unit_count, building_count, dwelling_count,
