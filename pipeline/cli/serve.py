@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from pipeline.cli.common import err, out, print_error, print_json
 from pipeline.errors import ConfigurationError
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import ENV_PREFIX, Settings, load_settings
 
 if TYPE_CHECKING:
     from pipeline.runtime.supervisor import Supervisor
@@ -252,7 +252,7 @@ def migrate(
     catalogues = load_catalogues(settings.catalogue_dir)
     client = connect(settings, database="")
     before, after = run_migrations(client, settings.database)
-    apply_retention(client, settings)
+    retention = apply_retention(client, settings)
     forget_ended(client, utc_now())
     publish(client, catalogues)
     if alone:
@@ -260,7 +260,13 @@ def migrate(
         hold_ring(client, settings.pseudonym_key_path, create=True)
     client.close()
     found, notes = None, list[str]()
-    done: dict[str, object] = {"database": settings.database, "before": before, "after": after}
+    done: dict[str, object] = {
+        "database": settings.database,
+        "before": before,
+        "after": after,
+        "retention_set": list(retention.changed),
+        "retention_kept": retention.kept,
+    }
     if settings.kafka is not None:
         admin = broker.wait_until_up(settings.kafka, seconds=10, access=librdkafka_options(settings))
         topic_settings.ensure_topic(admin, settings)
@@ -282,6 +288,15 @@ def migrate(
     change = f"schema {after}" if before == after else f"schema {before or 'none'} → {after}"
     place = f" in {settings.data_dir}" if embedded else ""
     out.print(f"database {settings.database}{place}: {change}; catalogue published", soft_wrap=True)
+    if retention.changed:
+        out.print(f"retention set: {', '.join(retention.changed)}")
+    for name, days in retention.kept.items():
+        setting = f"{ENV_PREFIX}{name.upper()}"
+        err.print(
+            f"[yellow]note:[/] {setting} is not set here; the tables keep {days} days as before, not the "
+            f"default of {getattr(settings, name)}. Set it to change that.",
+            soft_wrap=True,
+        )
     if found is not None:
         out.print(f"topic {done['topic']}: {found}")
         for note in notes:

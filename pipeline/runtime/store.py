@@ -103,8 +103,11 @@ def run_store(
     # The embedded store's key is made before its directory: by the supervisor, a load or a migration.
     privacy = hold_ring(client, settings.pseudonym_key_path, create=engine is None)
     if engine is not None:
-        if changed := apply_retention(client, settings):
-            log.info("retention_set", tables=changed)
+        retention = apply_retention(client, settings)
+        if retention.changed:
+            log.info("retention_set", tables=list(retention.changed))
+        if retention.kept:
+            log.warning("retention_kept", **retention.kept)
         if touched := forget_ended(client, utc_now()):
             log.info("ended_data_deleted", tables=touched)
     publish(client, catalogues)

@@ -9,8 +9,9 @@ emergency mode makes visible goes after the mode's end, and a resident after the
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from clickhouse_connect.driver.client import Client
 
@@ -36,24 +37,47 @@ _FACT: Final = tuple(field.name for field in PERSON_FACT.fields)
 _TTL: Final = "toDateTime({}) + toIntervalDay({})"
 
 
-def apply_retention(client: Client, settings: Settings) -> list[str]:
-    """Set the TTLs that the settings ask for; returns the tables that were changed. Reads before it writes,
-    so that a worker without the right to alter tables starts on tables that are in order."""
-    changed = []
+@dataclass(frozen=True)
+class Retention:
+    """changed : tables whose TTLs were set anew. kept : by setting that nobody set here, the days that tables
+    have in place of its default."""
+
+    changed: tuple[str, ...]
+    kept: dict[str, int]
+
+
+def apply_retention(client: Client, settings: Settings) -> Retention:
+    """Set the TTLs that the settings ask for. A default takes the place of no TTL that is there: rows would
+    go for good because a command was run without the settings of its site.
+
+    Reads before it writes, so that a worker without the right to alter tables starts on tables in order.
+    """
+    changed, kept = [], {}
     for table, wanted in _wanted(settings).items():
-        statement = client.query(
-            "SELECT create_table_query FROM system.tables "
-            "WHERE database = currentDatabase() AND name = {name:String}",
-            {"name": table},
-        ).result_rows[0][0]
-        parts = [part for marker, part in wanted if marker not in _plain(statement)]
+        statement = _plain(
+            client.query(
+                "SELECT create_table_query FROM system.tables "
+                "WHERE database = currentDatabase() AND name = {name:String}",
+                {"name": table},
+            ).result_rows[0][0]
+        )
+        parts = []
+        for ttl in wanted:
+            found = re.search(ttl.found, statement)
+            days = None if found is None else int(found[1])
+            if days == ttl.days:
+                continue
+            if days is not None and ttl.setting not in settings.model_fields_set:
+                kept[ttl.setting] = days
+            else:
+                parts.append(ttl.part)
         if parts:
             # what is there expires with the next merges: rewriting everything at once would stall inserts
             client.command(
                 f"ALTER TABLE {table} {', '.join(parts)}", settings={"materialize_ttl_after_modify": 0}
             )
             changed.append(table)
-    return changed
+    return Retention(tuple(changed), kept)
 
 
 def forget_ended(client: Client, now: datetime) -> list[str]:
@@ -129,29 +153,43 @@ def forget_emergency_facts(client: Client, now: datetime) -> list[str]:
     return touched
 
 
-def _wanted(settings: Settings) -> dict[str, list[tuple[str, str]]]:
-    """By table: what its statement must contain, and the part of an ALTER that puts it there."""
-    details, links = settings.event_retention_days, settings.person_link_days
-    facts = settings.fact_retention_days
+class _Ttl(NamedTuple):
+    """setting, days : what it is to be. found : matches it in the table's statement, whatever its days.
+    part : of an ALTER that sets it."""
 
-    def rows(days: int, since: str = "ingested_at") -> tuple[str, str]:
-        expression = _TTL.format(since, days)
-        return f"TTL {expression} SETTINGS", f"MODIFY TTL {expression}"
+    setting: str
+    days: int
+    found: str
+    part: str
 
-    def column(name: str, days: int) -> tuple[str, str]:
-        expression = _TTL.format("ingested_at", days)
-        return f"{name} TTL {expression}", f"MODIFY COLUMN {name} TTL {expression}"
+
+def _wanted(settings: Settings) -> dict[str, list[_Ttl]]:
+    """By table."""
+
+    def ttl(setting: str, since: str, found: str, part: str) -> _Ttl:
+        days = getattr(settings, setting)
+        days_of = re.escape(_TTL.format(since, "DAYS")).replace("DAYS", r"(\d+)")
+        return _Ttl(setting, days, found.format(days_of), part.format(_TTL.format(since, days)))
+
+    def rows(setting: str, since: str = "ingested_at") -> _Ttl:
+        return ttl(setting, since, "TTL {} SETTINGS", "MODIFY TTL {}")
+
+    def column(name: str, setting: str) -> _Ttl:
+        return ttl(setting, "ingested_at", rf"\b{name} TTL {{}}(?!\d)", f"MODIFY COLUMN {name} TTL {{}}")
 
     # the rows' own TTL is written last: its expression may be a list, and takes what follows for a part of it
     found = {
         table: [
-            *(column(name, details) for name in DETAILS),
-            *(column(name, links) for name in LINKS),
-            rows(facts),
+            *(column(name, "event_retention_days") for name in DETAILS),
+            *(column(name, "person_link_days") for name in LINKS),
+            rows("fact_retention_days"),
         ]
         for table in _EVENT_TABLES
     }
-    return found | {"duplicates": [rows(facts)], "quarantine": [rows(details, "stored_at")]}
+    return found | {
+        "duplicates": [rows("fact_retention_days")],
+        "quarantine": [rows("event_retention_days", "stored_at")],
+    }
 
 
 def _plain(statement: str) -> str:

@@ -136,6 +136,12 @@ def test_it_says_where_it_is_and_keeps_the_key_to_its_user(service: Service) -> 
     assert set(ready["checks"]) == {"broker", "store", "catalogue", "worker", "process"}
 
 
+def test_it_sets_the_retention_of_its_tables(service: Service) -> None:
+    lines = (service.data_dir / "log" / "store.log").read_text().splitlines()
+    (told,) = [line for line in map(json.loads, lines) if line["event"] == "retention_set"]
+    assert told["tables"] == ["events", "rejections", "duplicates", "quarantine"]
+
+
 def test_without_reference_data_a_report_is_taken_and_rejected_with_reasons(service: Service) -> None:
     answer = service.send(report(1))
     assert (answer["accepted"], answer["durability"]) == (1, "stored")

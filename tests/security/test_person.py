@@ -32,7 +32,14 @@ from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 from pipeline.store.erase import Evidence, erase, mark_of, scan
 from pipeline.store.erasure_list import read_list
-from pipeline.store.retention import DETAILS, LINKS, apply_retention, forget_emergency_facts, forget_ended
+from pipeline.store.retention import (
+    DETAILS,
+    LINKS,
+    Retention,
+    apply_retention,
+    forget_emergency_facts,
+    forget_ended,
+)
 from tests.conftest import new_client
 from tests.integration.worker_world import GRID, NOON, WORKER, catalogues, event, load_reference, record
 from tests.security.fakes import fake_id, fake_mobile
@@ -686,8 +693,9 @@ def wait_for_mutations(client: Client) -> None:
 def test_details_go_first_then_links_then_rows(clickhouse: Client, tmp_path: Path) -> None:
     """By receipt: what happened long ago and came today stays (a backfilled year)."""
     settings = Settings(event_retention_days=90, person_link_days=365, fact_retention_days=1_095)
-    assert apply_retention(clickhouse, settings) == ["events", "rejections", "duplicates", "quarantine"]
-    assert apply_retention(clickhouse, settings) == []
+    tables = ("events", "rejections", "duplicates", "quarantine")
+    assert apply_retention(clickhouse, settings) == Retention(tables, {})
+    assert apply_retention(clickhouse, settings) == Retention((), {})
     load_persons(clickhouse, tmp_path)
     now = datetime.now(UTC)
     about = {
@@ -785,12 +793,20 @@ def test_what_could_not_be_read_stays_whatever_its_writer_says_of_its_time(click
 
 def test_settings_change_the_tables(clickhouse: Client) -> None:
     apply_retention(clickhouse, Settings())
-    assert apply_retention(clickhouse, Settings(event_retention_days=30)) == [
-        "events",
-        "rejections",
-        "quarantine",
-    ]
+    changed = apply_retention(clickhouse, Settings(event_retention_days=30)).changed
+    assert changed == ("events", "rejections", "quarantine")
     statement = rows(clickhouse, "SHOW CREATE TABLE events")[0][0]
     assert statement.count("toIntervalDay(30)") == len(DETAILS)
     assert statement.count("toIntervalDay(365)") == len(LINKS)
     assert statement.count("toIntervalDay(1095)") == 1
+
+
+def test_a_default_takes_the_place_of_no_retention_that_is_there(clickhouse: Client) -> None:
+    """As where `migrate` runs in a shell without the site's settings: what is deleted is gone for good."""
+    apply_retention(clickhouse, Settings(fact_retention_days=3_650, person_link_days=180))
+    kept = {"fact_retention_days": 3_650, "person_link_days": 180}
+    assert apply_retention(clickhouse, Settings()) == Retention((), kept)
+    statement = rows(clickhouse, "SHOW CREATE TABLE events")[0][0]
+    assert (statement.count("toIntervalDay(3650)"), statement.count("toIntervalDay(180)")) == (1, len(LINKS))
+    found = apply_retention(clickhouse, Settings(fact_retention_days=1_095))
+    assert found == Retention(("events", "rejections", "duplicates"), {"person_link_days": 180})

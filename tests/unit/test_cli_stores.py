@@ -104,6 +104,20 @@ def test_a_directory_that_is_named_is_loaded_before_the_first_start(place: Path,
     assert ("mine holds no store yet: making one" in loaded.stderr) is not migrated
 
 
+@embedded_only
+def test_migrate_sets_the_retention_and_keeps_what_nobody_asks_to_change(place: Path) -> None:
+    made = run(place, "migrate", "--data-dir", "mine", "--json", GRIDPIPE_EVENT_RETENTION_DAYS="30")
+    assert made.returncode == 0, made.stderr
+    tables = ["events", "rejections", "duplicates", "quarantine"]
+    assert json.loads(made.stdout)["retention_set"] == tables
+    again = run(place, "migrate", "--data-dir", "mine")
+    assert again.returncode == 0, again.stderr
+    assert "retention set" not in again.stdout
+    assert "GRIDPIPE_EVENT_RETENTION_DAYS is not set here; the tables keep 30 days" in again.stderr
+    asked = run(place, "migrate", "--data-dir", "mine", "--json", GRIDPIPE_EVENT_RETENTION_DAYS="90")
+    assert json.loads(asked.stdout)["retention_set"] == ["events", "rejections", "quarantine"]
+
+
 @pytest.fixture
 def service() -> Iterator[str]:
     """Address of a running service with another data directory."""
