@@ -45,6 +45,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._refusal: ProblemError | None = None
+        self._last_word: ProblemError | None = None  # said when what came before it is answered
 
     # --- connection
 
@@ -64,6 +65,9 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._last_word is not None:
+            self.flow.pause_reading()  # nothing of it is looked at
+            return
         self._heard = True
         if self._awaiting_head and self._deadline is None:
             self._arm()
@@ -99,8 +103,12 @@ class BoundedHttp(HttpToolsProtocol):
     # --- answers
 
     def on_response_complete(self) -> None:
+        last = not self.pipeline
         super().on_response_complete()
-        if not self._awaiting_head and self.cycle.response_complete and not self.transport.is_closing():
+        if self._last_word is not None:
+            if last and not self.transport.is_closing():
+                self._say(self._last_word)
+        elif not self._awaiting_head and self.cycle.response_complete and not self.transport.is_closing():
             self._close_later()  # the rest of the body: its first byte ends uvicorn's own deadline
 
     def pause_writing(self) -> None:
@@ -155,6 +163,23 @@ class BoundedHttp(HttpToolsProtocol):
         self._refuse(self._refusal or ProblemError(400, "bad_request", "this is not an HTTP/1.1 request"))
 
     def _refuse(self, problem: ProblemError) -> None:
+        """Say so and close; behind requests that came whole, once they are answered: a refusal in between
+        would be taken for the answer of one whose events are stored."""
+        if self._last_word is not None:
+            return
+        cycle = self.cycle
+        behind = cycle is not None and not cycle.response_complete
+        if behind and cycle.more_body:  # this request is the one that cannot be read on
+            behind = bool(self.pipeline)
+            if behind:
+                self.pipeline.popleft()
+        if not behind:
+            self._say(problem)
+            return
+        self._last_word = problem
+        self._disarm()
+
+    def _say(self, problem: ProblemError) -> None:
         answer = problem_response(problem, request_id_of(None))
         answer.headers["Connection"] = "close"
         head = [name + b": " + value + b"\r\n" for name, value in answer.raw_headers]

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,25 @@ def client_gone(world: World) -> None:
         now = (world.http.num_fds(), world.http.num_threads(), _held_bytes(world))
         assert time.monotonic() < deadline, f"{now}, were {(descriptors, threads, held)}"
         time.sleep(0.1)
+
+
+def length_in_characters(world: World) -> None:
+    """What fits into the length is a request with its answer; only the rest of it is refused."""
+    sent = [world.event(description="路灯不亮，请派人来看一看") for _ in range(20)]
+    lines = [orjson.dumps(event) + b"\n" for event in sent]
+    body = b"".join(lines)
+    length = len(body.decode())
+    whole = sum(end <= length for end in accumulate(map(len, lines)))
+    assert 0 < whole < len(sent)
+    head = world.head(f"Content-Length: {length}").replace(b"application/json", b"application/x-ndjson")
+    reply = world.talk(head + body, seconds=10)
+    assert (reply.statuses, reply.closed) == ([202, 400], True), reply.raw[:600]
+    told = orjson.loads(reply.raw.partition(b"\r\n\r\n")[2].partition(b"HTTP/1.1 ")[0])
+    assert told["accepted"] == whole, told
+    world.is_problem(PROBLEM, reply.problem)
+    world.keep(*sent[:whole])
+    for event in sent[whole:]:
+        assert world.client.get(f"{EVENTS}/{SOURCE}/{event['event_id']}").status_code == 404
 
 
 def half_open(world: World) -> None:

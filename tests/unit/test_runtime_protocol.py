@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import resource
 import socket
 import time
@@ -75,6 +76,10 @@ def status_of(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
 
+def statuses_of(answers: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)]
+
+
 GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
 
@@ -111,6 +116,36 @@ async def test_endless_trailers_are_cut_off(port: int) -> None:
     start = POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n"
     answer = await ask(port, start, *[b"X-T: " + b"t" * 4_000] * 6, pause=0.01)
     assert status_of(answer) == 431
+
+
+SLOW = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nslow"
+
+
+@pytest.mark.parametrize(
+    ("behind", "status"),
+    [
+        (b'{"rest": "of a body whose length was counted in characters"}\n', 400),
+        (GET + b"X-A: " + b"a" * 20_000 + b"\r\n\r\n", 431),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+    ],
+)
+@pytest.mark.parametrize("pause", [0.0, 0.1])
+async def test_a_refusal_is_never_the_answer_to_the_request_before_it(
+    port: int, behind: bytes, status: int, pause: float
+) -> None:
+    answer = await ask(port, SLOW, behind, pause=pause)
+    assert statuses_of(answer) == [200, status]
+    assert b"read 4" in answer
+
+
+async def test_what_is_refused_behind_several_requests_is_answered_after_all_of_them(port: int) -> None:
+    answer = await ask(port, SLOW * 3, b"nonsense\r\n\r\n", b"more of it", pause=0.05)
+    assert statuses_of(answer) == [200, 200, 200, 400]
+
+
+async def test_a_body_that_breaks_off_is_refused_at_once(port: int) -> None:
+    answer = await ask(port, POST + b"Transfer-Encoding: chunked\r\n\r\n4\r\nslow\r\nzz\r\n")
+    assert statuses_of(answer) == [400]
 
 
 async def test_a_slow_head_is_408_and_a_silent_connection_is_closed(
