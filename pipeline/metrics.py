@@ -56,7 +56,7 @@ gateway_quota_refusals = Counter(
 )
 gateway_in_flight_bytes = Gauge(
     "gridpipe_gateway_in_flight_bytes",
-    "Bytes held for requests, of those with a plain key as declared before their body came.",
+    "Bytes held for requests, as sent and as unpacked; with a plain key as declared before the body came.",
     registry=REGISTRY,
 )
 gateway_oldest_request_seconds = Gauge(

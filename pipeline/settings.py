@@ -114,7 +114,11 @@ class Settings(BaseSettings):
 
     # --- gateway
     max_body_bytes: int = Field(5_000_000, ge=1_000, description="Largest request body as sent, bytes.")
-    max_decompressed_bytes: int = Field(20_000_000, ge=1_000, description="Largest body decompressed, bytes.")
+    max_decompressed_bytes: int = Field(
+        20_000_000,
+        ge=1_000,
+        description="Largest body decompressed, bytes; above `max_body_bytes` at most 50 times as sent.",
+    )
     max_events_per_request: int = Field(5_000, ge=1, description="Most events in one request.")
     max_json_depth: int = Field(32, ge=4, le=512, description="Deepest nesting of a document.")
     max_block_bytes: int = Field(900_000, ge=10_000, description="Largest Arrow block on the topic, bytes.")
@@ -122,7 +126,9 @@ class Settings(BaseSettings):
         20.0, gt=0, description="How long a request waits for its events to be durable before 503."
     )
     in_flight_limit_bytes: int = Field(
-        256_000_000, ge=1_000_000, description="Bytes of requests being handled at once; above it: 503."
+        256_000_000,
+        ge=1_000_000,
+        description="Bytes of requests handled at once, sent and unpacked; above: 503.",
     )
 
     max_connections: int = Field(

@@ -23,6 +23,7 @@ from pipeline.contract.rows import to_frame
 from pipeline.errors import UnavailableError
 from pipeline.ingest.balance import Balance
 from pipeline.ingest.body import decompress
+from pipeline.ingest.budget import Budget
 from pipeline.ingest.durability import Durability
 from pipeline.ingest.gate import Gate
 from pipeline.ingest.groups import SAFE, UNCONFIRMED, UNWRITTEN, GroupWriter
@@ -31,6 +32,7 @@ from pipeline.ingest.problem import ProblemError
 from pipeline.ingest.producer import BlockProducer
 from pipeline.ingest.quota import Quotas
 from pipeline.ingest.signing import Signatures
+from pipeline.pool import BoundedPool
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -44,8 +46,9 @@ CONTENT_TYPES: Final = (JSON, NDJSON, CLOUDEVENT, CLOUDEVENTS)
 
 #: Bodies above this are handled on a thread, so that the loop goes on serving others.
 _THREAD_BYTES: Final = 16_384
-#: The part of the budget, one in so many, that requests of unverified signatures may hold together.
-_UNVERIFIED_SHARE: Final = 4
+#: Decisions wait for the store: calls that ask it at once, and calls that wait for these.
+_DECIDING: Final = 4
+_UNDECIDED: Final = 16
 #: A producer finds a broker that is back within a second or two.
 _RENEWED_SECONDS: Final = 20.0
 
@@ -70,7 +73,8 @@ class Validator(Protocol):
 class Call:
     """A request whose headers are in order.
 
-    content_type : one of `CONTENT_TYPES`; encoding : "", identity, gzip or zstd; address : the caller's.
+    content_type : one of `CONTENT_TYPES`; encoding : "", identity, gzip or zstd; grow : told, on any thread,
+    the bytes that the body unpacks to, and may refuse them; address : the caller's.
     """
 
     body: bytes
@@ -78,6 +82,7 @@ class Call:
     encoding: str
     credential: Credential
     request_id: str
+    grow: Callable[[int], None]
     address: str = "127.0.0.1"
 
 
@@ -108,49 +113,6 @@ class Outcome:
             ],
             "request_id": request_id,
         }
-
-
-class Budget:
-    """Bytes of requests being handled, over all and per key, bounded.
-
-    Over all: 503, the gateway is full. One key above half: 429, so that it leaves room for the others. So do
-    all requests together whose signature is not verified yet: anybody can send one, and name any key.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._unverified = 0
-        self._by_key: Counter[str] = Counter()
-        metrics.gateway_in_flight_bytes.set_function(lambda: self._used)
-
-    def take(self, key_id: str, size: int, *, verified: bool = True) -> None:
-        if self._by_key[key_id] + size > self._limit // 2 and self._by_key[key_id] > 0:
-            raise ProblemError(429, "too_many_requests", "too much is under way with this key; send slower")
-        if self._used + size > self._limit:
-            raise ProblemError(503, "overloaded", "the gateway is handling all it can; send again")
-        if not verified:
-            if self._unverified + size > self._limit // _UNVERIFIED_SHARE:
-                raise ProblemError(
-                    503,
-                    "overloaded",
-                    "too many signatures are being verified; send again, or with a plain key",
-                )
-            self._unverified += size
-        self._used += size
-        self._by_key[key_id] += size
-
-    def verify(self, size: int) -> None:
-        """These bytes, taken before, are of a request whose signature is verified now."""
-        self._unverified -= size
-
-    def give_back(self, key_id: str, size: int, *, verified: bool = True) -> None:
-        self._used -= size
-        if not verified:
-            self._unverified -= size
-        self._by_key[key_id] -= size
-        if self._by_key[key_id] <= 0:
-            del self._by_key[key_id]
 
 
 class Waiting:
@@ -213,10 +175,11 @@ class Gateway:
         )
         self.balance = Balance(clock)
         self.draining = False
+        self._deciding = BoundedPool("decide", threads=_DECIDING, queue=_UNDECIDED)
 
     def available(self) -> bool:
         """Whether requests are worth sending here: for readiness."""
-        return not self.draining and self.producer.available()
+        return not self.draining and self.log_answers()
 
     def log_answers(self) -> bool:
         """Whether events can be written. Before a closed gate callers wait for the log that comes."""
@@ -232,6 +195,7 @@ class Gateway:
     async def close(self) -> None:
         """Refuse new requests, then let what is under way end."""
         self.draining = True
+        self._deciding.close()
         await self.producer.close()
         await self.durability.close()
         await self.writer.close()
@@ -272,7 +236,7 @@ class Gateway:
         self._charge(call, outcome, good)
         self._refuse_if_none_good(outcome, good, call.request_id)
         try:
-            reports = await asyncio.to_thread(self.validator.decide, frame)
+            reports = await self._deciding.run(self.validator.decide, frame)
         except UnavailableError as error:
             raise _away(str(error)) from error
         outcome.accepted = list(good.indexes)
@@ -287,7 +251,13 @@ class Gateway:
 
     def _read(self, call: Call) -> tuple[Outcome, Parsed]:
         """The good events, and what is wrong with the others."""
-        body = decompress(call.body, call.encoding, self.settings.max_decompressed_bytes)
+        body = decompress(
+            call.body,
+            call.encoding,
+            self.settings.max_decompressed_bytes,
+            free=self.settings.max_body_bytes,
+            grow=call.grow,
+        )
         parsed = self._parse(body, call.content_type)
         outcome = Outcome(parsed.count, parsed.errors, len(body))
         return outcome, _allowed(parsed, call.credential)

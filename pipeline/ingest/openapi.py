@@ -78,7 +78,7 @@ _REFUSALS: Final = {
     408: "the body came too slowly",
     409: "this signed request was received before, which says nothing about what became of it then; "
     "sign it anew, with the same event ids, and send it again",
-    413: "larger than a request may be, or too many events; nothing was taken",
+    413: "larger than a request may be, packed too tightly, or too many events; nothing was taken",
     415: "content type, encoding or charset not known",
     422: "every event breaks the contract; the members are those of the 202",
     429: "over a quota, or too much under way with this key; see Retry-After and RateLimit-*",

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from pipeline import metrics
 from pipeline.contract.cloudevents import split_media_type
 from pipeline.ingest.body import declared_length, read_body
+from pipeline.ingest.budget import Hold
 from pipeline.ingest.gateway import CONTENT_TYPES, Call, Gateway
 from pipeline.ingest.keys import Credential
 from pipeline.ingest.openapi import OPENAPI_PATHS
@@ -118,25 +119,18 @@ class EventsCall:
         # and holds what arrived: a length is declared for nothing.
         verified = credential is not None
         holder = credential.id if credential is not None else f"address {caller(address)}"
-        held = declared if verified else 0
-        gateway.budget.take(holder, held, verified=verified)
-        waiting = None
+        hold = Hold(gateway.budget, holder, declared if verified else 0, verified=verified)
+        sent = waiting = None
         try:
-
-            def grow(size: int) -> None:
-                nonlocal held
-                gateway.budget.take(holder, size, verified=verified)
-                held += size
-
-            body = await read_body(receive, held, limit, grow)
+            body = await read_body(receive, hold.size, limit, hold.grow)
+            sent = hold.size
             waiting = gateway.waiting.begin()
             if credential is None:
                 assert claim is not None
                 credential = await _signed(gateway, scope, claim, body, address)
-                gateway.budget.verify(held)
-                verified = True
+                hold.verify()
                 gateway.quotas.admit_sources(address, credential.sources)
-            call = Call(body, content_type, encoding, credential, request_id, address)
+            call = Call(body, content_type, encoding, credential, request_id, hold.grow, address)
             # The limiter of the log counts by source: under no name, one mad sender would silence them all.
             source = min(credential.sources, default="")
             try:
@@ -147,8 +141,9 @@ class EventsCall:
         finally:
             if waiting is not None:
                 gateway.waiting.end(waiting)
-            gateway.quotas.charge_bytes(address, credential.sources if credential else frozenset(), held)
-            gateway.budget.give_back(holder, held, verified=verified)
+            charged = credential.sources if credential else frozenset[str]()
+            hold.give_back()
+            gateway.quotas.charge_bytes(address, charged, hold.size if sent is None else sent)
         _tell_refusals(members, request_id, source)
         headers = [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
         for name, value in gateway.quotas.headers(address, credential.sources).items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import threading
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from pipeline import metrics
 from pipeline.contract.event import CODES
 from pipeline.errors import UnavailableError
 from pipeline.ingest.blocks import partition_of
-from pipeline.ingest.gateway import Budget
+from pipeline.ingest.budget import Budget, Hold
+from pipeline.ingest.durability import Replicated
 from pipeline.ingest.openapi import OPENAPI_PATHS
 from pipeline.ingest.problem import ProblemError
+from pipeline.ingest.producer import Written
 from tests.unit.gateway_world import WhereKeysAreMade, World, cloudevent, event, make_world
 
 NDJSON = "application/x-ndjson"
@@ -255,8 +259,9 @@ async def test_hostile_compression(world: World, encoding: str, body: bytes, sta
     ],
 )
 async def test_what_a_kilobyte_unpacks_to_is_counted_before_it_is_built(
-    world: World, kind: str, body: bytes, status: int, code: str
+    tmp_path: Path, kind: str, body: bytes, status: int, code: str
 ) -> None:
+    world = make_world(tmp_path, max_body_bytes=20_000_000)  # so that it may unpack to as much
     packed = zstandard.compress(body)
     assert len(packed) < 3_000
     tracemalloc.start()
@@ -276,6 +281,119 @@ async def test_several_compressed_parts_are_one_body(
     first, second = pack(orjson.dumps(event(1)) + b"\n"), pack(orjson.dumps(event(2)))
     response = await world.post(first + second, NDJSON, Content_Encoding=encoding)
     assert response.json()["accepted"] == 2
+
+
+PACKERS = [("gzip", gzip.compress), ("zstd", zstandard.compress)]
+
+
+@pytest.mark.parametrize(("encoding", "pack"), PACKERS)
+async def test_what_may_be_sent_plain_may_be_packed_however_small_and_beyond_it_fiftyfold_is_the_end(
+    world: World, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    text = orjson.dumps(event(1))
+    small = await world.post(pack(text.ljust(4_900_000)), Content_Encoding=encoding)
+    assert small.status_code == 202, small.text
+    large = await world.post(pack(text.ljust(5_100_000)), Content_Encoding=encoding)
+    assert (large.status_code, large.json()["code"]) == (413, "body_too_large")
+    assert "50 times" in large.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "empty"),
+    [("gzip", gzip.compress(b"", mtime=0)), ("zstd", zstandard.compress(b""))],
+    ids=["gzip", "zstd"],
+)
+async def test_a_body_has_a_bounded_number_of_compressed_parts(
+    world: World, encoding: str, empty: bytes
+) -> None:
+    body = {"gzip": gzip.compress, "zstd": zstandard.compress}[encoding](orjson.dumps(event(1)))
+    many = await world.post(empty * 9_000 + body, Content_Encoding=encoding)
+    assert many.status_code == 202, many.text
+    more = await world.post(empty * 10_000 + body, Content_Encoding=encoding)
+    assert (more.status_code, more.json()["code"]) == (400, "bad_compression")
+
+
+class Held(Replicated):
+    """Nothing is confirmed before it may be."""
+
+    def __init__(self) -> None:
+        self.may, self.asked = asyncio.Event(), 0
+
+    async def confirm(self, written: Sequence[Written]) -> list[bool]:
+        self.asked += 1
+        await self.may.wait()
+        return await super().confirm(written)
+
+
+async def test_what_a_body_unpacks_to_is_held_until_its_answer(tmp_path: Path) -> None:
+    log = Held()
+    world = make_world(tmp_path, durability=log, in_flight_limit_bytes=10_000_000)
+    used = lambda: world.gateway.budget._used  # noqa: E731
+    plain = orjson.dumps(event(1)).ljust(4_000_000)
+    packed = zstandard.compress(plain)
+    async with asyncio.timeout(60):
+        first = asyncio.create_task(world.post(packed, Content_Encoding="zstd"))
+        while not log.asked:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert used() == len(packed) + len(plain)
+        assert (await world.post(packed, Content_Encoding="zstd")).status_code == 429
+        key = world.keys.create("12345")
+        async with world.client(key) as other:
+            head = {"Content-Type": "application/json", "Content-Encoding": "zstd"}
+            second = asyncio.create_task(other.post("/v1/events", content=packed, headers=head))
+            while log.asked < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            third = world.keys.create("12345")
+            async with world.client(third) as full:
+                answer = await full.post("/v1/events", content=packed, headers=head)
+            assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+            assert used() == 2 * (len(packed) + len(plain))
+            second.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await second
+        assert used() == len(packed) + len(plain)
+        log.may.set()
+        assert (await first).status_code == 202
+    assert used() == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        zstandard.compress(b" " * 300_000_000),
+        zstandard.compress(orjson.dumps(event(1)) * 100_000)[:-9],
+        zstandard.compress(b"no json".ljust(100_000)),
+    ],
+    ids=["too large", "damaged", "unreadable"],
+)
+async def test_a_refused_body_holds_nothing_of_what_it_unpacked_to(world: World, body: bytes) -> None:
+    assert (await world.post(body, Content_Encoding="zstd")).status_code in (400, 413)
+    assert world.gateway.budget._used == 0
+
+
+async def test_the_quota_in_bytes_is_of_bodies_as_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    charged: list[int] = []
+    monkeypatch.setattr(
+        world.gateway.quotas, "charge_bytes", lambda _address, _sources, size: charged.append(size)
+    )
+    packed = zstandard.compress(orjson.dumps(event(1)).ljust(1_000_000))
+    await world.post(packed, Content_Encoding="zstd")
+    assert charged == [len(packed)]
+
+
+def test_a_request_that_has_ended_can_hold_nothing_more() -> None:
+    """Its thread goes on unpacking."""
+    budget = Budget(1_000)
+    hold = Hold(budget, "a", 100, verified=True)
+    hold.grow(800)  # alone, more than half
+    with pytest.raises(ProblemError) as caught:
+        hold.grow(200)
+    assert caught.value.status == 503
+    hold.give_back()
+    with pytest.raises(ProblemError):
+        hold.grow(1)
+    assert budget._used == 0
+    assert not budget._by_key
 
 
 async def test_declared_length_over_the_limit_is_refused_before_reading(world: World) -> None:
@@ -482,6 +600,40 @@ async def test_validate_reports_decisions_and_writes_nothing(tmp_path: Path) -> 
         validator.down = True
         assert (await client.post("/v1/events:validate", json=event(1))).status_code == 503
     assert world.stored().is_empty()
+
+
+class Waits(Decides):
+    """A store that says nothing."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+
+    def decide(self, frame: pl.DataFrame) -> list[dict[str, Any]]:
+        self.answers.wait(60)
+        return super().decide(frame)
+
+
+async def test_a_store_that_says_nothing_keeps_up_no_event_and_no_more_than_some_checks(
+    tmp_path: Path,
+) -> None:
+    validator = Waits()
+    world = make_world(tmp_path, validator=validator)
+    async with world.client() as client, asyncio.timeout(60):
+        try:
+            checks = [
+                asyncio.create_task(client.post("/v1/events:validate", json=event(number)))
+                for number in range(30)
+            ]
+            for check in islice(asyncio.as_completed(checks), 10):
+                answer = await check
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            packed = gzip.compress(orjson.dumps(event(1)))
+            async with asyncio.timeout(20):
+                assert (await world.post(packed, Content_Encoding="gzip")).status_code == 202
+        finally:
+            validator.answers.set()
+        statuses = [(await check).status_code for check in checks]
+    assert statuses.count(200) == 20
 
 
 async def test_a_compressed_body_leaves_the_loop_whatever_its_size(tmp_path: Path) -> None:
