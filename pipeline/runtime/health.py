@@ -14,11 +14,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from pipeline import logs
 from pipeline.errors import GridpipeError, UnavailableError
 
 #: A check's answer is kept this long, so that a flood of probes does not become a flood of queries.
 _KEEP_SECONDS: Final = 0.25
 _CHECK_SECONDS: Final = 3.0
+
+log = logs.get_logger(__name__)
 
 Check = Callable[[], Awaitable[str]]
 
@@ -43,13 +46,13 @@ class Health:
     async def outcomes(self) -> dict[str, Outcome]:
         async with self._lock:
             if time.monotonic() - self._asked_at > _KEEP_SECONDS:
-                found = await asyncio.gather(*(self._ask(check) for check in self._checks.values()))
+                found = await asyncio.gather(*(self._ask(*item) for item in self._checks.items()))
                 self._outcomes = dict(zip(self._checks, found, strict=True))
                 self._asked_at = time.monotonic()
             return self._outcomes
 
     @staticmethod
-    async def _ask(check: Check) -> Outcome:
+    async def _ask(name: str, check: Check) -> Outcome:
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
                 return Outcome(ok=True, detail=await check())
@@ -57,6 +60,10 @@ class Health:
             return Outcome(ok=False, detail=str(error))
         except TimeoutError:
             return Outcome(ok=False, detail=f"no answer within {_CHECK_SECONDS:g} s")
+        except Exception as error:
+            # What others say may name hosts and users: it goes to the log, for anybody may ask here.
+            log.warning("check_failed", check=name, error=f"{type(error).__name__}: {error}")
+            return Outcome(ok=False, detail=f"failed with {type(error).__name__}; the log says why")
 
     def routes(self) -> list[BaseRoute]:
         """`/health/live` and `/health/ready`."""

@@ -151,7 +151,7 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
         paths |= ADMIN_PATHS
     routes += page_routes(paths)
     loopback = is_loopback(split_address(settings.http)[0])
-    app: ASGIApp = Starlette(routes=routes, lifespan=_lifespan(parts), exception_handlers=EXCEPTION_HANDLERS)
+    app: ASGIApp = _starlette(routes, _lifespan(parts))
     app = AuditReads(app, AuditLog(settings.audit_dir, keep_days=settings.audit_keep_days), parts.keys)
     if not loopback or settings.small_cells_on_loopback:
         app = SmallCells(app)
@@ -166,9 +166,18 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     if settings.admin_http is None:
         return public, None
     admin_loopback = is_loopback(split_address(settings.admin_http)[0])
-    admin_app = Starlette(routes=admin, exception_handlers=EXCEPTION_HANDLERS)
+    admin_app = _starlette(admin)
     guarded = guard_metrics(admin_app, settings, parts.keys, ("/metrics",))
     return public, SecurityHeaders(guarded, loopback_only=admin_loopback)
+
+
+def _starlette(
+    routes: list[BaseRoute],
+    lifespan: Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]] | None = None,
+) -> Starlette:
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=EXCEPTION_HANDLERS)
+    app.router.redirect_slashes = False  # it would send callers, and what they post, to whatever Host says
+    return app
 
 
 class _Posts:
@@ -275,7 +284,8 @@ def assemble(
             validator=Validator(client_factory, catalogues, settings),
             clock=utc_now,
         )
-        checks["broker"] = broker_check(bootstrap, settings.topic, librdkafka_options(settings))
+        broker = broker_check(bootstrap, settings.topic, librdkafka_options(settings))
+        checks["broker"] = _log_check(gateway, broker)
     reader = Reader(client_factory, catalogues=catalogues, settings=settings)
     checks["store"] = _store_check(reader)
 
@@ -324,6 +334,18 @@ def _expositions(control: ControlClient | None) -> Callable[[], Awaitable[tuple[
         return http_part(), worker
 
     return both
+
+
+def _log_check(gateway: Gateway, broker: Check) -> Check:
+    """A broker may answer questions and take nothing: then every POST gets 503."""
+
+    async def check() -> str:
+        found = await broker()
+        if not gateway.available():
+            raise UnavailableError("events cannot be written now: they are answered with 503")
+        return found
+
+    return check
 
 
 def _store_check(reader: Reader) -> Check:

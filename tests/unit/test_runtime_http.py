@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pipeline.runtime.access import ReadKeys, check_listeners
 from pipeline.runtime.exposition import counted_by_http, http_part, worker_part
 from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Health
-from pipeline.runtime.http import Parts, build_app
+from pipeline.runtime.http import Parts, _log_check, build_app
 from pipeline.runtime.pages import page_routes
 from pipeline.settings import Settings, load_settings
 from tests.unit.gateway_world import event, make_world
@@ -140,6 +141,50 @@ async def test_unknown_paths_and_methods_are_problem_documents(tmp_path: Path) -
             assert (answer.json()["code"], answer.json()["request_id"]) == (code, "r-1")
     refused = await client_of(public).post("/docs")
     assert "GET" in refused.headers["Allow"]
+
+
+async def test_nobody_is_sent_elsewhere_for_a_slash_too_many(tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path, http="0.0.0.0:8080", admin_http="0.0.0.0:9090")
+    world = make_world(tmp_path)
+    public, admin = build_app(replace(parts_of(settings), keys=world.keys, gateway=world.gateway))
+    assert admin is not None
+    for app, method, path in (
+        (public, "POST", "/v1/events/"),
+        (public, "GET", "/docs/"),
+        (admin, "GET", "/health/live/"),
+    ):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://evil.example") as client:
+            answer = await client.request(method, path, content=b"{}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert "location" not in answer.headers
+
+
+async def test_a_check_that_fails_in_another_way_is_named_and_tells_nothing() -> None:
+    async def refused() -> str:
+        raise RuntimeError("Code: 516. user: Authentication failed")
+
+    answer = await client_of(Starlette(routes=Health({"store": refused}).routes())).get("/health/ready")
+    assert answer.status_code == 503
+    assert answer.json()["checks"]["store"]["ok"] is False
+    assert "RuntimeError" in answer.json()["checks"]["store"]["detail"]
+    assert "516" not in answer.text
+
+
+async def test_a_gateway_that_answers_503_to_every_event_is_not_ready(tmp_path: Path) -> None:
+    async def answers() -> str:
+        return "12 partitions"
+
+    world = make_world(tmp_path)
+    client = client_of(Starlette(routes=Health({"broker": _log_check(world.gateway, answers)}).routes()))
+    assert (await client.get("/health/ready")).status_code == 200
+    world.log.down = True  # it answers questions and takes nothing: the circuit is open
+    await asyncio.sleep(0.3)  # an answer is kept for a moment
+    assert (await client.get("/health/ready")).status_code == 503
+    world.log.down = False
+    await world.gateway.close()
+    await asyncio.sleep(0.3)
+    assert (await client.get("/health/ready")).status_code == 503
 
 
 @pytest.mark.parametrize("admin", [None, "127.0.0.1:0"])
