@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 import uvicorn
-import uvloop
 from clickhouse_connect.driver.client import Client
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -58,7 +57,7 @@ from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Check, Health, broker_check
 from pipeline.runtime.pages import TO_DOCS, page, page_routes, to_docs
 from pipeline.runtime.process import Order, end_at_once, leave, receive_order, report_problem
-from pipeline.runtime.protocol import CutOff, SecondServer, bounded_to
+from pipeline.runtime.protocol import CutOff, Loop, SecondServer, bounded_to
 from pipeline.runtime.roll import LogState
 from pipeline.runtime.valve import obey
 from pipeline.runtime.watchdog import watch_loop
@@ -420,7 +419,7 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     _spare_collections()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(run())
         leave(0)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -210,6 +211,16 @@ class CutOff:
             problem = ProblemError(503, "stopping", "the process stops and did not wait; send again")
             given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
             await problem_response(problem, request_id_of(given))(scope, receive, send)
+
+
+class Loop(uvloop.Loop):
+    """Whoever opens a TLS connection has as long to finish its handshake as for a head. Until then it is no
+    connection that the protocol could count or end; uvloop itself waits for a minute."""
+
+    async def create_server(self, *arguments: Any, **options: Any) -> asyncio.AbstractServer:  # type: ignore[override]
+        if options.get("ssl") is not None:
+            options["ssl_handshake_timeout"] = HEAD_SECONDS
+        return await super().create_server(*arguments, **options)
 
 
 class SecondServer(uvicorn.Server):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -14,10 +16,13 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from starlette.applications import Starlette
 
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import KeyStore
 from pipeline.kafka_access import faust_credentials, librdkafka_options
+from pipeline.runtime import protocol
 from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.standin import StandIn
 from pipeline.runtime.store import admin_listener
@@ -262,3 +267,39 @@ def test_kafka_clients_get_what_the_settings_say(certificates: Certificates, tmp
     assert librdkafka_options(Settings()) == {}
     with pytest.raises(ConfigurationError, match="GRIDPIPE_KAFKA_USERNAME"):
         librdkafka_options(Settings(kafka="a:1", kafka_security="sasl_plaintext"))
+
+
+def test_a_handshake_has_no_longer_than_a_head(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is done the connection is in no count."""
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.5)
+
+    async def silent() -> bytes:
+        config = uvicorn.Config(
+            Starlette(),
+            http=protocol.BoundedHttp,
+            host="127.0.0.1",
+            port=0,
+            lifespan="off",
+            log_config=None,
+            ssl_certfile=certificates.cert,
+            ssl_keyfile=certificates.key,
+        )
+        server = uvicorn.Server(config)
+        running = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+        try:
+            async with asyncio.timeout(20):
+                with contextlib.suppress(ConnectionError):
+                    return await reader.read()
+            return b""
+        finally:
+            writer.close()
+            server.should_exit = True
+            await running
+
+    with asyncio.Runner(loop_factory=protocol.Loop) as runner:
+        assert runner.run(silent()) == b""
