@@ -132,7 +132,7 @@ def live_routes(live: Live, keys: KeyStore) -> list[BaseRoute]:
 
     return [
         Route("/v1/live", stream, methods=["GET"]),
-        Route("/v1/live/tables/{by}", answer("live_table", tables), methods=["GET"]),
+        Route("/v1/live/tables/{by}", answer("live_table", tables, shared=True), methods=["GET"]),
         Route("/v1/live/search", answer("live_search", find), methods=["GET"]),
         Route("/v1/live/matters", answer("live_matters", matters), methods=["GET"]),
         Route("/v1/live/key", answer("live_key", key), methods=["GET"]),

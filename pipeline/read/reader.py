@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 import urllib3.exceptions
@@ -15,6 +13,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalErr
 
 from pipeline.clock import Clock, utc_now
 from pipeline.errors import UnavailableError
+from pipeline.pool import BoundedPool
 from pipeline.read.names import Areas
 from pipeline.rules.catalogue import Catalogues
 from pipeline.settings import Settings
@@ -24,6 +23,10 @@ Result = TypeVar("Result")
 #: Server errors after which the same read may succeed: the database or a table is not there yet (migrations
 #: run at start), or the server is short of time, memory, connections or query slots.
 _PASSING_CODES: Final = frozenset({60, 81, 159, 202, 209, 210, 241})
+
+
+#: Reads that may wait for a thread; a city's page and its gauges ask a handful at once.
+_WAITING: Final = 100
 
 
 class Reader:
@@ -48,13 +51,16 @@ class Reader:
         self.clock = clock
         self._client_factory = client_factory
         self._idle: queue.LifoQueue[Client] = queue.LifoQueue()
-        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="read")
+        self._pool = BoundedPool("read", threads=workers, queue=_WAITING)
         self._ended = threading.Condition()
         self._running = 0
 
     async def run(self, work: Callable[[Client], Result]) -> Result:
-        """`work(client)` in a thread. Raises UnavailableError when ClickHouse does not answer."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self.run_here, work)
+        """`work(client)` in a thread. Whoever is cancelled while it waits for one is not asked for.
+
+        Raises UnavailableError when ClickHouse does not answer, or too many wait.
+        """
+        return await self._pool.run(self.run_here, work)
 
     def run_here(self, work: Callable[[Client], Result]) -> Result:
         """`work(client)` in the calling thread. Raises UnavailableError when ClickHouse does not answer."""
@@ -105,7 +111,7 @@ class Reader:
         seconds : to wait at most; a store that does not answer keeps a query, and its thread, for as long as
         its client waits.
         """
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
         with self._ended:
             self._ended.wait_for(lambda: not self._running, seconds)
         while True:

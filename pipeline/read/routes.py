@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -117,6 +118,27 @@ def _name(source: str, event_id: str) -> str:
     return f"{shown_id(source)}/{shown_id(event_id)}"
 
 
+def _while_there(handler: Handler) -> Handler:
+    """The same, cancelled when the caller closes the connection: what waits for a thread is asked no more."""
+
+    async def watched(request: Request) -> Any:
+        async def gone() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        asked, leaving = asyncio.ensure_future(handler(request)), asyncio.ensure_future(gone())
+        try:
+            await asyncio.wait({asked, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise ProblemError(400, "client_gone", "the client closed the connection")
+            return asked.result()
+        finally:
+            asked.cancel()
+            leaving.cancel()
+
+    return watched
+
+
 def kpi_parameters(given: dict[str, str], *, now: datetime) -> dict[str, Any]:
     """The KPI call's arguments from its query parameters, defaults filled in.
 
@@ -150,8 +172,13 @@ def only(request: Request, *names: str) -> dict[str, str]:
     return given
 
 
-def answer(route: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    """Time, count and translate: a value becomes JSON, an error its problem document."""
+def answer(route: str, handler: Handler, *, shared: bool = False) -> Callable[[Request], Awaitable[Response]]:
+    """Time, count and translate: a value becomes JSON, an error its problem document.
+
+    shared : others may wait for what this call asks; any other call ends when its caller goes away.
+    """
+    if not shared:
+        handler = _while_there(handler)
 
     async def respond(request: Request) -> Response:
         request_id = request_id_of(request.headers.get("x-request-id"))

@@ -67,6 +67,8 @@ from pipeline.tls import admin_is_secure, server_options
 
 #: A read that takes longer is a fault; the client is told so.
 _READ_SECONDS: Final = 30.0
+#: Threads that nobody's reads wait for: one each for readiness, the canary and the balance.
+_WATCHING: Final = 3
 #: What an answer may still take once we were asked to stop: below the supervisor's patience.
 _DRAIN_SECONDS: Final = 4
 
@@ -110,7 +112,8 @@ class Parts:
     """What the app is made of. gateway, reader : None where the process has not that role;
     control : the store process on this machine, None where there is none;
     live : the stream of the live page, where there is a reader; canary : where there is a gateway, unless
-    switched off; balance : looks for what the gateway answered, until cancelled."""
+    switched off; balance : looks for what the gateway answered, until cancelled;
+    watch : asks the store for `checks`, `canary` and `balance`, beside everybody's reads."""
 
     settings: Settings
     catalogues: Catalogues
@@ -123,6 +126,7 @@ class Parts:
     canary: Canary | None = None
     balance: Callable[[], Coroutine[Any, Any, None]] | None = None
     valve_fd: int | None = None
+    watch: Reader | None = None
 
 
 def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
@@ -222,6 +226,8 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
             stack.callback(watching.cancel)
             if parts.control is not None:
                 stack.push_async_callback(parts.control.close)
+            if parts.watch is not None:
+                stack.callback(parts.watch.close, _LAST_QUERIES_SECONDS)
             if parts.reader is not None:
                 stack.callback(parts.reader.close, _LAST_QUERIES_SECONDS)
                 shared = (
@@ -285,8 +291,9 @@ def assemble(
         )
         broker = broker_check(bootstrap, settings.topic, librdkafka_options(settings))
         checks["broker"] = _log_check(gateway, broker)
-    reader = Reader(client_factory, catalogues=catalogues, settings=settings)
-    checks["store"] = _store_check(reader)
+    watch = Reader(client_factory, catalogues=catalogues, settings=settings, workers=_WATCHING)
+    reader = Reader(client_factory, catalogues=catalogues, settings=settings) if read else None
+    checks["store"] = _store_check(watch)
 
     async def catalogue() -> str:
         versions = ", ".join(version.version for version in catalogues.versions)
@@ -296,7 +303,7 @@ def assemble(
     if control is not None:
         checks["worker"] = _worker_check(control)
     live: Live | None = None
-    if read:
+    if reader is not None:
         answers = None if gateway is None else gateway.log_answers
         live = Live(Board(reader), _expositions(control), log_answers=answers)
     canary: Canary | None = None
@@ -304,7 +311,7 @@ def assemble(
         canary = Canary(
             producer=gateway.producer,
             gate=gateway.gate,
-            store=reader,
+            store=watch,
             privacy=gateway.privacy,
             interval_seconds=settings.canary_interval_seconds,
             partitions=settings.partitions,
@@ -315,12 +322,13 @@ def assemble(
         catalogues,
         keys,
         gateway,
-        reader if read else None,
+        reader,
         control,
         checks,
         live,
         canary,
-        balance=None if gateway is None else partial(gateway.balance.run, reader),
+        balance=None if gateway is None else partial(gateway.balance.run, watch),
+        watch=watch,
     )
 
 

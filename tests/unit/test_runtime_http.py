@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from clickhouse_connect.driver.client import Client
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,7 +26,7 @@ from pipeline.runtime.access import ReadKeys, check_listeners
 from pipeline.runtime.exposition import counted_by_http, http_part, worker_part
 from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Health
-from pipeline.runtime.http import Parts, _log_check, build_app
+from pipeline.runtime.http import Parts, _log_check, assemble, build_app
 from pipeline.runtime.pages import page_routes
 from pipeline.settings import Settings, load_settings
 from tests.unit.gateway_world import event, make_world
@@ -169,6 +171,34 @@ async def test_a_check_that_fails_in_another_way_is_named_and_tells_nothing() ->
     assert answer.json()["checks"]["store"]["ok"] is False
     assert "RuntimeError" in answer.json()["checks"]["store"]["detail"]
     assert "516" not in answer.text
+
+
+async def test_readiness_does_not_wait_behind_reads(tmp_path: Path) -> None:
+    reading, may, begun = True, threading.Event(), threading.Semaphore(0)
+
+    def connect() -> Client:
+        if reading:
+            begun.release()
+            may.wait(60)
+        raise UnavailableError("ClickHouse at 127.0.0.1:9 does not answer")
+
+    settings = load_settings(data_dir=tmp_path)
+    parts = assemble(settings, bootstrap=None, client_factory=connect, control=None, durable=None, read=True)
+    assert parts.reader is not None
+    reads = [asyncio.create_task(parts.reader.run(lambda client: None)) for _ in range(10)]
+    try:
+        for _ in range(4):
+            assert await asyncio.to_thread(begun.acquire, timeout=20)
+        reading = False
+        with pytest.raises(UnavailableError, match="does not answer"):
+            async with asyncio.timeout(10):
+                await parts.checks["store"]()
+    finally:
+        may.set()
+        await asyncio.gather(*reads, return_exceptions=True)
+        parts.reader.close()
+        assert parts.watch is not None
+        parts.watch.close()
 
 
 async def test_a_gateway_that_answers_503_to_every_event_is_not_ready(tmp_path: Path) -> None:
