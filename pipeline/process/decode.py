@@ -44,8 +44,9 @@ _PERSONAL_FIELDS: Final = re.compile(
 _ROOMS: Final = re.compile(r"""(["'](?:address|地址|住址)["']\s*:\s*["'][^"']*?(?:栋|幢|座|号楼))[^"']*""")
 #: Between the characters of a number they hide it; no store shows them.
 _CONTROLS: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-#: Quotes and backslashes stay escaped, for the text would end there.
-_ESCAPE: Final = re.compile(r"\\+u(?!00(?:22|27|5[cC]))([0-9a-fA-F]{4})")
+#: Quotes and backslashes stay escaped, for the text would end there. Looked for only where a run of
+#: backslashes begins: a look at each of them would cost the square of their number.
+_ESCAPE: Final = re.compile(r"(?<!\\)\\+u(?!00(?:22|27|5[cC]))([0-9a-fA-F]{4})")
 #: Lines parsed at once; bounds the objects alive between parsing and the frame.
 _BULK_LINES: Final = 20_000
 
