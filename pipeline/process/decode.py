@@ -7,17 +7,32 @@ its position. Every record gives at least one row, so that what was received can
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from pipeline.contract.clean import cleaned
-from pipeline.contract.event import CODE, HIGHEST_RATING, ID, LOWEST_RATING, REQUIRED_ATTRIBUTE, Event
+from pipeline.contract.event import (
+    CODE,
+    GRID,
+    HIGHEST_RATING,
+    ID,
+    KEY,
+    LOWEST_RATING,
+    ORGANISATION_CODE,
+    REQUIRED_ATTRIBUTE,
+    SHA256,
+    ActorType,
+    Crs,
+    Event,
+    Form,
+    PersonRole,
+)
 from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_record
 from pipeline.contract.privacy import Privacy, holds_personal_number, redact
 from pipeline.contract.rows import to_frame
@@ -55,7 +70,13 @@ _REQUIRED: Final = (
     "actor_type", "key_version",
 )  # fmt: skip
 _ID_PATTERN: Final = f"^{ID.expression}$"
-_CODE_PATTERN: Final = f"^{CODE.expression}$"
+#: Columns that need not be given, and those of few different words.
+_FORMS: Final = {
+    "submission_id": ID, "unit_code": GRID, "actor_key": KEY, "organisation_code": ORGANISATION_CODE,
+    "primary_case_id": ID, "request_id": ID,
+}  # fmt: skip
+_FEW_WORDS: Final = {"channel": CODE, "matter_code": CODE, "department": CODE}
+_CLOSED: Final = {"actor_type": get_args(ActorType), "crs": get_args(Crs)}
 #: The columns of attributes that have another name there.
 _COLUMN_OF: Final = {"reason": "void_reason"}
 _CLIENT_TYPES: Final = [name for name in EVENT_TYPES if name not in PIPELINE_EVENT_TYPES]
@@ -252,11 +273,10 @@ def _take_arrow(sources: Sequence[_Source], collected: _Collected) -> None:
 def _well_formed(block: pl.DataFrame) -> pl.Expr:
     """True where a row of an Arrow block holds what the gateway guarantees (never null).
 
-    The relations and ranges are those of `contract.faults`, which a direct producer's rows did not pass.
+    Forms, closed lists, relations and ranges are those of the contract, which a direct producer's rows did
+    not pass.
     """
-    ids = [
-        pl.col(name).str.contains(_ID_PATTERN).fill_null(False) for name in ("event_id", "source", "case_id")
-    ]
+    ids = [_has(pl.col(name), ID).fill_null(False) for name in ("event_id", "source", "case_id")]
     return pl.all_horizontal(
         *[pl.col(name).is_not_null() for name in _REQUIRED],
         *ids,
@@ -265,7 +285,12 @@ def _well_formed(block: pl.DataFrame) -> pl.Expr:
         pl.col("ingested_at").is_between(_EARLIEST, _LATEST).fill_null(False),
         pl.col("grid_code").str.contains(r"^[0-9]{15}$").fill_null(False),
         *_relations(block),
+        *_members(block),
     )
+
+
+def _has(text: pl.Expr, form: Form) -> pl.Expr:
+    return text.str.contains(f"^{form.expression}$")
 
 
 def _relations(block: pl.DataFrame) -> list[pl.Expr]:
@@ -274,14 +299,18 @@ def _relations(block: pl.DataFrame) -> list[pl.Expr]:
         event_type: _COLUMN_OF.get(name, name) for event_type, name in REQUIRED_ATTRIBUTE.items()
     }
     optional = {
-        "matter_code": pl.col("matter_code") != "",
-        "primary_case_id": pl.col("primary_case_id").str.contains(_ID_PATTERN),
-        "department": pl.col("department").str.contains(_CODE_PATTERN),
+        **{name: _has(pl.col(name), form) for name, form in _FORMS.items()},
+        **{name: pl.col(name).is_in(words) for name, words in _CLOSED.items()},
         "rating": pl.col("rating").is_between(LOWEST_RATING, HIGHEST_RATING),
         "void_reason": pl.col("void_reason").str.contains(r"\S") | (pl.col("event_type") != "VOIDED"),
         "lon": pl.col("lon").is_between(-180, 180),
         "lat": pl.col("lat").is_between(-90, 90),
     }
+    for name, form in _FEW_WORDS.items():
+        words = block[name].unique()
+        unsound = words.filter(~words.str.contains(f"^{form.expression}$"))
+        if not unsound.is_empty():
+            optional[name] = ~pl.col(name).is_in(unsound.implode())
     return [
         *[
             pl.col("event_type").ne_missing(event_type) | pl.col(name).is_not_null()
@@ -294,6 +323,25 @@ def _relations(block: pl.DataFrame) -> list[pl.Expr]:
             if block[name].null_count() < block.height
         ],
     ]
+
+
+def _members(block: pl.DataFrame) -> list[pl.Expr]:
+    """What the items of lists hold: one look at all of them, then at each row where one is unsound."""
+    sound: dict[str, Callable[[Callable[[str], pl.Expr]], pl.Expr]] = {
+        "persons": lambda field: (
+            field("role").is_in(get_args(PersonRole)).fill_null(False)
+            & _has(field("key"), KEY).fill_null(True)
+        ),
+        "photos": lambda field: _has(field("sha256"), SHA256).fill_null(False),
+    }
+    doubtful = []
+    for name, of in sound.items():
+        items = block[name].explode(empty_as_null=False)
+        if items.is_empty() or items.struct.unnest().select(of(pl.col).all()).item():
+            continue
+        each = pl.col(name).list.eval(of(pl.element().struct.field))
+        doubtful.append(each.list.all().fill_null(True))
+    return doubtful
 
 
 def _take_lines(lines: Sequence[tuple[_Source, bytes]], collected: _Collected) -> None:

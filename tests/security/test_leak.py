@@ -179,7 +179,9 @@ def cloud_event(event: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def unclean_block(world: World, seeds: Seeds, **changes: str) -> bytes:
+def unclean_block(
+    world: World, seeds: Seeds, *, role: str = "subject", sha256: str = "0a" * 32, **changes: str
+) -> bytes:
     """An Arrow block as the gateway's, but written by somebody who cleaned nothing."""
     parsed = parse_document(orjson.dumps([world.event(), world.event()]))
     rows = to_frame(
@@ -189,7 +191,8 @@ def unclean_block(world: World, seeds: Seeds, **changes: str) -> bytes:
         backfill=False,
         privacy=Privacy(bytes(range(1, 33))),
     )
-    person = pl.lit([{"key": seeds.id(), "role": "subject"}], dtype=rows.schema["persons"])
+    person = pl.lit([{"key": seeds.id(), "role": role}], dtype=rows.schema["persons"])
+    photo = pl.lit([{"sha256": sha256, "taken_at": None}], dtype=rows.schema["photos"])
     values = {
         "actor_key": seeds.id(), "actor_name": NAME, "actor_phone": seeds.mobile(), "title": seeds.text(),
         "description": seeds.text() + seeds.hidden(), "level": seeds.mobile(),
@@ -200,7 +203,9 @@ def unclean_block(world: World, seeds: Seeds, **changes: str) -> bytes:
     }  # fmt: skip
     return encode_frame(
         rows.with_columns(
-            person.alias("persons"), *(pl.lit(text).alias(name) for name, text in values.items())
+            person.alias("persons"),
+            photo.alias("photos"),
+            *(pl.lit(text).alias(name) for name, text in values.items()),
         )
     )
 
@@ -320,6 +325,9 @@ def send_to_kafka(world: World, seeds: Seeds) -> int:
         (unclean_block(world, seeds, event_id=seeds.mobile()), arrow, None),
         (unclean_block(world, seeds, case_id=f"c-{seeds.id()}"), arrow, None),
         (unclean_block(world, seeds, grid_code=seeds.id()), arrow, None),
+        (unclean_block(world, seeds, role=f"subject {seeds.mobile()} {seeds.id()}"), arrow, None),
+        (unclean_block(world, seeds, sha256=seeds.id()), arrow, None),
+        (unclean_block(world, seeds, crs=f"{seeds.card()} {PLATES[0]}"), arrow, None),
     ]
     before = _quarantined(world)
     last = world.event()  # of the same partition: when it is stored, all before it have been read

@@ -79,10 +79,10 @@ def spoilt(name: str, value: Any) -> pl.DataFrame:
         ("actor_key", PHONE, PRIVACY.phone_key(PHONE)),
         (
             "persons",
-            [{"key": ID_NUMBER, "role": "subject"}, {"key": "own-7", "role": None}],
+            [{"key": ID_NUMBER, "role": "subject"}, {"key": "own-7", "role": "party"}],
             [
                 {"key": PRIVACY.person_key(ID_NUMBER), "role": "subject"},
-                {"key": "own-7", "role": None},
+                {"key": "own-7", "role": "party"},
             ],
         ),
     ],
@@ -109,6 +109,65 @@ def test_an_id_in_clear_that_holds_a_number_is_refused_alone(name: str, value: s
     told = repr(found.quarantined.rows())
     assert ID_NUMBER not in told
     assert PHONE not in told
+
+
+#: What people write. Every other column holds ids, codes, words of closed lists, hashes or keys.
+_WRITTEN = {
+    "actor_name", "actor_phone", "address", "attributes", "description", "level", "organisation_name",
+    "title", "void_reason",
+}  # fmt: skip
+#: Of these, what may be any word: ids and keys.
+_OF_ANY_WORD = {
+    "event_id", "source", "case_id", "submission_id", "actor_key", "persons.key", "organisation_code",
+    "primary_case_id", "request_id",
+}  # fmt: skip
+CARD, PLATE = "6222021234567890128", "粤J8K2M7"
+
+
+def text_places() -> list[str]:
+    """Every place of an event that holds text: columns, and members of lists as `column.member`."""
+    places = []
+    for name, kind in EVENT.items():
+        inner = kind.inner if isinstance(kind, pl.List) else kind
+        if isinstance(inner, pl.Struct):
+            places += [f"{name}.{field.name}" for field in inner.fields if field.dtype == pl.String()]
+        elif inner == pl.String():
+            places.append(name)
+    return places
+
+
+def spoilt_at(place: str, text: str) -> pl.DataFrame:
+    """Two rows of the gateway that hold something in every column; the first with `text` in one place."""
+    person, photo = {"id_number": ID_NUMBER, "role": "subject"}, {"sha256": "0a" * 32}
+    rows = gateway_rows(
+        *(
+            event(number, persons=[person, {"role": "party"}], photos=[photo, {"sha256": "A0" * 32}])
+            for number in (1, 2)
+        )
+    )
+    assert through(rows).quarantined.is_empty()
+    name, _, member = place.partition(".")
+    values = rows[name].to_list()
+    values[0] = [{**values[0][0], member: text}, *values[0][1:]] if member else text
+    return rows.with_columns(pl.Series(name, values, dtype=EVENT[name]))
+
+
+@pytest.mark.parametrize("place", text_places())
+def test_no_place_of_a_block_keeps_a_number(place: str) -> None:
+    for text in (f"subject {PHONE} {ID_NUMBER} {CARD} {PLATE}", ID_NUMBER, PHONE):
+        found = through(spoilt_at(place, text))
+        assert "e2" in found.events["event_id"]
+        told = repr((found.events.rows(), found.quarantined.rows()))
+        assert [number for number in (PHONE, ID_NUMBER, CARD, PLATE) if number in told] == []
+
+
+@pytest.mark.parametrize("place", sorted({*text_places()} - _WRITTEN))
+def test_what_is_no_word_of_the_contract_is_refused_as_in_json(place: str) -> None:
+    free = ("-",) if place in _OF_ANY_WORD else ()
+    for text in ("陈大文 说", "", "-"):
+        found = through(spoilt_at(place, text))
+        assert found.quarantined["_idx"].to_list() == ([] if text in free else [0]), text
+        assert found.events.height == (2 if text in free else 1), text
 
 
 def test_every_character_that_nfc_may_change_is_looked_at() -> None:
