@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from pipeline.clock import Clock, utc_now
-from pipeline.contract.privacy import holds_personal_number, redact
+from pipeline.contract.privacy import CUT_MARGIN, holds_personal_number, redact_head
 
 _LONGEST: Final = 200
 
@@ -78,5 +78,5 @@ def operator() -> str:
 
 
 def _clean(text: str) -> str:
-    cut = text[:_LONGEST]
-    return "[personal number]" if holds_personal_number(cut) else redact(cut)
+    held = holds_personal_number(text[: _LONGEST + CUT_MARGIN])
+    return "[personal number]" if held else redact_head(text, _LONGEST)

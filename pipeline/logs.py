@@ -18,7 +18,7 @@ import orjson
 import structlog
 from structlog.types import Processor
 
-from pipeline.contract.privacy import redact
+from pipeline.contract.privacy import redact, redact_head
 from pipeline.logs_limit import LimitedHandler
 
 MAX_TEXT: Final = 4_000
@@ -47,11 +47,11 @@ def _clean_value(value: Any) -> Any:
         # a phone or id number may come as a number
         return value if redact(str(value)) == str(value) else redact(str(value))
     if isinstance(value, Mapping):
-        return {redact(str(key)[:MAX_TEXT]): _clean_value(item) for key, item in value.items()}
+        return {redact_head(str(key), MAX_TEXT): _clean_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean_value(item) for item in value]
     text = str(value)
-    clean = redact(text[:MAX_TEXT])
+    clean = redact_head(text, MAX_TEXT)
     return clean if len(text) <= MAX_TEXT else clean + f"… ({len(text)} characters)"
 
 

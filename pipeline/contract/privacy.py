@@ -117,6 +117,10 @@ _BETWEEN: Final = "\x00"
 #: of nothing but digits would take a tenth of a second, and the worker would look at it again.
 _MOST_TRIES: Final = 40
 
+#: Characters of the longest spelling of a number, and more: so far beyond a cut one looks to see whole what
+#: crosses it.
+CUT_MARGIN: Final = 128
+
 ID_MARK, CARD_MARK, PHONE_MARK, PLATE_MARK = "[身份证号]", "[银行卡号]", "[手机号]", "[车牌号]"
 
 _COMPOUND_SURNAMES: Final = frozenset(
@@ -287,15 +291,31 @@ def redact(text: str) -> str:
     >>> redact("联系人 138-0000-1234")
     '联系人 [手机号]'
     """
-    if not any(candidate.search(text) for candidate in _CANDIDATES):
-        return text
+    return redact_head(text, len(text))
+
+
+def redact_head(text: str, most: int, *, cut: bool = False) -> str:
+    """At most `most` characters: the first ones of `text`, redacted as by `redact`. Of a number across their
+    end no half is left, which nothing would recognise; marks are shorter than numbers, so that cutting first
+    and redacting then leaves one.
+
+    cut : `text` was cut before, so that its end may be half a number: its last CUT_MARGIN characters are not
+    kept.
+    """
+    head = text[: most + CUT_MARGIN]
+    end = len(head) - CUT_MARGIN if cut or len(head) < len(text) else len(head)
+    end = min(max(end, 0), most)
+    if not any(candidate.search(head) for candidate in _CANDIDATES):
+        return head[:end]
     parts: list[str] = []
     position = 0
-    for start, end, mark in _spans(text.translate(_FOLD)):
-        parts += (text[position:start], mark)
-        position = end
-    parts.append(text[position:])
-    return "".join(parts)
+    for start, stop, mark in _spans(head.translate(_FOLD)):
+        if start >= end:
+            break
+        parts += (head[position:start], mark)
+        position = stop
+    parts.append(head[position:end])
+    return "".join(parts)[:most]
 
 
 def clean_texts(texts: Sequence[str]) -> Sequence[str]:

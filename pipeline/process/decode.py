@@ -34,7 +34,7 @@ from pipeline.contract.event import (
     PersonRole,
 )
 from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_record
-from pipeline.contract.privacy import Privacy, holds_personal_number, redact
+from pipeline.contract.privacy import CUT_MARGIN, Privacy, holds_personal_number, redact_head
 from pipeline.contract.rows import to_frame
 from pipeline.errors import ContractError
 from pipeline.frames import DECODED, EVENT, EVENT_TYPES, PIPELINE_EVENT_TYPES, POSITION, QUARANTINED, expect
@@ -47,8 +47,8 @@ UNSUPPORTED_VERSION: Final = "UNSUPPORTED_VERSION"
 
 #: Characters of a refused payload that are kept.
 PAYLOAD_CHARACTERS: Final = 16_384
-#: Redaction sees this much beyond the cut, so that a number across the cut is not left in half.
-_REDACTION_MARGIN: Final = 128
+#: Characters that are read beyond these: marks and stars are shorter than what they replace.
+_MORE_CHARACTERS: Final = 2_048
 #: Values of these JSON fields are personal whatever they look like.
 _PERSONAL_FIELDS: Final = re.compile(
     r"""((["'])(?:id_number|phone|name|key|姓名|电话|手机|身份证号?)\2\s*:\s*(?:\[\s*)?)"""
@@ -134,9 +134,9 @@ class _Collected:
                 "_off": record.offset,
                 "_idx": index,
                 "reason": reason,
-                "detail": redact(detail[:500]),
+                "detail": redact_head(detail, 500),
                 "event_id": event_id if event_id and _may_be_shown(event_id) else None,
-                "content_type": redact((record.content_type or "")[:100]) or None,
+                "content_type": redact_head(record.content_type or "", 100) or None,
                 "payload": redacted_payload(raw),
                 "payload_bytes": min(len(raw), 2**32 - 1),
                 "ingested_at": _instant(record.timestamp_ms),
@@ -182,13 +182,15 @@ def decode(
 
 def redacted_payload(raw: bytes) -> str:
     """Readable, redacted and cut form of refused bytes: a clerk may read it, nobody is named in it."""
-    head = raw[: 4 * (PAYLOAD_CHARACTERS + _REDACTION_MARGIN)]
+    head = raw[: 4 * (PAYLOAD_CHARACTERS + CUT_MARGIN)]
     text = head.decode(_encoding(head), "replace")
     # halves of surrogate pairs become one sign that cannot be stored otherwise
     text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).encode("utf-8", "replace").decode()
-    text = _CONTROLS.sub("\ufffd", text[: PAYLOAD_CHARACTERS + _REDACTION_MARGIN])
+    begin = text[: PAYLOAD_CHARACTERS + _MORE_CHARACTERS]
+    cut = len(head) < len(raw) or len(begin) < len(text)
+    text = _CONTROLS.sub("\ufffd", begin)
     text = _ROOMS.sub(r"\1", _PERSONAL_FIELDS.sub(r'\1"***"', text))
-    return redact(text)[:PAYLOAD_CHARACTERS]
+    return redact_head(text, PAYLOAD_CHARACTERS, cut=cut)
 
 
 def _encoding(head: bytes) -> str:
@@ -213,7 +215,10 @@ def _unreadable(record: Record) -> tuple[str, str] | None:
         return MALFORMED, "the record is empty"
     if record.schema_version is not None and record.schema_version != SCHEMA_VERSION:
         if record.schema_version.isdigit():
-            return UNSUPPORTED_VERSION, f"schema-version {record.schema_version[:20]}; this build reads 1"
+            return (
+                UNSUPPORTED_VERSION,
+                f"schema-version {redact_head(record.schema_version, 20)}; this build reads 1",
+            )
         return MALFORMED, "the schema-version header is no number"
     if record.content_type is not None and not record.is_arrow and record.content_type not in JSON_TYPES:
         return MALFORMED, "the content-type header is none of Arrow stream, JSON, NDJSON"

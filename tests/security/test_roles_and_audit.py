@@ -237,6 +237,21 @@ async def test_audit_holds_no_personal_number(tmp_path: Path) -> None:
     assert {line["who"] for line in lines(tmp_path / "audit")} == {"loopback"}
 
 
+def test_audit_holds_no_half_of_a_number_that_is_cut(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path / "audit", keep_days=1)
+    for kept in (1, 10, 17, 18):
+        for number in (ID_NUMBER, "13800001234", "粤J8K2M7"):
+            audit.record(who="key 1", call="GET /v1/events", subject=f"x{' ' * (199 - kept)}{number} y")
+            audit.record(
+                who="key 1", call="GET /v1/events", query="粤J8K2M7," * 5 + "x" * (155 - kept) + number
+            )
+    audit.close()
+    subjects = [f"{line['subject']} {line.get('query')}" for line in lines(tmp_path / "audit")]
+    assert len(subjects) == 24
+    assert [text for text in subjects if re.search("[0-9]|粤", text)] == []
+    assert all(len(text) < 220 for text in subjects)
+
+
 async def test_no_line_no_answer(tmp_path: Path) -> None:
     keys = KeyStore(tmp_path / "keys.json")
     (tmp_path / "audit").write_text("a file where the directory should be")

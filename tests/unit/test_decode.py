@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 
 import polars as pl
@@ -220,6 +221,45 @@ def test_no_spelling_of_a_refused_payload_names_anybody(raw: bytes) -> None:
     readable = "".join(sign for sign in payload if sign.isalnum())
     for secret in ("13800138000", "1380013", "１３８", "u200b", "uff1", "陈大文", "u9648", "J12345", "501"):
         assert secret not in readable, payload
+
+
+@pytest.mark.parametrize("kept", range(1, 18))
+@pytest.mark.parametrize(
+    ("before", "filler", "written"),
+    [
+        ("", "y", "{}"),
+        ("999999195003120018," * 20, "y", "{}"),  # marks are shorter than what they replace
+        (f'"name": "{"x" * 100}",' * 10, "y", "{}"),
+        (f'"name": "{"x" * 1_000}",' * 10, "y", "{}"),
+        ("", "\\u0079", "\\u003{}"),  # six bytes a character: fewer are left than are kept
+    ],
+)
+def test_a_number_across_the_cut_of_a_payload_is_not_left_in_half(
+    before: str, filler: str, written: str, kept: int
+) -> None:
+    number = "999999195003120018"
+    cuts = (PAYLOAD_CHARACTERS, PAYLOAD_CHARACTERS + 128, PAYLOAD_CHARACTERS + 2_048)
+    for end in (*cuts, 4 * (PAYLOAD_CHARACTERS + 128)):
+        spelled = [written.format(digit) for digit in number]
+        room = end - len(before) - len(spelled[0]) * kept
+        raw = f"{before}{filler * (room // len(filler))}{''.join(spelled)},more".encode() + b"z" * 80_000
+        payload = redacted_payload(raw)
+        assert re.search(r"[0-9]", payload) is None, (end, payload[-40:])
+        assert 10_000 < len(payload) + len(before) <= PAYLOAD_CHARACTERS + len(before)
+
+
+def test_a_number_across_the_cut_of_a_header_or_detail_is_not_left_in_half() -> None:
+    number = "999999195003120018"
+    for before in (3, 83, 90, 99, 475, 485, 499):
+        text = "x" * before + number
+        _, refused = decoded(
+            Record(5, 0, text, b"{}"),
+            Record(6, 0, None, b"{}", "7" * (before % 20) + number),
+            record(7, event(1, event_type=text)),
+            record(8, event(2) | {text: 1}),
+        )
+        assert refused.height == 4
+        assert "99999" not in repr(refused.select("detail", "content_type", "payload").rows())
 
 
 def test_what_is_not_personal_in_a_refused_payload_stays() -> None:

@@ -64,6 +64,17 @@ def test_no_personal_number_reaches_the_file(log_dir: Path) -> None:
     assert phone not in text
 
 
+@pytest.mark.parametrize("before", ["", "999999195003120018," * 20])
+@pytest.mark.parametrize("kept", [7, 17, 18])
+def test_a_number_across_the_cut_is_not_left_in_half(log_dir: Path, before: str, kept: int) -> None:
+    number = "999999195003120018"
+    text = f"{before}{'x' * (logs.MAX_TEXT - len(before) - kept)}{number} and more"
+    logs.get_logger("pipeline.test").info("long", detail=text, within={text: [text]})
+    (line,) = lines(log_dir)
+    assert line["detail"].endswith(f"… ({len(text)} characters)")
+    assert "999999" not in (log_dir / "store.log").read_text()
+
+
 def test_control_characters_cannot_forge_a_line(log_dir: Path) -> None:
     logs.get_logger("pipeline.test").info("request", agent='x\n{"event": "forged"}\x1b[31m' + "y" * 10_000)
     (line,) = lines(log_dir)
