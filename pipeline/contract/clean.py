@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.contract.privacy import (
     CANDIDATE,
+    ROOM_CANDIDATE,
     Privacy,
     holds_personal_number,
     mask_name,
@@ -35,7 +36,6 @@ _TEXTS: Final = ("title", "description", "organisation_name", "void_reason", "le
 #: Of ids and keys, beside _NOT_ASCII, which finds every other text: eleven digits with anything but letters
 #: between them. (With the letters of all scripts it takes a tenth of a second to compile, in each thread.)
 _NUMBERS: Final = r"[0-9](?:[\x00-/:-@\[-`{-\x7f]{0,6}[0-9]){10}"
-_ROOMS: Final = "[栋幢座楼室房]|单元"
 _MASKED_NAME: Final = r"^.{0,2}\*\*$"
 _MASKED_PHONE: Final = r"^(?:[0-9]{3})?\*{4}[0-9]{0,4}$"
 _NOT_ASCII: Final = r"[^\x00-\x7f]"
@@ -80,7 +80,7 @@ def _doubts(rows: pl.DataFrame) -> dict[str, NDArray[np.uint32]]:
     looks = {
         **{name: pl.col(name).str.contains(f"{_NUMBERS}|{_NOT_ASCII}") for name in _IDS},
         **{name: pl.col(name).str.contains(_UNCLEAN) for name in (*_TEXTS, "attributes")},
-        "address": pl.col("address").str.contains(f"{_UNCLEAN}|{_ROOMS}"),
+        "address": pl.col("address").str.contains(f"{_UNCLEAN}|{ROOM_CANDIDATE}"),
         "actor_name": ~pl.col("actor_name").str.contains(_MASKED_NAME),
         "actor_phone": ~pl.col("actor_phone").str.contains(_MASKED_PHONE),
         "actor_key": _own_number(pl.col("actor_key")),

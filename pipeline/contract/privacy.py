@@ -130,15 +130,43 @@ _COMPOUND_SURNAMES: Final = frozenset(
         "公孙", "慕容", "仲孙", "钟离", "长孙", "宇文", "司徒", "鲜于", "司空", "令狐",
     )
 )  # fmt: skip
-#: A numbered building, and the characters that unit, floor and room after it are written with. The rest is
-#: one character class, so that no address can make the match slow.
-_BUILDING: Final = re.compile(r"(?:[0-9A-Za-z０-９]|[一二三四五六七八九十]) ?(?:栋|幢|座|号楼)")
-_WITHIN: Final = re.compile(r"[0-9A-Za-z０-９一二三四五六七八九十百\s,，、()（）单元梯层楼室房户号-]*")
-#: A room after the building, whatever follows it.
-_ROOM: Final = re.compile(
-    r"[\s,，、(（-]{0,4}(?:[0-9A-Za-z０-９一二三四五六七八九十百-]{1,6} ?(?:单元|[梯层楼室房户])"
-    r"|[0-9０-９]{3,4}(?![0-9０-９米]))"
+#: Traditional characters, too; one for one as in _FOLD.
+_ADDRESS_FOLD: Final[dict[int, int | str]] = {**_FOLD, **str.maketrans("棟號樓單層戶廈＃", "栋号楼单层户厦#")}
+_HAN: Final = "一二三四五六七八九十百零〇"
+_FLAT: Final = "(?:(?:(?<![0-9A-Z])[A-Z]{0,2}|(?<![0-9]))[0-9]{1,8}[A-Z]?|(?<![A-Z])[A-Z])"
+_SEPARATOR: Final = r"[\s,、(-]{0,4}"
+#: What follows a distance, a road, another house or building, so that the number before it is no room.
+_NO_ROOM: Final = (
+    "(?![0-9]|[A-Z]?(?:[号#米多余M路街巷弄线村队组社栋幢座年亩]|公里|千米|KM|[国省县乡]道|公交))"
 )
+_ROOM_NUMBER: Final = f"[A-Z]?[0-9]{{3,4}}[A-Z]?{_NO_ROOM}"
+#: In a folded address; the match ends where the building does. No part can make it slow: each is bounded.
+_BUILDING_END: Final = re.compile(
+    # unit or room, whatever stands before it
+    rf"(?={_FLAT} ?(?:单元|室|房(?![产屋地管车租东改间]))|[0-9]{{3,4}}号[室房]"
+    rf"|[{_HAN}]{{1,5}}(?:单元|室)|[{_HAN}]{{3,5}}房)"
+    # a numbered building, and nothing but unit, floor and room up to the end, or a room and then whatever
+    rf"|(?:[0-9A-Z甲乙丙丁东南西北中一二三四五六七八九十] ?(?:栋|幢|座|号楼)|[0-9] ?#楼?)"
+    rf"(?=[0-9A-Z{_HAN}\s,、()单元梯层楼室房户号-]{{0,100}}\Z"
+    rf"|{_SEPARATOR}(?:[0-9A-Z{_HAN}-]{{1,6}} ?(?:单元|[梯层楼室房户])|{_ROOM_NUMBER}))"
+    # the number of a house, and floor or room
+    rf"|[0-9{_HAN}] ?号(?:之[0-9{_HAN}]{{1,3}})?院?"
+    rf"(?={_SEPARATOR}(?:(?:{_FLAT}|[{_HAN}]{{1,4}}) ?(?:单元|[梯层楼室房户])"
+    rf"|[0-9]{{1,2}}-[0-9]{{1,4}}{_NO_ROOM}|{_ROOM_NUMBER}))"
+    # building, unit and room with hyphens; not the kilometre of a road
+    rf"|(?<![0-9A-Z-])(?:(?!K)[A-Z]?[0-9]{{1,3}}[A-Z]?|[A-Z])"
+    rf"(?= ?- ?[0-9]{{1,2}} ?- ?[0-9]{{3,4}}(?![0-9-])| ?- ?[0-9]{{3,4}}{_NO_ROOM}(?!-[0-9]))"
+    # a building's name
+    rf"|(?:大厦|大楼|公寓|商厦|广场|中心|商场|市场)"
+    rf"(?={_SEPARATOR}(?:{_FLAT}|[{_HAN}]{{1,3}}) ?[楼层](?![台梯]))"
+    rf"|[厦楼寓舍苑园庭阁轩座邨](?={_SEPARATOR}{_ROOM_NUMBER})"
+)
+#: A quick, generous look for addresses with more than a building, as written; polars takes it, too.
+ROOM_CANDIDATE: Final = (
+    rf"[栋幢棟座楼樓室房单單层層#＃]|{_DIGIT}{{3}}"
+    rf"|[号號](?s:.){{0,8}}[0-9A-Za-z\uff10-\uff19\uff21-\uff3a\uff41-\uff5a{_HAN}]"
+)
+_ROOMS: Final = re.compile(ROOM_CANDIDATE)
 
 
 # --- identity and phone numbers
@@ -358,14 +386,18 @@ def mask_phone(phone: str) -> str:
 
 
 def cut_address(address: str) -> str:
-    """The address down to its building: unit, floor and room are left out.
+    """The address down to its building or house: unit, floor and room, and what follows, are left out. Empty
+    where it begins with them.
 
-    >>> cut_address("礼乐街道文昌花园3栋2单元501室"), cut_address("江南街道东海路46号")
+    >>> cut_address("礼乐街道文昌花园3栋2单元501室"), cut_address("江南街道东海路46号501室")
     ('礼乐街道文昌花园3栋', '江南街道东海路46号')
     """
-    match = _BUILDING.search(address)
-    if match and (_WITHIN.fullmatch(address, match.end()) or _ROOM.match(address, match.end())):
-        return address[: match.end()]
+    while _ROOMS.search(address) and (found := _BUILDING_END.search(address.translate(_ADDRESS_FOLD))):
+        end = len(address[: found.end()].rstrip(" \t\n\u3000,，、(（-－"))
+        if end == len(address):
+            break
+        # once more: what is last now may be read otherwise
+        address = address[:end]
     return address
 
 

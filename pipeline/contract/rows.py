@@ -167,7 +167,8 @@ def _free_texts(values: Sequence[str | None]) -> pa.Array:
 
 
 def shown_address(address: str) -> str | None:
-    return cut_address(address) if address else None
+    """The address down to its building; None where nothing is left."""
+    return cut_address(address) or None
 
 
 def _actor_keys(actor: Columns, privacy: Privacy) -> Sequence[str | None]:

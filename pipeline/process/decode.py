@@ -34,7 +34,7 @@ from pipeline.contract.event import (
     PersonRole,
 )
 from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_record
-from pipeline.contract.privacy import CUT_MARGIN, Privacy, holds_personal_number, redact_head
+from pipeline.contract.privacy import CUT_MARGIN, Privacy, cut_address, holds_personal_number, redact_head
 from pipeline.contract.rows import to_frame
 from pipeline.errors import ContractError
 from pipeline.frames import DECODED, EVENT, EVENT_TYPES, PIPELINE_EVENT_TYPES, POSITION, QUARANTINED, expect
@@ -55,8 +55,11 @@ _PERSONAL_FIELDS: Final = re.compile(
     r"""(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?)(?:\s*,\s*"(?:[^"\\]|\\.)*"(?=\s*[,\]]))*""",
     re.DOTALL,
 )
-#: Of an address only what stands before building, unit or room is kept.
-_ROOMS: Final = re.compile(r"""(["'](?:address|地址|住址)["']\s*:\s*["'][^"']*?(?:栋|幢|座|号楼))[^"']*""")
+_ADDRESSES: Final = re.compile(
+    r"""(["'](?:address|地址|住址)["']\s*:\s*)("(?:[^"\\]|\\.)*|'(?:[^'\\]|\\.)*)""", re.DOTALL
+)
+#: Here nothing stays of what follows a building.
+_BUILDING: Final = re.compile(r"(栋|幢|棟|座|号楼|號樓).*", re.DOTALL)
 #: Between the characters of a number they hide it; no store shows them.
 _CONTROLS: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 #: Quotes and backslashes stay escaped, for the text would end there. Looked for only where a run of
@@ -189,8 +192,12 @@ def redacted_payload(raw: bytes) -> str:
     begin = text[: PAYLOAD_CHARACTERS + _MORE_CHARACTERS]
     cut = len(head) < len(raw) or len(begin) < len(text)
     text = _CONTROLS.sub("\ufffd", begin)
-    text = _ROOMS.sub(r"\1", _PERSONAL_FIELDS.sub(r'\1"***"', text))
+    text = _ADDRESSES.sub(_without_room, _PERSONAL_FIELDS.sub(r'\1"***"', text))
     return redact_head(text, PAYLOAD_CHARACTERS, cut=cut)
+
+
+def _without_room(found: re.Match[str]) -> str:
+    return found[1] + _BUILDING.sub(r"\1", cut_address(found[2]))
 
 
 def _encoding(head: bytes) -> str:

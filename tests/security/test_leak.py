@@ -38,6 +38,12 @@ SPELLED_PLATES = (
 )  # fmt: skip
 #: Go in with nearly every event: the name is to become a mask, the room to be cut off.
 NAME, ROOM = "陈大文", "2单元501室"
+#: Buildings and what must not stay behind them.
+ADDRESSES = (
+    ("文昌花园3栋", ROOM), ("东海路46号", "507室"), ("圭峰路12号", "308房"), ("东海路48号", "3单元509室"),
+    ("阳光大厦", "1207室"), ("麻三村3巷5号", "207"), ("凤凰苑12", "-3-509"), ("文昌花园15棟", "608室"),
+    ("江华路１２号", "５０８室"), ("东海路50号", "五楼"),
+)  # fmt: skip
 #: Between and around the parts of a mobile number: 3, 4 and 4 digits.
 SPELLED_MOBILES = (
     "{} - {} - {}", "{}   {}   {}", "({}){}-{}", "{}_{}_{}", "{}/{}/{}", "{}，{}，{}", "{}\u2010{}\u2011{}",
@@ -58,6 +64,7 @@ class Seeds:
     """Numbers that went in, and every spelling of them that must not be found."""
 
     taken: int = 0
+    shapes: int = 0
     spellings: set[str] = field(default_factory=lambda: {NAME, ROOM, escaped(NAME), escaped(ROOM)})
 
     def _keep(self, *spellings: str) -> None:
@@ -80,6 +87,13 @@ class Seeds:
         number = fake_card(self.taken)
         self._keep(number, " ".join(number[at : at + 4] for at in range(0, 16, 4)))
         return number
+
+    def address(self) -> str:
+        """An address with a room in it, then a number; each time another shape."""
+        self.shapes += 1
+        building, room = ADDRESSES[self.shapes % len(ADDRESSES)]
+        self._keep(building[-1] + room)
+        return f"{building}{room} {self.mobile()}"
 
     def text(self) -> str:
         """A description in which people hide numbers in every way they know."""
@@ -154,12 +168,7 @@ def personal(world: World, seeds: Seeds, **changes: Any) -> dict[str, Any]:
         persons=[{"id_number": seeds.id(), "role": "subject"}, {"key": seeds.id(), "role": "contact"}],
         title=seeds.text(),
         description=f"{seeds.text()}，{seeds.hidden()}",
-        location={
-            "lon": 113.1,
-            "lat": 22.57,
-            "crs": "wgs84",
-            "address": f"文昌花园3栋{ROOM} {seeds.mobile()}",
-        },
+        location={"lon": 113.1, "lat": 22.57, "crs": "wgs84", "address": seeds.address()},
         organisation={"name": f"某店 {seeds.mobile()}"},
         attributes={"note": seeds.text(), seeds.mobile(): 1, "number": int(seeds.mobile())},
         **changes,
@@ -196,7 +205,7 @@ def unclean_block(
     values = {
         "actor_key": seeds.id(), "actor_name": NAME, "actor_phone": seeds.mobile(), "title": seeds.text(),
         "description": seeds.text() + seeds.hidden(), "level": seeds.mobile(),
-        "address": f"文昌花园3栋{ROOM} {seeds.mobile()}", "organisation_name": f"某店 {seeds.mobile()}",
+        "address": seeds.address(), "organisation_name": f"某店 {seeds.mobile()}",
         "void_reason": seeds.text(),
         "attributes": orjson.dumps({"note": seeds.text(), seeds.mobile(): int(seeds.mobile())}).decode(),
         **changes,
@@ -318,6 +327,9 @@ def send_to_kafka(world: World, seeds: Seeds) -> int:
         (orjson.dumps(personal(world, seeds) | {"actor": {"type": "citizen", "name": [NAME]}}), name, None),
         (orjson.dumps(personal(world, seeds) | {"姓名": NAME, "地址": f"文昌花园3栋{ROOM}"}), name, None),
         (f"{{'event_id': 7, 'name': '{NAME}', 'address': '文昌花园3栋{ROOM}'}}".encode(), name, None),
+        *[(f"{{'event_id': 7, 'address': '{seeds.address()}'}}".encode(), name, None) for _ in ADDRESSES],
+        *[(orjson.dumps(personal(world, seeds)), name, None) for _ in ADDRESSES],
+        *[(unclean_block(world, seeds), arrow, None) for _ in ADDRESSES],
         (json.dumps(personal(world, seeds) | {"event_type": 1}).encode(), name, None),
         (f'{{"event_id": "x", "description": "{ascii_only}", "name": "{escaped(NAME)}'.encode(), name, None),
         *[(wide.encode(code), name, None) for code in ("utf-16", "utf-16-le", "utf-16-be")],

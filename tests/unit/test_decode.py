@@ -214,12 +214,28 @@ def test_a_quarantined_payload_names_nobody_and_is_cut() -> None:
         rb'{"n\u0061me": "\u9648\u5927\u6587"}',
         b"{'actor': {'name': '\xe9\x99\x88\xe5\xa4\xa7\xe6\x96\x87', 'phone': '13800138000'}}",
         '{"address": "文昌花园3栋2单元501室"}'.encode(),
+        '{"address": "东海路46号501室"}'.encode(),
+        '{"address": "东海路46\\"号\\"501室"}'.encode(),
+        '{"住址":"阳光大厦501"}'.encode(),
+        "{'address': '凤凰苑12-3-501', 'x': 1}".encode(),
+        '{"address": "凤凰苑12－3－５０１'.encode(),
     ],
 )
 def test_no_spelling_of_a_refused_payload_names_anybody(raw: bytes) -> None:
     payload = redacted_payload(raw)
     readable = "".join(sign for sign in payload if sign.isalnum())
-    for secret in ("13800138000", "1380013", "１３８", "u200b", "uff1", "陈大文", "u9648", "J12345", "501"):
+    for secret in (
+        "13800138000",
+        "1380013",
+        "１３８",
+        "u200b",
+        "uff1",
+        "陈大文",
+        "u9648",
+        "J12345",
+        "501",
+        "５０１",
+    ):
         assert secret not in readable, payload
 
 
@@ -267,6 +283,13 @@ def test_what_is_not_personal_in_a_refused_payload_stays() -> None:
     for raw in (text.encode(), text.encode("utf-16-be"), json.dumps({"a": text}).encode()[7:-2]):
         assert "路灯不亮 12345" in redacted_payload(raw)
     assert redacted_payload(text.encode()) == text
+
+
+def test_an_address_in_a_refused_payload_keeps_its_building() -> None:
+    for address, kept in (("文昌花园3号楼旁王家", "文昌花园3号楼"), ("东海路46号501室", "东海路46号")):
+        assert redacted_payload(f'{{"address": "{address}", "n": 1}}'.encode()) == (
+            f'{{"address": "{kept}", "n": 1}}'
+        )
 
 
 def test_headers_of_a_quarantined_record_name_nobody() -> None:
