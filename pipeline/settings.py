@@ -243,7 +243,8 @@ class Settings(BaseSettings):
         5, ge=0, description="Rows of villages and grids with fewer reports are blank for readers; 0: none."
     )
     small_cells_on_loopback: bool = Field(
-        False, description="Blank small rows also for who reads on this machine, as behind a proxy."
+        False,
+        description="Blank small rows also for who reads on this machine, as behind a proxy without headers.",
     )
     audit_keep_days: int = Field(
         1_095, ge=1, description="Days that the audit log of reads of personal data is kept."

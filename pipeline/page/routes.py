@@ -21,7 +21,7 @@ from pipeline.read.matters import matters_in_force
 from pipeline.read.routes import answer, only
 from pipeline.read.small_cells import for_reader
 from pipeline.rules.model import RULE_COUNT, Channel, Named
-from pipeline.runtime.access import still_reads
+from pipeline.runtime.access import is_passed_on, still_reads
 from pipeline.runtime.pages import page
 from pipeline.store.kpi_views import BY
 
@@ -50,11 +50,12 @@ PAGE_PATHS: Final[dict[str, Any]] = {
 
 def page_files(assets: Assets, live: Live | None) -> list[BaseRoute]:
     """`/` and the files below `/page/`. live : whose figures stand in the page at once; None where reading
-    needs a key, which a browser cannot send with `/`."""
-    first = FirstPage(assets.index, live)
+    needs a key, which a browser cannot send with `/`. Nor do they stand in a page that a proxy asked for."""
+    first, bare = FirstPage(assets.index, live), FirstPage(assets.index, None)
 
     async def index(request: Request) -> Response:
-        response = _file(request, first.now(), "no-cache")
+        shown = bare if is_passed_on(request.scope) else first
+        response = _file(request, shown.now(), "no-cache")
         response.headers["Content-Security-Policy"] = _POLICY
         return response
 

@@ -1,7 +1,8 @@
 """Who may read, and who looks at metrics.
 
-On a loopback listener everybody on the machine reads; on any other, holders of a key with the role `read`.
-Metrics on an `admin_http` that is not loopback need the role `admin`. Reads of personal data are audited.
+On a loopback listener everybody on the machine reads; on any other, and through a proxy on the machine,
+holders of a key with the role `read`. Metrics on an `admin_http` that is not loopback, and through a proxy,
+need the role `admin`. Reads of personal data are audited.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
     "SmallCells",
     "check_listeners",
     "guard_metrics",
+    "is_passed_on",
     "still_reads",
 ]
 
@@ -47,6 +49,9 @@ _STREAM: Final = "/v1/live"
 #: Requests per second of one address on a listener for metrics: a hundred that ask each second. Not the
 #: senders' setting, which may be lower than what watching needs.
 _ADMIN_REQUESTS_PER_SECOND: Final = 100
+#: What proxies add. None of this machine's own callers sends one.
+_PASSED_ON: Final = frozenset({b"forwarded", b"via", b"x-real-ip"})
+_PASSED_ON_PREFIX: Final = b"x-forwarded-"
 _CALLER: Final = "gridpipe.caller"
 _KEY_ID: Final = "gridpipe.key_id"
 _ROLES: Final = "gridpipe.roles"
@@ -87,6 +92,12 @@ def check_listeners(settings: Settings) -> None:
         raise ConfigurationError(problems)
 
 
+def is_passed_on(scope: Scope) -> bool:
+    """Whether a proxy says that it passes a request on: whoever sent it need not be on this machine, though
+    the connection is."""
+    return any(name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIX) for name, _ in scope["headers"])
+
+
 class RoleKeys:
     """ASGI wrapper: GET and HEAD of paths that begin with one of `prefixes` need a key with `role`; other
     requests pass."""
@@ -101,10 +112,13 @@ class RoleKeys:
         signatures: Signatures | None = None,
         quotas: Quotas | None = None,
         any_id: bool = False,
+        passed_on_only: bool = False,
     ) -> None:
         """quotas : counts refused credentials, and locks out who shows too many; any_id : under whatever
-        key ids, instead of under one."""
+        key ids, instead of under one; passed_on_only : only what a proxy passed on needs a key, as on a
+        loopback listener."""
         self._app = app
+        self._passed_on_only = passed_on_only
         self._any_id = any_id
         self._keys = keys
         self._quotas = quotas
@@ -117,6 +131,7 @@ class RoleKeys:
             scope["type"] == "http"
             and scope["method"] in {"GET", "HEAD"}
             and scope["path"].startswith(self._prefixes)
+            and (not self._passed_on_only or is_passed_on(scope))
             and (refusal := self._refusal(scope)) is not None
         ):
             await refusal(scope, receive, send)
@@ -132,6 +147,13 @@ class RoleKeys:
                     403, f"not_a_{self._role}_key", f"this call needs a key with the role {self._role}"
                 )
         except ProblemError as problem:
+            if self._passed_on_only and problem.code == unauthorised().code:
+                problem = ProblemError(
+                    problem.status,
+                    problem.code,
+                    f"{problem.message}; a proxy passed this request on, so that it needs one also here: "
+                    f"gridpipe keys add --role {self._role}",
+                )
             return problem_response(problem, request_id)
         scope[_CALLER], scope[_ROLES] = f"key {credential.id}", credential.roles
         scope[_KEY_ID] = credential.id
@@ -162,8 +184,17 @@ class ReadKeys(RoleKeys):
         *,
         signatures: Signatures | None = None,
         quotas: Quotas | None = None,
+        passed_on_only: bool = False,
     ) -> None:
-        super().__init__(app, keys, "read", ("/v1/",), signatures=signatures, quotas=quotas)
+        super().__init__(
+            app,
+            keys,
+            "read",
+            ("/v1/",),
+            signatures=signatures,
+            quotas=quotas,
+            passed_on_only=passed_on_only,
+        )
 
 
 def guard_metrics(
@@ -175,17 +206,17 @@ def guard_metrics(
     clock: Clock = time.time,
 ) -> ASGIApp:
     """What stands before the routes of `admin_http`, with counters of its own: a quota per address and, where
-    the listener is not loopback, the role `admin` for paths that begin with one of `prefixes`.
+    the listener is not loopback or a proxy passed the request on, the role `admin` for paths that begin with
+    one of `prefixes`.
 
     Health is never refused. A scrape with the right key is not for what others show or send from its address:
     credentials are looked at before the quota, and a wrong one is charged to nothing but the count of them.
     """
     quotas = Quotas(settings, clock, address_requests_per_second=_ADMIN_REQUESTS_PER_SECOND)
     guarded = AddressQuota(app, quotas, free=("/health/",))
-    if is_loopback(split_address(settings.admin_http or settings.http)[0]):
-        return guarded
+    loopback = is_loopback(split_address(settings.admin_http or settings.http)[0])
     # few have business here: who shows a hundred wrong keys a minute has none, whatever ids they name
-    return RoleKeys(guarded, keys, "admin", prefixes, quotas=quotas, any_id=True)
+    return RoleKeys(guarded, keys, "admin", prefixes, quotas=quotas, any_id=True, passed_on_only=loopback)
 
 
 def identify(scope: Scope, keys: KeyStore, signatures: Signatures | None) -> Credential | None:
@@ -205,13 +236,18 @@ def still_reads(scope: Scope, keys: KeyStore) -> bool:
 
 
 class SmallCells:
-    """ASGI wrapper: answers hold no small cells, unless the caller's key has the role `admin`."""
+    """ASGI wrapper: answers hold no small cells, unless the caller's key has the role `admin`.
 
-    def __init__(self, app: ASGIApp) -> None:
+    passed_on_only : only those to requests that a proxy passed on.
+    """
+
+    def __init__(self, app: ASGIApp, *, passed_on_only: bool = False) -> None:
         self._app = app
+        self._passed_on_only = passed_on_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SMALL_CELLS] = "admin" not in scope.get(_ROLES, ())
+        if scope["type"] == "http" and (not self._passed_on_only or is_passed_on(scope)):
+            scope[SMALL_CELLS] = "admin" not in scope.get(_ROLES, ())
         await self._app(scope, receive, send)
 
 

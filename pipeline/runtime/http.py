@@ -49,7 +49,7 @@ from pipeline.read.gauges import refresh_for_ever
 from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
 from pipeline.read.routes import Reader, read_routes
 from pipeline.rules.catalogue import Catalogues, load_catalogues
-from pipeline.runtime.access import AuditReads, ReadKeys, SmallCells, guard_metrics
+from pipeline.runtime.access import AuditReads, ReadKeys, RoleKeys, SmallCells, guard_metrics
 from pipeline.runtime.canary import Canary
 from pipeline.runtime.control import ControlClient
 from pipeline.runtime.exposition import CONTENT_TYPE, http_part
@@ -156,13 +156,13 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     loopback = is_loopback(split_address(settings.http)[0])
     app: ASGIApp = _starlette(routes, _lifespan(parts))
     app = AuditReads(app, AuditLog(settings.audit_dir, keep_days=settings.audit_keep_days), parts.keys)
-    if not loopback or settings.small_cells_on_loopback:
-        app = SmallCells(app)
+    app = SmallCells(app, passed_on_only=loopback and not settings.small_cells_on_loopback)
     quotas = parts.gateway.quotas if parts.gateway is not None else Quotas(settings)
-    if not loopback:
-        signatures = parts.gateway.signatures if parts.gateway is not None else None
-        signatures = signatures or Signatures(parts.keys, settings.nonces_path)
-        app = ReadKeys(app, parts.keys, signatures=signatures, quotas=quotas)
+    signatures = parts.gateway.signatures if parts.gateway is not None else None
+    signatures = signatures or Signatures(parts.keys, settings.nonces_path)
+    app = ReadKeys(app, parts.keys, signatures=signatures, quotas=quotas, passed_on_only=loopback)
+    if settings.admin_http is None:
+        app = RoleKeys(app, parts.keys, "admin", ("/metrics",), quotas=quotas, passed_on_only=loopback)
     if parts.gateway is not None:
         app = _Posts(app, gateway_calls(parts.gateway))
     public = CutOff(SecurityHeaders(AddressQuota(app, quotas), loopback_only=loopback))

@@ -65,9 +65,16 @@ def test_nothing_of_single_events_stands_in_it_and_no_name_ends_its_element() ->
     assert "alert(1)" in text
 
 
-@pytest.mark.parametrize(("http", "shown"), [("127.0.0.1:0", True), ("0.0.0.0:0", False)])
+@pytest.mark.parametrize(
+    ("http", "headers", "shown"),
+    [
+        ("127.0.0.1:0", {}, True),
+        ("0.0.0.0:0", {}, False),
+        ("127.0.0.1:0", {"X-Forwarded-For": "203.0.113.9"}, False),
+    ],
+)
 async def test_where_reading_needs_a_key_no_figure_stands_in_the_page(
-    tmp_path: Path, http: str, *, shown: bool
+    tmp_path: Path, http: str, headers: dict[str, str], *, shown: bool
 ) -> None:
     live = live_page()
     live._publish("city", city(3, 4))
@@ -76,7 +83,7 @@ async def test_where_reading_needs_a_key_no_figure_stands_in_the_page(
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(public), base_url="http://127.0.0.1:8080"
     ) as client:
-        answer = await client.get("/")
+        answer = await client.get("/", headers=headers)
     assert answer.status_code == 200
     assert ("75.00%" in answer.text) is shown
     assert ('"city"' in answer.text) is shown

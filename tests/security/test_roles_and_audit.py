@@ -158,6 +158,40 @@ async def test_public_metrics_need_an_admin_key(tmp_path: Path) -> None:
         assert (await http.get("/metrics")).status_code == 404
 
 
+PROXIES = [
+    {"X-Forwarded-For": "203.0.113.9"},
+    {"Forwarded": "for=203.0.113.9"},
+    {"X-Real-IP": "203.0.113.9"},
+    {"Via": "1.1 proxy"},
+    {"X-Forwarded-Proto": "https"},
+]
+
+
+@pytest.mark.parametrize("passed_on", PROXIES, ids=str)
+@pytest.mark.parametrize("admin_http", [None, "127.0.0.1:0"])
+async def test_a_proxy_on_this_machine_opens_nothing(
+    tmp_path: Path, passed_on: dict[str, str], admin_http: str | None
+) -> None:
+    """Its connections come from loopback, and nginx sends the listener's own name as Host."""
+    keys = KeyStore(tmp_path / "keys.json")
+    reader, admin = keys.create(roles=["read"]), keys.create(roles=["admin"])
+    public, separate = build_app(parts_of(load_settings(data_dir=tmp_path, admin_http=admin_http)))
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(public), base_url="http://127.0.0.1:8080")
+    metrics = httpx.AsyncClient(transport=httpx.ASGITransport(separate or public), base_url=http.base_url)
+    for client_of, path, role, key, other in (
+        (http, "/v1/kpi", "read", reader, admin),
+        (metrics, "/metrics", "admin", admin, reader),
+    ):
+        refused = await client_of.get(path, headers=passed_on)
+        assert (refused.status_code, refused.json()["code"]) == (401, "unauthorised")
+        assert f"gridpipe keys add --role {role}" in refused.json()["detail"]
+        wrong = await client_of.get(path, headers={**passed_on, "Authorization": f"Bearer {other}"})
+        assert wrong.status_code == 403
+        for headers in ({}, {**passed_on, "Authorization": f"Bearer {key}"}):
+            assert (await client_of.get(path, headers=headers)).status_code in {200, 404}  # no api here
+    assert (await metrics.get("/health/live", headers=passed_on)).status_code == 200
+
+
 def test_expired_and_revoked_keys_do_not_open_a_listener(tmp_path: Path) -> None:
     settings = load_settings(data_dir=tmp_path, http="0.0.0.0:8080", admin_http="127.0.0.1:9090")
     past = KeyStore(settings.keys_path, clock=lambda: NOW - timedelta(days=900))

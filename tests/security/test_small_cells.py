@@ -174,10 +174,12 @@ async def test_the_http_process_blanks_them_on_a_public_listener(
 
     monkeypatch.setattr(http_process, "page_routes", lambda *_: [Route("/v1/kpi", figures, methods=["GET"])])
     key = KeyStore(tmp_path / "keys.json").create(roles=["read"])
-    for settings, expected in (
-        (Settings(data_dir=tmp_path, http="0.0.0.0:8080", admin_http="127.0.0.1:1"), None),
-        (Settings(data_dir=tmp_path), 1),
-        (Settings(data_dir=tmp_path, small_cells_on_loopback=True), None),
+    passed_on = {"X-Forwarded-For": "203.0.113.9"}
+    for settings, more, expected in (
+        (Settings(data_dir=tmp_path, http="0.0.0.0:8080", admin_http="127.0.0.1:1"), {}, None),
+        (Settings(data_dir=tmp_path), {}, 1),
+        (Settings(data_dir=tmp_path), passed_on, None),
+        (Settings(data_dir=tmp_path, small_cells_on_loopback=True), {}, None),
     ):
         catalogues = load_catalogues(settings.catalogue_dir)
         parts = Parts(settings, catalogues, KeyStore(settings.keys_path), None, None, None, {})
@@ -185,7 +187,7 @@ async def test_the_http_process_blanks_them_on_a_public_listener(
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(public),
             base_url="http://127.0.0.1",
-            headers={"Authorization": f"Bearer {key}"},
+            headers={"Authorization": f"Bearer {key}", **more},
         ) as client:
             found = (await client.get("/v1/kpi")).json()
         assert found["rows"][0]["reports"] == expected, settings.http
