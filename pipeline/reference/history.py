@@ -1,9 +1,12 @@
 """What a load changes: which rows are new, which change a record, which are known already (type 2 history).
 
 A changed row opens a version from the instant that its source changed it (`updated_at`), else from the load.
-A "dated" file says itself when a version begins; a row with a later valid_from opens that version, one with
-the same valid_from and other attributes is a change as above, one that only sets valid_to closes the version.
-A record older than the stored one (`updated_at`) never replaces it.
+A "dated" file says itself when a version begins. A row with a valid_from that is not stored opens that
+version: later than the others, or before or between them, where it ends when the next one begins. A row that
+ends before another begins, and one of the future, is compared with the version that begins when it does. The
+last row of a key that has begun speaks of the present: other attributes than those in force are a change as
+above, another valid_to closes the version. A record older than the stored one (`updated_at`) never replaces
+it, and no version ends before it begins.
 """
 
 from __future__ import annotations
@@ -90,14 +93,13 @@ class Stored:
     """The newest stored version of each key, and for files with a history every version.
 
     All arrays (k,): digests, versions, instants in ms (-1 for null). versions: columns _key, version,
-    valid_from, valid_to, row_digest; empty for plain kinds.
+    valid_from, valid_to, row_digest, updated_at, instants as above; empty for plain kinds.
     """
 
     index: HashIndex
     digest: UInt64s
     version: Int64s
     valid_from: Int64s
-    valid_to: Int64s
     updated_at: Int64s
     versions: pl.DataFrame
 
@@ -152,7 +154,6 @@ class Stored:
             digest=columns["row_digest"].to_numpy(),
             version=columns["version"].to_numpy(),
             valid_from=columns["valid_from"].to_numpy(),
-            valid_to=columns["valid_to"].to_numpy(),
             updated_at=columns["updated_at"].to_numpy(),
             versions=pl.concat(everything) if everything else pl.DataFrame(),
         )
@@ -162,17 +163,18 @@ def compare(kind: Kind, rows: pl.DataFrame, stored: Stored, now: datetime) -> pl
     """What to do with each row: columns `action`, `version`, `valid_from`, `valid_to` added or replaced.
 
     rows : typed rows with `_key` and `row_digest`; of a dated or numbered kind all rows of the file, so that
-    the newest version of each key is known. Rows to write have action new, changed or corrected.
+    the newest version of each key is known. Rows to write have action new, changed or corrected; a row of a
+    dated kind may come twice, as new for a time before what is stored and as a change from now on.
     """
     if kind.history == "plain":
         return _compare_newest(kind, _since_ever(rows), stored, now)
-    order = "valid_from" if kind.history == "dated" else "version"
-    ordered = rows.sort(KEY, order, nulls_last=True, maintain_order=True)
-    last = ordered[KEY] != ordered[KEY].shift(-1)
-    is_last = last.fill_null(True)
+    if kind.history == "dated":
+        return _number_versions(_compare_dated(rows, stored, now), stored)
+    ordered = rows.sort(KEY, "version", nulls_last=True, maintain_order=True)
+    is_last = (ordered[KEY] != ordered[KEY].shift(-1)).fill_null(True)
     newest = _compare_newest(kind, ordered.filter(is_last), stored, now)
-    earlier = _compare_earlier(kind, ordered.filter(~is_last), stored)
-    return _number_versions(kind, pl.concat([earlier, newest], how="diagonal"), stored)
+    earlier = _compare_earlier(ordered.filter(~is_last), stored)
+    return _number_versions(pl.concat([earlier, newest], how="diagonal"), stored)
 
 
 def _since_ever(rows: pl.DataFrame) -> pl.DataFrame:
@@ -197,75 +199,175 @@ def _compare_newest(kind: Kind, rows: pl.DataFrame, stored: Stored, now: datetim
     def of(values: NDArray[np.generic]) -> NDArray[np.int64]:
         return values[place].astype(np.int64) if len(values) else np.full(rows.height, _NONE)
 
-    dated = kind.history == "dated"
-    start, end = _ms(rows["valid_from"]), _ms(rows["valid_to"])
-    updated = _ms(rows["updated_at"]) if "updated_at" in rows.columns else np.full(rows.height, _NONE)
     stored_digest = stored.digest[place] if len(stored.digest) else np.zeros(rows.height, np.uint64)
     same = known & (stored_digest == rows["row_digest"].to_numpy())
-    stored_start, stored_end, stored_updated = (
-        of(stored.valid_from),
-        of(stored.valid_to),
-        of(stored.updated_at),
-    )
-
-    later = known & (start > stored_start) if dated else np.zeros(rows.height, bool)
-    older = (updated >= 0) & (stored_updated >= 0) & (updated < stored_updated)
     if kind.history == "numbered":
-        number = rows["version"].fill_null(2**31).to_numpy()
-        older = number < of(stored.version)
-    closed = same & (end != stored_end) if dated else np.zeros(rows.height, bool)
-    not_begun = dated & (stored_start >= now_ms)
-    action = np.select(
-        [~known, later, closed & ~older, same, older, not_begun],
-        [NEW, NEW, CORRECTED, UNCHANGED, OLDER, CORRECTED],
-        CHANGED,
-    )
+        older = rows["version"].fill_null(2**31).to_numpy() < of(stored.version)
+        action = np.select([~known, same, older], [NEW, UNCHANGED, OLDER], CHANGED)
+        return rows.with_columns(pl.Series("action", action.tolist(), dtype=pl.String))
+    updated = _ms(rows["updated_at"])
+    stored_start, stored_updated = of(stored.valid_from), of(stored.updated_at)
+    older = (updated >= 0) & (stored_updated >= 0) & (updated < stored_updated)
+    action = np.select([~known, same, older], [NEW, UNCHANGED, OLDER], CHANGED)
     # a change counts from the moment the source made it, unless that lies before the stored version or ahead
     moved = np.where(
         (updated > stored_start) & (updated <= now_ms), updated, np.maximum(now_ms, stored_start + 1)
     )
-    valid_from = np.select([action == CHANGED, action == CORRECTED], [moved, stored_start], start)
-    version = np.select(
-        [action == CHANGED, action == CORRECTED], [of(stored.version) + 1, of(stored.version)], _NONE
+    changed = action == CHANGED
+    return rows.with_columns(
+        pl.Series("action", action.tolist(), dtype=pl.String),
+        pl.Series("valid_from", np.where(changed, moved, _ms(rows["valid_from"]))).cast(TIMESTAMP),
+        pl.Series("version", np.where(changed, of(stored.version) + 1, 1)),
     )
-    result = rows.with_columns(pl.Series("action", action.tolist(), dtype=pl.String))
-    if kind.history == "numbered":
-        return result
-    assigned = pl.Series(version)
-    result = result.with_columns(
-        pl.Series("valid_from", valid_from).cast(TIMESTAMP),
-        pl.when(assigned >= 0).then(assigned).otherwise(pl.col("version")).alias("version"),
-    )
-    if kind.history == "plain":
-        return result.with_columns(pl.col("version").fill_null(1))
-    return result
 
 
-def _compare_earlier(kind: Kind, rows: pl.DataFrame, stored: Stored) -> pl.DataFrame:
-    """Rows that the file itself follows by a newer version of their key: history, kept or corrected."""
-    on = "valid_from" if kind.history == "dated" else "version"
+def _compare_earlier(rows: pl.DataFrame, stored: Stored) -> pl.DataFrame:
+    """Rows that the file itself follows by a higher number of their key: history, kept or corrected."""
     known = stored.versions.select(
-        KEY,
-        pl.col("valid_from").cast(TIMESTAMP) if on == "valid_from" else pl.col("version"),
-        pl.col("version").alias("stored_version"),
-        pl.col("valid_to").alias("stored_end"),
-        pl.col("row_digest").alias("stored_digest"),
+        KEY, "version", pl.lit(True).alias("stored"), pl.col("row_digest").alias("stored_digest")
     )
-    joined = rows.join(known, on=[KEY, on], how="left", maintain_order="left")
-    end = pl.col("valid_to").dt.epoch("ms").fill_null(_NONE) if kind.history == "dated" else pl.lit(_NONE)
-    same_end = (end == _NONE) | (end == pl.col("stored_end"))
+    joined = rows.join(known, on=[KEY, "version"], how="left", maintain_order="left")
     return joined.with_columns(
-        pl.when(pl.col("stored_version").is_null())
+        pl.when(pl.col("stored").is_null())
         .then(pl.lit(NEW))
-        .when((pl.col("stored_digest") == pl.col("row_digest")) & same_end)
+        .when(pl.col("stored_digest") == pl.col("row_digest"))
         .then(pl.lit(UNCHANGED))
         .otherwise(pl.lit(CORRECTED))
-        .alias("action"),
-        pl.coalesce("stored_version", "version").alias("version"),
-    ).drop("stored_version", "stored_end", "stored_digest")
+        .alias("action")
+    ).drop("stored", "stored_digest")
 
 
-def _number_versions(kind: Kind, rows: pl.DataFrame, stored: Stored) -> pl.DataFrame:
+def _compare_dated(rows: pl.DataFrame, stored: Stored, now: datetime) -> pl.DataFrame:
+    """Rows of a dated file, each against the stored version that begins when it does, or the one in force.
+
+    Of a key's rows the last that has begun speaks of the present, unless it begins after the version in force
+    or ends before another one begins. Every other row is a version of its own: history, or planned.
+    """
+    now_ms = int(now.timestamp() * 1000)
+    joined = _beside_stored(rows, stored, now_ms)
+    start, end, digest = pl.col("_start"), pl.col("_end"), pl.col("row_digest")
+    no_own = pl.col("own_version").is_null()
+    current, current_next = pl.col("current_start"), pl.col("current_next")
+
+    past = (start < current) & (end <= pl.col("_next")).fill_null(False)
+    # the source ends the record as of a time before its last change: no correction of what it was at first
+    ended = (pl.col("own_digest") != digest) & (pl.col("current_digest") == digest)
+    last = (pl.col(KEY) != pl.col(KEY).shift(-1)).fill_null(True) | (start.shift(-1) > now_ms)
+    present = (start <= now_ms) & last & (start <= current) & ~(past & ~ended.fill_null(False))
+    joined = joined.with_columns(present.fill_null(False).alias("_present"))
+
+    own_action = (
+        pl.when(no_own)
+        .then(pl.lit(NEW))
+        .when(
+            (pl.col("own_digest") == digest)
+            & _first(end, pl.col("_next")).eq_missing(_first(pl.col("own_end"), pl.col("_next")))
+        )
+        .then(pl.lit(UNCHANGED))
+        .when((pl.col("_updated") < pl.col("own_updated")).fill_null(False))
+        .then(pl.lit(OLDER))
+        .otherwise(pl.lit(CORRECTED))
+    )
+    by_start = joined.filter(~pl.col("_present") | (no_own & (start < current))).with_columns(
+        own_action.alias("action"), pl.coalesce("own_version", "version").alias("version")
+    )
+
+    # whatever the file says, no version ends before it begins
+    now_end = _not_before(current, _first(end, current_next))
+    same_end = now_end.eq_missing(_first(pl.col("current_end"), current_next))
+    same = pl.col("current_digest") == digest
+    older = (pl.col("_updated") < pl.col("current_updated")).fill_null(False)
+    now_action = (
+        pl.when(same & (same_end | older))
+        .then(pl.lit(UNCHANGED))
+        .when(older)
+        .then(pl.lit(OLDER))
+        .when(same | (end <= current).fill_null(False))
+        .then(pl.lit(CORRECTED))
+        .otherwise(pl.lit(CHANGED))
+    )
+    updated = pl.col("_updated")
+    moved = (
+        pl.when((updated > current) & (updated <= now_ms))
+        .then(updated)
+        .otherwise(pl.max_horizontal(pl.lit(now_ms), current + 1))
+    )
+    changed = pl.col("action") == CHANGED
+    by_now = (
+        joined.filter("_present")
+        .with_columns(now_action.alias("action"))
+        # a beginning before all that is stored is told as the new version that it is
+        .filter(~(no_own & (start < current) & pl.col("action").is_in([UNCHANGED, OLDER])))
+        .with_columns(
+            pl.when(changed).then(None).otherwise("current_version").alias("version"),
+            pl.when(changed).then(_first(moved, end)).otherwise(current).cast(TIMESTAMP).alias("valid_from"),
+            pl.when(changed).then(end).otherwise(_not_before(current, end)).cast(TIMESTAMP).alias("valid_to"),
+        )
+    )
+    return pl.concat([by_start, by_now]).select(*rows.columns, "action")
+
+
+def _beside_stored(rows: pl.DataFrame, stored: Stored, now_ms: int) -> pl.DataFrame:
+    """`rows` by key and beginning, with _start, _end and _updated (ms), the beginning of the next stored
+    version (_next), and own_* and current_*: the stored version that begins with the row, and the one in
+    force; null where there is none."""
+    versions = (
+        stored.versions.sort(KEY, "valid_from", "version")
+        .unique([KEY, "valid_from"], keep="last", maintain_order=True)
+        .select(
+            KEY,
+            "version",
+            pl.col("valid_from").alias("start"),
+            pl.col("row_digest").alias("digest"),
+            pl.col("valid_from").shift(-1).over(KEY).alias("next"),
+            *(
+                pl.when(pl.col(name) != _NONE).then(name).alias(alias)
+                for name, alias in (("valid_to", "end"), ("updated_at", "updated"))
+            ),
+        )
+    )
+    current = versions.filter(pl.col("start") <= now_ms).unique(KEY, keep="last", maintain_order=True)
+    times = (("valid_from", "_start"), ("valid_to", "_end"), ("updated_at", "_updated"))
+    return (
+        rows.sort(KEY, "valid_from", maintain_order=True)
+        .with_columns(pl.col(name).dt.epoch("ms").alias(alias) for name, alias in times)
+        .join_asof(
+            versions.select(KEY, pl.col("start").alias("_next")),
+            left_on="_start",
+            right_on="_next",
+            by=KEY,
+            strategy="forward",
+            allow_exact_matches=False,
+            coalesce=False,
+            check_sortedness=False,  # sorted within a key
+        )
+        .join(
+            versions.select(KEY, pl.all().exclude(KEY).name.prefix("own_")),
+            left_on=[KEY, "_start"],
+            right_on=[KEY, "own_start"],
+            how="left",
+            maintain_order="left",
+        )
+        .join(
+            current.select(KEY, pl.all().exclude(KEY).name.prefix("current_")),
+            on=KEY,
+            how="left",
+            maintain_order="left",
+        )
+    )
+
+
+def _first(end: pl.Expr, other: pl.Expr) -> pl.Expr:
+    """The earlier of two instants, either of which may be null: never."""
+    return pl.min_horizontal(end, other)
+
+
+def _not_before(start: pl.Expr, end: pl.Expr) -> pl.Expr:
+    """`end`, at least `start`; null stays null."""
+    return pl.when(end < start).then(start).otherwise(end)
+
+
+def _number_versions(rows: pl.DataFrame, stored: Stored) -> pl.DataFrame:
     """Give new and changed rows a number of their own: the file's where it is free, else the next one."""
     taken = stored.versions.group_by(KEY).agg(
         pl.col("version").max().alias("top"), pl.col("version").alias("taken")

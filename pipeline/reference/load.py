@@ -280,7 +280,8 @@ class _Load:
                 self._insert(fresh, at, chunk)
                 digest.update(fresh["row_digest"].to_numpy().tobytes())
                 chunk += 1
-                report.stored += fresh.height
+                # a row of a dated file may open two versions
+                report.stored += fresh[_PLACE].n_unique()
         waiting = _rows_after(self.client, self.kind, announced)
         if waiting:
             self._close_superseded(announced, at)

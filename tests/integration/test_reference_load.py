@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import polars as pl
 import pytest
 from clickhouse_connect.driver.client import Client
 
+from pipeline import frames
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.reference import load as load_module
@@ -93,6 +95,14 @@ def content(client: Client, kind: str) -> pl.DataFrame:
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def look_up(client: Client, *times: datetime) -> list[dict[str, Any]]:
+    """What a worker knows of GRID at these times."""
+    rows = [
+        dict.fromkeys(frames.DECODED) | {"grid_code": GRID["grid_code"], "occurred_at": at} for at in times
+    ]
+    return Reference.load(client, tolerance_m=0).look_up(pl.DataFrame(rows, schema=frames.DECODED)).to_dicts()
 
 
 def test_every_table_deduplicates_by_token(clickhouse: Client) -> None:
@@ -220,6 +230,98 @@ def test_a_file_may_bring_the_whole_history(clickhouse: Client, load: Loader) ->
         (2, "二版", None),
         (3, "补版", "2024-01-01 00:00:00.000"),
     ]
+
+
+HISTORY = "grid_name, toString(valid_from), toString(valid_to)"
+START = "2022-03-31 16:00:00.000"
+
+
+def no_version_ends_before_it_begins(client: Client) -> bool:
+    return client.command("SELECT count() FROM ref_grids FINAL WHERE valid_to < valid_from") == 0
+
+
+@pytest.mark.parametrize("name", ["第一网格", "旧名"])
+def test_history_that_is_loaded_alone_goes_before_what_is_stored(
+    clickhouse: Client, load: Loader, name: str
+) -> None:
+    load(grids=[GRID])
+    before = GRID | {"valid_from": "2018-01-01T00:00:00Z", "valid_to": GRID["valid_from"], "grid_name": name}
+    expected = [
+        (1, "第一网格", START, None),
+        (2, name, "2018-01-01 00:00:00.000", START),
+    ]
+    assert only(load(grids=[before])).stored == 1
+    assert versions(clickhouse, "grids", HISTORY, GRID["grid_code"]) == expected
+    for again in ([before], [GRID], [GRID, before]):
+        assert only(load(grids=again)).unchanged == len(again)
+    (at_that_time,) = look_up(clickhouse, datetime(2019, 1, 1, tzinfo=UTC))
+    (now,) = look_up(clickhouse, datetime(2026, 5, 1, tzinfo=UTC))
+    assert [(row["grid_name"], row["grid_active"]) for row in (at_that_time, now)] == [
+        (name, True), ("第一网格", True),
+    ]  # fmt: skip
+    renamed = before | {"grid_name": "更正"}
+    assert only(load(grids=[renamed])).stored == 1, "history is corrected in its place"
+    assert versions(clickhouse, "grids", HISTORY, GRID["grid_code"]) == [
+        expected[0], (2, "更正", *expected[1][2:]),
+    ]  # fmt: skip
+
+
+def test_a_planned_version_outlives_a_file_of_today(clickhouse: Client, load: Loader) -> None:
+    planned = GRID | {"version": 2, "valid_from": "2150-01-01T00:00:00Z", "status": "inactive"}
+    load(grids=[GRID, planned])
+    assert only(load(grids=[GRID])).unchanged == 1
+    renamed = GRID | {"grid_name": "改名", "updated_at": "2025-01-01T00:00:00Z"}
+    assert only(load(grids=[renamed])).stored == 1
+    for again in ([renamed], [renamed, planned]):
+        assert only(load(grids=again)).unchanged == len(again)
+    change, plan = "2025-01-01 00:00:00.000", "2150-01-01 00:00:00.000"
+    assert versions(clickhouse, "grids", f"status, {HISTORY}", GRID["grid_code"]) == [
+        (1, "active", "第一网格", START, change),
+        (2, "inactive", "第一网格", plan, None),
+        (3, "active", "改名", change, plan),
+    ]
+    kept_open = planned | {"status": "active"}
+    assert only(load(grids=[kept_open])).stored == 1, "a plan is corrected in its place"
+    assert only(load(grids=[renamed, kept_open])).unchanged == 2
+    assert versions(clickhouse, "grids", "status", GRID["grid_code"])[1:] == [(2, "active"), (3, "active")]
+
+
+def test_a_beginning_that_is_moved_back_takes_effect(clickhouse: Client, load: Loader) -> None:
+    load(grids=[GRID | {"valid_from": "2024-06-01T00:00:00Z"}])
+    moved = GRID | {"valid_from": "2020-01-01T00:00:00Z"}
+    assert only(load(grids=[moved])).stored == 1
+    assert only(load(grids=[moved])).unchanged == 1
+    expected = [
+        (1, "第一网格", "2024-06-01 00:00:00.000", None),
+        (2, "第一网格", "2020-01-01 00:00:00.000", "2024-06-01 00:00:00.000"),
+    ]
+    assert versions(clickhouse, "grids", HISTORY, GRID["grid_code"]) == expected
+    both = GRID | {
+        "valid_from": "2019-01-01T00:00:00Z", "grid_name": "改名", "updated_at": "2025-07-01T00:00:00Z",
+    }  # fmt: skip
+    assert only(load(grids=[both])).stored == 1, "moved further back, and renamed since July"
+    assert only(load(grids=[both])).unchanged == 1
+    assert [row[1:] for row in versions(clickhouse, "grids", HISTORY, GRID["grid_code"])[2:]] == [
+        ("改名", "2019-01-01 00:00:00.000", "2020-01-01 00:00:00.000"),
+        ("改名", "2025-07-01 00:00:00.000", None),
+    ]
+
+
+def test_no_version_ends_before_it_begins(clickhouse: Client, load: Loader) -> None:
+    load(grids=[GRID])
+    changed = GRID | {"grid_name": "改名", "updated_at": "2024-06-01T00:00:00Z"}
+    load(grids=[changed])
+    for row in (
+        changed | {"valid_to": "2023-01-01T00:00:00Z"},  # closed before the change that is stored
+        changed | {"valid_to": "2025-01-01T00:00:00Z"},
+        changed | {"valid_to": "2025-01-01T00:00:00Z", "grid_name": "末名", "updated_at": None},
+        changed | {"valid_to": changed["valid_from"], "updated_at": None},
+    ):
+        assert only(load(grids=[row])).stored == 1
+        assert no_version_ends_before_it_begins(clickhouse)
+        assert only(load(grids=[row])).unchanged == 1
+    (now,) = look_up(clickhouse, datetime(2026, 5, 1, tzinfo=UTC))
+    assert not now["grid_active"]
 
 
 def test_retiring_a_grid_closes_its_version(clickhouse: Client, load: Loader) -> None:
