@@ -140,12 +140,12 @@ def write_templates(directory: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a worker is told of a load: `rows` of `kind` are new up to `loaded_at`."""
+    """What a worker is told of a load: `rows` of `kind` are new."""
 
     kind: str
+    load_id: str
     rows: int
     digest: str
-    loaded_at: datetime
 
 
 @dataclass
@@ -161,7 +161,7 @@ class _Load:
     strict: bool
     progress: Progress | None
     others: Sequence[Pseudonyms] = ()
-    #: At most one, after `run`.
+    #: After `run`: of this load, and of those that were cut off.
     announcements: list[Announcement] = field(default_factory=list)
     _erased: Erased | None = None
     #: Pseudonyms of erased persons that are not on the list, and those of other versions that are.
@@ -261,9 +261,8 @@ class _Load:
         return rows.filter(~gone)
 
     def _store(self, report: FileReport) -> None:
-        announced = _announced_at(self.client, self.kind)
         # the clock may have been set back: what this load writes must be newer than what it found
-        at = max(self.now, announced + 2 * _TICK)
+        at = max(self.now, _newest_row(self.client, self.kind) + _TICK)
         stored: history.Stored | None = None
         digest, chunk = xxhash.xxh3_64(), 0
         for rows in self._checked(report):
@@ -282,13 +281,15 @@ class _Load:
                 chunk += 1
                 # a row of a dated file may open two versions
                 report.stored += fresh[_PLACE].n_unique()
-        waiting = _rows_after(self.client, self.kind, announced)
-        if waiting:
-            self._close_superseded(announced, at)
-        if waiting or report.rows:
-            self.announcements.append(
-                Announcement(self.kind.name, waiting, digest.hexdigest(), at + 2 * _TICK)
-            )
+        if waiting := _waiting(self.client, self.kind):
+            self._close_superseded(list(waiting), at)
+            waiting = _waiting(self.client, self.kind)
+        own = waiting.pop(self.load_id, 0)
+        if own or report.rows:
+            self.announcements.append(Announcement(self.kind.name, self.load_id, own, digest.hexdigest()))
+        self.announcements += [
+            Announcement(self.kind.name, load_id, rows, "") for load_id, rows in sorted(waiting.items())
+        ]
 
     def _without_long_withdrawn(self, compared: pl.DataFrame) -> pl.DataFrame:
         """A file may go on naming residents of whom nothing is stored any more: that is no change."""
@@ -324,21 +325,28 @@ class _Load:
         token = f"reference:{self.load_id}:{self.kind.name}:{part}"
         return _INSERT_SETTINGS | {"insert_deduplication_token": token}
 
-    def _close_superseded(self, announced: datetime, at: datetime) -> None:
-        """Write the end of versions that a newer one follows; the rows themselves stay as they are."""
+    def _close_superseded(self, loads: list[str], at: datetime) -> None:
+        """Write the end of versions that a newer one of `loads` follows; else the rows stay as they are.
+
+        What is written counts as this load's, so that what an announced load has stored only gets fewer.
+        """
         if self.kind.history == "numbered":
             return
-        if self.kind.history == "plain" and not _rows_after(self.client, self.kind, announced, "version > 1"):
-            return
+        of_loads = "load_id IN {loads:Array(String)}"
+        if self.kind.history == "plain":  # millions of persons, whose first versions follow nothing
+            later = f"SELECT count() FROM {self.kind.table} WHERE {of_loads} AND version > 1"
+            with _reaching_clickhouse():
+                if not self.client.query(later, parameters={"loads": loads}).result_rows[0][0]:
+                    return
         names = [column.name for column in self.kind.columns if column.stored and column.name != "valid_to"]
         names += [name for name in ("version", "valid_from") if name not in names]
-        names += ["row_digest", "load_id"]
+        names += ["row_digest"]
         columns, key = ", ".join(names), self.kind.key[0]
-        since = f"loaded_at > fromUnixTimestamp64Milli({_epoch_ms(announced)}, 'UTC')"
         for number, portion in enumerate(history.portions(self.kind)):
             statement = f"""
-                INSERT INTO {self.kind.table} ({columns}, valid_to, loaded_at)
-                SELECT {columns}, next_from, fromUnixTimestamp64Milli({_epoch_ms(at + _TICK)}, 'UTC')
+                INSERT INTO {self.kind.table} ({columns}, valid_to, load_id, loaded_at)
+                SELECT {columns}, next_from, '{self.load_id}',
+                    fromUnixTimestamp64Milli({_epoch_ms(at + _TICK)}, 'UTC')
                 FROM
                 (
                     SELECT {columns}, valid_to, leadInFrame(toNullable(valid_from)) OVER (
@@ -348,27 +356,30 @@ class _Load:
                     WHERE {portion} AND {key} IN (
                         SELECT {key} FROM {self.kind.table}
                         WHERE {portion} AND {key} IN (
-                            SELECT {key} FROM {self.kind.table} WHERE {portion} AND {since})
+                            SELECT {key} FROM {self.kind.table} WHERE {portion} AND {of_loads})
                         GROUP BY {key} HAVING uniqExact(version) > 1)
                 )
                 WHERE next_from IS NOT NULL AND (valid_to IS NULL OR valid_to > next_from)
             """
             with _reaching_clickhouse():
-                self.client.command(statement, settings=self._insert_settings(f"close:{number}"))
+                self.client.command(
+                    statement,
+                    parameters={"loads": loads},
+                    settings=self._insert_settings(f"close:{number}"),
+                )
 
 
 def _announce(client: Client, announcements: Sequence[Announcement], load_id: str) -> None:
-    """One insert, so that a worker sees all of them or none."""
+    """One insert, so that a worker sees all of them or none; dated now, when the rows are all there."""
     rows = pl.DataFrame(
         [
-            {"kind": a.kind, "load_id": load_id, "rows": a.rows, "digest": a.digest, "loaded_at": a.loaded_at}
+            {"kind": a.kind, "load_id": a.load_id, "rows": a.rows, "digest": a.digest}
             for a in announcements
         ],
         schema={
             "kind": pl.String(), "load_id": pl.String(), "rows": pl.UInt64(), "digest": pl.String(),
-            "loaded_at": TIMESTAMP,
         },
-    )  # fmt: skip
+    ).with_columns(pl.lit(utc_now()).cast(TIMESTAMP).alias("loaded_at"))  # fmt: skip
     client.insert_arrow(
         "ref_loads",
         rows.to_arrow(compat_level=pl.CompatLevel.oldest()),
@@ -406,21 +417,30 @@ def _known_grids(client: Client) -> pl.Series:
     return read_frame(client, "SELECT DISTINCT grid_code FROM ref_grids").to_series()
 
 
-def _announced_at(client: Client, kind: Kind) -> datetime:
-    """When the newest load of `kind` was announced, 1970 if none was."""
-    found = read_frame(
+def _newest_row(client: Client, kind: Kind) -> datetime:
+    """When the newest row of `kind` was written, 1970 if there is none."""
+    query = f"SELECT toUnixTimestamp64Milli(max(loaded_at)) AS at FROM {kind.table}"
+    return datetime.fromtimestamp(max(int(read_frame(client, query).item() or 0), 0) / 1000, UTC)
+
+
+def _waiting(client: Client, kind: Kind) -> dict[str, int]:
+    """Rows by load that stored more than was announced of it: this one, one that was cut off, one that runs.
+
+    By name, not by time: a load that began first may be announced last.
+    """
+    counted = read_frame(
         client,
-        "SELECT toUnixTimestamp64Milli(max(loaded_at)) AS at FROM ref_loads "
-        f"WHERE kind = '{kind.name}' AND rows > 0",
-    ).item()
-    return datetime.fromtimestamp(max(int(found or 0), 0) / 1000, UTC)
-
-
-def _rows_after(client: Client, kind: Kind, announced: datetime, condition: str = "1") -> int:
-    """Rows that no load has announced yet: this one's, and those of a load that was cut off."""
-    since = f"loaded_at > fromUnixTimestamp64Milli({_epoch_ms(announced)}, 'UTC')"
-    query = f"SELECT count() AS n FROM {kind.table} WHERE {since} AND {condition}"
-    return int(read_frame(client, query).item())
+        f"""
+        SELECT load_id, sum(stored) AS n FROM
+        (
+            SELECT load_id, count() AS stored, toUInt64(0) AS told FROM {kind.table} GROUP BY load_id
+            UNION ALL
+            SELECT load_id, toUInt64(0), max(rows) FROM ref_loads WHERE kind = '{kind.name}' GROUP BY load_id
+        )
+        GROUP BY load_id HAVING sum(stored) > sum(told)
+        """,
+    )
+    return dict(zip(counted["load_id"].to_list(), counted["n"].to_list(), strict=True))
 
 
 def _epoch_ms(time_: datetime) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from pipeline import frames
+from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.reference import history
 from pipeline.reference import load as load_module
 from pipeline.reference.load import load_directory
 from pipeline.reference.query import announced
@@ -22,6 +25,7 @@ from pipeline.reference.report import FileReport, LoadReport
 from pipeline.reference.schema import KINDS
 from pipeline.reference.snapshot import Reference
 from pipeline.store.ddl import OUTCOME_SETTINGS
+from pipeline.store.erase import entomb
 
 PRIVACY = Privacy(b"a key for tests, 32 bytes or more")
 BOX = "POLYGON((113 22.5, 113.01 22.5, 113.01 22.51, 113 22.51, 113 22.5))"
@@ -518,12 +522,45 @@ def test_a_load_that_was_cut_off_is_completed_by_the_next(
     before = announced(clickhouse)
     report = only(load(grids=[GRID, second]))
     assert (report.stored, report.unchanged) == (0, 2)
-    assert announced(clickhouse) != before, "the rows of the load that was cut off are announced now"
+    seen = announced(clickhouse)
+    assert seen != before, "the rows of the load that was cut off are announced now"
+    load(grids=[GRID, second])
+    assert announced(clickhouse) == seen, "and only once"
     columns = "toString(valid_to)"
     assert versions(clickhouse, "grids", columns, GRID["grid_code"]) == [
         (1, "2024-01-01 00:00:00.000"),
         (2, None),
     ]
+
+
+@pytest.mark.parametrize("meanwhile", ["a person is erased", "another load"])
+def test_a_load_is_taken_whatever_was_announced_while_it_ran(
+    clickhouse: Client, load: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    other = tmp_path.parent / f"{tmp_path.name}-other"
+    other.mkdir()
+    (other / "persons.ndjson").write_bytes(orjson.dumps({"id_number": NUMBERS[1]}))
+    workers: list[Reference] = []
+    stored = history.Stored.load
+
+    def interrupted(client: Client, kind: Any) -> history.Stored:
+        found = stored(client, kind)
+        if not workers:
+            workers.append(Reference.load(client, tolerance_m=0))  # and the inner load comes here too
+            time.sleep(0.01)
+            if meanwhile == "another load":
+                load_directory(client, other, PRIVACY)
+            else:
+                entomb(client, {PRIVACY.person_key(NUMBERS[2]): 1}, "R-1", utc_now())
+            workers[0] = Reference.load(client, tolerance_m=0, previous=workers[0])
+        return found
+
+    monkeypatch.setattr(history.Stored, "load", interrupted)
+    load(persons=[PERSON])
+    after = Reference.load(clickhouse, tolerance_m=0, previous=workers[0])
+    key = pl.Series([PRIVACY.person_key(NUMBERS[0])])
+    assert after.people.find(key).tolist() != [-1]
+    assert Reference.load(clickhouse, tolerance_m=0, previous=after) is after
 
 
 def test_a_missing_store_is_no_missing_record(clickhouse: Client, load: Loader) -> None:

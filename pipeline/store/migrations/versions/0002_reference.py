@@ -210,7 +210,7 @@ def upgrade() -> None:
             load_id String,
             rows UInt64 COMMENT 'rows written; 0 when the files held nothing new',
             digest String COMMENT 'of the rows written',
-            loaded_at DateTime64(3, 'UTC') COMMENT 'as in the rows; workers watch the newest'
+            loaded_at DateTime64(3, 'UTC') COMMENT 'when it was announced, after its rows'
         )
         ENGINE = ReplacingMergeTree ORDER BY (kind, loaded_at, load_id)
         {_SETTINGS}
