@@ -164,23 +164,26 @@ class _Load:
     #: After `run`: of this load, and of those that were cut off.
     announcements: list[Announcement] = field(default_factory=list)
     _erased: Erased | None = None
+    #: The last line or row that was read.
+    _read_to: int = 0
     #: Pseudonyms of erased persons that are not on the list, and those of other versions that are.
     _carried: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> FileReport:
         report = self._fresh_report()
-        try:
-            if self.strict:
+        if self.strict:
+            try:
                 for _ in self._checked(report):
                     pass
-                if report.refused:
-                    report.held_back = True
-                    return report
-                report = self._fresh_report()
-            self._store(report)
-            self._list_carried()
-        except ContractError as error:
-            report.problem = str(error)
+            except ContractError as error:
+                report.problem = str(error)
+                return report
+            if report.refused:
+                report.held_back = True
+                return report
+            report = self._fresh_report()
+        self._store(report)
+        self._list_carried()
         return report
 
     def _list_carried(self) -> None:
@@ -212,6 +215,7 @@ class _Load:
     ) -> Iterator[pl.DataFrame]:
         today = self.now.astimezone(LOCAL_ZONE).date()
         for piece in read_slices(self.path, self.kind):
+            self._read_to = max([*piece.places[-1:].tolist(), *piece.broken, self._read_to])
             report.rows += len(piece.places) + len(piece.broken)
             report.refusals.unreadable(piece.broken)
             rows = check_cells(self.kind, piece.cells, piece.places, report.refusals, today)
@@ -263,8 +267,28 @@ class _Load:
     def _store(self, report: FileReport) -> None:
         # the clock may have been set back: what this load writes must be newer than what it found
         at = max(self.now, _newest_row(self.client, self.kind) + _TICK)
+        digest = xxhash.xxh3_64()
+        try:
+            self._store_differences(report, at, digest)
+        except ContractError as error:
+            report.problem = str(error)
+            if report.rows:
+                # what stands before a fault is good: it would come into force at a worker's next start anyway
+                before = "is loaded" if self.kind.history == "plain" else "is not loaded either"
+                report.problem += f"; what stands up to {report.place_word} {self._read_to:,} {before}"
+        if waiting := _waiting(self.client, self.kind):
+            self._close_superseded(list(waiting), at)
+            waiting = _waiting(self.client, self.kind)
+        own = waiting.pop(self.load_id, 0)
+        if own or report.rows:
+            self.announcements.append(Announcement(self.kind.name, self.load_id, own, digest.hexdigest()))
+        self.announcements += [
+            Announcement(self.kind.name, load_id, rows, "") for load_id, rows in sorted(waiting.items())
+        ]
+
+    def _store_differences(self, report: FileReport, at: datetime, digest: xxhash.xxh3_64) -> None:
         stored: history.Stored | None = None
-        digest, chunk = xxhash.xxh3_64(), 0
+        chunk = 0
         for rows in self._checked(report):
             stored = stored or history.Stored.load(self.client, self.kind)
             keyed = rows.with_columns(history.key_text(self.kind), history.row_digest(self.kind))
@@ -281,15 +305,6 @@ class _Load:
                 chunk += 1
                 # a row of a dated file may open two versions
                 report.stored += fresh[_PLACE].n_unique()
-        if waiting := _waiting(self.client, self.kind):
-            self._close_superseded(list(waiting), at)
-            waiting = _waiting(self.client, self.kind)
-        own = waiting.pop(self.load_id, 0)
-        if own or report.rows:
-            self.announcements.append(Announcement(self.kind.name, self.load_id, own, digest.hexdigest()))
-        self.announcements += [
-            Announcement(self.kind.name, load_id, rows, "") for load_id, rows in sorted(waiting.items())
-        ]
 
     def _without_long_withdrawn(self, compared: pl.DataFrame) -> pl.DataFrame:
         """A file may go on naming residents of whom nothing is stored any more: that is no change."""

@@ -1,7 +1,8 @@
 """Reads a reference file in slices: Parquet as typed columns, CSV and NDJSON as columns of text.
 
 Memory depends on the size of a slice, not of the file. A line that cannot be read is refused by itself, with
-its number; the rest of the file goes on.
+its number; the rest of the file goes on. Only what makes the file itself unreadable ends it: a damaged page,
+a quotation without an end.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def find_file(directory: Path, kind: Kind) -> Path | None:
 def read_slices(path: Path, kind: Kind) -> Iterator[Slice]:
     """Slices of `path` in file order.
 
-    Raises ContractError when the file as a whole is not of this kind: unreadable, wrong columns.
+    Raises ContractError when the file is not of this kind (wrong columns), or once it cannot be read on.
     """
     readers = {".parquet": _read_parquet, ".csv": _read_csv, ".ndjson": _read_ndjson}
     try:
@@ -120,7 +121,8 @@ def _read_csv(path: Path, kind: Kind) -> Iterator[Slice]:
         broken.append(row.number)
         return "skip"
 
-    with path.open(encoding="utf-8-sig", newline="") as text:
+    # what follows the header is read here too, and judged below
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
         header = next(csv.reader(text), [])
     _check_columns(path, kind, header)
     total, seen, told = path.stat().st_size, 0, 0
@@ -131,7 +133,8 @@ def _read_csv(path: Path, kind: Kind) -> Iterator[Slice]:
             read_options=pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
             parse_options=pa_csv.ParseOptions(invalid_row_handler=skip, ignore_empty_lines=False),
             convert_options=pa_csv.ConvertOptions(
-                column_types={name: pa.string() for name in header},
+                # as text, one byte that is none would end the file
+                column_types={name: pa.binary() for name in header},
                 strings_can_be_null=True,
                 null_values=[""],
                 quoted_strings_can_be_null=True,
@@ -149,9 +152,33 @@ def _read_csv(path: Path, kind: Kind) -> Iterator[Slice]:
             if blank.any():  # empty lines are nobody's rows
                 cells, places = cells.filter(~blank), places[~blank.to_numpy()]
             fresh, told = broken[told:], len(broken)
+            cells, unreadable = _texts(cells)
+            if unreadable.any():
+                fresh += places[unreadable].tolist()
+                cells, places = cells.filter(~pl.Series(unreadable)), places[~unreadable]
             yield Slice(_complete(cells, kind), places, broken=fresh, done=file.tell(), total=total)
         if told < len(broken):
             yield Slice(_complete(pl.DataFrame(), kind), np.array([], np.int64), broken[told:], total, total)
+
+
+def _texts(cells: pl.DataFrame) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
+    """Columns of bytes as text, null where they are none, and which rows (n,) have such a cell."""
+    try:
+        return cells.cast(pl.String), np.zeros(cells.height, bool)
+    except pl.exceptions.PolarsError:
+        columns = [
+            pl.Series(column.name, [_text(cell) for cell in column], dtype=pl.String) for column in cells
+        ]
+        texts = pl.DataFrame(columns)
+        lost = [(column.is_not_null() & texts[column.name].is_null()).to_numpy() for column in cells]
+        return texts, np.logical_or.reduce(lost)
+
+
+def _text(cell: bytes | None) -> str | None:
+    try:
+        return None if cell is None else cell.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _read_ndjson(path: Path, kind: Kind) -> Iterator[Slice]:

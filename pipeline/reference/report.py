@@ -11,7 +11,7 @@ from pipeline.reference.validate import Refusals, as_values
 @dataclass
 class FileReport:
     """One file. rows = stored + unchanged + older + erased + refused, unless `problem` says why
-    none was read.
+    no more was read, and what became of the rows before.
 
     stored : rows written: new keys, new versions and corrections; older : records that an already stored,
     newer one outranks (`updated_at`, or the version number of a mode); erased : persons erased on request.
@@ -65,10 +65,8 @@ class FileReport:
         }
 
     def lines(self) -> list[str]:
-        """One line per reason: what, where."""
-        if self.problem is not None:
-            return [self.problem]
-        found = []
+        """The problem, and one line per reason: what, where."""
+        found = [self.problem] if self.problem is not None else []
         for (reason, column), count in self.refusals.counts.items():
             examples = ", ".join(
                 f"{self.place_word} {example.place}" + (f" ({example.value})" if example.value else "")

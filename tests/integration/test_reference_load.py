@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from clickhouse_connect.driver.client import Client
 
@@ -464,7 +465,6 @@ def test_broken_csv_lines_are_refused_with_their_number(clickhouse: Client, tmp_
             "unknown column religion",
         ),
         ("persons.parquet", "PAR1 no parquet", "cannot be read"),
-        ("organisations.csv", b"org_code,name\nO1,\xb9\xab\n", "cannot be read"),
     ],
 )
 def test_a_file_of_another_shape_is_refused_as_a_whole(
@@ -476,6 +476,31 @@ def test_a_file_of_another_shape_is_refused_as_a_whole(
     assert problem in report.problem
     assert not report.fine
     assert report.stored == 0
+
+
+def test_what_stands_before_a_fault_is_stored_and_announced(
+    clickhouse: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would come into force at the next restart anyway, unannounced and unsaid."""
+    monkeypatch.setattr("pipeline.reference.read.SLICE_ROWS", 3)
+    path = tmp_path / "organisations.parquet"
+    rows = [{"org_code": f"O{number}", "name": "甲"} for number in range(9)]
+    rows[1] = {"org_code": "no code!", "name": "甲"}
+    pl.DataFrame(rows).write_parquet(path, row_group_size=3, compression="uncompressed")
+    damaged = pq.read_metadata(path).row_group(2).column(0)
+    start, length = damaged.dictionary_page_offset or damaged.data_page_offset, damaged.total_compressed_size
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(b"\xff" * length)
+    report = only(load_directory(clickhouse, tmp_path, PRIVACY))
+    assert report.problem is not None
+    assert "cannot be read" in report.problem
+    assert (report.rows, report.stored, report.refused) == (6, 5, 1)
+    assert "up to row 6" in report.lines()[0]
+    assert "row 2 (no code!)" in report.lines()[1], "what was refused before is told too"
+    assert set(announced(clickhouse)) == {"organisations"}
+    strict = only(load_directory(clickhouse, tmp_path, PRIVACY, strict=True))
+    assert (strict.stored, strict.problem is not None) == (0, True)
 
 
 def test_directories_that_cannot_be_loaded_say_so(clickhouse: Client, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pipeline.process.records import Record
 from pipeline.read.cases import case
 from pipeline.read.kpi import kpi
 from pipeline.read.names import Areas, KpiNames
+from pipeline.reference import read
 from pipeline.reference.erased import PERSONAL
 from pipeline.reference.load import load_directory
 from pipeline.reference.snapshot import Reference
@@ -599,6 +600,33 @@ def test_a_new_key_brings_nobody_back_who_was_erased(
     reference = Reference.load(clickhouse, tolerance_m=200.0)
     at = pl.Series([ERASED_AT - timedelta(hours=1)], dtype=pl.Datetime("ms", "UTC"))
     assert reference.erased.before(pl.Series([mine]), at).tolist() == [True], "what is replayed is held back"
+
+
+def test_a_file_that_breaks_off_brings_nobody_back_either(
+    clickhouse: Client, tmp_path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Privacy.load(secret, create=False)
+    load_persons(clickhouse, tmp_path, first)
+    keys = first.keys_of(id_numbers=[MINE])
+    assert erase(clickhouse, str(clickhouse.database), keys, request_id="R-3", at=ERASED_AT).complete
+    rotate(secret)
+    both = Privacy.load(secret, create=False)
+    monkeypatch.setattr(read, "_BLOCK_BYTES", 64)
+    (tmp_path / "broken").mkdir()
+    lines = [
+        "id_number,home_grid_code",
+        f"{MINE},{GRID}",
+        f"{OTHERS},{GRID}",
+        '"never closed',
+        *"abcdefgh" * 20,
+    ]
+    (tmp_path / "broken" / "persons.csv").write_text("\n".join(lines))
+    report = load_directory(clickhouse, tmp_path / "broken", both.under(2), others=[both.under(1)])
+    (file,) = report.files
+    assert "cannot be read" in str(file.problem)
+    assert file.erased == 1
+    mine = both.under(2).person_key(MINE)
+    assert rows(clickhouse, f"SELECT request_id FROM ref_erasures WHERE person_key = '{mine}'") == [["R-3"]]
 
 
 # --- retention
