@@ -171,7 +171,9 @@ def _loans(cells: pl.Series) -> Converted:
     raw = pl.Struct({name: pl.String() for name in ("grid_code", "valid_from", "valid_to")})
     bad = _none(cells)
     if cells.dtype == pl.String:
+        others = _other_members(cells)
         cells, bad = _decode(cells, pl.List(raw))
+        bad |= others
     if not isinstance(cells.dtype, pl.List):
         return _unusable(cells, pl.List(LOAN))
     if cells.dtype.inner == pl.Null:
@@ -190,6 +192,21 @@ def _loans(cells: pl.Series) -> Converted:
     np.logical_or.at(bad, rows_of(counts), wrong)
     loans = pl.DataFrame({"grid_code": grid, "valid_from": start, "valid_to": end}).to_struct().cast(LOAN)
     return Converted(regroup(loans, counts), bad)
+
+
+def _other_members(texts: pl.Series) -> Mask:
+    """(n,) whether a loan has a member that none should have: decoding drops it, and a loan whose end is
+    misspelt would have none."""
+    names = {field.name for field in LOAN.fields}
+    bad = []
+    for text in texts.drop_nulls().unique():
+        try:
+            loans = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(loans, list) and any(isinstance(loan, dict) and loan.keys() - names for loan in loans):
+            bad.append(text)
+    return texts.is_in(bad).fill_null(False).to_numpy().copy()
 
 
 def _untyped(cells: pl.Series) -> pl.Series:

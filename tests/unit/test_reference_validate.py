@@ -33,6 +33,7 @@ def id_number(first_17: str) -> str:
 ID_NUMBER = id_number("99999919491001001")
 
 
+MISSPELT_LOAN = '[{"grid_code": "440704001001004", "valid_from": "2024-09-06", "valid_until": "2024-09-08"}]'
 BACKWARD_LOAN = '[{"grid_code": "440704001001004", "valid_from": "2024-09-08", "valid_to": "2024-09-01"}]'
 
 
@@ -115,6 +116,8 @@ def test_a_bad_grid_is_refused_and_its_neighbours_are_not(
         ({"loans": "tomorrow"}, "wrong_type", "loans"),
         ({"loans": '[{"grid_code": "440704001001004"}]'}, "wrong_type", "loans"),
         ({"loans": BACKWARD_LOAN}, "wrong_type", "loans"),
+        ({"loans": MISSPELT_LOAN}, "wrong_type", "loans"),
+        ({"loans": "[1]"}, "wrong_type", "loans"),
         ({"person_key": "ab" * 32}, "no_identity", "key_version"),
         ({"id_number": "123"}, "bad_id_number", "id_number"),
         ({"worker_key": "13800001234"}, "personal_number", "worker_key"),
