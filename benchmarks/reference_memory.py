@@ -87,9 +87,9 @@ def _measure(path: Path, persons: int) -> dict[str, float]:
         features = reference.look_up(events, {})
         timings_ms.append((time.perf_counter() - started) * 1e3)
         assert features["persons_found"].sum() == _EVENTS
-        column = pl.Series(keys)
+        column, now = pl.Series(keys), np.zeros(len(keys), np.int64)
         started = time.perf_counter()
-        reference.people.facts(reference.people.find(column))
+        reference.people.facts(reference.people.find(column, now))
         person_ms.append((time.perf_counter() - started) * 1e3)
     return {
         "persons": persons,

@@ -12,7 +12,8 @@ import polars as pl
 
 from pipeline import frames
 from pipeline.reference.erased import without_erased
-from pipeline.reference.lists import flatten, regroup
+from pipeline.reference.keys import instant_ms
+from pipeline.reference.lists import flatten, regroup, rows_of
 from pipeline.reference.people import FLAG_BIT, FLAGS
 from pipeline.reference.snapshot import Reference
 
@@ -59,7 +60,8 @@ def _visible_flags() -> pl.Expr:
 
 
 def enrich(judged: pl.DataFrame, reference: Reference) -> pl.DataFrame:
-    """Add the ENRICHMENT columns to `judged` (at least grid_code, matter_code, category, mode and persons).
+    """Add the ENRICHMENT columns to `judged` (at least occurred_at, grid_code, matter_code, category, mode and
+    persons).
 
     A fact per person given, in the same order; `found` is false and the rest null for an unknown key. Events
     without a matter, and the matters of special groups (PO-05 to PO-07), see no flags.
@@ -77,7 +79,7 @@ def enrich(judged: pl.DataFrame, reference: Reference) -> pl.DataFrame:
 def _person_facts(judged: pl.DataFrame, reference: Reference) -> pl.Series:
     flat, counts = flatten(judged["persons"])
     persons = flat.struct.unnest()
-    positions = reference.people.find(persons["key"])
+    positions = reference.people.find(persons["key"], instant_ms(judged["occurred_at"])[rows_of(counts)])
     visible = judged.select(_visible_flags()).to_series().to_numpy()
     known = reference.people.facts(positions)
     bits = known["flags"].to_numpy() & np.repeat(visible, counts)

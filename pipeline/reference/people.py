@@ -42,14 +42,14 @@ def _query(condition: str) -> str:
     return f"""
         SELECT {words}, {_code("age_band", AGE_BANDS)}, {_code("gender", GENDERS)},
             {_code("residence_kind", RESIDENCE_KINDS)},
-            toUInt64OrZero(ifNull(home_grid_code, '')) AS home_grid, toUInt16({_FLAG_SUM}) AS flags
+            toUInt64OrZero(ifNull(home_grid_code, '')) AS home_grid, toUInt16({_FLAG_SUM}) AS flags,
+            ifNull(toUnixTimestamp64Milli(deleted_at), -1) AS deleted_ms
         FROM
         (
             SELECT * FROM ref_persons FINAL WHERE {condition}
             ORDER BY person_key, version DESC LIMIT 1 BY person_key
         )
-        WHERE (deleted_at IS NULL OR deleted_at > now64(3))
-            AND person_key NOT IN (SELECT person_key FROM ref_erasures)
+        WHERE person_key NOT IN (SELECT person_key FROM ref_erasures)
     """
 
 
@@ -72,6 +72,8 @@ class People:
         self._columns: dict[str, NDArray[Any]] = {
             name: np.empty(expected, dtype) for name, dtype in _SMALL.items()
         }
+        #: Of the few who withdrew: positions, ascending, and from when on they are not found (ms).
+        self._withdrawn: tuple[Int64s, Int64s] = (np.empty(0, np.int64), np.empty(0, np.int64))
         for persons in slices:
             self._add(persons)
 
@@ -91,14 +93,21 @@ class People:
         query = _query("person_key IN %(keys)s")
         return cls(read_by_keys(client, query, keys) if keys else (), len(keys))
 
-    def find(self, keys: pl.Series) -> Int64s:
-        """(n,) positions of the persons with `keys` (String, nulls allowed), -1 where unknown."""
+    def find(self, keys: pl.Series, at_ms: Int64s) -> Int64s:
+        """(n,) positions of the persons with `keys` (String, nulls allowed), -1 where unknown or withdrawn.
+
+        at_ms : (n,) when each is asked about; a person is found until the record was withdrawn.
+        """
         usable, (hi, lo, third, fourth) = hex_words(keys)
         found = self._index.find(hi, lo)
         place = np.maximum(found, 0)
         if len(self._index):
             usable &= (self._tail[0][place] == third) & (self._tail[1][place] == fourth)
         found[~usable] = -1
+        positions, until = self._withdrawn
+        if len(positions):
+            entry = np.minimum(np.searchsorted(positions, found), len(positions) - 1)
+            found[(positions[entry] == found) & (until[entry] <= at_ms)] = -1
         return found
 
     def facts(self, positions: Int64s) -> pl.DataFrame:
@@ -126,7 +135,8 @@ class People:
     def nbytes(self) -> int:
         """Bytes of the arrays held."""
         columns = sum(values.nbytes for values in self._columns.values())
-        return self._index.nbytes + columns + sum(values.nbytes for values in self._tail)
+        others = sum(values.nbytes for values in (*self._tail, *self._withdrawn))
+        return self._index.nbytes + columns + others
 
     def _add(self, persons: pl.DataFrame) -> None:
         start = len(self._index)
@@ -138,6 +148,11 @@ class People:
         for name, values in self._columns.items():
             values[start:stop] = persons[name].to_numpy()
         self._index.insert(hi, lo, np.arange(start, stop, dtype=np.int64))
+        deleted = persons["deleted_ms"].to_numpy()
+        gone = np.flatnonzero(deleted >= 0)
+        if len(gone):
+            positions, until = self._withdrawn
+            self._withdrawn = (np.append(positions, start + gone), np.append(until, deleted[gone]))
 
     def _grow(self, size: int) -> None:
         self._tail = (_resized(self._tail[0], size), _resized(self._tail[1], size))

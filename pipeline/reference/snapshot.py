@@ -271,7 +271,7 @@ class Reference:
             "unit_found": _where(units.is_not_null(), self._parts.units.find(units) >= 0),
             **self._point(events, version),
             **self._staff(events, grid, at_ms),
-            **self._persons(events),
+            **self._persons(events, at_ms),
             "organisation_found": _where(
                 organisations.is_not_null(), self._parts.organisations.find(organisations) >= 0
             ),
@@ -310,12 +310,13 @@ class Reference:
             **{name: facts[name] for name in facts.columns},
         }
 
-    def _persons(self, events: pl.DataFrame) -> dict[str, pl.Series]:
+    def _persons(self, events: pl.DataFrame, at_ms: Int64s) -> dict[str, pl.Series]:
         persons, given = flatten(events["persons"])
         keys = persons.struct.field("key")
+        row = rows_of(given)
         # whoever was erased was a resident: what is judged again must be judged as before
-        known = (self._parts.people.find(keys) >= 0) | self.erased.holds(keys)
-        found = np.bincount(rows_of(given)[known], minlength=events.height)
+        known = (self._parts.people.find(keys, at_ms[row]) >= 0) | self.erased.holds(keys)
+        found = np.bincount(row[known], minlength=events.height)
         return {"persons_given": pl.Series(given), "persons_found": pl.Series(found)}
 
 

@@ -277,6 +277,33 @@ def test_persons_are_counted_given_and_found(reference: Reference) -> None:
     assert [(row["persons_given"], row["persons_found"]) for row in rows] == [(6, 1), (0, 0), (0, 0), (1, 1)]
 
 
+def test_who_withdraws_is_not_found_from_then_on(clickhouse: Client, load: Load) -> None:
+    """By the time of the event, not of the snapshot: a report of the day before that comes late, too."""
+    leaving = "78" * 32
+    load(persons=[FILES["persons"][1], {"person_key": leaving, "key_version": 1, "deleted_at": "2150-01-01"}])
+    last = datetime(2023, 12, 31, 23, 59, 59, 999000, UTC)
+    rows = events(
+        *(
+            {"persons": [{"key": key, "role": "party"}], "occurred_at": at, "matter_code": "PS-01"}
+            for key, at in [
+                (OTHER_KEY, last), (OTHER_KEY, datetime(2024, 1, 1, tzinfo=UTC)),
+                (leaving, AT), (leaving, datetime(2150, 1, 1, tzinfo=UTC)), (KEY, AT),
+            ]
+        )
+    )  # fmt: skip
+    whole, some = (
+        Reference.load(clickhouse, tolerance_m=200),
+        Reference.for_events(clickhouse, rows, tolerance_m=200),
+    )
+    for snapshot in (whole, some):
+        assert snapshot.look_up(rows)["persons_found"].to_list() == [1, 0, 1, 0, 0]
+        facts = enrich(rows.with_columns(mode=pl.lit(None, pl.String)), snapshot)["person_facts"]
+        assert [fact[0]["found"] for fact in facts.to_list()] == [True, False, True, False, False]
+    load(persons=[FILES["persons"][1] | {"deleted_at": None}])
+    back = Reference.load(clickhouse, tolerance_m=200)
+    assert back.look_up(rows)["persons_found"].to_list() == [1, 1, 1, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("matter", "mode", "flags"),
     [
@@ -379,7 +406,7 @@ def test_loans_and_service_hold_by_their_own_dates_however_late_they_are_recorde
 
 def test_counts_and_modes(reference: Reference) -> None:
     assert reference.counts == {
-        "grids": 3, "units": 1, "staff": 4, "persons": 2, "organisations": 1, "modes": 1,
+        "grids": 3, "units": 1, "staff": 4, "persons": 3, "organisations": 1, "modes": 1,
     }  # fmt: skip
     frames.expect(reference.modes, frames.MODE, "modes")
     assert reference.modes.to_dicts()[0] | MODE | {"valid_from": None} == {

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import typer
@@ -548,7 +549,7 @@ def test_residents_are_known_under_both_keys_while_they_change(
     load_persons(clickhouse, tmp_path, both.under(2))
     reference = Reference.load(clickhouse, tolerance_m=200.0)
     keys = both.keys_of(id_numbers=[MINE, OTHERS])
-    assert (reference.people.find(pl.Series(list(keys))) >= 0).tolist() == [True] * 4
+    assert (reference.people.find(pl.Series(list(keys)), np.zeros(4, np.int64)) >= 0).tolist() == [True] * 4
     versions = rows(clickhouse, "SELECT key_version, count() FROM ref_persons GROUP BY 1 ORDER BY 1")
     assert versions == [[1, 2], [2, 2]]
     activate(secret, 2)
