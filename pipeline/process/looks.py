@@ -29,6 +29,9 @@ _TOPIC_SECONDS: Final = 10.0
 _REFUSED_SECONDS: Final = 10.0
 #: Of a look at the topic; a stop waits for the one on the way.
 _LOOK_SECONDS: Final = 3.0
+#: A partition's recovery may last so many times as long as a stall: it asks several questions in a row, each
+#: of which the store answers in the time of an insert.
+_RECOVERY_ROOM: Final = 4
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,9 @@ class Looks:
         self._standing = standing
         self._helped = helped
         # an insert that is not answered holds its partition up for as long as it may take
-        self._stall = StallWatch(
-            settings.stall_seconds and settings.stall_seconds + settings.insert_timeout_seconds
-        )
+        limit = settings.stall_seconds and settings.stall_seconds + settings.insert_timeout_seconds
+        self._stall = StallWatch(limit)
+        self._recovery = StallWatch(limit * _RECOVERY_ROOM)
         self._looked_at = time.monotonic()
         self._ends: Mapping[int, int] = {}
 
@@ -127,6 +130,15 @@ class Looks:
         self._standing.look(self._stall.suspected(still), refused)
         if stalled := self._stall.stalled(still):
             raise WorkerFailedError(f"partitions {stalled} do not move though nothing holds them up")
+        self._look_for_hanging_recovery(now, excused=excused)
+
+    def _look_for_hanging_recovery(self, now: float, *, excused: bool) -> None:
+        """They are recovered one after the other: with each that is done the others have moved."""
+        done = sum(buffer.recovered for buffer in self._buffers.values())
+        look = Look(committed=done, received=done, end=done, waiting=True)
+        left = [(buffer.partition, look) for buffer in self._buffers.values() if not buffer.recovered]
+        if stalled := self._recovery.stalled(self._recovery.still(left, now, excused=excused)):
+            raise WorkerFailedError(f"the recovery of partitions {stalled} does not come to its end")
 
     def _end(self, buffer: PartitionBuffer) -> int:
         """What a partition that stands still is held to: where it is paused, nothing more is asked for."""

@@ -16,6 +16,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -144,6 +145,7 @@ class Worker:
         self._settled = asyncio.Event()
         self._failure: BaseException | None = None
         self._draining = False
+        self._closing = False
         self._gave_up = False
         self._stopping = threading.Event()
         # one thread per round, one for recovery and reference data
@@ -182,7 +184,7 @@ class Worker:
             )
             self._in_thread.patient = True
             await self._member.start()
-            for watch in (
+            watches: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
                 self._dispatch,
                 self._commits.run,
                 self._rules.watch,
@@ -190,8 +192,8 @@ class Worker:
                 self._watch_topic,
                 self._watch_member,
                 self._watch_drift,
-            ):
-                tasks.append(asyncio.create_task(self._watched(watch)))
+            )
+            tasks += [asyncio.create_task(self._watched(watch)) for watch in watches]
             ends = [asyncio.create_task(stop.wait()), asyncio.create_task(self._failed.wait())]
             tasks += ends
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -201,7 +203,7 @@ class Worker:
         if self._failure is not None:
             raise WorkerFailedError(f"the worker cannot go on: {self._failure!r}") from self._failure
         if self._gave_up:
-            raise WorkerFailedError("blocks were given up at the end; the next start reads them again")
+            raise WorkerFailedError("not everything was finished at the end; the next start reads it again")
 
     def _open(self, client: Client) -> Rules:
         catalogues = load_catalogues(self._settings.catalogue_dir)
@@ -234,7 +236,7 @@ class Worker:
             await self._commits.finish(list(self._buffers), deadline - time.monotonic())
 
     async def _close(self, tasks: Sequence[asyncio.Task[object]]) -> None:
-        self._draining = True
+        self._draining = self._closing = True
         self._stopping.set()
         await self._member.stop(_LEAVE_SECONDS)
         everything = [*tasks, *self._rounds, *self._beside]
@@ -243,21 +245,27 @@ class Worker:
         await asyncio.gather(*everything, return_exceptions=True)
         self._in_thread.close()
 
-    async def _watched(self, watch: Callable[[], object]) -> None:
+    async def _watched(self, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Whatever ends it ends the worker: nobody would notice that it is gone."""
         try:
-            await watch()  # type: ignore[misc]
+            await work()
+        except Stopping:
+            pass  # asked to end: what it left undone is done after the next start
         except asyncio.CancelledError:
-            # also what the consumer's thread hands on as its own end: nobody would notice that it is gone
-            self._fail(RuntimeError(f"{watch!r} was cancelled"))
+            # also what the consumer's thread hands on as its own end
+            if not self._closing:
+                self._fail(RuntimeError(f"{work!r} was cancelled"))
             raise
-        except Exception as error:
+        except BaseException as error:  # a panic of polars is no Exception, and must end the process too
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        if self._failure is None and not self._draining:
-            self._failure = error
-            # formatted here: a logger that shows local variables would write event data into the log
-            log.error("worker_failed", error=repr(error), trace="".join(traceback.format_exception(error)))
+        # formatted here: a logger that shows local variables would write event data into the log
+        log.error("worker_failed", error=repr(error), trace="".join(traceback.format_exception(error)))
+        if not self._draining:
+            self._failure = self._failure or error
+        elif not self._closing:
+            self._gave_up = True  # or the end would be taken for a proof that everything is stored
         self._failed.set()
 
     # --- what a roll of the log asks (see runtime.switch)
@@ -320,7 +328,7 @@ class Worker:
             self._member.resume(buffer.partition)
         self._cases.begin(on=self._topic is not None and len(self._buffers) == self._topic.partitions)
         self._standing.changed()
-        self._start(self._recover_all(fresh))
+        self._start(partial(self._recover_all, fresh))
 
     async def revoked(self, partitions: set[int]) -> None:
         """The group takes these partitions away: drop what is not on the way, wait a little for what is."""
@@ -355,8 +363,8 @@ class Worker:
                 async with asyncio.timeout(left):
                     await self._settled.wait()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(work)
+    def _start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.create_task(self._watched(work))
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
@@ -371,7 +379,7 @@ class Worker:
         self._ask_again(buffer.partition, expected)
 
     def _ask_again(self, partition: int, offset: int) -> None:
-        self._start(self._rewind(partition, offset))
+        self._start(partial(self._rewind, partition, offset))
 
     async def _rewind(self, partition: int, offset: int) -> None:
         """Ask for the records from `offset` on. If they do not come, they are asked for again."""
@@ -383,15 +391,9 @@ class Worker:
     # --- recovery
 
     async def _recover_all(self, buffers: Sequence[PartitionBuffer]) -> None:
-        try:
-            for buffer in buffers:
-                await self._recover(buffer)
-            await self._in_thread(lambda client: self._cases.know(client, self._until_read))
-        except Stopping:
-            return
-        except Exception as error:
-            self._fail(error)
-            return
+        for buffer in buffers:
+            await self._recover(buffer)
+        await self._in_thread(lambda client: self._cases.know(client, self._until_read))
         self._tell_ready()
 
     def _until_read(self, call: Callable[[], T], /) -> T:
@@ -469,7 +471,7 @@ class Worker:
     def _complete(self, buffer: PartitionBuffer) -> None:
         if buffer.partition not in self._completing:
             self._completing.add(buffer.partition)
-            self._start(self._complete_gone(buffer))
+            self._start(partial(self._complete_gone, buffer))
 
     async def _complete_gone(self, buffer: PartitionBuffer) -> None:
         """Blocks that an earlier process began and whose records retention has deleted: their rows stand as
@@ -487,11 +489,6 @@ class Worker:
 
         try:
             await self._in_thread(tell)
-        except Stopping:
-            return
-        except Exception as error:
-            self._fail(error)
-            return
         finally:
             self._completing.discard(buffer.partition)
         del buffer.gone[: len(extents)]
@@ -593,7 +590,7 @@ class Worker:
             log.warning("round_abandoned", blocks=[str(work.extent) for work in works])
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # a panic of polars is no Exception, and must end the process too
+        except BaseException as error:  # see `_watched`
             self._fail(error)
         finally:
             for work in works:
