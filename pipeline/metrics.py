@@ -220,7 +220,7 @@ life_safety_rejections = Counter(
 )
 verifier_gap = Counter(
     "gridpipe_verifier_gap",
-    "Offsets skipped between committed blocks, or committed before an assignment without any row.",
+    "Offsets passed over by committed blocks, or committed before an assignment, without any row.",
     registry=REGISTRY,
 )
 verifier_overlap = Counter(

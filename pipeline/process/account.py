@@ -43,6 +43,8 @@ class Account:
         self._known_sources = known_sources
         self._seen_sources: set[str] = set()
         self._last_hi: dict[int, int] = {}
+        # first and last of offsets whose records are gone, and of how many of them rows are stored
+        self._stored: dict[int, list[tuple[int, int, int]]] = {}
         self._forgotten = 0
         for outcome in _OUTCOMES:
             metrics.events.labels(outcome)
@@ -55,10 +57,10 @@ class Account:
         for change, value in tally:
             change(value)
 
-    def tally(self, result: BlockResult, *, instants: int = _MOST_INSTANTS) -> Tally:
+    def tally(self, result: BlockResult, *, instants: int = _MOST_INSTANTS, unread: int = 0) -> Tally:
         """What blocks that were just stored add to the metrics; small: it may wait long for their commit.
 
-        instants : of their receipts that are observed, at most.
+        instants : of their receipts that are observed, at most. unread : see rounds.Stored.
         """
         result = _without_canaries(result)
         tally: list[tuple[Callable[[float], object], float]] = []
@@ -68,6 +70,8 @@ class Account:
             tally.append((metrics.stage_seconds.labels(stage).observe, seconds))
         tally += self._counts(result)
         tally += _delays(result, instants)
+        if unread:
+            tally.append((metrics.verifier_gap.inc, unread))
         tell(result)
         return tally
 
@@ -110,17 +114,28 @@ class Account:
     def _verify(self, partition: int, lo: int, hi: int) -> None:
         last = self._last_hi.get(partition)
         if last is not None:
-            if lo > last + 1:
-                metrics.verifier_gap.inc(lo - last - 1)
-                log.error("offsets_passed_over", partition=partition, first=last + 1, last=lo - 1)
+            told = self._stored.get(partition, [])
+            stored = sum(offsets for first, end, offsets in told if last < first and end < lo)
+            if (gap := lo - last - 1 - stored) > 0:
+                metrics.verifier_gap.inc(gap)
+                log.error(
+                    "offsets_passed_over", partition=partition, first=last + 1, last=lo - 1, offsets=gap
+                )
+            self._stored[partition] = [one for one in told if one[0] > hi]
             if lo <= last:
                 metrics.verifier_overlap.inc()
             if hi < last:
                 metrics.verifier_backward.inc()
         self._last_hi[partition] = hi
 
+    def stored_before(self, partition: int, lo: int, hi: int, offsets: int) -> None:
+        """The log no longer holds the offsets `lo` … `hi`, which a coming block will pass over; of so many of
+        them an earlier process stored the rows."""
+        self._stored.setdefault(partition, []).append((lo, hi, offsets))
+
     def starts_at(self, partition: int, offset: int | None) -> None:
         """A partition was assigned; its next block must begin at `offset` (None: wherever the log begins)."""
+        self._stored.pop(partition, None)
         if offset is None:
             self._last_hi.pop(partition, None)
         else:
@@ -158,6 +173,7 @@ class Account:
     def forget(self, partition: int) -> None:
         """The partition belongs to somebody else now."""
         self._last_hi.pop(partition, None)
+        self._stored.pop(partition, None)
         for gauge in (
             metrics.consumer_lag_records,
             metrics.consumer_lag_seconds,

@@ -226,8 +226,9 @@ class PartitionBuffer:
     def cut(self, most_rows: int) -> tuple[list[Record], Span | None, int]:
         """The records of the next block, the recovered span that they rebuild, and their rows at most.
 
-        most_rows : room for a new block, which has one record at least and never crosses the next recovered
-        block; a recovered one has exactly its old bounds, or those of several that are complete.
+        most_rows : room for a new block, which has one record at least and crosses neither the next recovered
+        block nor a hole: the verifier counts what lies between bounds. A recovered one has exactly its old
+        bounds, or those of several that are complete.
         """
         first = self._records[0][0].offset
         span = self._recovered_span(most_rows) if self.spans and first >= self.spans[0].lo else None
@@ -238,7 +239,8 @@ class PartitionBuffer:
             record, estimate, _ = self._records[0]
             if limit is not None and record.offset > limit:
                 break
-            if span is None and records and rows + estimate > most_rows:
+            full = rows + estimate > most_rows
+            if span is None and records and (full or record.offset > records[-1].offset + 1):
                 break
             records.append(record)
             rows += estimate

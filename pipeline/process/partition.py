@@ -252,19 +252,27 @@ def _typed(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(pl.col(name).cast(_TYPES[name]) for name in rows.columns)
 
 
+_STORED_OF_BLOCK: Final = " UNION ALL ".join(
+    f"SELECT _off, _idx FROM {table} "
+    "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} AND _off BETWEEN {lo:UInt64} AND {hi:UInt64}"
+    for table in OUTCOME_TABLES
+)
+
+
+def _of_block(inc: int, block: Extent) -> dict[str, int]:
+    return {"inc": inc, "part": block.partition, "lo": block.lo, "hi": block.hi}
+
+
 def stored_positions(client: Client, inc: int, block: Extent) -> pl.DataFrame:
     """Positions of rows stored in any outcome table, (n, {_off, _idx}), sorted, distinct."""
-    each = " UNION ALL ".join(
-        f"SELECT _off, _idx FROM {table} "
-        "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} AND _off BETWEEN {lo:UInt64} AND {hi:UInt64}"
-        for table in OUTCOME_TABLES
-    )
-    rows = _rows(
-        client,
-        f"SELECT DISTINCT _off, _idx FROM ({each}) ORDER BY _off, _idx",
-        {"inc": inc, "part": block.partition, "lo": block.lo, "hi": block.hi},
-    )
-    return _typed(rows)
+    query = f"SELECT DISTINCT _off, _idx FROM ({_STORED_OF_BLOCK}) ORDER BY _off, _idx"
+    return _typed(_rows(client, query, _of_block(inc, block)))
+
+
+def stored_offsets(client: Client, inc: int, block: Extent) -> int:
+    """Of how many offsets from `lo` to `hi` any row is stored: every stored record left one."""
+    query = f"SELECT uniqExact(_off) FROM ({_STORED_OF_BLOCK})"
+    return int(client.query(query, parameters=_of_block(inc, block)).result_rows[0][0])
 
 
 def without(result: BlockResult, present: pl.DataFrame) -> BlockResult:
@@ -282,7 +290,7 @@ def without(result: BlockResult, present: pl.DataFrame) -> BlockResult:
 def stored_case_events(client: Client, inc: int, block: Extent) -> pl.DataFrame:
     """CASE_EVENT rows of what is stored of a block: what the fold must know whoever judged the rows."""
     where = "_inc = {inc:UInt64} AND _part = {part:UInt16} AND _off BETWEEN {lo:UInt64} AND {hi:UInt64}"
-    parameters = {"inc": inc, "part": block.partition, "lo": block.lo, "hi": block.hi}
+    parameters = _of_block(inc, block)
     columns = ", ".join(_STORED_FOR_CASES)
     kept = _rows(
         client,

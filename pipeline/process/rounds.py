@@ -21,7 +21,13 @@ from pipeline.frames import POSITION
 from pipeline.process.buffer import PartitionBuffer
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.flow import Block, BlockResult, Rules, process_blocks
-from pipeline.process.partition import Span, stored_case_events, stored_positions, without
+from pipeline.process.partition import (
+    Span,
+    stored_case_events,
+    stored_offsets,
+    stored_positions,
+    without,
+)
 from pipeline.rules.archive import RuleArchive
 from pipeline.sink.retry import Stopping, persist
 from pipeline.sink.tables import Extent, Sink
@@ -55,13 +61,15 @@ class Stored:
     """Blocks that are in ClickHouse, of different partitions.
 
     result : every event of the blocks; added : those that were not stored before (all, unless recovered);
-    rebuilt : of a recovered block, the ids of its cases.
+    rebuilt : of a recovered block, the ids of its cases; unread : how many of its offsets the log no longer
+    holds, and nothing is stored of them.
     """
 
     works: Sequence[Work]
     result: BlockResult
     added: BlockResult
     rebuilt: pl.Series | None = None
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,7 +238,20 @@ class _Runner:
         )
         # a set takes its entries twice; under a token that comes again they might be refused and missing
         self.sink.write_case_events(cases, self.inc, f"{name}:again-{uuid.uuid4()}")
-        return Stored([work], result, added, cases["case_id"].unique())
+        return Stored([work], result, added, cases["case_id"].unique(), self._unread(work))
+
+    def _unread(self, work: Work) -> int:
+        """See Stored; once what the log holds is stored."""
+        extent = work.extent
+        offsets = extent.hi - extent.lo + 1
+        if len(work.block.records) == offsets:
+            return 0
+        unread = offsets - persist(
+            lambda: stored_offsets(self.client, self.inc, extent), stopping=self.stopping, what=str(extent)
+        )
+        if unread:
+            log.error("offsets_passed_over", **extent._asdict(), offsets=unread)
+        return unread
 
     def _write(
         self, result: BlockResult, blocks: Sequence[Extent], rules: Rules, suffix: str = ""

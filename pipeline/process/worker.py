@@ -35,7 +35,7 @@ from pipeline.process.earlier import complete_earlier_log, tell_cases
 from pipeline.process.flow import Block, BlockResult, Rules, remember
 from pipeline.process.looks import Helped, Looks
 from pipeline.process.membership import Membership
-from pipeline.process.partition import Recovered, recover
+from pipeline.process.partition import Recovered, recover, stored_offsets
 from pipeline.process.records import Record
 from pipeline.process.rounds import AbandonedError, Stored, Work, run_round
 from pipeline.process.rules_in_force import RulesInForce
@@ -477,22 +477,29 @@ class Worker:
         """Blocks that an earlier process began and whose records retention has deleted: their rows stand as
         they are, and their cases must know them before anything behind is committed."""
         extents = [Extent(buffer.partition, span.lo, span.hi) for span in buffer.gone]
+        whole = extents[0]._replace(hi=extents[-1].hi)
 
-        def tell(client: Client) -> None:
+        def tell(client: Client) -> int:
             persist(
                 lambda: tell_cases(
                     client, self._settings.topic, self._inc, extents, self._stopping, told=self._cases.forget
                 ),
                 stopping=self._stopping,
-                what=f"the cases of {extents}",
+                what=f"the cases of {whole}",
+            )
+            return persist(
+                lambda: stored_offsets(client, self._inc, whole), stopping=self._stopping, what=str(whole)
             )
 
         try:
-            await self._in_thread(tell)
+            stored = await self._in_thread(tell)
         finally:
             self._completing.discard(buffer.partition)
+        if buffer.revoked:
+            return
         del buffer.gone[: len(extents)]
-        log.info("blocks_without_records_completed", blocks=[str(extent) for extent in extents])
+        self._account.stored_before(*whole, stored)
+        log.info("blocks_without_records_completed", blocks=len(extents), lo=whole.lo, hi=whole.hi)
         self._wake.set()
 
     # --- rounds
@@ -614,12 +621,14 @@ class Worker:
             for work in standing:
                 self._count_owed(work.buffer)  # what was owed before stands as well
             if standing:
-                tally = self._account.tally(_part_of(item, standing))
+                tally = self._account.tally(_part_of(item, standing), unread=item.unread)
                 self._count([(work.buffer, work.extent) for work in standing], tally)
             for work in item.works:
                 stands = asked[work.block.partition]
                 if not stands.done():
-                    tally = self._account.tally(_part_of(item, [work]), instants=_INSTANTS_OF_OWED)
+                    tally = self._account.tally(
+                        _part_of(item, [work]), instants=_INSTANTS_OF_OWED, unread=item.unread
+                    )
                     self._owe(
                         work.buffer, Owed(work.extent, work.block.records[0].timestamp_ms, stands, tally)
                     )

@@ -1,23 +1,31 @@
-"""A worker that died together with its log: what it had stored must still reach the cases."""
+"""A worker that died together with its log, or whose records retention took: what it had stored must still
+reach the cases, and what it had not is counted."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
 import pytest
 from clickhouse_connect.driver.client import Client
 
+from pipeline import metrics
 from pipeline.errors import TransientError
+from pipeline.process.buffer import Budget, PartitionBuffer
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.earlier import complete_earlier_log, tell_cases
 from pipeline.process.flow import Block, BlockResult, PartitionState, process_block
+from pipeline.process.partition import Span
 from pipeline.process.records import Record
+from pipeline.process.rounds import Work, run_round
+from pipeline.process.worker import Worker
+from pipeline.rules.archive import RuleArchive
 from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import case_sets, refresh_cases
-from tests.integration.worker_world import event, load_reference, record, rules_of
+from tests.integration.worker_world import PRIVACY, event, load_reference, record, rules_of
 
 EARLIER, LATER = 1_000, 2_000
 TOPIC = "grid.events"
@@ -111,3 +119,54 @@ def test_a_stop_ends_the_telling_of_cases_that_the_store_does_not_take(
     stopping.set()
     with pytest.raises(Stopping):
         tell_cases(clickhouse, TOPIC, EARLIER, [extent(block)], stopping)
+
+
+def gap() -> float:
+    return metrics.REGISTRY.get_sample_value("gridpipe_verifier_gap_total") or 0.0
+
+
+def begun(client: Client, lo: int, hi: int, *offsets: int) -> None:
+    """A block of which these records arrived before its worker died."""
+    block = Block(3, [record(at, event(at)) for at in offsets])
+    result = process_block(block, PartitionState.empty(Settings()), rules_of(client))
+    Sink(client, TOPIC).write(result, inc=LATER, blocks=[Extent(3, lo, hi)], rules="r")
+
+
+async def test_of_begun_blocks_without_records_what_is_stored_is_not_passed_over(
+    clickhouse: Client, tmp_path: Path
+) -> None:
+    load_reference(clickhouse, tmp_path / "reference")
+    begun(clickhouse, 0, 3, 0, 1, 2, 3)
+    begun(clickhouse, 4, 6, 4, 6)
+    worker = Worker(Settings(data_dir=tmp_path), lambda: clickhouse, "127.0.0.1:1", PRIVACY)
+    worker._inc = LATER
+    worker._account.starts_at(3, 0)
+    buffer = PartitionBuffer(3, max_rows=10, budget=Budget(10_000), recovered=True)
+    buffer.gone = [Span(0, 3, "r"), Span(4, 6, "r")]
+    worker._complete(buffer)
+    await asyncio.wait(worker._beside)
+    assert buffer.gone == []
+    before = gap()
+    worker._account.committed([Extent(3, 9, 12)], [])
+    assert gap() - before == 3, "5, and 7 and 8"
+
+
+def test_records_of_a_begun_block_that_are_gone_and_were_not_stored_are_counted(
+    clickhouse: Client, tmp_path: Path
+) -> None:
+    """Retention took the first part of it."""
+    load_reference(clickhouse, tmp_path / "reference")
+    begun(clickhouse, 0, 5, 0, 4)
+    buffer = PartitionBuffer(3, max_rows=10, budget=Budget(10_000), state=PartitionState.empty(Settings()))
+    found = run_round(
+        [Work(buffer, Block(3, [record(at, event(at)) for at in (3, 5)]), Span(0, 5, "r"))],
+        clickhouse,
+        topic=TOPIC,
+        inc=LATER,
+        rules=rules_of(clickhouse),
+        earlier=RuleArchive(tmp_path),
+        stopping=threading.Event(),
+        heard=lambda: True,
+        memory=CaseMemory(),
+    )
+    assert [stored.unread for stored in found.stored] == [2], "1 and 2"

@@ -39,6 +39,18 @@ def test_a_hole_is_believed_when_it_shows_twice() -> None:
     assert held.missing(1_000.0) is None
 
 
+def test_a_block_ends_before_a_hole_that_is_believed() -> None:
+    """The verifier goes by the bounds of blocks: within one nobody would count what was passed over."""
+    held = buffer(next_offset=0)
+    for offset in (0, 1, 2, 50, 50, 51):
+        held.take(record(offset), 0.0)
+    assert [offsets(held), offsets(held)] == [[0, 1, 2], [50, 51]]
+    held = buffer(next_offset=0, spans=deque([Span(0, 51, "r")]))
+    for offset in (0, 1, 2, 50, 50, 51):
+        held.take(record(offset), 0.0)
+    assert offsets(held) == [0, 1, 2, 50, 51], "a recovered block keeps its bounds"
+
+
 def test_missing_records_that_do_not_come_are_asked_for_again_and_again() -> None:
     held = buffer(next_offset=5)
     held.take(record(10), 0.0)

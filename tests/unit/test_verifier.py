@@ -56,6 +56,19 @@ def test_the_first_block_goes_by_where_the_partition_starts() -> None:
     assert grown(account, (500, 501)) == [0, 0, 0], "wherever the log begins"
 
 
+def test_what_is_stored_without_its_records_is_not_passed_over() -> None:
+    """Told of once recovery knows it; a block before it may be counted only later, when its commit stands."""
+    account = Account(frozenset)
+    account.starts_at(PARTITION, 0)
+    account.stored_before(PARTITION, 10, 19, 8)
+    assert grown(account, (0, 9)) == [0, 0, 0]
+    assert grown(account, (22, 25)) == [4, 0, 0], "two of the begun block and two behind it"
+    assert grown(account, (30, 31)) == [4, 0, 0]
+    account.stored_before(PARTITION, 32, 39, 8)
+    account.starts_at(PARTITION, 32)
+    assert grown(account, (40, 41)) == [8, 0, 0], "told of an assignment that is over"
+
+
 def test_partitions_are_looked_at_one_by_one_and_forgotten() -> None:
     account = Account(frozenset)
     account.starts_at(PARTITION, 0)
