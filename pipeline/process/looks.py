@@ -144,6 +144,11 @@ class Looks:
         """What a partition that stands still is held to: where it is paused, nothing more is asked for."""
         return buffer.next_offset or 0 if buffer.paused else self._log_end(buffer)
 
+    def caught_up(self, buffer: PartitionBuffer) -> bool:
+        """Whether everything up to the log's end is committed; not while no fetch has told where that is."""
+        told = self._member.end_offset(buffer.partition) is not None
+        return told and (buffer.committed or 0) >= self._log_end(buffer)
+
     def _log_end(self, buffer: PartitionBuffer) -> int:
         """The log's end, from the last look at the topic too: a fetch that hangs or is paused tells none, and
         the embedded broker tells ends too low, so that what has arrived is a better bound."""

@@ -163,7 +163,7 @@ class Worker:
             helped=Helped(self._feed, self._complete, self._ask_again, lambda: self._draining),
         )
         self._inc = 0
-        self._direct_at: float | None = None
+        self._direct_at = time.monotonic()
         self._topic: TopicFacts | None = None
         self._cases = CaseMemory()
         self._rules: RulesInForce | None = None
@@ -271,19 +271,20 @@ class Worker:
     # --- what a roll of the log asks (see runtime.switch)
 
     def drained(self) -> bool:
-        """Whether every record that was read is stored and committed."""
+        """Whether every record of the log, as far as its end is known, is stored and committed."""
         return (
             not self._rounds
             and bool(self._buffers)
             and all(
-                buffer.recovered and not len(buffer) and (buffer.committed or 0) >= (buffer.next_offset or 0)
+                buffer.recovered and not len(buffer) and self._looks.caught_up(buffer)
                 for buffer in self._buffers.values()
             )
         )
 
-    def direct_seconds(self) -> float | None:
-        """Seconds since the last record that did not come from the gateway, None without one."""
-        return None if self._direct_at is None else time.monotonic() - self._direct_at
+    def direct_seconds(self) -> float:
+        """Seconds since the last record that did not come from the gateway, or since this worker was made: of
+        those before it knows nothing."""
+        return time.monotonic() - self._direct_at
 
     # --- what the group tells (see membership.Partitions)
 

@@ -35,6 +35,7 @@ _PATIENCE_SECONDS: Final = 60.0
 _DRAIN_SECONDS: Final = 10.0
 _WORKER_CLOSE_SECONDS: Final = 25.0
 _GATE_OPEN_SECONDS: Final = 30.0
+_NOT_QUIET: Final = "records keep coming straight to the topic"
 #: A site whose log fills faster than this belongs on Kafka.
 OUTGROWN_SECONDS: Final = 600.0
 #: So far over the limit the log could not be rolled for too long.
@@ -152,17 +153,16 @@ class LogRoll:
             found = store.ask("rest", seconds=_REST_SECONDS, give_up=self._give_up)
         except UnavailableError:
             return "the store process does not answer"
-        direct = found["direct_seconds"]
-        if direct is not None and direct < self._quiet_seconds:
-            return "records keep coming straight to the topic"
+        if found["direct_seconds"] < self._quiet_seconds:
+            return _NOT_QUIET
         began = time.monotonic()
         try:
             http.ask("close", seconds=self._close_seconds, give_up=self._give_up)
         except RefusedError:
             return self._later("requests do not come to an end")
-        if not self._drained(store):
+        if problem := self._left_in_the_log(store):
             http.ask("open", seconds=_GATE_OPEN_SECONDS, give_up=self._give_up)
-            return self._later("the worker does not come to the end of the log")
+            return self._later(problem)
         store.ask("close", seconds=_WORKER_CLOSE_SECONDS, give_up=self._give_up)
         held = self.state.bytes
         self._replace_broker()
@@ -183,13 +183,17 @@ class LogRoll:
         log.warning("log_roll_put_off", reason=why)
         return why
 
-    def _drained(self, store: Valve) -> bool:
+    def _left_in_the_log(self, store: Valve) -> str:
+        """Waits until nothing is; returns why something still is or may come, empty if not."""
         deadline = time.monotonic() + _DRAIN_SECONDS
-        while not store.ask("rest", seconds=_REST_SECONDS, give_up=self._give_up)["drained"]:
-            if time.monotonic() > deadline:
-                return False
+        while time.monotonic() <= deadline:
+            found = store.ask("rest", seconds=_REST_SECONDS, give_up=self._give_up)
+            if found["direct_seconds"] < self._quiet_seconds:
+                return _NOT_QUIET
+            if found["drained"]:
+                return ""
             time.sleep(0.02)
-        return True
+        return "the worker does not come to the end of the log"
 
     def _count(self) -> None:
         now = time.time()

@@ -51,8 +51,8 @@ class WorkerSwitch:
         return {"rest": self.rest, "close": self.close, "open": self.open}
 
     async def rest(self) -> Answer:
-        """drained : everything that was read is committed; direct_seconds : since the last record that did
-        not come from the gateway, None if there was none."""
+        """drained : everything up to the log's end is committed; direct_seconds : since the last record that
+        did not come from the gateway, or since the worker opened."""
         if self._worker is None:
             return {"drained": False, "direct_seconds": 0.0}
         return {"drained": self._worker.drained(), "direct_seconds": self._worker.direct_seconds()}

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 
 from pipeline.errors import UnavailableError
 from pipeline.ingest.gate import Gate, gate_orders
-from pipeline.runtime.roll import LogState
+from pipeline.runtime.roll import LogRoll, LogState
 from pipeline.runtime.valve import RefusedError, Valve, obey
+from pipeline.settings import Settings
 from tests.unit.gateway_world import event, make_world
 
 
@@ -132,6 +134,44 @@ def test_a_site_outgrows_the_embedded_log(tmp_path: Path) -> None:
     assert state.outgrown() == ""
     assert "in 5.0 minutes" in LogState(limit=100, between_rolls=300.0).outgrown()
     assert "straight" in LogState(bytes=200, limit=100, waits_for="records come straight").outgrown()
+
+
+@pytest.mark.parametrize(("direct", "rolled"), [([99.0, 99.5, 100.0], True), ([99.0, 99.5, 0.1], False)])
+def test_a_log_with_a_direct_record_since_the_gate_closed_is_not_rolled(
+    tmp_path: Path, direct: list[float], rolled: bool
+) -> None:
+    settings = Settings(data_dir=tmp_path, embedded_log_quiet_seconds=60)
+    settings.run_dir.mkdir(parents=True)
+    told: list[str] = []
+    answers = iter(zip((False, False, True), direct, strict=True))
+
+    def orders(whose: str, *names: str) -> dict[str, Callable[[], Awaitable[dict[str, Any]]]]:
+        async def note(name: str) -> dict[str, Any]:
+            told.append(f"{whose}: {name}")
+            return {}
+
+        return {name: partial(note, name) for name in names}
+
+    async def rest() -> dict[str, Any]:
+        drained, seconds = next(answers)
+        return {"drained": drained, "direct_seconds": seconds}
+
+    with (
+        child(orders("http", "close", "open", "renewed")) as http,
+        child({"rest": rest, **orders("store", "close", "open")}) as store,
+    ):
+        roll = LogRoll(
+            settings,
+            children=lambda: {"http": http, "store": store},
+            replace_broker=lambda: told.append("broker replaced"),
+            give_up=lambda: False,
+        )
+        waits_for = roll._roll()
+    if rolled:
+        assert told == ["http: close", "store: close", "broker replaced", "store: open", "http: renewed"]
+    else:
+        assert told == ["http: close", "http: open"]
+    assert bool(waits_for) != rolled
 
 
 async def test_a_request_waits_before_the_gate_even_while_no_broker_answers(

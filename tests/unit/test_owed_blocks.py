@@ -70,6 +70,7 @@ async def worker(tmp_path: Path, group: Group, monkeypatch: pytest.MonkeyPatch) 
     made = Worker(Settings(data_dir=tmp_path), _no_store, "127.0.0.1:1", PRIVACY)  # type: ignore[arg-type]
     monkeypatch.setattr(made._member, "owns", group.owns)
     monkeypatch.setattr(made._member, "commit", group.commit)
+    monkeypatch.setattr(made._member, "end_offset", lambda _: 0)
     made._account.starts_at(PARTITION, 0)
     running = asyncio.create_task(made._commits.run())
     yield made
@@ -158,6 +159,26 @@ async def test_what_is_owed_holds_no_records_and_is_told(worker: Worker, group: 
     assert buffer.committed == 50
     assert buffer.oldest_timestamp_ms is None
     assert worker.drained()
+
+
+async def test_a_log_is_drained_only_where_a_fetch_has_told_its_end(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that has just recovered knows of nothing behind its commit; the roll would throw it away."""
+    buffer = buffer_of(worker)
+    buffer.next_offset = buffer.committed = 100
+    seen = []
+    for end in (None, 105, 100):
+        monkeypatch.setattr(worker._member, "end_offset", lambda _, end=end: end)
+        seen.append(worker.drained())
+    worker._looks._ends = {PARTITION: 103}
+    assert [*seen, worker.drained()] == [False, False, True, False]
+
+
+def test_a_new_worker_does_not_know_of_earlier_direct_records(tmp_path: Path) -> None:
+    """Nobody has sent any since it opened, which is no sign that nobody does."""
+    made = Worker(Settings(data_dir=tmp_path), _no_store, "127.0.0.1:1", PRIVACY)  # type: ignore[arg-type]
+    assert 0.0 <= made.direct_seconds() < 60.0
 
 
 async def test_what_was_taken_away_meanwhile_moves_no_offset(worker: Worker, group: Group) -> None:
