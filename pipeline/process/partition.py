@@ -33,7 +33,7 @@ OUTCOME_TABLES: Final = ("events", "rejections", "duplicates", "quarantine")
 
 #: Receipts of several gateways interleave; look this much further back than the oldest row to come.
 _SLACK: Final = timedelta(hours=1)
-#: Of so many offsets from the commit on recovery counts what is stored of each block.
+#: Of so many offsets from where it begins recovery counts what is stored of each block.
 _COUNTED_OFFSETS: Final = 20_000
 _STORED_FOR_CASES: Final = (
     "case_id", "occurred_at", "ingested_at", "time_adjusted", "event_type", "event_id", "source", "_part",
@@ -67,12 +67,20 @@ class Recovered:
 
 
 def recover(
-    client: Client, *, inc: int, partition: int, committed: int | None, settings: Settings
+    client: Client,
+    *,
+    inc: int,
+    partition: int,
+    committed: int | None,
+    settings: Settings,
+    log_start: int = 0,
 ) -> Recovered:
     """Rebuild a partition's state and the bounds of its unfinished blocks.
 
     committed : the group's committed offset, None if none. It is not believed, and everything is read, where
     nothing before it is stored from this incarnation: it is an offset of an earlier log then.
+    log_start : the first offset that the log still holds; where nothing is committed the blocks from there on
+    are taken for unfinished, and the one before them.
     Raises what the client raises.
     """
     if committed is not None and not _any_before(client, inc, partition, committed):
@@ -80,7 +88,7 @@ def recover(
             log.warning("committed_offset_is_of_another_log", partition=partition, committed=committed)
         committed = None
     unstored = None if committed is None else _unstored_before(client, inc, partition, committed)
-    begin = committed or 0
+    begin = _begin(client, inc, partition, log_start) if committed is None else committed
     state = PartitionState.empty(settings)
     since = _since(client, inc, partition, begin)
     if since is not None:
@@ -88,6 +96,19 @@ def recover(
         _load_ids(client, state, inc, partition, since)
         _load_anchors(client, state, inc, partition, since)
     return Recovered(committed, _spans(client, inc, partition, begin), state, unstored)
+
+
+def _begin(client: Client, inc: int, partition: int, log_start: int) -> int:
+    """Where the last block begins that lies before `log_start`, in part at least. A partition has one block
+    on the way at a time, so that those before it are whole."""
+    each = " UNION ALL ".join(
+        f"SELECT maxOrNull(_blk_lo) AS last FROM {table} "
+        "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} AND _off < {offset:UInt64}"
+        for table in OUTCOME_TABLES
+    )
+    parameters = {"inc": inc, "part": partition, "offset": log_start}
+    last = client.query(f"SELECT max(last) FROM ({each})", parameters=parameters).result_rows[0][0]
+    return log_start if last is None else int(last)
 
 
 def _any_before(client: Client, inc: int, partition: int, offset: int) -> bool:

@@ -421,6 +421,7 @@ class Worker:
         if buffer.lost():
             return
         told = await self._member.committed(partition)
+        log_start = 0 if told else await self._member.begin_offset(partition)
 
         def read(client: Client) -> Recovered:
             return persist(
@@ -430,6 +431,7 @@ class Worker:
                     partition=partition,
                     committed=told,
                     settings=self._settings,
+                    log_start=log_start,
                 ),
                 stopping=self._stopping,
                 what=f"recovery of partition {partition}",

@@ -60,8 +60,8 @@ def _visible_flags() -> pl.Expr:
 
 
 def enrich(judged: pl.DataFrame, reference: Reference) -> pl.DataFrame:
-    """Add the ENRICHMENT columns to `judged` (at least occurred_at, grid_code, matter_code, category, mode and
-    persons).
+    """Add the ENRICHMENT columns to `judged` (at least occurred_at, grid_code, matter_code, category, mode
+    and persons).
 
     A fact per person given, in the same order; `found` is false and the rest null for an unknown key. Events
     without a matter, and the matters of special groups (PO-05 to PO-07), see no flags.

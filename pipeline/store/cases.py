@@ -41,6 +41,9 @@ _INSERT_SETTINGS: Final = {
     "optimize_on_insert": 0,
     "max_threads": 1,
 }
+#: Blocks whose cases are folded together: the engine refuses a condition of 1,500 of them, and the sets of
+#: all their cases are held in memory.
+_MOST_RANGES: Final = 50
 #: Rows scattered over the key: a second thread doubles the processor time.
 _READ_SETTINGS: Final = {"max_threads": 1}
 
@@ -91,17 +94,17 @@ def refresh_cases(client: Client, inc: int, ranges: Sequence[tuple[int, int, int
         and `duplicates` (L2) at these positions name the cases.
     Idempotent: a state is a function of the case's events, and of two folds the one of more events wins.
     """
-    if not ranges:
-        return
-    positions = " OR ".join(
-        f"(_part = {int(part)} AND _off BETWEEN {int(low)} AND {int(high)})" for part, low, high in ranges
-    )
-    where = f"_inc = {int(inc)} AND ({positions})"
-    touched = f"""
-        SELECT case_id FROM events WHERE {where}
-        UNION ALL SELECT case_id FROM rejections WHERE {where}
-        UNION ALL SELECT case_id FROM duplicates WHERE {where} AND level = 'L2'"""
-    store_cases(client, _read_sets(client, f"case_id IN ({touched})"))
+    for first in range(0, len(ranges), _MOST_RANGES):
+        positions = " OR ".join(
+            f"(_part = {int(part)} AND _off BETWEEN {int(low)} AND {int(high)})"
+            for part, low, high in ranges[first : first + _MOST_RANGES]
+        )
+        where = f"_inc = {int(inc)} AND ({positions})"
+        touched = f"""
+            SELECT case_id FROM events WHERE {where}
+            UNION ALL SELECT case_id FROM rejections WHERE {where}
+            UNION ALL SELECT case_id FROM duplicates WHERE {where} AND level = 'L2'"""
+        store_cases(client, _read_sets(client, f"case_id IN ({touched})"))
 
 
 def read_sets(client: Client, case_ids: pl.DataFrame) -> pl.DataFrame:

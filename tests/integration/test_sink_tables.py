@@ -355,3 +355,30 @@ def test_ids_of_the_whole_window_are_known_after_a_recovery(clickhouse: Client, 
     copies = process_block(Block(0, [at(3, 1, days=8.1), at(4, 2, days=8.1)]), recovered.state, rules)
     assert [(row["level"], row["event_id"]) for row in copies.duplicates.to_dicts()] == [("L1", "e2")]
     assert copies.events["event_id"].to_list() == ["e1"]
+
+
+@pytest.mark.parametrize(
+    ("log_start", "spans"),
+    [
+        (0, [(0, 1), (2, 3), (4, 5), (8, 9)]),
+        (2, [(0, 1), (2, 3), (4, 5), (8, 9)]),
+        (4, [(2, 3), (4, 5), (8, 9)]),
+        (5, [(4, 5), (8, 9)]),
+        (7, [(4, 5), (8, 9)]),
+        (20, [(8, 9)]),
+    ],
+)
+def test_a_group_without_offsets_begins_where_the_log_does(
+    clickhouse: Client, rules: Rules, log_start: int, spans: list[tuple[int, int]]
+) -> None:
+    """Of the blocks before it only the last can be incomplete; all others were handed to their cases."""
+    for lo in (0, 2, 4, 8):
+        result = process_block(
+            Block(0, [record(lo, event(lo)), record(lo + 1, event(lo + 1))]),
+            PartitionState.empty(Settings()),
+            rules,
+        )
+        Sink(clickhouse, "t").write(result, inc=5, blocks=[Extent(0, lo, lo + 1)], rules="r1")
+    found = recover(clickhouse, inc=5, partition=0, committed=None, settings=Settings(), log_start=log_start)
+    assert found.committed is None
+    assert [(span.lo, span.hi) for span in found.spans] == spans

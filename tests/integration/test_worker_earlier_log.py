@@ -121,6 +121,15 @@ def test_a_stop_ends_the_telling_of_cases_that_the_store_does_not_take(
         tell_cases(clickhouse, TOPIC, EARLIER, [extent(block)], stopping)
 
 
+def test_any_number_of_blocks_is_folded(clickhouse: Client, tmp_path: Path) -> None:
+    """The engine refuses a condition of 1,500 places, at each start anew."""
+    load_reference(clickhouse, tmp_path / "reference")
+    for number in (0, 3_998):
+        begun(clickhouse, number, number, number)
+    refresh_cases(clickhouse, LATER, [(3, number, number) for number in range(0, 4_000, 2)])
+    assert known_cases(clickhouse) == ["c0", "c3998"]
+
+
 def gap() -> float:
     return metrics.REGISTRY.get_sample_value("gridpipe_verifier_gap_total") or 0.0
 
