@@ -15,7 +15,6 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from email import policy
 from email.parser import BytesParser
-from functools import partial
 from typing import Any, Final
 
 import lz4.frame
@@ -27,10 +26,11 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
 
 from pipeline.errors import UnavailableError
 from pipeline.store.engine import EmbeddedEngine
-from pipeline.store.session import EngineError, Session, Statement, read_statement
+from pipeline.store.session import Chunks, EngineError, Session, Statement, read_statement
 
 HANDLES: Final = 8
 #: How long a request waits for a free handle before it is told that the engine is busy.
@@ -87,6 +87,7 @@ class Bridge:
         self._engine = engine
         self._sessions: asyncio.Queue[Session] = asyncio.Queue()
         self._open: list[Session] = []
+        self._ending: set[asyncio.Task[None]] = set()
         self._handles = handles
         self._socket = listener or _free_loopback_socket()
         self.port: int = self._socket.getsockname()[1]
@@ -172,10 +173,9 @@ class Bridge:
         return Response(result.body, headers=headers)
 
     async def _stream(self, session: Session, statement: Statement, headers: dict[str, str]) -> Response:
-        """Blocks as the engine makes them; the session stays leased until the last one."""
-        chunks = await asyncio.to_thread(session.open_stream, statement)
-        pull: Callable[[], bytes | None] = partial(next, chunks, None)
-        first = await asyncio.to_thread(pull)  # an error before the first block still gets its status
+        """Blocks as the engine makes them; the session stays leased until the response is over."""
+        blocks = _Blocks(await asyncio.to_thread(session.open_stream, statement))
+        first = await blocks.next()  # an error before the first block still gets its status
         tag = secrets.token_hex(8)
         headers["X-ClickHouse-Exception-Tag"] = tag
 
@@ -184,14 +184,22 @@ class Bridge:
             try:
                 while chunk is not None:
                     yield chunk
-                    chunk = await asyncio.to_thread(pull)
+                    chunk = await blocks.next()
             except EngineError as error:
                 yield _tagged_exception(error, tag)
-            finally:
-                await asyncio.shield(asyncio.to_thread(chunks.close))
-                self._release(session)
 
-        return StreamingResponse(body(), headers=headers)
+        def over() -> None:
+            ending = asyncio.create_task(self._give_back(session, blocks))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+        return _Streamed(body(), headers, over)
+
+    async def _give_back(self, session: Session, blocks: _Blocks) -> None:
+        try:
+            await blocks.close()
+        finally:
+            self._release(session)
 
     async def _lease(self) -> Session:
         try:
@@ -210,6 +218,42 @@ class Bridge:
             session = Session(self._engine.new_handle())
             self._open.append(session)
         self._sessions.put_nowait(session)
+
+
+class _Blocks:
+    """Blocks of a streaming result, made in threads one after the other."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._making: asyncio.Future[bytes | None] | None = None
+
+    async def next(self) -> bytes | None:
+        """None after the last one. Raises EngineError."""
+        self._making = asyncio.ensure_future(asyncio.to_thread(next, self._chunks, None))
+        return await asyncio.shield(self._making)
+
+    async def close(self) -> None:
+        """Once the block is made that nobody waits for any more."""
+        if self._making is not None:
+            await asyncio.wait([self._making])
+        await asyncio.to_thread(self._chunks.close)
+
+
+class _Streamed(StreamingResponse):
+    """over : called at its end. Who hangs up cancels whatever it waits for, its `finally` too, or ends it
+    before its body has begun: what must be waited for then needs a task of its own."""
+
+    def __init__(
+        self, body: AsyncIterator[bytes], headers: Mapping[str, str], over: Callable[[], None]
+    ) -> None:
+        super().__init__(body, headers=headers)
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
 
 
 class _Server(uvicorn.Server):

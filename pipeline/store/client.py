@@ -131,7 +131,11 @@ def connect_server(settings: Settings, database: str | None) -> Client:
 
 
 def connect_bridge(bridge: BridgeAddress, database: str | None, *, timeout: float) -> Client:
-    """A client for the store process. Uncompressed: both ends share a machine. Raises UnavailableError."""
+    """A client for the store process. Uncompressed: both ends share a machine. Raises UnavailableError.
+
+    timeout : seconds for which it waits for an answer, and which a query may last: the bridge does not end
+    what nobody waits for any more.
+    """
     parts = urlsplit(bridge.url)
     try:
         return clickhouse_connect.get_client(
@@ -141,7 +145,7 @@ def connect_bridge(bridge: BridgeAddress, database: str | None, *, timeout: floa
             username="default",
             password=bridge.token,
             database=database,
-            settings=dict(CLIENT_SETTINGS),
+            settings=CLIENT_SETTINGS | {"max_execution_time": str(int(timeout))},
             compress=False,
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             send_receive_timeout=int(timeout),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -287,6 +289,41 @@ def test_an_abandoned_stream_gives_its_handle_back(bridge: Bridge) -> None:
     fresh = connect_bridge(address, None, timeout=30)
     assert fresh.command("SELECT 1") == 1
     fresh.close()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_who_hangs_up_while_a_block_is_made_gives_its_handle_back(
+    engine_path: Path, open_client: Client, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """first : whether one block was read before; the next one is half a second in the making."""
+    monkeypatch.setattr("pipeline.store.bridge.HANDLE_WAIT_SECONDS", 5.0)
+    query = b"SELECT number, sleepEachRow(0.5) FROM numbers(4) SETTINGS max_block_size = 1"
+    head = f"POST /?default_format=Native HTTP/1.1\r\nHost: x\r\nX-ClickHouse-Key: {TOKEN}\r\n"
+    head += f"Content-Length: {len(query)}\r\n\r\n"
+    served = Bridge(_SessionEngine(engine_path), TOKEN, handles=1).start()
+    try:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as caller:
+            caller.sendall(head.encode() + query)
+            if first:
+                assert caller.recv(1_000).startswith(b"HTTP/1.1 200")
+            else:
+                time.sleep(0.1)
+        fresh = connect_bridge(BridgeAddress(served.url, TOKEN, 0), None, timeout=30)
+        assert fresh.command("SELECT 1") == 1
+        fresh.close()
+    finally:
+        served.close()
+
+
+def test_a_query_lasts_no_longer_than_its_client_would_wait(bridge: Bridge) -> None:
+    """Its client may be gone, and nobody else ends it."""
+    reader = connect_bridge(BridgeAddress(bridge.url, TOKEN, 0), None, timeout=2)
+    slow = "SELECT sleepEachRow(0.5) FROM numbers(20) SETTINGS max_block_size = 1"
+    with pytest.raises(StreamFailureError) as caught, reader.query_row_block_stream(slow) as stream:
+        for _ in stream:
+            pass
+    assert caught.value.code == 159
+    reader.close()
 
 
 def test_many_threads_share_one_client(bridge: Bridge, database: str) -> None:
