@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
+from pipeline.contract.parse import elements_of
 from pipeline.ingest.blocks import rows_in
 from pipeline.process.account import Tally
 from pipeline.process.brake import Brake
@@ -30,10 +31,15 @@ class Taken(Enum):
 
 
 def rows_at_most(record: Record) -> int:
-    """The events in a record, or somewhat more, without reading it."""
+    """The events in a record, or somewhat more, without reading them."""
     value = record.value or b""
-    # what claims too many is refused as a whole
-    return min(rows_in(value), MAX_EVENTS_PER_RECORD) if record.is_arrow else 1 + value.count(b"\n")
+    if record.is_arrow:
+        rows = rows_in(value)
+    elif value.lstrip()[:1] == b"[":
+        rows = elements_of(value)
+    else:
+        return 1 + value.count(b"\n")
+    return min(rows, MAX_EVENTS_PER_RECORD)  # what claims more is refused as a whole
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.ingest.blocks import encode_frame
-from pipeline.process.buffer import Budget, PartitionBuffer, Taken
+from pipeline.process.buffer import Budget, PartitionBuffer, Taken, rows_at_most
 from pipeline.process.looks import waiting
 from pipeline.process.partition import Span
 from pipeline.process.records import ARROW, Record
@@ -182,6 +182,18 @@ def test_recovered_blocks_that_are_complete_go_out_together() -> None:
     assert cut([Span(0, 1, "r", 1), Span(2, 3, "r", 2)]) == [(0, 1, 1), (2, 3, 2)]
     assert cut([Span(0, 1, "r", 2), Span(2, 3, "other", 2)]) == [(0, 1, 2), (2, 3, 2)]
     assert cut([Span(0, 1, "r"), Span(2, 3, "r")]) == [(0, 1, -1), (2, 3, -1)]
+
+
+def test_a_list_of_events_is_as_many_rows_as_it_holds_events() -> None:
+    """Taken for one it made a begun block look complete of which a single event had been stored."""
+    many = b' [{"a": "x,[{", "b": [1, {"c": 2}]}, {}, {"d": "\\\\"}]'
+    assert [rows_at_most(Record(0, 0, None, value)) for value in (many, b"[]", b"{}", b"{}\n{}", b"")] == [
+        3, 1, 1, 2, 1,
+    ]  # fmt: skip
+    held = buffer(next_offset=0, spans=deque([Span(0, 0, "r", 1), Span(1, 1, "r", 1)]))
+    held.take(Record(0, 0, None, many), 0.0)
+    held.take(record(1), 0.0)
+    assert [held.cut(100)[1] for _ in range(2)] == [Span(0, 0, "r", 1), Span(1, 1, "r", 1)]
 
 
 def test_recovered_blocks_go_out_together_as_far_as_their_records_have_come() -> None:
