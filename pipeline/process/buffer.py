@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
@@ -81,6 +82,7 @@ class PartitionBuffer:
     budget: Budget
     next_offset: int | None = None
     spans: deque[Span] = field(default_factory=deque)
+    counted_to: int = 0  # of the blocks before it the stored rows were counted
     #: blocks that were begun and whose records the log no longer holds: their cases must be told first
     gone: list[Span] = field(default_factory=list)
     state: PartitionState | None = None
@@ -278,6 +280,18 @@ class PartitionBuffer:
                 break
             found = replace(span, lo=found.lo, rows=rows)
         return found
+
+    @property
+    def uncounted(self) -> int | None:
+        """Where the next recovered block begins if nobody has counted yet what is stored of it."""
+        return self.spans[0].lo if self.spans and self.spans[0].lo >= self.counted_to else None
+
+    def counted(self, stored: Mapping[tuple[int, int], int], to: int) -> None:
+        """Take over what is stored of blocks, by their bounds, as far as it was counted."""
+        self.counted_to = to
+        self.spans = deque(
+            replace(span, rows=stored.get((span.lo, span.hi), span.rows)) for span in self.spans
+        )
 
     def _forget_spans_before(self, offset: int) -> None:
         while self.spans and self.spans[0].hi < offset:

@@ -38,8 +38,9 @@ _RECOVERY_ROOM: Final = 4
 class Helped:
     """What the worker does about what is seen.
 
-    feed : fetch again where there is room; complete : tell the cases of blocks whose records are gone;
-    rewind : read a partition again from an offset; draining : whether the worker is ending.
+    feed : fetch again where there is room; complete : tell the cases of blocks whose records are gone, or
+    count what is stored of those to come; rewind : read a partition again from an offset; draining : whether
+    the worker is ending.
     """
 
     feed: Callable[[], None]
@@ -104,7 +105,7 @@ class Looks:
             oldest = buffer.oldest_timestamp_ms
             late = max(now - oldest / 1000, 0.0) if oldest is not None and records else 0.0
             self._account.lag(buffer.partition, records, late)
-        if buffer.gone:
+        if buffer.gone or buffer.uncounted is not None:
             self._helped.complete(buffer)
         missing = buffer.missing(time.monotonic())
         if missing is not None:

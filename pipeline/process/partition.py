@@ -33,8 +33,8 @@ OUTCOME_TABLES: Final = ("events", "rejections", "duplicates", "quarantine")
 
 #: Receipts of several gateways interleave; look this much further back than the oldest row to come.
 _SLACK: Final = timedelta(hours=1)
-#: Of so many offsets from where it begins recovery counts what is stored of each block.
-_COUNTED_OFFSETS: Final = 20_000
+#: Of so many offsets at a time it is counted what is stored of each block.
+COUNTED_OFFSETS: Final = 20_000
 _STORED_FOR_CASES: Final = (
     "case_id", "occurred_at", "ingested_at", "time_adjusted", "event_type", "event_id", "source", "_part",
     "_off", "_idx", "outcome", "response_limit_seconds", "resolution_limit_seconds", "due_at",
@@ -58,12 +58,14 @@ class Span:
 class Recovered:
     """committed : next offset to process, None: wherever the log begins;
     spans : blocks to rebuild, ascending, disjoint, from there on. unstored : first and last of the offsets
-    right before `committed` of which nothing is stored: the tables are older than the commit."""
+    right before `committed` of which nothing is stored: the tables are older than the commit. counted_to : up
+    to here the rows of blocks were counted."""
 
     committed: int | None
     spans: tuple[Span, ...]
     state: PartitionState
     unstored: tuple[int, int] | None = None
+    counted_to: int = 0
 
 
 def recover(
@@ -95,7 +97,8 @@ def recover(
         since -= timedelta(days=settings.dedup_window_days) + _SLACK
         _load_ids(client, state, inc, partition, since)
         _load_anchors(client, state, inc, partition, since)
-    return Recovered(committed, _spans(client, inc, partition, begin), state, unstored)
+    spans = _spans(client, inc, partition, begin)
+    return Recovered(committed, spans, state, unstored, begin + COUNTED_OFFSETS)
 
 
 def _begin(client: Client, inc: int, partition: int, log_start: int) -> int:
@@ -155,7 +158,7 @@ def _spans(client: Client, inc: int, partition: int, committed: int) -> tuple[Sp
         "GROUP BY _blk_lo, _blk_hi ORDER BY _blk_lo, _blk_hi",
         parameters={"inc": inc, "part": partition, "from": committed},
     ).result_rows
-    counts = _stored_of_blocks(client, inc, partition, committed) if rows else {}
+    counts = stored_of_blocks(client, inc, partition, committed)[0] if rows else {}
     spans: list[Span] = []
     first = committed
     for lo, hi, rules in rows:
@@ -168,9 +171,12 @@ def _spans(client: Client, inc: int, partition: int, committed: int) -> tuple[Sp
     return tuple(spans)
 
 
-def _stored_of_blocks(client: Client, inc: int, partition: int, committed: int) -> dict[tuple[int, int], int]:
-    """Stored positions by the bounds that they name, of the blocks that are taken up first: of a group that
-    lost its commits they are all there are."""
+def stored_of_blocks(
+    client: Client, inc: int, partition: int, begin: int
+) -> tuple[dict[tuple[int, int], int], int]:
+    """Stored positions by the bounds that they name, of the blocks that lie between `begin` and an offset,
+    which is returned, too: of a group that lost its commits they are all there are."""
+    end = begin + COUNTED_OFFSETS
     each = " UNION ALL ".join(
         f"SELECT _blk_lo, _blk_hi, _off, _idx FROM {table} "
         "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} "
@@ -180,9 +186,9 @@ def _stored_of_blocks(client: Client, inc: int, partition: int, committed: int) 
     rows = client.query(
         f"SELECT _blk_lo, _blk_hi, uniqExact(_off * {MAX_EVENTS_PER_RECORD} + _idx) FROM ({each}) "
         "GROUP BY _blk_lo, _blk_hi",
-        parameters={"inc": inc, "part": partition, "from": committed, "to": committed + _COUNTED_OFFSETS},
+        parameters={"inc": inc, "part": partition, "from": begin, "to": end},
     ).result_rows
-    return {(int(lo), int(hi)): int(stored) for lo, hi, stored in rows}
+    return {(int(lo), int(hi)): int(stored) for lo, hi, stored in rows}, end
 
 
 def _since(client: Client, inc: int, partition: int, committed: int) -> datetime | None:

@@ -35,7 +35,7 @@ from pipeline.process.earlier import complete_earlier_log, tell_cases
 from pipeline.process.flow import Block, BlockResult, Rules, remember
 from pipeline.process.looks import Helped, Looks
 from pipeline.process.membership import Membership
-from pipeline.process.partition import Recovered, recover, stored_offsets
+from pipeline.process.partition import Recovered, recover, stored_of_blocks, stored_offsets
 from pipeline.process.records import Record
 from pipeline.process.rounds import AbandonedError, Stored, Work, run_round
 from pipeline.process.rules_in_force import RulesInForce
@@ -447,7 +447,8 @@ class Worker:
             stands = await self._commits.ask(partition, 0, ours=lambda: not buffer.revoked)
             if not stands or buffer.lost():
                 return
-        buffer.state, buffer.spans, buffer.committed = found.state, deque(found.spans), committed
+        buffer.state, buffer.committed = found.state, committed
+        buffer.spans, buffer.counted_to = deque(found.spans), found.counted_to
         # without a commit everything is read, also what arrived before the buffer was there
         if not buffer.start_at(committed or 0, time.monotonic(), fetched=committed == told):
             self._ask_again(partition, committed or 0)
@@ -472,9 +473,16 @@ class Worker:
         self._wake.set()
 
     def _complete(self, buffer: PartitionBuffer) -> None:
-        if buffer.partition not in self._completing:
-            self._completing.add(buffer.partition)
-            self._start(partial(self._complete_gone, buffer))
+        if buffer.partition in self._completing:
+            return
+        if buffer.gone:
+            work = partial(self._complete_gone, buffer)
+        elif (begin := buffer.uncounted) is not None:
+            work = partial(self._count_stored, buffer, begin)
+        else:
+            return
+        self._completing.add(buffer.partition)
+        self._start(work)
 
     async def _complete_gone(self, buffer: PartitionBuffer) -> None:
         """Blocks that an earlier process began and whose records retention has deleted: their rows stand as
@@ -503,6 +511,22 @@ class Worker:
         del buffer.gone[: len(extents)]
         self._account.stored_before(*whole, stored)
         log.info("blocks_without_records_completed", blocks=len(extents), lo=whole.lo, hi=whole.hi)
+        self._wake.set()
+
+    async def _count_stored(self, buffer: PartitionBuffer, begin: int) -> None:
+        """Blocks that are known to be complete are taken up together, not one by one."""
+
+        def count(client: Client) -> tuple[dict[tuple[int, int], int], int]:
+            return persist(
+                lambda: stored_of_blocks(client, self._inc, buffer.partition, begin),
+                stopping=self._stopping,
+                what=f"what is stored of partition {buffer.partition}",
+            )
+
+        try:
+            buffer.counted(*await self._in_thread(count))
+        finally:
+            self._completing.discard(buffer.partition)
         self._wake.set()
 
     # --- rounds

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline import metrics
 from pipeline.errors import TransientError
+from pipeline.process import partition
 from pipeline.process.buffer import Budget, PartitionBuffer
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.earlier import complete_earlier_log, tell_cases
@@ -158,6 +160,32 @@ async def test_of_begun_blocks_without_records_what_is_stored_is_not_passed_over
     before = gap()
     worker._account.committed([Extent(3, 9, 12)], [])
     assert gap() - before == 3, "5, and 7 and 8"
+
+
+async def test_what_is_stored_of_begun_blocks_is_counted_as_they_are_reached(
+    clickhouse: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group that lost its commits has thousands of them: uncounted they are rebuilt one by one."""
+    monkeypatch.setattr(partition, "COUNTED_OFFSETS", 4)
+    load_reference(clickhouse, tmp_path / "reference")
+    for lo in range(0, 12, 2):
+        begun(clickhouse, lo, lo + 1, lo, lo + 1)
+    found = partition.recover(clickhouse, inc=LATER, partition=3, committed=None, settings=Settings())
+    worker = Worker(Settings(data_dir=tmp_path), lambda: clickhouse, "127.0.0.1:1", PRIVACY)
+    worker._inc = LATER
+    buffer = PartitionBuffer(3, max_rows=10, budget=Budget(100_000), next_offset=0, recovered=True)
+    buffer.spans, buffer.counted_to = deque(found.spans), found.counted_to
+    seen = []
+    for offset in range(12):
+        buffer.take(Record(offset, 0, None, b"{}"), 0.0)
+    while buffer.spans:
+        if buffer.uncounted is not None:
+            worker._complete(buffer)
+            await asyncio.wait(worker._beside)
+        _, span, _ = buffer.cut(100)
+        assert span is not None
+        seen.append((span.lo, span.hi, span.rows))
+    assert seen == [(0, 3, 4), (4, 7, 4), (8, 11, 4)]
 
 
 def test_records_of_a_begun_block_that_are_gone_and_were_not_stored_are_counted(
