@@ -108,7 +108,11 @@ def look_up(client: Client, *times: datetime) -> list[dict[str, Any]]:
     rows = [
         dict.fromkeys(frames.DECODED) | {"grid_code": GRID["grid_code"], "occurred_at": at} for at in times
     ]
-    return Reference.load(client, tolerance_m=0).look_up(pl.DataFrame(rows, schema=frames.DECODED)).to_dicts()
+    return (
+        Reference.load(client, tolerance_m=0)
+        .look_up(pl.DataFrame(rows, schema=frames.DECODED), {})
+        .to_dicts()
+    )
 
 
 def test_every_table_deduplicates_by_token(clickhouse: Client) -> None:
