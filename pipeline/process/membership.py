@@ -277,11 +277,6 @@ class Membership:
             },
         )
 
-    async def begin_offset(self, partition: int) -> int:
-        """The first offset that the log still holds. Raises KafkaError if the broker does not tell."""
-        at = TopicPartition(self._topic, partition)
-        return int((await self._call("beginning_offsets", [at]))[at])
-
     def end_offset(self, partition: int) -> int | None:
         """Next offset to be written, as of the last fetch."""
         offset = self._app.consumer.highwater(TP(self._topic, partition))

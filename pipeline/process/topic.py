@@ -22,13 +22,15 @@ _ENDS_UNKNOWN: Final = "tansu_cluster"
 class TopicFacts:
     """topic_id : changes when the topic is created anew; end_offsets : partition -> next offset written,
     empty if the broker does not tell it right; partitions : how many there are, 0: not known; ends_at_least :
-    as end_offsets, too low where the broker does not tell it right."""
+    as end_offsets, too low where the broker does not tell it right; begins : partition -> first offset that
+    the log holds."""
 
     topic_id: str
     cluster_id: str
     end_offsets: Mapping[int, int]
     partitions: int = 0
     ends_at_least: Mapping[int, int] = field(default_factory=dict)
+    begins: Mapping[int, int] = field(default_factory=dict)
 
     def differs(self, now: TopicFacts, read: Mapping[int, int]) -> str | None:
         """Why `now` is not the log that these facts are about, None if it is.
@@ -65,17 +67,20 @@ def describe_topic(
             )
         described = admin.describe_topics(TopicCollection([topic]), request_timeout=seconds)
         topic_id = str(described[topic].result(seconds).topic_id)
-        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        asked = {TopicPartition(topic, part): latest for part in found.partitions}
-        ends = {
-            at.partition: answer.result(seconds).offset
-            for at, answer in admin.list_offsets(asked, request_timeout=seconds).items()
-        }
+        begins, ends = (
+            {
+                at.partition: answer.result(seconds).offset
+                for at, answer in admin.list_offsets(
+                    {TopicPartition(topic, part): spec for part in found.partitions}, request_timeout=seconds
+                ).items()
+            }
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        )
     except (KafkaException, TimeoutError) as error:
         raise UnavailableError(f"Kafka at {bootstrap} does not answer: {error}") from error
     # librdkafka's answer, without an error, for a partition whose leader is away: nothing is known of its end
-    if missing := sorted(part for part, end in ends.items() if end < 0):
-        raise UnavailableError(f"Kafka at {bootstrap} does not tell where partitions {missing} end")
+    if missing := sorted(part for part in ends if min(begins[part], ends[part]) < 0):
+        raise UnavailableError(f"Kafka at {bootstrap} does not tell where partitions {missing} begin and end")
     cluster_id = str(cluster.cluster_id or "")
     exact = {} if cluster_id == _ENDS_UNKNOWN else ends
-    return TopicFacts(topic_id, cluster_id, exact, len(found.partitions), ends)
+    return TopicFacts(topic_id, cluster_id, exact, len(found.partitions), ends, begins)

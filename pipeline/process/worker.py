@@ -203,7 +203,7 @@ class Worker:
         if self._failure is not None:
             raise WorkerFailedError(f"the worker cannot go on: {self._failure!r}") from self._failure
         if self._gave_up:
-            raise WorkerFailedError("not everything was finished at the end; the next start reads it again")
+            raise WorkerFailedError("blocks were given up at the end; the next start reads them again")
 
     def _open(self, client: Client) -> Rules:
         catalogues = load_catalogues(self._settings.catalogue_dir)
@@ -260,12 +260,15 @@ class Worker:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
+        if self._closing:  # what goes on is cut off
+            log.warning("failed_at_the_end", error=repr(error))
+            return
         # formatted here: a logger that shows local variables would write event data into the log
         log.error("worker_failed", error=repr(error), trace="".join(traceback.format_exception(error)))
-        if not self._draining:
-            self._failure = self._failure or error
-        elif not self._closing:
+        if self._draining:
             self._gave_up = True  # or the end would be taken for a proof that everything is stored
+        elif self._failure is None:
+            self._failure = error
         self._failed.set()
 
     # --- what a roll of the log asks (see runtime.switch)
@@ -421,7 +424,7 @@ class Worker:
         if buffer.lost():
             return
         told = await self._member.committed(partition)
-        log_start = 0 if told else await self._member.begin_offset(partition)
+        log_start = 0 if self._topic is None else self._topic.begins.get(partition, 0)
 
         def read(client: Client) -> Recovered:
             return persist(

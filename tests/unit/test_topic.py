@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition
+from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from pipeline.errors import UnavailableError
 from pipeline.process import topic as module
@@ -21,8 +22,9 @@ def done(value: Any) -> Future[Any]:
 
 
 class Admin:
-    """Answers as librdkafka does; ends : per partition, -1001 where the leader is away."""
+    """Answers as librdkafka does; begins, ends : per partition, -1001 where the leader is away."""
 
+    begins: tuple[int, ...] = (2, 0, 0)
     ends: tuple[int, ...] = ()
 
     def __init__(self, _: dict[str, object]) -> None: ...
@@ -38,7 +40,11 @@ class Admin:
         return {"t": done(SimpleNamespace(topic_id="id"))}
 
     def list_offsets(self, asked: dict[TopicPartition, Any], **_: Any) -> Any:
-        return {at: done(SimpleNamespace(offset=self.ends[at.partition])) for at in asked}
+        earliest = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+        return {
+            at: done(SimpleNamespace(offset=(self.begins if spec is earliest else self.ends)[at.partition]))
+            for at, spec in asked.items()
+        }
 
 
 def test_an_end_that_is_not_known_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +52,8 @@ def test_an_end_that_is_not_known_is_no_end(monkeypatch: pytest.MonkeyPatch) -> 
     worker, and a start in that moment took the log for a new one."""
     monkeypatch.setattr(module, "AdminClient", Admin)
     monkeypatch.setattr(Admin, "ends", (5, 0, 7))
-    assert describe_topic("kafka:9092", "t").end_offsets == {0: 5, 1: 0, 2: 7}
+    found = describe_topic("kafka:9092", "t")
+    assert (found.begins, found.end_offsets) == ({0: 2, 1: 0, 2: 0}, {0: 5, 1: 0, 2: 7})
     monkeypatch.setattr(Admin, "ends", (5, -1001, 7))
     with pytest.raises(UnavailableError, match=r"partitions \[1\]"):
         describe_topic("kafka:9092", "t")
