@@ -241,7 +241,7 @@ async def test_a_stop_that_the_store_does_not_let_end_gives_its_blocks_up_and_is
     async with town.worker() as task:
         assert await asyncio.to_thread(asked.wait, PATIENCE_SECONDS)
     assert isinstance(task.exception(), WorkerFailedError)
-    assert "not everything was finished" in str(task.exception())
+    assert "given up" in str(task.exception())
     assert town.committed()[0] <= 0
     monkeypatch.setattr(Sink, "_send", send)
     async with town.worker():
