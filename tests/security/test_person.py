@@ -660,7 +660,8 @@ def test_residents_go_with_all_their_versions_when_they_were_withdrawn_long_ago(
     assert forget_ended(clickhouse, now) == []
     known = Reference.load(clickhouse, tolerance_m=200.0).people
     keys = pl.Series([PRIVACY.person_key(MINE), PRIVACY.person_key(OTHERS)])
-    assert (known.find(keys) >= 0).tolist() == [True, True]
+    at_ms = np.full(2, now.timestamp() * 1_000, np.int64)
+    assert (known.find(keys, at_ms) >= 0).tolist() == [True, True]
 
 
 def test_what_only_a_mode_makes_visible_goes_thirty_days_after_its_end(clickhouse: Client) -> None:

@@ -223,7 +223,7 @@ def test_commands_speak_tls(
     monkeypatch.setenv("GRIDPIPE_TLS_CLIENT_KEY", str(certificates.client_key))
     result = gridpipe(*command, "--data-dir", str(tmp_path))
     assert result.returncode == 2, result.stderr  # reached: this process has no gateway, hence 404 or 405
-    assert "answered 40" in result.stderr
+    assert "answers 40" in result.stderr
     monkeypatch.setenv("GRIDPIPE_TLS_CA", str(tmp_path / "nothing.pem"))
     result = gridpipe(*command, "--data-dir", str(tmp_path))
     assert (result.returncode, "GRIDPIPE_TLS_CA" in result.stderr) == (2, True)
