@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,37 +16,53 @@ ROLES = ("gateway", "worker", "api")
 DRAIN_SECONDS = 25
 
 
-def unit(role: str) -> configparser.ConfigParser:
+def unit(name: str) -> configparser.ConfigParser:
     read = configparser.ConfigParser(strict=False, interpolation=None)
     read.optionxform = str  # type: ignore[assignment,method-assign]
-    read.read_string((FOLDER / f"gridpipe-{role}@.service").read_text())
+    read.read_string((FOLDER / f"gridpipe-{name}").read_text())
     return read
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_is_started_again_whatever_ended_it_and_holds_no_rights(role: str) -> None:
-    service = unit(role)["Service"]
+    read = unit(f"{role}@.service")
+    service = read["Service"]
     assert service["ExecStart"].endswith(f"/gridpipe {role}")
-    assert (service["Restart"], unit(role)["Unit"]["StartLimitIntervalSec"]) == ("always", "0")
+    assert (service["Restart"], read["Unit"]["StartLimitIntervalSec"]) == ("always", "0")
     assert int(service["TimeoutStopSec"]) > DRAIN_SECONDS
-    assert service["User"] not in {"", "root"}
-    assert (service["UMask"], service["LimitCORE"], service["CapabilityBoundingSet"]) == ("0077", "0", "")
     assert int(service["LimitNOFILE"]) >= 65_536
-    for wanted in ("NoNewPrivileges", "PrivateTmp", "ProtectHome"):
-        assert service[wanted] == "yes"
-    assert service["ProtectSystem"] == "strict"
+    holds_no_rights(service)
     assert not any("PASSWORD=" in line for line in (FOLDER / "gridpipe.env").read_text().splitlines())
 
 
+def test_what_is_over_is_deleted_every_night() -> None:
+    service = unit("nightly.service")["Service"]
+    assert service["ExecStart"].endswith("/gridpipe migrate")
+    assert service["Type"] == "oneshot"
+    holds_no_rights(service)
+    timer = unit("nightly.timer")
+    assert timer["Timer"]["OnCalendar"].startswith("*-*-* ")
+    assert (timer["Timer"]["Persistent"], timer["Install"]["WantedBy"]) == ("true", "timers.target")
+
+
+def holds_no_rights(service: Mapping[str, str]) -> None:
+    assert service["User"] not in {"", "root"}
+    assert (service["UMask"], service["LimitCORE"], service["CapabilityBoundingSet"]) == ("0077", "0", "")
+    for wanted in ("NoNewPrivileges", "PrivateTmp", "ProtectHome"):
+        assert service[wanted] == "yes"
+    assert service["ProtectSystem"] == "strict"
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-@pytest.mark.parametrize("role", ROLES)
-def test_systemd_reads_the_unit(role: str, tmp_path: Path) -> None:
-    text = (FOLDER / f"gridpipe-{role}@.service").read_text()
-    (tmp_path / f"gridpipe-{role}@.service").write_text(
-        text.replace("/opt/gridpipe/.venv/bin/gridpipe", "/bin/true")
-    )
+@pytest.mark.parametrize(
+    "name", [*(f"{role}@1.service" for role in ROLES), "nightly.service", "nightly.timer"]
+)
+def test_systemd_reads_the_unit(name: str, tmp_path: Path) -> None:
+    for path in FOLDER.glob("gridpipe-*"):
+        text = path.read_text().replace("/opt/gridpipe/.venv/bin/gridpipe", "/bin/true")
+        (tmp_path / path.name).write_text(text)
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(tmp_path / f"gridpipe-{role}@1.service")],
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / f"gridpipe-{name}")],
         capture_output=True,
         text=True,
         timeout=60,
