@@ -346,6 +346,11 @@ def redact_head(text: str, most: int, *, cut: bool = False) -> str:
     return "".join(parts)[:most]
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    """The first line of an error's text, redacted: ClickHouse quotes the values that it refuses."""
+    return redact_head((str(error).strip().splitlines() or [type(error).__name__])[0], most)
+
+
 def clean_texts(texts: Sequence[str]) -> Sequence[str]:
     """Each text in NFC and redacted; what nothing is to be done to costs one look at all texts together."""
     joined = _BETWEEN.join(texts)

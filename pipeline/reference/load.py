@@ -25,6 +25,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from numpy.typing import NDArray
 
 from pipeline.clock import LOCAL_ZONE, utc_now
+from pipeline.contract.privacy import first_line
 from pipeline.errors import ConfigurationError, ContractError, UnavailableError
 from pipeline.frames import TIMESTAMP
 from pipeline.reference import history
@@ -408,7 +409,7 @@ def _reaching_clickhouse() -> Iterator[None]:
     try:
         yield
     except (ClickHouseError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error, 200)
         raise UnavailableError(f"reference data cannot be written to ClickHouse: {reason}") from error
 
 

@@ -9,6 +9,7 @@ import polars as pl
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from pipeline.contract.privacy import first_line
 from pipeline.errors import UnavailableError
 
 #: Keys named in one query; 64 bytes each stays well under ClickHouse's max_query_size.
@@ -22,7 +23,7 @@ def read_frame(client: Client, query: str, keys: Sequence[str] | None = None) ->
     try:
         table = client.query_arrow(query, parameters={"keys": list(keys)} if keys is not None else None)
     except (ClickHouseError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = first_line(error)
         raise UnavailableError(f"reference data cannot be read from ClickHouse: {reason}") from error
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)

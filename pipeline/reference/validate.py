@@ -12,7 +12,7 @@ import polars as pl
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.contract.privacy import holds_personal_number, mask_name, mask_phone, redact
+from pipeline.contract.privacy import holds_personal_number, mask_name, mask_phone, redact_head
 from pipeline.reference.columns import DTYPES, OPEN_END, Mask, convert
 from pipeline.reference.schema import AGE_BANDS, KEY, Column, Kind
 
@@ -100,7 +100,7 @@ class Judge:
 
 
 def _quote(cell: object) -> str:
-    return redact(str(cell)[:160])[:80]
+    return redact_head(str(cell), 80)
 
 
 def typed_schema(kind: Kind) -> dict[str, pl.DataType]:

@@ -19,6 +19,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from clickhouse_connect.driver.httpclient import HttpClient
 from urllib3.exceptions import HTTPError as TransportError
 
+from pipeline.contract.privacy import first_line
 from pipeline.contract.secret import load_secret
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.settings import Settings
@@ -210,4 +211,4 @@ def _file_of(rows: pa.Table) -> memoryview:
 def _first_line(error: BaseException) -> str:
     if isinstance(error.__cause__, TransportError):
         return "it does not answer"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return first_line(error)

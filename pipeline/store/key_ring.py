@@ -17,7 +17,7 @@ import structlog
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from pipeline.contract.privacy import Privacy, secret_versions
+from pipeline.contract.privacy import Privacy, first_line, secret_versions
 from pipeline.errors import ConfigurationError, UnavailableError
 
 log = structlog.get_logger(__name__)
@@ -119,8 +119,7 @@ def _code(error: ClickHouseError) -> int | None:
 
 
 def _unavailable(error: ClickHouseError) -> UnavailableError:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    return UnavailableError(f"the pseudonym keys in ClickHouse cannot be looked at: {line}")
+    return UnavailableError(f"the pseudonym keys in ClickHouse cannot be looked at: {first_line(error)}")
 
 
 def _compare(privacy: Privacy, known: KnownKeys, path: Path, *, complete: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import os
+import re
 import time
 import unicodedata
 import uuid
@@ -22,6 +23,7 @@ from pipeline.contract.privacy import (
     Privacy,
     clean_texts,
     cut_address,
+    first_line,
     holds_personal_number,
     is_id_number,
     mask_name,
@@ -32,6 +34,7 @@ from pipeline.contract.privacy import (
 )
 from pipeline.contract.rows import to_frame
 from pipeline.errors import ConfigurationError
+from pipeline.reference.validate import _quote
 
 PRIVACY = Privacy(bytes(range(1, 33)))
 #: Invented persons: the region 999999 is not assigned.
@@ -462,3 +465,14 @@ def test_what_looks_like_a_number_is_taken_for_one_where_too_much_does() -> None
 @given(st.text(st.sampled_from("0123456789 -.,/粤J"), min_size=200, max_size=1_000))
 def test_what_was_redacted_stays_as_it_is(text: str) -> None:
     assert redact(redact(text)) == redact(text)
+
+
+@pytest.mark.parametrize("before", range(60, 84))
+def test_of_a_cell_or_an_error_that_is_cut_no_half_of_a_number_is_shown(before: int) -> None:
+    """Marks are shorter than numbers: what lay across the cut moves into what is shown."""
+    cell = " ".join([ID_1] * 8)[: before + 80] + " " + ID_2
+    for shown in (_quote(cell), first_line(ValueError(f"{cell}\n second line"), 80)):
+        assert len(shown) <= 80
+        assert not re.search(r"[0-9]{5}", shown), shown
+    assert first_line(ValueError("Code: 241. too much")) == "Code: 241. too much"
+    assert first_line(ValueError()) == "ValueError"
