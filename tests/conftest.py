@@ -12,7 +12,7 @@ import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
 
-from pipeline.store.migrate import migrate
+from pipeline.store.migrate import head_revision, migrate
 
 pytest_plugins = ["tests.fault.summary", "tests.kafka"]
 
@@ -59,11 +59,40 @@ def open_client(engine_path: Path) -> Iterator[Client]:
     client.close()
 
 
-@pytest.fixture
-def clickhouse(open_client: Client) -> Iterator[Client]:
-    """A client on a fresh, migrated database of its own."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
+def made_of(client: Client, database: str) -> dict[str, str]:
+    """Table or view → the statement that makes it, the database's name left out."""
+    found = client.query(
+        "SELECT name, create_table_query FROM system.tables WHERE database = {database:String} ORDER BY name",
+        {"database": database},
+    ).result_rows
+    return {name: statement.replace(f"{database}.", "") for name, statement in found}
+
+
+@pytest.fixture(scope="session")
+def migrated(open_client: Client) -> dict[str, str]:
+    """What a migration makes, by `made_of`; and that it leaves rows nowhere but in its own table."""
+    name = f"migrated_{uuid.uuid4().hex[:12]}"
     migrate(open_client, name)
+    statements = made_of(open_client, name)
+    filled = open_client.query(
+        "SELECT name FROM system.tables WHERE database = {name:String} AND total_rows > 0", {"name": name}
+    ).result_rows
+    assert filled == [("alembic_version",)], filled
+    open_client.command(f"DROP DATABASE {name}")
+    open_client.database = "default"
+    return statements
+
+
+@pytest.fixture
+def clickhouse(open_client: Client, migrated: dict[str, str]) -> Iterator[Client]:
+    """A client on a fresh database of its own, as a migration makes it: the statements are those of one, for
+    a migration waits two seconds for its own table's mutations."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    open_client.command(f"CREATE DATABASE {name}")
+    open_client.database = name
+    for statement in migrated.values():
+        open_client.command(statement)
+    open_client.command(f"INSERT INTO alembic_version VALUES ('{head_revision()}')")
     yield open_client
     open_client.command(f"DROP DATABASE {name}")
     open_client.database = "default"
