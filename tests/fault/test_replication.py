@@ -58,6 +58,7 @@ async def test_kafka_keeps_three_copies_and_takes_an_idempotent_producer(
     await world.gateway.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_two_of_three_nodes_down_open_the_circuit_and_a_delivery_alone_closes_it(
     kafka_three: Cluster, tmp_path: Path

@@ -404,6 +404,7 @@ async def test_a_pseudonym_key_that_is_activated_over_a_restart_makes_no_conflic
     assert column(town.client, "SELECT event_id FROM quarantine WHERE reason = 'ID_CONFLICT'") == ["e2"]
 
 
+@pytest.mark.slow
 async def test_tables_older_than_the_commit_are_told_of_and_filled_from_offsets_set_back(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
