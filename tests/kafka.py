@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from infra.kafka.cluster import Cluster, _end_with_parent
 from infra.kafka.jars import fetch
@@ -25,6 +26,12 @@ JARS: Final = ROOT / "var" / "kafka"
 FETCH_SECONDS: Final = 120.0
 #: Names the file in which the processes of this session keep why there is no Kafka.
 _REFUSED: Final = "KAFKA_REFUSED"
+#: The group is on its way to another node.
+_MOVING: Final = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,8 +75,17 @@ class GroupOffsets:
         self._consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "log_level": 0})
 
     def __call__(self) -> list[int]:
-        """By partition; below 0 where nothing is committed. Raises KafkaException after 10 s."""
-        found = self._consumer.committed(self._asked, timeout=10)
+        """By partition; below 0 where nothing is committed. Raises KafkaException after 10 s without an answer,
+        or 30 s in which the group has no coordinator: that is told at once, while librdkafka looks for it."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                found = self._consumer.committed(self._asked, timeout=10)
+                break
+            except KafkaException as error:
+                if error.args[0].code() not in _MOVING or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
         assert not any(part.error for part in found), found
         return [part.offset for part in found]
 
