@@ -75,8 +75,11 @@ class GroupOffsets:
         self._consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "log_level": 0})
 
     def __call__(self) -> list[int]:
-        """By partition; below 0 where nothing is committed. Raises KafkaException after 10 s without an answer,
-        or 30 s in which the group has no coordinator: that is told at once, while librdkafka looks for it."""
+        """By partition; below 0 where nothing is committed.
+
+        Raises KafkaException after 10 s without an answer, or after 30 s without a coordinator of the group:
+        that there is none is told at once, while librdkafka goes on looking for one.
+        """
         deadline = time.monotonic() + 30
         while True:
             try:

@@ -81,6 +81,21 @@ def run() -> None:
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        _leave_with_what_the_store_said(error)
+        raise
+
+
+def _leave_with_what_the_store_said(error: Exception) -> None:
+    driver = sys.modules.get("clickhouse_connect.driver.exceptions")  # dear to load, so not for this
+    if driver is None or not isinstance(error, driver.ClickHouseError):
+        return
+    from pipeline.store.client import as_told
+
+    told = as_told(error)
+    if told is not None:
+        print_error(str(told))
+        sys.exit(EXIT_UNREACHABLE if isinstance(told, UnavailableError) else EXIT_USAGE)
 
 
 if __name__ == "__main__":

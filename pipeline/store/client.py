@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 import clickhouse_connect
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
 from clickhouse_connect.driver.httpclient import HttpClient
 from urllib3.exceptions import HTTPError as TransportError
 
 from pipeline.contract.privacy import first_line
 from pipeline.contract.secret import load_secret
-from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 from pipeline.settings import Settings
 from pipeline.store.engine import CLIENT_SETTINGS, EmbeddedEngine
 from pipeline.tls import client_context
@@ -29,6 +29,8 @@ from pipeline.tls import client_context
 Result = TypeVar("Result")
 
 CONNECT_TIMEOUT_SECONDS = 5
+#: ClickHouse's codes: a profile that only reads; a bound of the profile; no grant.
+NOT_ALLOWED: Final = frozenset({164, 452, 497})
 #: Above the server's own limit, so that the server's answer is seen rather than our timeout (reliability C5).
 _GRACE_SECONDS = 30
 
@@ -206,6 +208,20 @@ def _file_of(rows: pa.Table) -> memoryview:
     with pa.ipc.new_file(pa.FixedSizeBufferWriter(pa.py_buffer(room)), rows.schema) as file:
         file.write_table(rows)
     return memoryview(room)[:length]
+
+
+def as_told(error: ClickHouseError) -> GridpipeError | None:
+    """What a command says of an error that no call of ours expected: a user who may not do what was asked, a
+    store that went away meanwhile. None: a fault of ours, which needs its trace."""
+    code = getattr(error, "code", None)
+    if code in NOT_ALLOWED:
+        return ConfigurationError(
+            f"this ClickHouse user may not do that: {_first_line(error)} (who may do what: "
+            "docs/security.md, infra/security/clickhouse/access.sql)"
+        )
+    if code is None and isinstance(error, OperationalError):
+        return UnavailableError(f"ClickHouse did not answer to the end: {_first_line(error)}")
+    return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,12 +19,12 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pipeline.contract.privacy import Privacy, first_line, secret_versions
 from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.store.client import NOT_ALLOWED
 
 log = structlog.get_logger(__name__)
 
 #: ClickHouse codes.
 _NO_TABLE: Final = frozenset({60, 81})  # no such table, no such database
-_NOT_ALLOWED: Final = frozenset({164, 497})  # a profile that only reads, no grant
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _holds_pseudonyms(client: Client) -> bool:
             if client.query(query).result_rows:
                 return True
         except ClickHouseError as error:
-            if _code(error) not in _NO_TABLE | _NOT_ALLOWED:
+            if _code(error) not in _NO_TABLE | NOT_ALLOWED:
                 raise _unavailable(error) from error
     return False
 
@@ -169,7 +169,7 @@ def _note(client: Client, fingerprints: Mapping[int, str], *, retired: bool = Fa
                 settings=token,
             )
     except ClickHouseError as error:
-        if _code(error) not in _NOT_ALLOWED:
+        if _code(error) not in NOT_ALLOWED:
             raise _unavailable(error) from error
         raise ConfigurationError(
             "the store knows no such pseudonym key yet, and this ClickHouse user may not note it: start "

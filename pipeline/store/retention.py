@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from clickhouse_connect.driver.client import Client
 
+from pipeline.errors import ConfigurationError
 from pipeline.frames import PERSON_FACT
 from pipeline.reference.enrich import EMERGENCY_FLAGS
 from pipeline.settings import Settings
@@ -51,16 +52,20 @@ def apply_retention(client: Client, settings: Settings) -> Retention:
     go for good because a command was run without the settings of its site.
 
     Reads before it writes, so that a worker without the right to alter tables starts on tables in order.
+    Raises ConfigurationError for a user who may not see one of them.
     """
     changed, kept = [], {}
     for table, wanted in _wanted(settings).items():
-        statement = _plain(
-            client.query(
-                "SELECT create_table_query FROM system.tables "
-                "WHERE database = currentDatabase() AND name = {name:String}",
-                {"name": table},
-            ).result_rows[0][0]
-        )
+        seen = client.query(
+            "SELECT create_table_query FROM system.tables "
+            "WHERE database = currentDatabase() AND name = {name:String}",
+            {"name": table},
+        ).result_rows
+        if not seen:  # who is granted nothing of a table is told that there is none
+            raise ConfigurationError(
+                f"this ClickHouse user may not see {table}: migrate as gridpipe_admin (docs/security.md)"
+            )
+        statement = _plain(seen[0][0])
         parts = []
         for ttl in wanted:
             found = re.search(ttl.found, statement)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import threading
 from pathlib import Path
+
+import chdb
 
 from pipeline.store.bridge import Bridge
 from pipeline.store.engine import EmbeddedEngine
@@ -17,7 +20,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--token", required=True)
+    parser.add_argument("--config", type=Path)
     given = parser.parse_args()
+    if given.config is not None:
+        os.environ["TZ"] = "UTC"
+        path = (given.data / "clickhouse").resolve()
+        path.mkdir(parents=True, exist_ok=True)
+        # Users, grants and policies of a server's configuration hold for every handle opened after this one.
+        first = chdb.connect(f"{path}?config-file={given.config.resolve()}")
     engine = EmbeddedEngine(given.data / "clickhouse", given.data / "tmp")
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -30,6 +40,8 @@ def main() -> None:
     stop.wait()
     bridge.close()
     engine.close()
+    if given.config is not None:
+        first.close()
 
 
 if __name__ == "__main__":

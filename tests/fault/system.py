@@ -151,10 +151,14 @@ class Memory:
 
 
 class Store:
-    """ClickHouse as a process: the embedded engine behind its HTTP bridge, on a port that it keeps."""
+    """ClickHouse as a process: the embedded engine behind its HTTP bridge, on a port that it keeps.
 
-    def __init__(self, directory: Path) -> None:
+    config : a server's configuration, whose users, grants and row policies hold there.
+    """
+
+    def __init__(self, directory: Path, *, config: Path | None = None) -> None:
         self.directory = directory
+        self._config = config
         directory.mkdir(parents=True, exist_ok=True)
         self.host, self.port = "127.0.0.1", broker.free_port()
         self.token = secrets.token_urlsafe(32)
@@ -164,6 +168,8 @@ class Store:
     def start(self) -> None:
         arguments = ["-m", "tests.fault.store_server", "--data", str(self.directory)]
         arguments += ["--port", str(self.port), f"--token={self.token}"]  # it may begin with a dash
+        if self._config is not None:
+            arguments += ["--config", str(self._config)]
         self.process = Process("store", arguments, {}, self.directory / "store.log")
         deadline = time.monotonic() + _START_SECONDS
         while True:

@@ -14,15 +14,14 @@ LON, LAT = 113.10, 22.58
 LIFE = ("ACCEPTED", "DISPATCHED", "SIGNED", "ARRIVED", "HANDLING", "RESOLVED", "CLOSED", "FEEDBACK")
 
 
-def write_reference(directory: Path) -> None:
-    """One grid and its worker."""
+def write_reference(directory: Path, *others: str) -> None:
+    """One grid and its worker, GW-0001; `others`: further grids in the same place, with GW-0002 and on."""
     directory.mkdir()
     corners = [(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]
     ring = ", ".join(f"{LON + x / 100} {LAT + y / 100}" for x, y in corners)
     since = "2020-01-01T00:00:00+08:00"
     common = {"updated_at": since, "source_system": "test"}
     grid = {
-        "grid_code": GRID,
         "version": 1,
         "valid_from": since,
         "grid_name": "江南社区第一网格",
@@ -33,16 +32,17 @@ def write_reference(directory: Path) -> None:
         "centroid_lat": LAT,
         "status": "active",
     }
-    worker = {
-        "worker_key": "GW-0001",
-        "kind": "full_time",
-        "name_masked": "陈**",
-        "grid_code": GRID,
-        "district_code": GRID[:6],
-        "active_from": since,
-    }
-    pl.DataFrame([grid | common]).write_csv(directory / "grids.csv")
-    pl.DataFrame([worker | common]).write_csv(directory / "staff.csv")
+    worker = {"kind": "full_time", "name_masked": "陈**", "active_from": since}
+    codes = dict(enumerate((GRID, *others), 1))
+    pl.DataFrame([grid | common | {"grid_code": code} for code in codes.values()]).write_csv(
+        directory / "grids.csv"
+    )
+    pl.DataFrame(
+        [
+            worker | common | {"worker_key": f"GW-{number:04}", "grid_code": code, "district_code": code[:6]}
+            for number, code in codes.items()
+        ]
+    ).write_csv(directory / "staff.csv")
 
 
 def event(number: int, kind: str, at: datetime, **changes: Any) -> dict[str, Any]:

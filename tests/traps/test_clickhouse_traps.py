@@ -268,6 +268,20 @@ def test_c9_more_parts_than_a_table_may_have_refuse_the_insert(clickhouse: Clien
         send(clickhouse, "crowded", ROWS, "c")
 
 
+def test_a_count_of_no_row_ends_with_an_error_where_a_column_is_named_as_the_engines_own(
+    clickhouse: Client,
+) -> None:
+    """So it is for a user without a row policy, whose condition is 0; our tables have a `_part`."""
+    columns = {"named": "_part", "other": "_piece"}
+    for table, name in columns.items():
+        clickhouse.command(f"CREATE TABLE {table} ({name} UInt16, id UInt64) ENGINE = MergeTree ORDER BY id")
+        clickhouse.command(f"INSERT INTO {table} VALUES (1, 2)")
+        assert clickhouse.query(f"SELECT id FROM {table} WHERE 0").result_rows == []
+    assert clickhouse.query("SELECT count() FROM other WHERE 0").result_rows == [(0,)]
+    with pytest.raises(DatabaseError, match="NOT_FOUND_COLUMN_IN_BLOCK"):
+        clickhouse.query("SELECT count() FROM named WHERE 0")
+
+
 def test_c11_a_block_of_ours_is_one_block_of_the_engine(open_client: Client) -> None:
     """What is larger than this is cut, at places that a second try need not find again."""
     asked = "SELECT value FROM system.settings WHERE name = 'max_insert_block_size'"
