@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,33 @@ def test_vendored_files_are_those_of_the_manifest() -> None:
         assert item["integrity"].startswith("sha512-")
         texts = [*item["licence_files"], *(part["licence_file"] for part in item["contains"])]
         assert all((VENDOR / text).stat().st_size > 150 for text in texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("item", MANIFEST["files"], ids=lambda item: item["file"])
+def test_vendored_files_are_those_that_npm_hands_out(item: dict[str, Any], tmp_path: Path) -> None:
+    """The manifest alone could be written beside a changed file: here the package is asked for again."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("needs npm, to compare with the published packages")
+    package = f"{item['package']}@{item['version']}"
+    done = subprocess.run(
+        [npm, "pack", "--json", "--ignore-scripts", package],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"npm does not hand out {package} here: {done.stderr.strip()[-200:]}")
+    (archive,) = tmp_path.glob("*.tgz")
+    digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+    assert f"sha512-{digest}" == item["integrity"]
+    with tarfile.open(archive) as files:
+        published = files.extractfile(f"package/{item['path']}")
+        assert published is not None
+        assert published.read() == (VENDOR / item["file"]).read_bytes()
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
