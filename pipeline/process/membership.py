@@ -12,10 +12,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import faust
 import structlog
+from aiokafka.errors import IllegalGenerationError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
@@ -53,11 +55,30 @@ class Partitions(Protocol):
     async def revoked(self, partitions: set[int]) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Joined:
+    """Under what name the group knows a member, from one rebalance to the next."""
+
+    member_id: str
+    generation: int
+
+    @classmethod
+    def of(cls, coordinator: Any) -> _Joined:
+        return cls(coordinator.member_id, coordinator.generation)
+
+
 class _ConsumerThread(AIOKafkaConsumerThread):
+    #: As what the assignment came that the worker was told of last.
+    joined: _Joined | None = None
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = _FETCH_WAIT_MS  # Faust has no setting for it
         return consumer
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        self.joined = _Joined.of(self._ensure_consumer()._coordinator)
+        await super().on_partitions_assigned(assigned, generation_id)
 
 
 class _NothingRead(dict[TP, int | None]):
@@ -119,6 +140,9 @@ class Membership:
         self._failure: asyncio.Future[BaseException] | None = None
         self._heard_at = float("-inf")
         self._listened_to: Any = None
+        #: As whom we hold our partitions, and as whom the commit was asked for that is on its way.
+        self._joined: _Joined | None = None
+        self._committing_as: _Joined | None = None
         urls = [f"kafka://{address.strip()}" for address in bootstrap.split(",")]
         # Faust makes this directory, but not its parents, even if it keeps nothing there; unset, it lies
         # where one stands
@@ -211,12 +235,14 @@ class Membership:
     async def _on_assigned(self, _app: Any, assigned: set[TP], **_: Any) -> None:
         self._heard_at = time.monotonic()
         self._listen()
+        self._joined = self._app.consumer._thread.joined  # type: ignore[attr-defined]
         await self._guarded(
             self._partitions.assigned, {tp.partition for tp in assigned if tp.topic == self._topic}
         )
 
     def _listen(self) -> None:
-        """Note when the group answers a heartbeat; aiokafka keeps that to itself."""
+        """Note when the group answers a heartbeat, which aiokafka keeps to itself, and hold commits to the
+        assignment that they were asked for under."""
         coordinator = self._app.consumer._thread._ensure_consumer()._coordinator  # type: ignore[attr-defined]
         if coordinator is self._listened_to:
             return
@@ -229,6 +255,15 @@ class Membership:
             return known
 
         coordinator._do_heartbeat = heard
+        send = coordinator._do_commit_offsets
+
+        async def send_as_asked(assignment: Any, offsets: Any) -> None:
+            now = _Joined.of(coordinator)
+            if now != self._committing_as or now.generation < 0:
+                raise IllegalGenerationError("the group has rebalanced since the commit was asked for")
+            await send(assignment, offsets)
+
+        coordinator._do_commit_offsets = send_as_asked
 
     async def _on_revoked(self, _app: Any, revoked: set[TP], **_: Any) -> None:
         await self._guarded(
@@ -267,8 +302,13 @@ class Membership:
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Commit the next offset of each partition. Called by commits.Commits alone, which keeps their order.
 
+        aiokafka looks for a coordinator that went away, and then commits as whoever it is by then: what a
+        process held before it was frozen goes out in the name of its next membership, and takes back what
+        others committed meanwhile. Ours is refused then.
+
         Raises KafkaError if the group refuses, for one that it knows us no more (CommitFailedError).
         """
+        self._committing_as = self._joined
         await self._call(
             "commit",
             {
