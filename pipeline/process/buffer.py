@@ -289,9 +289,11 @@ class PartitionBuffer:
     def counted(self, stored: Mapping[tuple[int, int], int], to: int) -> None:
         """Take over what is stored of blocks, by their bounds, as far as it was counted."""
         self.counted_to = to
-        self.spans = deque(
-            replace(span, rows=stored.get((span.lo, span.hi), span.rows)) for span in self.spans
-        )
+        reached = []
+        while self.spans and self.spans[0].lo < to:  # those behind, of a long log very many, stay as they are
+            span = self.spans.popleft()
+            reached.append(replace(span, rows=stored.get((span.lo, span.hi), span.rows)))
+        self.spans.extendleft(reversed(reached))
 
     def _forget_spans_before(self, offset: int) -> None:
         while self.spans and self.spans[0].hi < offset:

@@ -17,6 +17,7 @@ import structlog
 from clickhouse_connect.driver.client import Client
 
 from pipeline.process.partition import stored_case_events
+from pipeline.sink.retry import Stopping
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
 
@@ -68,6 +69,8 @@ def tell_cases(
     """
     sink = Sink(client, topic, stopping)
     for extent in extents:
+        if stopping.is_set():
+            raise Stopping
         events = stored_case_events(client, inc, extent)
         token = sink.token(inc=inc, blocks=[extent])
         sink.write_case_events(events, inc, f"{token}:again-{uuid.uuid4()}")

@@ -81,6 +81,8 @@ class Looks:
         self._recovery = StallWatch(limit * _RECOVERY_ROOM)
         self._looked_at = time.monotonic()
         self._ends: Mapping[int, int] = {}
+        #: Partition → first offset that the log holds, as of the last look.
+        self.begins: Mapping[int, int] = {}
 
     async def watch_partitions(self) -> None:
         """Each second until cancelled. Raises WorkerFailedError when a partition has stood still too long."""
@@ -175,7 +177,7 @@ class Looks:
             problem = begun.differs(found, read)
             if problem:
                 raise WorkerFailedError(problem)
-            self._ends = found.ends_at_least
+            self._ends, self.begins = found.ends_at_least, found.begins
 
 
 def waiting(buffer: PartitionBuffer, end: int) -> int | None:

@@ -214,7 +214,9 @@ class Membership:
                 # the stream itself gives one event per turn of the event loop
                 while not waiting.empty():
                     self._take(waiting.get_nowait().message)
-        except Exception as error:  # Faust would restart the agent and go on behind what was lost
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # Faust would restart the agent and go on behind what was lost
             self._fail(error)
             raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,7 +13,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from pipeline.errors import ConfigurationError, UnavailableError
 
-_CALL_SECONDS: Final = 10.0
+_CALL_SECONDS: Final = 30.0
 #: The embedded broker tells where its last *batch* begins, which is too low by the batch's other records. Its
 #: log ends with its process and comes back under another topic id, so its ends need not be compared at all.
 _ENDS_UNKNOWN: Final = "tansu_cluster"
@@ -53,25 +54,30 @@ def describe_topic(
     seconds: float = _CALL_SECONDS,
     access: Mapping[str, str] | None = None,
 ) -> TopicFacts:
-    """Ask the broker, `seconds` at most per question. access : of `kafka_access.librdkafka_options`.
+    """Ask the broker, `seconds` at most for all questions. access : of `kafka_access.librdkafka_options`.
 
     Raises UnavailableError (no answer), ConfigurationError (no such topic).
     """
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0, **(access or {})})
+    deadline = time.monotonic() + seconds
+
+    def left() -> float:
+        return max(deadline - time.monotonic(), 0.001)
+
     try:
-        cluster = admin.describe_cluster(request_timeout=seconds).result(seconds)
-        found = admin.list_topics(topic, timeout=seconds).topics.get(topic)
+        cluster = admin.describe_cluster(request_timeout=left()).result(left())
+        found = admin.list_topics(topic, timeout=left()).topics.get(topic)
         if found is None or found.error is not None or not found.partitions:
             raise ConfigurationError(
                 f"topic {topic} does not exist on {bootstrap}; create it, or let `gridpipe up` create it"
             )
-        described = admin.describe_topics(TopicCollection([topic]), request_timeout=seconds)
-        topic_id = str(described[topic].result(seconds).topic_id)
+        described = admin.describe_topics(TopicCollection([topic]), request_timeout=left())
+        topic_id = str(described[topic].result(left()).topic_id)
         begins, ends = (
             {
-                at.partition: answer.result(seconds).offset
+                at.partition: answer.result(left()).offset
                 for at, answer in admin.list_offsets(
-                    {TopicPartition(topic, part): spec for part in found.partitions}, request_timeout=seconds
+                    {TopicPartition(topic, part): spec for part in found.partitions}, request_timeout=left()
                 ).items()
             }
             for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]

@@ -69,6 +69,8 @@ _QUIET_LINGER_SECONDS: Final = 0.01
 _ANSWER_SECONDS: Final = 60.0
 #: Receipt instants of a block that waits for its commit: many of them may wait.
 _INSTANTS_OF_OWED: Final = 20
+#: Blocks without records that are completed at once; what is done stays done whatever comes in between.
+_GONE_AT_ONCE: Final = 200
 
 
 def _stands(asked: asyncio.Future[bool]) -> bool:
@@ -125,8 +127,14 @@ class Worker:
         known_sources: Callable[[], Collection[str]] = tuple,
         braked: Callable[[Mapping[int, str]], None] = lambda _: None,
         awaits: Collection[str] = (),
+        direct_at: float | None = None,
     ) -> None:
-        """As `run_worker`. awaits : kinds of reference data without which the worker is not ready."""
+        """As `run_worker`.
+
+        awaits : kinds of reference data without which the worker is not ready. direct_at : when the last
+        record came that was not the gateway's, where another worker of this process has read the log until
+        now (monotonic seconds).
+        """
         self._settings = settings
         self._bootstrap = bootstrap
         self._privacy = privacy
@@ -163,7 +171,7 @@ class Worker:
             helped=Helped(self._feed, self._complete, self._ask_again, lambda: self._draining),
         )
         self._inc = 0
-        self._direct_at = time.monotonic()
+        self.direct_at = time.monotonic() if direct_at is None else direct_at
         self._topic: TopicFacts | None = None
         self._cases = CaseMemory()
         self._rules: RulesInForce | None = None
@@ -212,6 +220,7 @@ class Worker:
         self._access = librdkafka_options(self._settings)
         known = newest(client, self._settings.topic)  # before the log's ends: other workers go on storing
         self._topic = topic = describe_topic(self._bootstrap, self._settings.topic, access=self._access)
+        self._looks.begins = topic.begins
         self._inc = resolve(client, known, topic.topic_id, topic.cluster_id, topic.end_offsets)
         complete_earlier_log(client, self._settings.topic, self._inc, self._stopping)
         reference = Reference.load(client, tolerance_m=self._settings.grid_tolerance_m)
@@ -285,16 +294,16 @@ class Worker:
         )
 
     def direct_seconds(self) -> float:
-        """Seconds since the last record that did not come from the gateway, or since this worker was made: of
-        those before it knows nothing."""
-        return time.monotonic() - self._direct_at
+        """Seconds since the last record that did not come from the gateway, or since the first worker of this
+        process was made: of those before nobody knows here."""
+        return time.monotonic() - self.direct_at
 
     # --- what the group tells (see membership.Partitions)
 
     def take(self, partition: int, record: Record) -> None:
         """A record arrived."""
         if record.direct:
-            self._direct_at = time.monotonic()
+            self.direct_at = time.monotonic()
         buffer = self._buffers.get(partition)
         if buffer is None or buffer.revoked or buffer.closed or self._draining:
             return  # it will be read again by whoever owns the partition
@@ -424,7 +433,7 @@ class Worker:
         if buffer.lost():
             return
         told = await self._member.committed(partition)
-        log_start = 0 if self._topic is None else self._topic.begins.get(partition, 0)
+        log_start = self._looks.begins.get(partition, 0)
 
         def read(client: Client) -> Recovered:
             return persist(
@@ -490,7 +499,8 @@ class Worker:
     async def _complete_gone(self, buffer: PartitionBuffer) -> None:
         """Blocks that an earlier process began and whose records retention has deleted: their rows stand as
         they are, and their cases must know them before anything behind is committed."""
-        extents = [Extent(buffer.partition, span.lo, span.hi) for span in buffer.gone]
+        some = buffer.gone[:_GONE_AT_ONCE]
+        extents = [Extent(buffer.partition, span.lo, span.hi) for span in some]
         whole = extents[0]._replace(hi=extents[-1].hi)
 
         def tell(client: Client) -> int:
@@ -514,6 +524,7 @@ class Worker:
         del buffer.gone[: len(extents)]
         self._account.stored_before(*whole, stored)
         log.info("blocks_without_records_completed", blocks=len(extents), lo=whole.lo, hi=whole.hi)
+        self._complete(buffer)
         self._wake.set()
 
     async def _count_stored(self, buffer: PartitionBuffer, begin: int) -> None:

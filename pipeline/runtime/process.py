@@ -111,7 +111,8 @@ def obey_signals(
 class Order:
     """What a parent tells a child over its standard input: no secret in arguments or environment.
 
-    settings : as the parent has them, flags included; details : what this role needs besides.
+    settings : as the parent has them, flags included, and set where they were set there, not by default;
+    details : what this role needs besides.
     """
 
     settings: Settings
@@ -148,7 +149,8 @@ class Child:
         self.log_path = settings.log_dir / f"{role}.out"
         order = {
             "parent": os.getpid(),
-            "settings": settings.model_dump(mode="json"),
+            # the rest are defaults there as here: what asks whether somebody set a setting must not be misled
+            "settings": settings.model_dump(mode="json", exclude_unset=True),
             "details": details | {"problem": str(self.problem_path)},
         }
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC

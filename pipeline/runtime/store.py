@@ -189,7 +189,7 @@ async def _work(
 
     obey_signals(asked, last_words="ended at once; nothing more is committed, the next start reads it again")
 
-    def make() -> Worker:
+    def make(direct_at: float | None) -> Worker:
         if not stop.is_set():
             board.worker_is("starting")
         board.braked_are({})
@@ -202,6 +202,7 @@ async def _work(
             known_sources=_Sources(KeyStore(settings.keys_path)),
             braked=board.braked_are,
             awaits=awaits,
+            direct_at=direct_at,
         )
 
     watching = asyncio.create_task(watch_loop(settings.stall_seconds, metrics.worker_loop_late_seconds.set))
@@ -229,9 +230,7 @@ def main() -> None:
     logs.configure(
         level=order.settings.log_level, role="store", log_dir=order.settings.log_dir, console=False
     )
-    code = _run(order)
-    if code != 0:
-        _end(code)
+    _end(_run(order))
 
 
 def run_alone(settings: Settings, *, bootstrap: str, listener: socket.socket | None) -> NoReturn:

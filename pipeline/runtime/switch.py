@@ -17,11 +17,13 @@ log = structlog.get_logger(__name__)
 class WorkerSwitch:
     """Runs one worker after another, each on the log of its time.
 
-    make : a new worker.
+    make : a new worker, of one that knows when the last record came that was not the gateway's (monotonic
+    seconds; None: nobody does).
     """
 
-    def __init__(self, make: Callable[[], Worker]) -> None:
+    def __init__(self, make: Callable[[float | None], Worker]) -> None:
         self._make = make
+        self._direct_at: float | None = None
         self._worker: Worker | None = None
         self._leave = asyncio.Event()
         self._closed = asyncio.Event()
@@ -34,8 +36,9 @@ class WorkerSwitch:
         stopping.add_done_callback(lambda _: self._leave.set())
         try:
             while not stop.is_set():
-                self._worker = self._make()
+                self._worker = self._make(self._direct_at)
                 await self._worker.run(self._leave)
+                self._direct_at = self._worker.direct_at
                 self._worker = None
                 self._closed.set()
                 opening = asyncio.create_task(self._opened.wait())

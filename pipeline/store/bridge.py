@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hmac
 import re
 import secrets
@@ -19,6 +20,7 @@ from typing import Any, Final
 
 import lz4.frame
 import orjson
+import structlog
 import uvicorn
 import uvloop
 import zstandard
@@ -28,9 +30,12 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from pipeline.contract.privacy import first_line
 from pipeline.errors import UnavailableError
 from pipeline.store.engine import EmbeddedEngine
 from pipeline.store.session import Chunks, EngineError, Session, Statement, read_statement
+
+log = structlog.get_logger(__name__)
 
 HANDLES: Final = 8
 #: How long a request waits for a free handle before it is told that the engine is busy.
@@ -198,25 +203,35 @@ class Bridge:
     async def _give_back(self, session: Session, blocks: _Blocks) -> None:
         try:
             await blocks.close()
+        except Exception as error:
+            # a stream that may still be open would give the next reader nothing, and no error
+            session.broken = True
+            log.warning("stream_not_ended", error=first_line(error))
         finally:
             self._release(session)
 
     async def _lease(self) -> Session:
         try:
             async with asyncio.timeout(HANDLE_WAIT_SECONDS):
-                return await self._sessions.get()
+                session = await self._sessions.get()
         except TimeoutError:
             raise EngineError(
                 202,
                 "Code: 202. DB::Exception: Too many simultaneous queries. (TOO_MANY_SIMULTANEOUS_QUERIES)",
             ) from None
+        if session.broken and self._engine is not None:
+            try:
+                fresh = Session(self._engine.new_handle())
+            except Exception as error:
+                self._sessions.put_nowait(session)  # the next one tries again
+                raise EngineError.of(error) from error
+            self._open[self._open.index(session)] = fresh
+            with contextlib.suppress(Exception):
+                session.close()
+            session = fresh
+        return session
 
     def _release(self, session: Session) -> None:
-        if session.broken and self._engine is not None:
-            self._open.remove(session)
-            session.close()
-            session = Session(self._engine.new_handle())
-            self._open.append(session)
         self._sessions.put_nowait(session)
 
 

@@ -315,6 +315,49 @@ def test_who_hangs_up_while_a_block_is_made_gives_its_handle_back(
         served.close()
 
 
+def test_a_handle_whose_stream_did_not_end_is_used_no_more(
+    engine_path: Path, open_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next query on it would find nothing, and no error. Where no other can be had for a moment, who asks
+    is told, and the one after is served."""
+    engine = _SessionEngine(engine_path)
+    served = Bridge(engine, TOKEN, handles=1).start()
+    try:
+        (first,) = served._open
+
+        def close(_: object) -> None:
+            raise RuntimeError("the stream cannot be ended")
+
+        monkeypatch.setattr("pipeline.store.session.Chunks.close", close)
+        reader = connect_bridge(BridgeAddress(served.url, TOKEN, 0), None, timeout=30)
+        with reader.query_row_block_stream("SELECT number FROM numbers(3000000)") as stream:
+            next(iter(stream))
+        reader.close()
+        deadline = time.monotonic() + 30
+        while not first.broken:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        monkeypatch.undo()
+        make = engine.new_handle
+        tries = iter([RuntimeError("no handle now")])
+
+        def once_refused() -> object:
+            for error in tries:
+                raise error
+            return make()
+
+        monkeypatch.setattr(engine, "new_handle", once_refused)
+        with httpx.Client(
+            base_url=served.url, headers={"X-ClickHouse-Key": TOKEN}, trust_env=False
+        ) as caller:
+            answers = [caller.post("/", content="SELECT 1") for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [500, 200], answers[0].text
+        assert served._open != [first]
+        assert len(served._open) == 1
+    finally:
+        served.close()
+
+
 def test_a_query_lasts_no_longer_than_its_client_would_wait(bridge: Bridge) -> None:
     """Its client may be gone, and nobody else ends it."""
     reader = connect_bridge(BridgeAddress(bridge.url, TOKEN, 0), None, timeout=2)

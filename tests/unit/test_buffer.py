@@ -250,3 +250,15 @@ def test_while_a_partition_is_recovered_what_waits_is_not_the_whole_log() -> Non
     assert waiting(held, end=1_000) == 9
     held.committed = None  # nothing was ever committed: then it is the whole log
     assert waiting(held, end=1_000) == 1_000
+
+
+def test_what_was_counted_changes_no_block_behind() -> None:
+    """A group that lost its offsets has hundreds of thousands of blocks, and each window is counted apart."""
+    spans = [Span(0, 5, "r"), Span(6, 12, "r"), Span(13, 20, "r"), Span(21, 30, "r")]
+    held = buffer(next_offset=0, spans=deque(spans))
+    held.counted({(0, 5): 6, (13, 20): 8}, 18)
+    assert list(held.spans) == [Span(0, 5, "r", 6), Span(6, 12, "r"), Span(13, 20, "r", 8), Span(21, 30, "r")]
+    assert held.spans[3] is spans[3]
+    assert held.uncounted is None
+    held.spans.popleft(), held.spans.popleft(), held.spans.popleft()
+    assert held.uncounted == 21
