@@ -13,6 +13,7 @@ import resource
 from collections.abc import Iterator
 from typing import Any, Final
 
+import httptools
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,6 +48,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._unread: asyncio.TimerHandle | None = None
         self._refusal: ProblemError | None = None
         self._last_word: ProblemError | None = None  # said when what came before it is answered
+        self._passed_over: bytes | None = None  # a head that asked for an upgrade, without that
 
     # --- connection
 
@@ -73,7 +75,12 @@ class BoundedHttp(HttpToolsProtocol):
         if self._awaiting_head and self._deadline is None:
             self._arm()
         self._idle_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
         if self._idle_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(_too_large())
 
@@ -134,6 +141,36 @@ class BoundedHttp(HttpToolsProtocol):
 
     # --- parser
 
+    def _parse(self, data: bytes) -> None:
+        """Upgrades are passed over, as RFC 9110, 7.8 allows: such a request is answered over HTTP/1.1.
+
+        The parser takes its body for another protocol and ends it with its head; one of ours that does so is
+        a request of whoever wrote that body. So a new parser gets the head once more, without the upgrade,
+        and then what came behind it. Raises httptools.HttpParserError.
+        """
+        rest: bytes | memoryview = data
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                head, self._passed_over = self._passed_over, None
+                if head is None:
+                    raise httptools.HttpParserError("not an upgrade of a request") from None
+                rest = memoryview(rest)[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(head)
+            else:
+                return
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
+
     def on_headers_complete(self) -> None:
         self._disarm()
         self._awaiting_head, self._idle_bytes = False, 0
@@ -143,6 +180,11 @@ class BoundedHttp(HttpToolsProtocol):
             raise self._refusal  # the parser stops; `send_400_response` answers
         if self.parser.get_http_version() not in {"1.0", "1.1"}:
             raise ProblemError(400, "bad_request", "")  # HTTP/0.9: the parser takes a lone GET line for it
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":  # what follows is for another host
+                raise ProblemError(400, "bad_request", "")
+            self._passed_over = self._head_without_upgrade()
+            return
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -150,13 +192,12 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._passed_over is not None:
+            return  # only the head has come
         self._awaiting_head, self._idle_bytes = True, 0
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete and not self.transport.is_closing():
             self._close_later()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """An upgrade that is not offered is passed over (RFC 9110); no line of log for each."""
 
     # --- refusals
 

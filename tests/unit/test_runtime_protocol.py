@@ -46,6 +46,11 @@ async def port() -> AsyncIterator[int]:
         routes=[Route("/", _echo, methods=["GET", "POST"]), Route("/early", _early, methods=["POST"]),
                 Route("/large", _large)]
     )  # fmt: skip
+    async for port in _serving(app):
+        yield port
+
+
+async def _serving(app: Starlette) -> AsyncIterator[int]:
     server = uvicorn.Server(
         uvicorn.Config(app, http=BoundedHttp, host="127.0.0.1", port=0, lifespan="off", log_config=None)
     )
@@ -183,6 +188,106 @@ async def test_a_connection_goes_on_after_an_early_answer(port: int) -> None:
     answer = await ask(port, early, b"aa" + early, b"a", b"a" + early + b"aa", GET + b"\r\n", pause=0.05)
     assert answer.count(b"401 Unauthorized") == 3
     assert answer.count(b"200 OK") == 1
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEA\r\nUpgrade: h2c\r\n"
+SMUGGLED = b"POST /smuggled HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+UPGRADES: dict[str, tuple[bytes, list[bytes]]] = {
+    "a body that reads like a request": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % len(SMUGGLED) + H2C + b"\r\n" + SMUGGLED,
+        [b"/ 46"],
+    ),
+    "requests behind it": (
+        (
+            b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n"
+            b"GET /b HTTP/1.1\r\nHost: x\r\n\r\nGET /c HTTP/1.1\r\nHost: x\r\n\r\n"
+        ),
+        [b"/a 0", b"/b 0", b"/c 0"],
+    ),
+    "a chunked body": (
+        b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + H2C + b"\r\n"
+        b"3\r\nabc\r\n%x\r\n" % len(SMUGGLED) + SMUGGLED + b"\r\n0\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n",
+        [b"/a 49", b"/b 0"],
+    ),
+    "trailers": (
+        b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n" + H2C + b"\r\n"
+        b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n",
+        [b"/a 3", b"/b 0"],
+    ),
+    "a websocket, and one after another": (
+        b"POST /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        b"Content-Length: 2\r\n\r\nabGET /b HTTP/1.1\r\nHost: x\r\n" + H2C + b"\r\n"
+        b"GET /c HTTP/1.1\r\nHost: x\r\n" + H2C + b"\r\n",
+        [b"/a 2", b"/b 0", b"/c 0"],
+    ),
+    "Java's client": (
+        (
+            b"POST /a HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nContent-Length: 4\r\nHost: x\r\n"
+            b"HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAABgAGAAA\r\nUpgrade: h2c\r\n"
+            b"User-Agent: Java-http-client/17.0.9\r\n\r\nslow"
+            b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n"
+        ),
+        [b"/a 4", b"/b 0"],
+    ),
+}
+
+
+async def _told(request: Request) -> Response:
+    body = await request.body()
+    return PlainTextResponse(f"<{request.url.path} {len(body)}>")
+
+
+@pytest.fixture
+async def telling() -> AsyncIterator[int]:
+    async for port in _serving(Starlette(routes=[Route("/{rest:path}", _told, methods=["GET", "POST"])])):
+        yield port
+
+
+def _told_of(answers: bytes) -> list[bytes]:
+    return re.findall(rb"<([^>]*)>", answers)
+
+
+@pytest.mark.parametrize("name", UPGRADES)
+async def test_an_upgrade_that_is_not_offered_is_passed_over_and_nothing_of_the_request_is_lost(
+    telling: int, name: str
+) -> None:
+    sent, expected = UPGRADES[name]
+    sent += b"GET /end HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    whole = await ask(telling, sent)
+    assert _told_of(whole) == [*expected, b"/end 0"]
+    assert statuses_of(whole) == [200] * (len(expected) + 1)
+
+    limit = asyncio.Semaphore(50)
+
+    async def cut(at: int) -> bytes:
+        async with limit:
+            return await ask(telling, sent[:at], sent[at:], pause=0.01)
+
+    for answers in await asyncio.gather(*map(cut, range(1, len(sent)))):
+        assert _told_of(answers) == [*expected, b"/end 0"]
+    byte_by_byte = await ask(telling, *(sent[at : at + 1] for at in range(len(sent))), pause=0.001)
+    assert _told_of(byte_by_byte) == [*expected, b"/end 0"]
+
+
+async def test_an_upgrade_loosens_no_bound(telling: int) -> None:
+    large = await ask(telling, b"GET / HTTP/1.1\r\nHost: x\r\n" + H2C + b"X: " + b"a" * 17_000 + b"\r\n\r\n")
+    assert statuses_of(large) == [431]
+    many = b"".join(b"X-%d: v\r\n" % number for number in range(99))
+    assert statuses_of(await ask(telling, b"GET / HTTP/1.1\r\nHost: x\r\n" + H2C + many + b"\r\n")) == [431]
+    both = b"POST / HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n" + H2C + b"\r\n"
+    assert statuses_of(await ask(telling, both)) == [400]
+    old = await ask(telling, b"POST / HTTP/1.0\r\nContent-Length: 2\r\n" + H2C + b"\r\nab")
+    assert _told_of(old) == [b"/ 2"]
+
+
+async def test_a_tunnel_is_refused_behind_earlier_answers_and_nothing_in_it_is_taken(telling: int) -> None:
+    ahead = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+    tunnel = b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n" + SMUGGLED
+    for parts in ([ahead + tunnel], [ahead, tunnel], [ahead + tunnel[:40], tunnel[40:]]):
+        answers = await ask(telling, *parts, pause=0.05)
+        assert statuses_of(answers) == [200, 400]
+        assert _told_of(answers) == [b"/a 0"]
 
 
 async def unread(port: int, head: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
