@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ import httptools
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
@@ -24,6 +26,12 @@ from pipeline.ingest.problem import ProblemError, problem_response, request_id_o
 MAX_HEAD_BYTES: Final = 16_384
 MAX_HEADERS: Final = 100
 HEAD_SECONDS: Final = 5.0
+#: Requests of one connection that wait for the answers before theirs.
+MOST_WAITING: Final = 64
+#: After a refusal behind other answers so much more is taken in and dropped, for so long: to close a
+#: connection with bytes that nobody read resets it, and who still sends would lose the answers, too.
+_DROPPED_BYTES: Final = 1_000_000
+_LINGER_SECONDS: Final = 1.0
 #: Of an answer that waits to be read so much must be taken in so long, or all that is left.
 UNREAD_SECONDS: Final = 30.0
 _UNREAD_BYTES: Final = 16_384
@@ -41,6 +49,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.flow: _Flow
         self._awaiting_head = True
         self._idle_bytes = 0  # since the parser last finished a head, a piece of body or a message
         self._heard = False
@@ -48,12 +57,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._unread: asyncio.TimerHandle | None = None
         self._refusal: ProblemError | None = None
         self._last_word: ProblemError | None = None  # said when what came before it is answered
+        self._dropped_bytes = 0  # since then
         self._passed_over: bytes | None = None  # a head that asked for an upgrade, without that
 
     # --- connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         transport.set_write_buffer_limits(high=1, low=0)  # `pause_writing` with whatever is not taken at once
         if len(self.connections) > self.most_connections:
             self._refuse(
@@ -69,7 +80,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._last_word is not None:
-            self.flow.pause_reading()  # nothing of it is looked at
+            self._dropped_bytes += len(data)
+            if self._dropped_bytes > _DROPPED_BYTES:
+                self.flow.pause_reading()
             return
         self._heard = True
         if self._awaiting_head and self._deadline is None:
@@ -104,9 +117,9 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _close_later(self) -> None:
+    def _close_later(self, seconds: float) -> None:
         self._disarm()
-        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        self._deadline = self.loop.call_later(seconds, self.transport.close)
 
     # --- answers
 
@@ -115,9 +128,10 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_response_complete()
         if self._last_word is not None:
             if last and not self.transport.is_closing():
-                self._say(self._last_word)
+                self._say(self._last_word, linger=True)
         elif not self._awaiting_head and self.cycle.response_complete and not self.transport.is_closing():
-            self._close_later()  # the rest of the body: its first byte ends uvicorn's own deadline
+            # the rest of the body: its first byte ends uvicorn's own deadline
+            self._close_later(HEAD_SECONDS)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -185,6 +199,11 @@ class BoundedHttp(HttpToolsProtocol):
                 raise ProblemError(400, "bad_request", "")
             self._passed_over = self._head_without_upgrade()
             return
+        if len(self.pipeline) >= MOST_WAITING:
+            self._refusal = ProblemError(
+                503, "too_many_waiting", f"{MOST_WAITING} requests of this connection wait for their answers"
+            )
+            raise self._refusal
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -197,7 +216,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._awaiting_head, self._idle_bytes = True, 0
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete and not self.transport.is_closing():
-            self._close_later()
+            self._close_later(HEAD_SECONDS)
 
     # --- refusals
 
@@ -220,13 +239,36 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._last_word = problem
         self._disarm()
+        self.flow.read_on()
 
-    def _say(self, problem: ProblemError) -> None:
+    def _say(self, problem: ProblemError, *, linger: bool = False) -> None:
         answer = problem_response(problem, request_id_of(None))
         answer.headers["Connection"] = "close"
         head = [name + b": " + value + b"\r\n" for name, value in answer.raw_headers]
         self.transport.write(b"".join([STATUS_LINE[problem.status], *head, b"\r\n", bytes(answer.body)]))
-        self.transport.close()
+        if linger and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.flow.read_on()
+            self._close_later(_LINGER_SECONDS)
+        else:
+            self.transport.close()
+
+
+class _Flow(FlowControl):
+    """Reads nothing while requests wait for the answers before theirs: what one call reads becomes that many
+    requests, and both the one that is answered and its answer's end would ask for more."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: deque[Any]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if self.read_paused and not self._waiting:
+            super().resume_reading()
+
+    def read_on(self) -> None:
+        """For what is not looked at."""
+        super().resume_reading()
 
 
 class CutOff:

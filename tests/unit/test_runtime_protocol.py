@@ -19,7 +19,14 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.runtime import protocol
-from pipeline.runtime.protocol import _OWN_DESCRIPTORS, MAX_HEAD_BYTES, BoundedHttp, CutOff, bounded_to
+from pipeline.runtime.protocol import (
+    _OWN_DESCRIPTORS,
+    MAX_HEAD_BYTES,
+    MOST_WAITING,
+    BoundedHttp,
+    CutOff,
+    bounded_to,
+)
 
 pytestmark = pytest.mark.timeout(30)
 LARGE = 8_000_000
@@ -288,6 +295,68 @@ async def test_a_tunnel_is_refused_behind_earlier_answers_and_nothing_in_it_is_t
         answers = await ask(telling, *parts, pause=0.05)
         assert statuses_of(answers) == [200, 400]
         assert _told_of(answers) == [b"/a 0"]
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[BoundedHttp]:
+    """Every connection that is made."""
+    made: list[BoundedHttp] = []
+    plain = BoundedHttp.connection_made
+
+    def noted(self: BoundedHttp, transport: asyncio.Transport) -> None:
+        made.append(self)
+        plain(self, transport)
+
+    monkeypatch.setattr(BoundedHttp, "connection_made", noted)
+    return made
+
+
+async def _most(connections: list[BoundedHttp], asked: asyncio.Task[bytes]) -> tuple[int, int]:
+    """The most requests that waited, and the most bytes of their bodies, until `asked` is done."""
+    requests = held = 0
+    while not asked.done():
+        for connection in connections:
+            cycles = [cycle for cycle, _ in connection.pipeline]
+            requests = max(requests, len(cycles))
+            held = max(held, sum(len(cycle.body) for cycle in cycles))
+        await asyncio.sleep(0.001)
+    return requests, held
+
+
+async def test_of_pipelined_requests_only_so_many_wait_and_the_rest_is_refused_behind_them(
+    telling: int, connections: list[BoundedHttp]
+) -> None:
+    asked = asyncio.create_task(ask(telling, b"GET / HTTP/1.1\r\n\r\n" * 14_000))
+    requests, _ = await _most(connections, asked)
+    answers = await asked
+    assert requests <= MOST_WAITING
+    assert statuses_of(answers) == [200] * (MOST_WAITING + 1) + [503]
+    assert b"too_many_waiting" in answers
+    assert b"retry-after: 1" in answers.lower()
+
+
+async def test_a_client_with_so_many_requests_under_way_is_answered_in_order(telling: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", telling)
+    for number in range(MOST_WAITING):
+        writer.write(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number)
+    answers = b""
+    for number in range(MOST_WAITING, 5 * MOST_WAITING):  # one more for each that is answered
+        while answers.count(b">") <= number - MOST_WAITING:
+            answers += await asyncio.wait_for(reader.read(65_536), 5)
+        writer.write(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number)
+    writer.write_eof()
+    while answers.count(b">") < 5 * MOST_WAITING:
+        answers += await asyncio.wait_for(reader.read(65_536), 5)
+    writer.close()
+    assert _told_of(answers) == [b"/%d 0" % number for number in range(5 * MOST_WAITING)]
+
+
+async def test_nothing_more_is_read_while_requests_wait(port: int, connections: list[BoundedHttp]) -> None:
+    post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b"a" * 200_000
+    asked = asyncio.create_task(ask(port, SLOW * 4 + post * 30 + GET + b"\r\n"))
+    _, held = await _most(connections, asked)
+    assert statuses_of(await asked) == [200] * 35
+    assert held < 300_000  # what one call reads
 
 
 async def unread(port: int, head: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
