@@ -57,7 +57,7 @@ from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Check, Health, broker_check
 from pipeline.runtime.pages import TO_DOCS, page, page_routes, to_docs
 from pipeline.runtime.process import Order, end_at_once, leave, receive_order, report_problem
-from pipeline.runtime.protocol import CutOff, Loop, SecondServer, bounded_to
+from pipeline.runtime.protocol import CutOff, Loop, SecondServer, bounded_to, raise_descriptors
 from pipeline.runtime.roll import LogState
 from pipeline.runtime.valve import obey
 from pipeline.runtime.watchdog import watch_loop
@@ -397,6 +397,7 @@ def serve(
 
     parts.checks["process"] = going_on
     public, admin = build_app(parts)
+    raise_descriptors()
     common: dict[str, Any] = {
         "http": bounded_to(parts.settings.max_connections),
         "ws": "none",

@@ -26,6 +26,8 @@ from pipeline.ingest.problem import ProblemError, problem_response, request_id_o
 MAX_HEAD_BYTES: Final = 16_384
 MAX_HEADERS: Final = 100
 HEAD_SECONDS: Final = 5.0
+#: How long the other end of a TLS connection that we close may take to say that it heard so.
+TLS_FAREWELL_SECONDS: Final = 2.0
 #: Requests of one connection that wait for the answers before theirs.
 MOST_WAITING: Final = 64
 #: After a refusal behind other answers so much more is taken in and dropped, for so long: to close a
@@ -298,11 +300,13 @@ class CutOff:
 
 class Loop(uvloop.Loop):
     """Whoever opens a TLS connection has as long to finish its handshake as for a head. Until then it is no
-    connection that the protocol could count or end; uvloop itself waits for a minute."""
+    connection that the protocol could count or end; uvloop itself waits for a minute, and half of one for
+    the farewell of a client, whose closed connection keeps its place until then."""
 
     async def create_server(self, *arguments: Any, **options: Any) -> asyncio.AbstractServer:  # type: ignore[override]
         if options.get("ssl") is not None:
             options["ssl_handshake_timeout"] = HEAD_SECONDS
+            options["ssl_shutdown_timeout"] = TLS_FAREWELL_SECONDS
         return await super().create_server(*arguments, **options)
 
 
@@ -312,6 +316,14 @@ class SecondServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def raise_descriptors() -> None:
+    """As many open files as this process may ask for: what starts it often sets fewer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS has a limit of its own below the hard one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def bounded_to(most_connections: int) -> type[BoundedHttp]:

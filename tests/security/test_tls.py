@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,29 @@ def test_kafka_clients_get_what_the_settings_say(certificates: Certificates, tmp
         librdkafka_options(Settings(kafka="a:1", kafka_security="sasl_plaintext"))
 
 
+@contextlib.asynccontextmanager
+async def _serving(certificates: Certificates) -> AsyncIterator[uvicorn.Server]:
+    config = uvicorn.Config(
+        Starlette(),
+        http=protocol.BoundedHttp,
+        host="127.0.0.1",
+        port=0,
+        lifespan="off",
+        log_config=None,
+        ssl_certfile=certificates.cert,
+        ssl_keyfile=certificates.key,
+    )
+    server = uvicorn.Server(config)
+    running = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        await running
+
+
 def test_a_handshake_has_no_longer_than_a_head(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,30 +299,37 @@ def test_a_handshake_has_no_longer_than_a_head(
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.5)
 
     async def silent() -> bytes:
-        config = uvicorn.Config(
-            Starlette(),
-            http=protocol.BoundedHttp,
-            host="127.0.0.1",
-            port=0,
-            lifespan="off",
-            log_config=None,
-            ssl_certfile=certificates.cert,
-            ssl_keyfile=certificates.key,
-        )
-        server = uvicorn.Server(config)
-        running = asyncio.create_task(server.serve())
-        while not server.started:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
-        try:
-            async with asyncio.timeout(20):
-                with contextlib.suppress(ConnectionError):
-                    return await reader.read()
-            return b""
-        finally:
-            writer.close()
-            server.should_exit = True
-            await running
+        async with _serving(certificates) as server:
+            reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+            try:
+                async with asyncio.timeout(20):
+                    with contextlib.suppress(ConnectionError):
+                        return await reader.read()
+                return b""
+            finally:
+                writer.close()
 
     with asyncio.Runner(loop_factory=protocol.Loop) as runner:
         assert runner.run(silent()) == b""
+
+
+def test_a_closed_connection_keeps_its_place_no_longer_than_its_farewell(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that never answers the end of TLS."""
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.5)
+
+    def handshake(address: tuple[str, int]) -> ssl.SSLSocket:
+        context = ssl.create_default_context(cafile=certificates.ca)
+        return context.wrap_socket(socket.create_connection(address), server_hostname="127.0.0.1")
+
+    async def left() -> int:
+        async with _serving(certificates) as server:
+            address = server.servers[0].sockets[0].getsockname()
+            with contextlib.closing(await asyncio.to_thread(handshake, address)):
+                assert len(server.server_state.connections) == 1
+                await asyncio.sleep(0.5 + protocol.TLS_FAREWELL_SECONDS + 1)
+                return len(server.server_state.connections)
+
+    with asyncio.Runner(loop_factory=protocol.Loop) as runner:
+        assert runner.run(left()) == 0

@@ -430,6 +430,17 @@ def test_the_cap_leaves_descriptors_for_everything_else() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_as_many_descriptors_are_asked_for_as_there_may_be() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (700, hard))
+    try:
+        protocol.raise_descriptors()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+        protocol.raise_descriptors()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def test_what_a_stop_cuts_off_is_told_to_come_again() -> None:
     async def never(_request: Request) -> Response:
         await asyncio.sleep(60)
