@@ -96,7 +96,11 @@ def _derive(master: bytes, key_id: str, salt: str) -> str:
 
 
 class KeyStore:
-    """The keys of one file. Reads it again when it changes, so that a revoked key stops at once."""
+    """The keys of one file. Reads it again when it changes, so that a revoked key stops at once.
+
+    verify, holds, signing and check raise ConfigurationError where the file cannot be read, or is missing
+    though it was there with keys.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], datetime] = utc_now) -> None:
         self._path = path
@@ -217,23 +221,34 @@ class KeyStore:
             self._master = load_secret(self._master_path, create=False)
         return _derive(self._master, key_id, key.salt).encode(), key.credential()
 
+    def check(self) -> None:
+        """Raises ConfigurationError, as every look at keys does, where the file cannot be used."""
+        self._refresh()
+
     def _refresh(self) -> None:
         try:
             status = os.stat(self._path)  # noqa: PTH116  at each request: Path.stat takes twice as long
             version = (status.st_mtime_ns, status.st_ino, status.st_size)
-        except FileNotFoundError:
+        except OSError:
             version = (0, 0, 0)
         if version != self._version:
-            self._keys = {key.id: key for key in self._read().keys}
+            file = self._read_if_there()
+            if file is None and self._keys:
+                # it may be about to be replaced, and all its keys be good
+                raise ConfigurationError(f"key file {self._path} is missing; restore it")
+            self._keys = {key.id: key for key in (file or _File()).keys}
             self._verified = {}
             self._version = version
 
     def _read(self) -> _File:
+        return self._read_if_there() or _File()
+
+    def _read_if_there(self) -> _File | None:
         try:
             content = self._path.read_bytes()
             mode = self._path.stat().st_mode
         except FileNotFoundError:
-            return _File()
+            return None
         except OSError as error:
             raise ConfigurationError(f"key file {self._path}: {error.strerror}") from error
         if mode & (stat.S_IRWXG | stat.S_IRWXO):

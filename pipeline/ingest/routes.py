@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipeline import metrics
 from pipeline.contract.cloudevents import split_media_type
+from pipeline.errors import ConfigurationError
 from pipeline.ingest.body import declared_length, read_body
 from pipeline.ingest.budget import Hold
 from pipeline.ingest.gateway import CONTENT_TYPES, Call, Gateway
@@ -26,7 +27,7 @@ from pipeline.ingest.keys import Credential
 from pipeline.ingest.openapi import OPENAPI_PATHS
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.ingest.quota import caller
-from pipeline.ingest.signing import Claim, Signed, unauthorised
+from pipeline.ingest.signing import Claim, Signed, keys_unavailable, unauthorised
 
 log = structlog.get_logger(__name__)
 
@@ -194,7 +195,10 @@ def _bearer(gateway: Gateway, scope: Scope, fields: _Fields, address: str) -> Cr
             401, "key_in_address", "keys are not taken from the address; send Authorization: Bearer KEY"
         )
     scheme, _, bearer = _text(fields, b"authorization").partition(" ")
-    credential = gateway.keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
+    try:
+        credential = gateway.keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
+    except ConfigurationError as error:
+        raise keys_unavailable(error) from error
     if credential is None:
         gateway.quotas.wrong_credential(address, bearer[:15])
         raise unauthorised()

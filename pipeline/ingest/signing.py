@@ -32,10 +32,13 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+import structlog
 
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import SIGNED_PREFIX, Credential, KeyStore
 from pipeline.ingest.problem import ProblemError
+
+log = structlog.get_logger(__name__)
 
 SCHEME: Final = "GRIDPIPE-HMAC-SHA256"
 #: How far a request's time may be from ours, seconds; nonces are kept for twice as long.
@@ -135,9 +138,12 @@ class Signatures:
         """What the request's key allows.
 
         Raises ProblemError: 401 wrong (whatever is wrong) or too far from our time, 409 seen before, 503 when
-        nonces cannot be kept.
+        keys cannot be read or nonces not be kept.
         """
-        secret, credential = self._keys.signing(claim.key_id)
+        try:
+            secret, credential = self._keys.signing(claim.key_id)
+        except ConfigurationError as error:
+            raise keys_unavailable(error) from error
         expected = signature(secret, claim.time, claim.nonce, request)
         if not hmac.compare_digest(expected, claim.signature) or credential is None:
             raise unauthorised()
@@ -170,6 +176,12 @@ class Signatures:
         if self._nonces is not None:
             self._nonces.close()
             self._nonces = None
+
+
+def keys_unavailable(error: ConfigurationError) -> ProblemError:
+    """Nobody can be told from anybody else now: the caller's key may be as good as ever."""
+    log.error("keys_unavailable", problem=str(error))
+    return ProblemError(503, "keys_unavailable", "keys cannot be looked at now; send again")
 
 
 def unauthorised() -> ProblemError:

@@ -21,7 +21,7 @@ from pipeline.read.matters import matters_in_force
 from pipeline.read.routes import answer, only
 from pipeline.read.small_cells import for_reader
 from pipeline.rules.model import RULE_COUNT, Channel, Named
-from pipeline.runtime.access import is_passed_on, still_reads
+from pipeline.runtime.access import bearer_of, is_passed_on, still_reads
 from pipeline.runtime.pages import page
 from pipeline.store.kpi_views import BY
 
@@ -124,8 +124,7 @@ def live_routes(live: Live, keys: KeyStore) -> list[BaseRoute]:
 
     async def key(request: Request) -> Any:
         only(request)
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        credential = keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
+        credential = bearer_of(request.scope, keys)
         if credential is None:
             raise ProblemError(401, "unauthorised", "this key is not known, or it was revoked")
         sends = credential.sources - {READ_SOURCE} if "ingest" in credential.roles else ()

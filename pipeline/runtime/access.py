@@ -23,7 +23,7 @@ from pipeline.ingest.keys import READ_SOURCE, Credential, KeyStore
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 from pipeline.ingest.quota import AddressQuota, Clock, Quotas
 from pipeline.ingest.routes import address_of, signed_parts
-from pipeline.ingest.signing import Claim, Signatures, unauthorised
+from pipeline.ingest.signing import Claim, Signatures, keys_unavailable, unauthorised
 from pipeline.read.small_cells import SMALL_CELLS
 from pipeline.settings import Settings, is_loopback, split_address
 
@@ -34,6 +34,7 @@ __all__ = [
     "ReadKeys",
     "RoleKeys",
     "SmallCells",
+    "bearer_of",
     "check_listeners",
     "guard_metrics",
     "is_passed_on",
@@ -220,19 +221,37 @@ def guard_metrics(
 
 
 def identify(scope: Scope, keys: KeyStore, signatures: Signatures | None) -> Credential | None:
-    """Whose request without a body this is; None without a valid key. Raises ProblemError as `Signatures`."""
+    """Whose request without a body this is; None without a valid key.
+
+    Raises ProblemError as `Signatures`, and 503 where keys cannot be read.
+    """
     authorization = Headers(scope=scope).get("authorization", "")
     claim = Claim.of(authorization)
     if claim is not None:
         return None if signatures is None else signatures.verify(claim, signed_parts(Request(scope), b""))
-    scheme, _, bearer = authorization.partition(" ")
-    return keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
+    return bearer_of(scope, keys)
+
+
+def bearer_of(scope: Scope, keys: KeyStore) -> Credential | None:
+    """What the plain key allows that a request shows; None without a valid one.
+
+    Raises ProblemError 503 where keys cannot be read.
+    """
+    scheme, _, bearer = Headers(scope=scope).get("authorization", "").partition(" ")
+    try:
+        return keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
+    except ConfigurationError as error:
+        raise keys_unavailable(error) from error
 
 
 def still_reads(scope: Scope, keys: KeyStore) -> bool:
-    """Whether the key that a request needed still allows it to read; true where none was needed."""
+    """Whether the key that a request needed still allows it to read; true where none was needed, false where
+    that cannot be said."""
     key_id = scope.get(_KEY_ID)
-    return key_id is None or keys.holds(key_id, "read")
+    try:
+        return key_id is None or keys.holds(key_id, "read")
+    except ConfigurationError:
+        return False
 
 
 class SmallCells:
@@ -297,6 +316,8 @@ class AuditReads:
 
     def _who(self, scope: Scope) -> str:
         """On a loopback listener a key is not needed, but one that is shown tells who it is."""
-        scheme, _, bearer = Headers(scope=scope).get("authorization", "").partition(" ")
-        credential = self._keys.verify(bearer.strip()) if scheme.lower() == "bearer" else None
+        try:
+            credential = bearer_of(scope, self._keys)
+        except ProblemError:
+            credential = None
         return f"key {credential.id}" if credential else "loopback"

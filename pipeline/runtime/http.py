@@ -27,7 +27,7 @@ from pipeline import logs, metrics
 from pipeline.audit import AuditLog
 from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy
-from pipeline.errors import GridpipeError, UnavailableError
+from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 from pipeline.ingest.durability import Durability, Replicated, stored_in
 from pipeline.ingest.gate import gate_orders
 from pipeline.ingest.gateway import Gateway
@@ -300,6 +300,7 @@ def assemble(
         return f"{versions}, rules {catalogues.digest[:12]}"
 
     checks["catalogue"] = catalogue
+    checks["keys"] = _keys_check(keys)
     if control is not None:
         checks["worker"] = _worker_check(control)
     live: Live | None = None
@@ -351,6 +352,20 @@ def _log_check(gateway: Gateway, broker: Check) -> Check:
         if not gateway.available():
             raise UnavailableError("events cannot be written now: they are answered with 503")
         return found
+
+    return check
+
+
+def _keys_check(keys: KeyStore) -> Check:
+    """Without keys every call that needs one is answered with 503."""
+
+    async def check() -> str:
+        try:
+            keys.check()
+        except ConfigurationError as error:
+            log.warning("check_failed", check="keys", error=str(error))
+            raise UnavailableError("keys cannot be read; the log says why") from error
+        return "readable"
 
     return check
 

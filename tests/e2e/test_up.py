@@ -133,7 +133,7 @@ def test_it_says_where_it_is_and_keeps_the_key_to_its_user(service: Service) -> 
     assert set(service.children()) == {"tansu", "store", "http"}
     ready = service.get("/health/ready")
     assert ready["status"] == "ready"
-    assert set(ready["checks"]) == {"broker", "store", "catalogue", "worker", "process"}
+    assert set(ready["checks"]) == {"broker", "store", "catalogue", "keys", "worker", "process"}
 
 
 def test_it_sets_the_retention_of_its_tables(service: Service) -> None:

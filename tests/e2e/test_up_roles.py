@@ -123,7 +123,7 @@ def test_gateway_worker_and_api_run_apart_on_servers(site: Site) -> None:
         "worker": site.start("worker", "--admin-http", worker_admin),
     }
     try:
-        http = {"store", "catalogue", "process"}
+        http = {"store", "catalogue", "keys", "process"}
         assert set(until_ready(gateway_admin, roles["gateway"])) == http | {"broker"}
         assert set(until_ready(api_at, roles["api"])) == http
         assert set(until_ready(worker_admin, roles["worker"])) == {"worker"}

@@ -96,6 +96,24 @@ def test_file_that_others_can_read_or_that_is_damaged_is_refused(store: KeyStore
         store.verify(key)
 
 
+def test_a_file_that_goes_missing_is_not_a_file_without_keys(store: KeyStore, tmp_path: Path) -> None:
+    """It may be about to be replaced: 401 would tell every sender that its key is over."""
+    path, aside = tmp_path / "keys.json", tmp_path / "aside"
+    store.check()
+    assert store.verify("gp_000000000000_" + "x" * 43) is None  # there was none
+    key = store.create("12345")
+    assert store.verify(key) is not None
+    path.rename(aside)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="is missing"):
+            store.verify(key)
+    with pytest.raises(ConfigurationError, match="is missing"):
+        store.check()
+    aside.rename(path)
+    assert store.verify(key) is not None
+    store.check()
+
+
 def test_commands_add_list_and_revoke(tmp_path: Path) -> None:
     run = CliRunner().invoke
     place = ["--data-dir", str(tmp_path)]

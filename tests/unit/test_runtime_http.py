@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,13 @@ from starlette.types import ASGIApp
 from pipeline import metrics
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.ingest.keys import KeyStore
+from pipeline.ingest.signing import auth_for
 from pipeline.rules.catalogue import load_catalogues
-from pipeline.runtime.access import ReadKeys, check_listeners
+from pipeline.runtime.access import ReadKeys, check_listeners, still_reads
 from pipeline.runtime.exposition import counted_by_http, http_part, worker_part
 from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Health
-from pipeline.runtime.http import Parts, _log_check, assemble, build_app
+from pipeline.runtime.http import Parts, _keys_check, _log_check, assemble, build_app
 from pipeline.runtime.pages import page_routes
 from pipeline.settings import Settings, load_settings
 from tests.unit.gateway_world import event, make_world
@@ -109,6 +112,51 @@ async def test_reading_on_a_public_listener_needs_a_read_key(tmp_path: Path) -> 
     assert (refused.status_code, refused.json()["code"]) == (403, "not_a_read_key")
     assert (await client.get("/v1/kpi", headers={"Authorization": f"Bearer {reader}"})).text == "hello"
     assert (await client.post("/v1/events")).status_code == 200  # the gateway asks for its own key
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda path: path.chmod(0o644), lambda path: path.write_bytes(b"{"), Path.unlink]
+)
+async def test_keys_that_cannot_be_read_are_503_everywhere_and_readiness_says_so(
+    tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    world = make_world(tmp_path)
+    path, keys = world.gateway.settings.keys_path, world.keys
+    reader, signer = keys.create("read"), keys.create("12345", signed=True)
+    guarded = client_of(ReadKeys(Starlette(routes=ROUTES), keys, signatures=world.gateway.signatures))
+    ready = client_of(Starlette(routes=Health({"keys": _keys_check(keys)}).routes()))
+    bearer = {"Authorization": f"Bearer {reader}"}
+    assert (await guarded.get("/v1/kpi", headers=bearer)).status_code == 200
+    assert (await world.post(event())).status_code == 202
+    assert (await ready.get("/health/ready")).status_code == 200
+    scope = {"gridpipe.key_id": reader.split("_")[1]}
+    assert still_reads(scope, keys)
+    saved = path.read_bytes()
+    spoil(path)
+    if path.exists():
+        os.utime(path, ns=(1, 1))  # permissions alone are seen at the next change
+    signing = auth_for(signer)
+    answers = [
+        await guarded.get("/v1/kpi", headers=bearer),
+        await guarded.get("/v1/kpi", auth=signing),
+        await world.post(event(2)),
+        await client_of(world.app).post(
+            "/v1/events", content=b"{}", headers={"Content-Type": "application/json"}, auth=signing
+        ),
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["code"]) == (503, "keys_unavailable")
+        assert answer.headers["Retry-After"] == "1"
+        assert str(tmp_path) not in answer.text
+    assert not still_reads(scope, keys)
+    await asyncio.sleep(0.3)  # an answer is kept for a moment
+    told = await ready.get("/health/ready")
+    assert told.status_code == 503
+    assert "the log says why" in told.json()["checks"]["keys"]["detail"]
+    assert str(tmp_path) not in told.text
+    path.write_bytes(saved)
+    path.chmod(0o600)
+    assert (await world.post(event(3))).status_code == 202
 
 
 def test_a_public_listener_is_refused_without_read_keys_and_a_place_for_metrics(tmp_path: Path) -> None:
