@@ -63,6 +63,43 @@ async def test_who_goes_away_while_it_waits_leaves_its_place_and_is_not_worked_f
     pool.close()
 
 
+async def test_callers_who_leave_fill_no_queue(may: threading.Event) -> None:
+    pool = BoundedPool("test", threads=1, queue=2)
+    (running,) = await begin(pool.run(may.wait, 30))
+    for _ in range(100):
+        (leaving,) = await begin(pool.run(int))
+        leaving.cancel()
+        await asyncio.wait({leaving})
+    assert pool._executor._work_queue.qsize() <= 1  # the running one's wake-up
+    stay = await begin(pool.run(int, "1"), pool.run(int, "2"))
+    with pytest.raises(UnavailableError):
+        await pool.run(int)
+    may.set()
+    assert await asyncio.gather(running, *stay) == [True, 1, 2]
+    pool.close()
+
+
+async def test_a_turn_that_comes_to_one_who_leaves_goes_to_the_next(may: threading.Event) -> None:
+    pool = BoundedPool("test", threads=1, queue=2)
+    running, leaving, stays = await begin(pool.run(may.wait, 30), pool.run(int), pool.run(int, "7"))
+    may.set()
+    await running
+    leaving.cancel()  # its turn has come, and it has not gone on yet
+    assert await asyncio.wait_for(stays, 5) == 7
+    assert await asyncio.wait_for(pool.run(int, "8"), 5) == 8
+    pool.close()
+
+
+async def test_a_pool_that_closes_lets_nobody_wait(may: threading.Event) -> None:
+    pool = BoundedPool("test", threads=1, queue=2)
+    running, waiting = await begin(pool.run(may.wait, 30), pool.run(int))
+    pool.close()
+    await asyncio.wait({waiting}, timeout=5)
+    assert waiting.cancelled()
+    may.set()
+    assert await running
+
+
 async def test_a_read_whose_caller_left_is_not_asked_of_the_store(may: threading.Event) -> None:
     asked: list[bool] = []
 
