@@ -18,6 +18,7 @@ from pipeline.page.first import FirstPage
 from pipeline.page.live import MOST_VIEWERS, Live
 from pipeline.page.search import search
 from pipeline.read.matters import matters_in_force
+from pipeline.read.reader import Reader
 from pipeline.read.routes import answer, only
 from pipeline.read.small_cells import for_reader
 from pipeline.rules.model import RULE_COUNT, Channel, Named
@@ -72,9 +73,11 @@ def page_files(assets: Assets, live: Live | None) -> list[BaseRoute]:
     ]
 
 
-def live_routes(live: Live, keys: KeyStore) -> list[BaseRoute]:
-    """The stream and the page's own calls; all below `/v1/`, where reading may need a key."""
-    reader = live.board.reader
+def live_routes(live: Live, keys: KeyStore, reader: Reader) -> list[BaseRoute]:
+    """The stream and the page's own calls; all below `/v1/`, where reading may need a key.
+
+    reader : for searches, which are somebody's own; tables are of `live.board`.
+    """
 
     async def stream(request: Request) -> Response:
         if live.viewers >= MOST_VIEWERS:

@@ -69,6 +69,8 @@ from pipeline.tls import admin_is_secure, server_options
 _READ_SECONDS: Final = 30.0
 #: Threads that nobody's reads wait for: one each for readiness, the canary and the balance.
 _WATCHING: Final = 3
+#: Threads of the live page and the business gauges, whose readings come one after another.
+_SHOWING: Final = 3
 #: What an answer may still take once we were asked to stop: below the supervisor's patience.
 _DRAIN_SECONDS: Final = 4
 
@@ -113,7 +115,8 @@ class Parts:
     control : the store process on this machine, None where there is none;
     live : the stream of the live page, where there is a reader; canary : where there is a gateway, unless
     switched off; balance : looks for what the gateway answered, until cancelled;
-    watch : asks the store for `checks`, `canary` and `balance`, beside everybody's reads."""
+    watch : asks the store for `checks`, `canary` and `balance`, beside everybody's reads;
+    show : for the live page and the business gauges, likewise."""
 
     settings: Settings
     catalogues: Catalogues
@@ -127,6 +130,7 @@ class Parts:
     balance: Callable[[], Coroutine[Any, Any, None]] | None = None
     valve_fd: int | None = None
     watch: Reader | None = None
+    show: Reader | None = None
 
 
 def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
@@ -143,7 +147,8 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
             paths[path] = paths.get(path, {}) | item
     if parts.live is not None:
         free = parts.live if is_loopback(split_address(settings.http)[0]) else None
-        routes += [*page_files(Assets.load(), free), *live_routes(parts.live, parts.keys)]
+        asked = parts.reader or parts.live.board.reader
+        routes += [*page_files(Assets.load(), free), *live_routes(parts.live, parts.keys, asked)]
         paths |= PAGE_PATHS
     else:
         routes.append(to_docs())
@@ -228,13 +233,15 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
                 stack.push_async_callback(parts.control.close)
             if parts.watch is not None:
                 stack.callback(parts.watch.close, _LAST_QUERIES_SECONDS)
+            if parts.show is not None:
+                stack.callback(parts.show.close, _LAST_QUERIES_SECONDS)
             if parts.reader is not None:
                 stack.callback(parts.reader.close, _LAST_QUERIES_SECONDS)
                 shared = (
                     None if parts.live is None else partial(parts.live.board.districts, every=GAUGES_SECONDS)
                 )
                 gauges = asyncio.create_task(
-                    refresh_for_ever(parts.reader, districts=shared), name="business-gauges"
+                    refresh_for_ever(parts.show or parts.reader, districts=shared), name="business-gauges"
                 )
                 stack.callback(gauges.cancel)
             if parts.live is not None:
@@ -292,7 +299,12 @@ def assemble(
         broker = broker_check(bootstrap, settings.topic, librdkafka_options(settings))
         checks["broker"] = _log_check(gateway, broker)
     watch = Reader(client_factory, catalogues=catalogues, settings=settings, workers=_WATCHING)
-    reader = Reader(client_factory, catalogues=catalogues, settings=settings) if read else None
+    reader = show = None
+    if read:
+        reader = Reader(client_factory, catalogues=catalogues, settings=settings)
+        # what nobody asks for has no place in the queue of those who ask: a crowd of them would blank the
+        # page and the alerts, too
+        show = Reader(client_factory, catalogues=catalogues, settings=settings, workers=_SHOWING)
     checks["store"] = _store_check(watch)
 
     async def catalogue() -> str:
@@ -304,9 +316,9 @@ def assemble(
     if control is not None:
         checks["worker"] = _worker_check(control)
     live: Live | None = None
-    if reader is not None:
+    if show is not None:
         answers = None if gateway is None else gateway.log_answers
-        live = Live(Board(reader), _expositions(control), log_answers=answers)
+        live = Live(Board(show), _expositions(control), log_answers=answers)
     canary: Canary | None = None
     if gateway is not None and settings.canary_interval_seconds:
         canary = Canary(
@@ -330,6 +342,7 @@ def assemble(
         canary,
         balance=None if gateway is None else partial(gateway.balance.run, watch),
         watch=watch,
+        show=show,
     )
 
 

@@ -24,6 +24,7 @@ from pipeline import metrics
 from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.ingest.keys import KeyStore
 from pipeline.ingest.signing import auth_for
+from pipeline.pool import BoundedPool
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.runtime.access import ReadKeys, check_listeners, still_reads
 from pipeline.runtime.exposition import counted_by_http, http_part, worker_part
@@ -244,9 +245,45 @@ async def test_readiness_does_not_wait_behind_reads(tmp_path: Path) -> None:
     finally:
         may.set()
         await asyncio.gather(*reads, return_exceptions=True)
-        parts.reader.close()
-        assert parts.watch is not None
-        parts.watch.close()
+        for reader in (parts.reader, parts.watch, parts.show):
+            assert reader is not None
+            reader.close()
+
+
+async def test_page_and_gauges_do_not_wait_behind_reads_nor_searches_with_them(tmp_path: Path) -> None:
+    """However many ask: more than may wait are refused, and the page is not among those."""
+    may = threading.Event()
+
+    def connect() -> Client:
+        if threading.current_thread().name.startswith("blocked"):
+            may.wait(60)
+        raise UnavailableError("ClickHouse at 127.0.0.1:9 does not answer")
+
+    settings = load_settings(data_dir=tmp_path)
+    parts = assemble(settings, bootstrap=None, client_factory=connect, control=None, durable=None, read=True)
+    assert parts.reader is not None
+    assert parts.live is not None
+    assert parts.show is not None
+    parts.reader._pool = BoundedPool("blocked", threads=1, queue=1)
+    reads = [asyncio.create_task(parts.reader.run(lambda client: None)) for _ in range(2)]
+    await asyncio.sleep(0)
+    try:
+        for asked in (parts.live.board.mark(), parts.show.run(lambda client: None)):
+            with pytest.raises(UnavailableError, match="does not answer"):
+                async with asyncio.timeout(10):
+                    await asked
+        async with client_of(build_app(parts)[0]) as client:
+            found = await client.get("/v1/live/search", params={"q": "e-1"})
+        assert (found.status_code, found.json()["detail"]) == (
+            503,
+            "too many calls wait already; try again in a moment",
+        )
+    finally:
+        may.set()
+        await asyncio.gather(*reads, return_exceptions=True)
+        for reader in (parts.reader, parts.watch, parts.show):
+            assert reader is not None
+            reader.close()
 
 
 async def test_a_gateway_that_answers_503_to_every_event_is_not_ready(tmp_path: Path) -> None:
