@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.ingest.producer import Written
 from pipeline.kafka_access import librdkafka_options
+from pipeline.pool import BoundedPool
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -69,6 +70,8 @@ class Stored:
         self._committed = committed
         self._timeout = timeout_seconds
         self._close = close
+        # its own: bodies that wait for a thread would hold up the answers to those that are stored
+        self._thread = BoundedPool("committed-offsets", threads=1, queue=1)
         self._waiters: list[_Waiter] = []
         self._poller: asyncio.Task[None] | None = None
 
@@ -98,7 +101,7 @@ class Stored:
         while self._waiters:
             partitions = sorted({partition for waiter in self._waiters for partition in waiter.targets})
             try:
-                committed = await asyncio.to_thread(self._committed, partitions)
+                committed = await self._thread.run(self._committed, partitions)
             except KafkaException as error:
                 committed = {}
                 if time.monotonic() - warned_at > 1:
@@ -116,7 +119,8 @@ class Stored:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
         if self._close is not None:
-            await asyncio.to_thread(self._close)
+            await self._thread.run(self._close)
+        self._thread.close()
 
 
 def _ignore(_: KafkaError) -> None:

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from pipeline import logs
 from pipeline.errors import GridpipeError, UnavailableError
+from pipeline.pool import BoundedPool
 
 #: A check's answer is kept this long, so that a flood of probes does not become a flood of queries.
 _KEEP_SECONDS: Final = 0.25
@@ -85,6 +86,8 @@ class Health:
 
 def broker_check(bootstrap: str, topic: str, access: Mapping[str, str] | None = None) -> Check:
     """The broker answers and has the topic."""
+    # its own: a gateway whose threads are busy with bodies is ready all the same
+    thread = BoundedPool("readiness", threads=1, queue=1)
     admin = AdminClient(
         {"bootstrap.servers": bootstrap, "log_level": 0, "socket.timeout.ms": 2_000, **(access or {})}
     )
@@ -99,6 +102,6 @@ def broker_check(bootstrap: str, topic: str, access: Mapping[str, str] | None = 
         return f"{topic}: {len(partitions)} partitions"
 
     async def check() -> str:
-        return await asyncio.to_thread(ask)
+        return await thread.run(ask)
 
     return check

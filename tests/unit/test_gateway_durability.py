@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from confluent_kafka import KafkaError, KafkaException
@@ -43,6 +45,21 @@ async def test_stored_waits_until_the_commit_has_passed_every_block() -> None:
     commits.offsets = {0: 11, 3: 5}
     assert await asyncio.wait_for(waiting, 2) == [True, True, True]
     await durability.close()
+
+
+async def test_commits_are_looked_at_beside_whatever_fills_the_threads() -> None:
+    commits, busy = Commits(), threading.Event()
+    commits.offsets = {0: 1}
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    body = asyncio.ensure_future(asyncio.to_thread(busy.wait, 30))
+    durability = Stored(commits, 2, commits.offsets.clear)
+    try:
+        assert await durability.confirm([Written(0, 0)]) == [True]
+        await asyncio.wait_for(durability.close(), 2)
+        assert commits.offsets == {}
+    finally:
+        busy.set()
+        await body
 
 
 async def test_stored_tells_which_blocks_were_not_confirmed_in_time() -> None:

@@ -6,8 +6,10 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -26,10 +28,11 @@ from pipeline.ingest.keys import KeyStore
 from pipeline.ingest.signing import auth_for
 from pipeline.pool import BoundedPool
 from pipeline.rules.catalogue import load_catalogues
+from pipeline.runtime import health
 from pipeline.runtime.access import ReadKeys, check_listeners, still_reads
 from pipeline.runtime.exposition import counted_by_http, http_part, worker_part
 from pipeline.runtime.headers import SecurityHeaders
-from pipeline.runtime.health import Health
+from pipeline.runtime.health import Health, broker_check
 from pipeline.runtime.http import Parts, _keys_check, _log_check, assemble, build_app
 from pipeline.runtime.pages import page_routes
 from pipeline.settings import Settings, load_settings
@@ -300,6 +303,29 @@ async def test_a_gateway_that_answers_503_to_every_event_is_not_ready(tmp_path: 
     await world.gateway.close()
     await asyncio.sleep(0.3)
     assert (await client.get("/health/ready")).status_code == 503
+
+
+async def test_the_broker_is_asked_beside_whatever_fills_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Admin:
+        def __init__(self, _: object) -> None: ...
+
+        def list_topics(self, topic: str, timeout: float) -> Any:
+            return SimpleNamespace(topics={topic: SimpleNamespace(partitions=[0, 1])})
+
+    monkeypatch.setattr(health, "AdminClient", Admin)
+    busy = threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    body = asyncio.ensure_future(asyncio.to_thread(busy.wait, 30))
+    try:
+        ready = Starlette(routes=Health({"broker": broker_check("127.0.0.1:9", "grid.events")}).routes())
+        answer = await client_of(ready).get("/health/ready")
+        assert (answer.status_code, answer.json()["checks"]["broker"]["detail"]) == (
+            200,
+            "grid.events: 2 partitions",
+        )
+    finally:
+        busy.set()
+        await body
 
 
 @pytest.mark.parametrize("admin", [None, "127.0.0.1:0"])
