@@ -96,7 +96,8 @@ def broker_check(bootstrap: str, topic: str, access: Mapping[str, str] | None = 
         try:
             partitions = admin.list_topics(topic, timeout=2.0).topics[topic].partitions
         except KafkaException as error:
-            raise UnavailableError(f"Kafka at {bootstrap} does not answer") from error
+            log.warning("check_failed", check="broker", bootstrap=bootstrap, error=error.args[0].name())
+            raise UnavailableError("Kafka does not answer") from error  # anybody may ask here
         if not partitions:
             raise UnavailableError(f"topic {topic} does not exist; `gridpipe migrate` creates it")
         return f"{topic}: {len(partitions)} partitions"

@@ -328,6 +328,14 @@ async def test_the_broker_is_asked_beside_whatever_fills_the_threads(monkeypatch
         await body
 
 
+async def test_readiness_does_not_tell_where_the_broker_is(capsys: pytest.CaptureFixture[str]) -> None:
+    ready = Starlette(routes=Health({"broker": broker_check("127.0.0.1:9", "grid.events")}).routes())
+    answer = await client_of(ready).get("/health/ready")
+    assert answer.json()["checks"]["broker"] == {"ok": False, "detail": "Kafka does not answer"}
+    assert "127.0.0.1" not in answer.text
+    assert "127.0.0.1:9" in capsys.readouterr().out  # the log says it
+
+
 @pytest.mark.parametrize("admin", [None, "127.0.0.1:0"])
 async def test_the_description_names_every_route_of_its_listener(tmp_path: Path, admin: str | None) -> None:
     settings = load_settings(data_dir=tmp_path, http="127.0.0.1:0", admin_http=admin)
