@@ -37,7 +37,8 @@ class Gate:
         if not self._opened.is_set():
             try:
                 async with asyncio.timeout(self.patience_seconds):
-                    await self._opened.wait()
+                    while not self._opened.is_set():  # it may close again before our turn
+                        await self._opened.wait()
             except TimeoutError:
                 raise UnavailableError("the log is being replaced; send again") from None
         self._inside += 1

@@ -46,6 +46,25 @@ async def test_nobody_is_inside_a_closed_gate_and_who_waits_goes_on() -> None:
     assert seen == ["first", "second"]
 
 
+async def test_a_gate_that_closes_again_at_once_lets_nobody_in_who_waited() -> None:
+    gate, inside = Gate(5), []
+
+    async def call() -> None:
+        async with gate:
+            inside.append(gate.is_open)
+
+    await gate.close()
+    waiting = asyncio.create_task(call())
+    await asyncio.sleep(0.01)
+    gate.open()
+    await gate.close()  # before the caller has had its turn
+    await asyncio.sleep(0.01)
+    assert inside == []
+    gate.open()
+    await asyncio.wait_for(waiting, 5)
+    assert inside == [True]
+
+
 async def test_a_caller_waits_only_so_long() -> None:
     gate = Gate(0.05)
     await gate.close()
