@@ -128,7 +128,8 @@ class Settings(BaseSettings):
     in_flight_limit_bytes: int = Field(
         256_000_000,
         ge=1_000_000,
-        description="Bytes of requests handled at once, sent and unpacked; above: 503.",
+        description="Bytes of requests handled at once, sent and unpacked; above: 503. At least four times "
+        "`max_body_bytes`, and it and `max_decompressed_bytes` together.",
     )
 
     max_connections: int = Field(
@@ -372,6 +373,18 @@ def load_settings(**overrides: Any) -> Settings:
                 problems += error.problems
     if settings.max_decompressed_bytes < settings.max_body_bytes:
         problems.append("GRIDPIPE_MAX_DECOMPRESSED_BYTES must not be below GRIDPIPE_MAX_BODY_BYTES")
+    if settings.in_flight_limit_bytes < (least := least_in_flight_bytes(settings)):
+        problems.append(
+            f"GRIDPIPE_IN_FLIGHT_LIMIT_BYTES must be at least {least}, or the largest bodies that "
+            "GRIDPIPE_MAX_BODY_BYTES and GRIDPIPE_MAX_DECOMPRESSED_BYTES allow get 503 for ever"
+        )
     if problems:
         raise ConfigurationError(problems)
     return settings
+
+
+def least_in_flight_bytes(settings: Settings) -> int:
+    """What one request may hold: its body and what that unpacks to; until a signature is verified a quarter
+    of the budget (`ingest.budget`)."""
+    body = settings.max_body_bytes
+    return max(4 * body, body + settings.max_decompressed_bytes)

@@ -362,7 +362,11 @@ def test_overload_leaves_the_admitted_as_quick_as_before(
             "GRIDPIPE_QUOTA_LOOPBACK": "true", "GRIDPIPE_QUOTA_SOURCE_EVENTS_PER_SECOND": "300",
         }  # fmt: skip
     else:
-        town.environment["GRIDPIPE_IN_FLIGHT_LIMIT_BYTES"] = "1000000"
+        # four floods at once, of about half a megabyte each; the least that such bodies may have
+        town.environment |= {
+            "GRIDPIPE_IN_FLIGHT_LIMIT_BYTES": "2400000", "GRIDPIPE_MAX_BODY_BYTES": "600000",
+            "GRIDPIPE_MAX_DECOMPRESSED_BYTES": "1800000",
+        }  # fmt: skip
     town.start_gateway()
     town.start_worker()
     load = town.start_load(pace=20, copies=0.0)

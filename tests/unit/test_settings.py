@@ -47,12 +47,22 @@ def test_every_problem_is_reported_at_once_one_line_each(monkeypatch: pytest.Mon
         ({"admin_http": "nowhere"}, "host:port"),
         ({"database": "Robert'); DROP"}, "GRIDPIPE_DATABASE"),
         ({"max_decompressed_bytes": 2_000_000}, "MAX_BODY_BYTES"),
+        # a packed body and what it unpacks to; a signed one, that has a quarter until it is verified
+        ({"in_flight_limit_bytes": 24_999_999}, "IN_FLIGHT_LIMIT_BYTES must be at least 25000000"),
+        (
+            {"in_flight_limit_bytes": 35_999_999, "max_body_bytes": 9_000_000},
+            "IN_FLIGHT_LIMIT_BYTES must be at least 36000000",
+        ),
         ({"log_level": "loud"}, "GRIDPIPE_LOG_LEVEL"),
     ],
 )
 def test_values_that_cannot_work_are_refused(values: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigurationError, match=word):
         load_settings(**values)
+
+
+def test_a_budget_with_room_for_the_largest_body_is_taken() -> None:
+    assert load_settings(in_flight_limit_bytes=25_000_000).in_flight_limit_bytes == 25_000_000
 
 
 def test_addresses() -> None:
