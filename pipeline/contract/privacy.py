@@ -347,8 +347,11 @@ def redact_head(text: str, most: int, *, cut: bool = False) -> str:
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    """The first line of an error's text, redacted: ClickHouse quotes the values that it refuses."""
-    return redact_head((str(error).strip().splitlines() or [type(error).__name__])[0], most)
+    """The first line of an error's text, redacted: ClickHouse quotes the values that it refuses.
+
+    Redacted before it is cut: a line break, too, may stand in a number.
+    """
+    return (redact_head(str(error).strip(), most).splitlines() or [type(error).__name__])[0]
 
 
 def clean_texts(texts: Sequence[str]) -> Sequence[str]:

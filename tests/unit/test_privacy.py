@@ -467,6 +467,18 @@ def test_what_was_redacted_stays_as_it_is(text: str) -> None:
     assert redact(redact(text)) == redact(text)
 
 
+@pytest.mark.parametrize("at", range(1, 18))
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\u2028", "\x0b"])
+def test_a_number_across_the_end_of_an_errors_first_line_is_redacted_before_it_is_cut(
+    at: int, line_break: str
+) -> None:
+    number = f"{ID_1[:at]}{line_break}{ID_1[at:]}"
+    assert first_line(ValueError(f"Cannot parse {number} as a date\nrest")) == (
+        f"Cannot parse {privacy.ID_MARK} as a date"
+    )
+    assert first_line(ValueError(number + "\nrest")) == privacy.ID_MARK
+
+
 @pytest.mark.parametrize("before", range(60, 84))
 def test_of_a_cell_or_an_error_that_is_cut_no_half_of_a_number_is_shown(before: int) -> None:
     """Marks are shorter than numbers: what lay across the cut moves into what is shown."""
@@ -474,5 +486,6 @@ def test_of_a_cell_or_an_error_that_is_cut_no_half_of_a_number_is_shown(before: 
     for shown in (_quote(cell), first_line(ValueError(f"{cell}\n second line"), 80)):
         assert len(shown) <= 80
         assert not re.search(r"[0-9]{5}", shown), shown
+    assert first_line(ValueError(f"{cell}\n second line"), 80) == first_line(ValueError(cell), 80)
     assert first_line(ValueError("Code: 241. too much")) == "Code: 241. too much"
     assert first_line(ValueError()) == "ValueError"
