@@ -116,6 +116,9 @@ _BETWEEN: Final = "\x00"
 #: What looks like a number and is none, in one text; what looks like one after that is taken for one. A text
 #: of nothing but digits would take a tenth of a second, and the worker would look at it again.
 _MOST_TRIES: Final = 40
+#: The same of all texts of one request: of many short ones each has tries of its own, a second of them in a
+#: megabyte. Eight for each of the most events: order numbers are many, and are told from cards one by one.
+MOST_TRIES_OF_A_REQUEST: Final = 40_000
 
 #: Characters of the longest spelling of a number, and more: so far beyond a cut one looks to see whole what
 #: crosses it.
@@ -283,17 +286,27 @@ def _luhn(digits: str) -> bool:
     return (sum(codes[-1::-2].translate(_SINGLE)) + sum(codes[-2::-2].translate(_DOUBLE))) % 10 == 0
 
 
-def _spans(folded: str) -> list[tuple[int, int, str]]:
+class Tries:
+    """What the texts of one request have left of `MOST_TRIES_OF_A_REQUEST`. Used on one thread."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int = MOST_TRIES_OF_A_REQUEST) -> None:
+        self.left = left
+
+
+def _spans(folded: str, shared: Tries | None) -> list[tuple[int, int, str]]:
     """(start, end, mark) of personal numbers in the folded text, in order, none overlapping."""
     found: list[tuple[int, int, str]] = []
     tries = 0
+    most = _MOST_TRIES if shared is None else min(_MOST_TRIES, shared.left)
 
     def take(pattern: re.Pattern[str], mark: str, holds: Callable[[str], bool] | None = None) -> None:
         nonlocal folded, tries
         position = 0
         while match := pattern.search(folded, position):
             start, end = match.span()
-            if holds is None or tries >= _MOST_TRIES or holds(_bare(match[0])):
+            if holds is None or tries >= most or holds(_bare(match[0])):
                 found.append((start, end, mark))
                 # what was found is no neighbour of a number run together with it
                 folded = folded[:start] + _BETWEEN * (end - start) + folded[end:]
@@ -307,22 +320,25 @@ def _spans(folded: str) -> list[tuple[int, int, str]]:
         take(card, CARD_MARK, _luhn)
     take(_MOBILE, PHONE_MARK)
     take(_PLATE, PLATE_MARK)
+    if shared is not None:
+        shared.left -= tries
     return sorted(found)
 
 
-def redact(text: str) -> str:
+def redact(text: str, tries: Tries | None = None) -> str:
     """`text` with identity numbers (checksum), bank cards (Luhn), mobile numbers and plates as marks.
 
     Full-width digits and separators between digits hide no number. Text without one comes back as it is,
-    unless so much of it looks like numbers that the rest is not told apart.
+    unless so much of it looks like numbers that the rest is not told apart, or of what was redacted before it
+    with the same `tries`.
 
     >>> redact("联系人 138-0000-1234")
     '联系人 [手机号]'
     """
-    return redact_head(text, len(text))
+    return redact_head(text, len(text), tries=tries)
 
 
-def redact_head(text: str, most: int, *, cut: bool = False) -> str:
+def redact_head(text: str, most: int, *, cut: bool = False, tries: Tries | None = None) -> str:
     """At most `most` characters: the first ones of `text`, redacted as by `redact`. Of a number across their
     end no half is left, which nothing would recognise; marks are shorter than numbers, so that cutting first
     and redacting then leaves one.
@@ -337,7 +353,7 @@ def redact_head(text: str, most: int, *, cut: bool = False) -> str:
         return head[:end]
     parts: list[str] = []
     position = 0
-    for start, stop, mark in _spans(head.translate(_FOLD)):
+    for start, stop, mark in _spans(head.translate(_FOLD), tries):
         if start >= end:
             break
         parts += (head[position:start], mark)
@@ -354,8 +370,11 @@ def first_line(error: BaseException, most: int = 300) -> str:
     return (redact_head(str(error).strip(), most).splitlines() or [type(error).__name__])[0]
 
 
-def clean_texts(texts: Sequence[str]) -> Sequence[str]:
-    """Each text in NFC and redacted; what nothing is to be done to costs one look at all texts together."""
+def clean_texts(texts: Sequence[str], tries: Sequence[Tries] | None = None) -> Sequence[str]:
+    """Each text in NFC and redacted; what nothing is to be done to costs one look at all texts together.
+
+    tries : of each text's request, same length.
+    """
     joined = _BETWEEN.join(texts)
     if not unicodedata.is_normalized("NFC", joined):
         texts = [unicodedata.normalize("NFC", text) for text in texts]
@@ -365,8 +384,8 @@ def clean_texts(texts: Sequence[str]) -> Sequence[str]:
         return texts
     ends = list(accumulate(len(text) + 1 for text in texts))
     clean = list(texts)
-    for at in {bisect_right(ends, start) for start in starts}:
-        clean[at] = redact(texts[at])
+    for at in sorted({bisect_right(ends, start) for start in starts}):
+        clean[at] = redact(texts[at], None if tries is None else tries[at])
     return clean
 
 

@@ -16,7 +16,15 @@ import pyarrow as pa
 
 from pipeline.contract.columns import Columns, columns_of
 from pipeline.contract.event import Actor, Attributes, Event, Location, Organisation, Person, Photo
-from pipeline.contract.privacy import Privacy, clean_texts, cut_address, mask_name, mask_phone, redact
+from pipeline.contract.privacy import (
+    Privacy,
+    Tries,
+    clean_texts,
+    cut_address,
+    mask_name,
+    mask_phone,
+    redact,
+)
 from pipeline.frames import EVENT
 
 #: What a block's columns are in Arrow: what polars' oldest level of compatibility makes of `frames.EVENT`.
@@ -83,6 +91,16 @@ def to_batch(
             return pa.array(value, kind).take(pa.array(which))
         return pa.array([value[at] for at in which], kind)
 
+    tries = _tries(len(events), request_id, which)
+    attributes = event["attributes"]
+    if tries is not None and not _is_empty(attributes):
+        attributes = [
+            None if given is None else canonical_attributes(given, own)
+            for given, own in zip(attributes, tries, strict=True)
+        ]
+    else:
+        attributes = _mapped(canonical_attributes, attributes)
+
     columns = {
         "event_id": _texts(event["event_id"]),
         "source": _texts(event["source"]),
@@ -103,25 +121,36 @@ def to_batch(
         "lon": pa.array(place["lon"], pa.float64()),
         "lat": pa.array(place["lat"], pa.float64()),
         "crs": _texts(place["crs"]),
-        "address": _free_texts(_mapped(shown_address, place["address"])),
+        "address": _free_texts(_mapped(shown_address, place["address"]), tries),
         "photos": _photos(event["photos"]),
-        "title": _free_texts(event["title"]),
-        "description": _free_texts(event["description"]),
+        "title": _free_texts(event["title"], tries),
+        "description": _free_texts(event["description"], tries),
         "organisation_code": _texts(firm["code"]),
-        "organisation_name": _free_texts(firm["name"]),
+        "organisation_name": _free_texts(firm["name"], tries),
         "due_at": _times(special["due_at"]),
         "primary_case_id": _texts(special["primary_case_id"]),
-        "void_reason": _free_texts(special["reason"]),
+        "void_reason": _free_texts(special["reason"], tries),
         "rating": pa.array(special["rating"], pa.int8()),
         "department": _texts(special["department"]),
-        "level": _free_texts(_mapped(str, special["level"])),
+        "level": _free_texts(_mapped(str, special["level"]), tries),
         "self_handled": pa.array(special["self_handled"], pa.bool_()),
-        "attributes": _texts(_mapped(canonical_attributes, event["attributes"])),
+        "attributes": _texts(attributes),
         "backfill": each(backfill, pa.bool_()),
         "key_version": each(privacy.key_version, pa.uint16()),
         "request_id": each(request_id, _TEXT),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in EVENT], schema=EVENT_ARROW)
+
+
+def _tries(
+    count: int, request_id: Sequence[str] | str | None, which: Sequence[int] | None
+) -> Sequence[Tries] | None:
+    """Those of each event's request. None where events are of no one request, as the records of a topic: each
+    may be of another source."""
+    if which is not None:
+        own = [Tries() for _ in range(max(which, default=-1) + 1)]
+        return [own[at] for at in which]
+    return [Tries()] * count if isinstance(request_id, str) else None
 
 
 # --- columns
@@ -155,11 +184,11 @@ def _mapped(function: Callable[[Any], str | None], values: Sequence[Any]) -> Seq
     return [None if value is None else function(value) for value in values]
 
 
-def _free_texts(values: Sequence[str | None]) -> pa.Array:
+def _free_texts(values: Sequence[str | None], tries: Sequence[Tries] | None) -> pa.Array:
     """What people wrote: in NFC and redacted."""
     if _is_empty(values):
         return _nothing(len(values), _TEXT)
-    clean = clean_texts([text or "" for text in values])
+    clean = clean_texts([text or "" for text in values], tries)
     if all(values):
         return pa.array(clean, _TEXT)
     pairs = zip(values, clean, strict=True)
@@ -196,7 +225,7 @@ def _attributes(attributes: dict[str, Any] | None) -> Attributes | None:
     return msgspec.convert(attributes, Attributes) if attributes else None
 
 
-def canonical_attributes(attributes: dict[str, Any]) -> str | None:
+def canonical_attributes(attributes: dict[str, Any], tries: Tries | None = None) -> str | None:
     """Sorted JSON of the attributes in NFC and without personal numbers; null where there is none."""
     if not attributes:
         return None
@@ -205,15 +234,15 @@ def canonical_attributes(attributes: dict[str, Any]) -> str | None:
         name = unicodedata.normalize("NFC", given)
         # A phone number sent as a JSON number is as personal as one sent as text.
         if isinstance(value, str):
-            clean[redact(name)] = redact(unicodedata.normalize("NFC", value))
+            clean[redact(name, tries)] = redact(unicodedata.normalize("NFC", value), tries)
         elif (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and (text := str(value)) != (shown := redact(text))
+            and (text := str(value)) != (shown := redact(text, tries))
         ):
-            clean[redact(name)] = shown
+            clean[redact(name, tries)] = shown
         else:
-            clean[redact(name)] = value
+            clean[redact(name, tries)] = value
     return orjson.dumps(clean, option=orjson.OPT_SORT_KEYS).decode()
 
 

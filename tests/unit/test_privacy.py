@@ -21,6 +21,7 @@ from pipeline.contract import privacy
 from pipeline.contract.event import Actor, Event, Location, Organisation, Person
 from pipeline.contract.privacy import (
     Privacy,
+    Tries,
     clean_texts,
     cut_address,
     first_line,
@@ -459,6 +460,31 @@ def test_what_looks_like_a_number_is_taken_for_one_where_too_much_does() -> None
     shown = redact("，".join(several)).split("，")
     assert shown == several[:40] + [privacy.CARD_MARK] * 20
     assert redact("，".join(several[:40])) == "，".join(several[:40])
+
+
+def test_many_short_texts_of_one_request_share_their_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+    plain = privacy._luhn
+
+    def counted(digits: str) -> bool:
+        nonlocal looked
+        looked += 1
+        return plain(digits)
+
+    monkeypatch.setattr(privacy, "_luhn", counted)
+    texts = ["1 2 3 4 5 6 7 8 9 0 " * 2] * 100
+    own = Tries(200)
+    clean_texts(texts, [own] * len(texts))
+    assert looked < 300  # two for each without a budget, and more
+    assert own.left <= 0
+
+
+@pytest.mark.parametrize(
+    "number", [ID_1, ID_1.lower(), "6222021234567890128", "4111 1111 1111 1111", "138-0000-1234", "粤J·12345"]
+)
+def test_no_number_slips_through_where_the_tries_are_spent(number: str) -> None:
+    shown = redact(f"见 {number}，谢谢", Tries(0))
+    assert re.fullmatch(r"见 \[[^0-9]+\]，谢谢", shown), shown
 
 
 @settings(deadline=None)
