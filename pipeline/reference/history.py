@@ -3,10 +3,10 @@
 A changed row opens a version from the instant that its source changed it (`updated_at`), else from the load.
 A "dated" file says itself when a version begins. A row with a valid_from that is not stored opens that
 version: later than the others, or before or between them, where it ends when the next one begins. A row that
-ends before another begins, and one of the future, is compared with the version that begins when it does. The
-last row of a key that has begun speaks of the present: other attributes than those in force are a change as
-above, another valid_to closes the version. A record older than the stored one (`updated_at`) never replaces
-it, and no version ends before it begins.
+ends before the version in force begins, and one of the future, is compared with the version that begins when
+it does. The last row of a key that has begun speaks of the present: other attributes than those in force are
+a change as above, another valid_to closes the version. A record older than the stored one (`updated_at`)
+never replaces it, and no version ends before it begins.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def _compare_dated(rows: pl.DataFrame, stored: Stored, now: datetime) -> pl.Data
     """Rows of a dated file, each against the stored version that begins when it does, or the one in force.
 
     Of a key's rows the last that has begun speaks of the present, unless it begins after the version in force
-    or ends before another one begins. Every other row is a version of its own: history, or planned.
+    or ends before that one begins. Every other row is a version of its own: history, or planned.
     """
     now_ms = int(now.timestamp() * 1000)
     joined = _beside_stored(rows, stored, now_ms)
@@ -249,7 +249,7 @@ def _compare_dated(rows: pl.DataFrame, stored: Stored, now: datetime) -> pl.Data
     no_own = pl.col("own_version").is_null()
     current, current_next = pl.col("current_start"), pl.col("current_next")
 
-    past = (start < current) & (end <= pl.col("_next")).fill_null(False)
+    past = (start < current) & (end <= current).fill_null(False)
     # the source ends the record as of a time before its last change: no correction of what it was at first
     ended = (pl.col("own_digest") != digest) & (pl.col("current_digest") == digest)
     last = (pl.col(KEY) != pl.col(KEY).shift(-1)).fill_null(True) | (start.shift(-1) > now_ms)
@@ -276,7 +276,19 @@ def _compare_dated(rows: pl.DataFrame, stored: Stored, now: datetime) -> pl.Data
     now_end = _not_before(current, _first(end, current_next))
     same_end = now_end.eq_missing(_first(pl.col("current_end"), current_next))
     same = pl.col("current_digest") == digest
-    older = (pl.col("_updated") < pl.col("current_updated")).fill_null(False)
+    updated = pl.col("_updated")
+    # history whose end reaches into the version in force: taken for the present it would end that version
+    # and with it the record. What a source changed and ended at once begins with all that is stored.
+    known_before = (
+        pl.when(no_own).then(start > pl.col("current_first")).otherwise(pl.col("own_digest") == digest)
+    )
+    overlaps = (
+        known_before
+        & (start < current)
+        & (end <= now_ms)
+        & ~(updated > pl.col("current_updated")).fill_null(False)
+    )
+    older = (updated < pl.col("current_updated")).fill_null(False) | (overlaps & ~same).fill_null(False)
     now_action = (
         pl.when(same & (same_end | older))
         .then(pl.lit(UNCHANGED))
@@ -286,7 +298,6 @@ def _compare_dated(rows: pl.DataFrame, stored: Stored, now: datetime) -> pl.Data
         .then(pl.lit(CORRECTED))
         .otherwise(pl.lit(CHANGED))
     )
-    updated = pl.col("_updated")
     moved = (
         pl.when((updated > current) & (updated <= now_ms))
         .then(updated)
@@ -310,7 +321,7 @@ def _compare_dated(rows: pl.DataFrame, stored: Stored, now: datetime) -> pl.Data
 def _beside_stored(rows: pl.DataFrame, stored: Stored, now_ms: int) -> pl.DataFrame:
     """`rows` by key and beginning, with _start, _end and _updated (ms), the beginning of the next stored
     version (_next), and own_* and current_*: the stored version that begins with the row, and the one in
-    force; null where there is none."""
+    force; null where there is none. *_first : the beginning of the first stored version."""
     versions = (
         stored.versions.sort(KEY, "valid_from", "version")
         .unique([KEY, "valid_from"], keep="last", maintain_order=True)
@@ -320,6 +331,7 @@ def _beside_stored(rows: pl.DataFrame, stored: Stored, now_ms: int) -> pl.DataFr
             pl.col("valid_from").alias("start"),
             pl.col("row_digest").alias("digest"),
             pl.col("valid_from").shift(-1).over(KEY).alias("next"),
+            pl.col("valid_from").min().over(KEY).alias("first"),
             *(
                 pl.when(pl.col(name) != _NONE).then(name).alias(alias)
                 for name, alias in (("valid_to", "end"), ("updated_at", "updated"))

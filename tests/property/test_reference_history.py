@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import polars as pl
-from hypothesis import given, settings
+import pytest
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.frames import TIMESTAMP
@@ -84,3 +85,128 @@ def test_dated_files_in_any_order(sequence: list[list[dict[str, Any]]]) -> None:
         assert all(v.valid_to is None or v.valid_from <= v.valid_to for v in store.values())
         again = load(store, file, now + timedelta(seconds=1))
         assert set(again) <= {history.UNCHANGED, history.OLDER}
+
+
+def in_force(store: dict[int, Version], at: datetime) -> int | None:
+    """The digest in force at an instant."""
+    now = round(at.timestamp() * 1000)
+    found = [v for v in store.values() if v.valid_from <= now and (v.valid_to is None or now < v.valid_to)]
+    return found[0].digest if found else None
+
+
+def row(start: str, end: str | None, digest: int) -> dict[str, Any]:
+    times = [None if day is None else round(_day(day).timestamp() * 1000) for day in (start, end)]
+    return {history.KEY: "g", "version": None, "valid_from": times[0], "valid_to": times[1],
+            "row_digest": digest, "updated_at": None}  # fmt: skip
+
+
+def _day(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def days(store: dict[int, Version]) -> list[tuple[str, str | None, int]]:
+    """Versions by beginning, as `row` takes them."""
+    told = [
+        (
+            *(None if at is None else f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d}" for at in v[:2]),
+            v[2],
+        )
+        for v in sorted(store.values())
+    ]
+    return [(str(start), end, digest) for start, end, digest in told]
+
+
+A, B, C = 1, 2, 3
+
+
+def snapshots(*given: tuple[str, dict[str, Any]]) -> dict[int, Version]:
+    store: dict[int, Version] = {}
+    for at, what in given:
+        load(store, [what], _day(at))
+    return store
+
+
+THREE = [
+    (at, row("2020-01-01", None, what))
+    for at, what in (("2026-01-01", A), ("2026-03-01", B), ("2026-06-01", C))
+]
+
+
+@pytest.mark.parametrize(
+    ("stored", "archive", "expected"),
+    [
+        pytest.param(
+            THREE,
+            [row("2020-01-01", "2026-02-20", A), row("2026-02-20", "2026-05-20", B)],
+            [
+                ("2020-01-01", "2026-02-20", A), ("2026-02-20", "2026-03-01", B),
+                ("2026-03-01", "2026-06-01", B), ("2026-06-01", None, C),
+            ],
+            id="its last row begins between two and ends after the later one begins",
+        ),
+        pytest.param(
+            [
+                ("2025-01-01", row("2020-01-01", "2023-01-01", A)),
+                ("2025-01-02", row("2023-01-01", "2025-01-01", B)),
+                ("2025-01-03", row("2025-01-01", None, C)),
+            ],
+            [row("2020-01-01", "2024-01-01", A)],
+            [("2020-01-01", "2023-01-01", A), ("2023-01-01", "2025-01-01", B), ("2025-01-01", None, C)],
+            id="a row that overlaps the next version",
+        ),
+        pytest.param(
+            [("2025-02-01", row("2020-01-01", "2025-01-01", A)), ("2025-02-02", row("2025-01-01", None, B))],
+            [row("2020-01-01", "2025-01-02", A)],
+            [("2020-01-01", "2025-01-01", A), ("2025-01-01", None, B)],
+            id="a row that overlaps the version in force",
+        ),
+        pytest.param(
+            [("2025-02-01", row("2020-01-01", "2025-01-01", A)), ("2025-02-02", row("2025-01-01", None, B))],
+            [row("2020-01-01", "2022-01-01", A), row("2022-01-01", "2025-01-02", C)],
+            [("2020-01-01", "2022-01-01", A), ("2022-01-01", "2025-01-01", C), ("2025-01-01", None, B)],
+            id="a version that was missing, and overlaps the one in force",
+        ),
+    ],
+)  # fmt: skip
+def test_an_archive_leaves_the_version_in_force(
+    stored: list[tuple[str, dict[str, Any]]],
+    archive: list[dict[str, Any]],
+    expected: list[tuple[str, str | None, int]],
+) -> None:
+    store = snapshots(*stored)
+    load(store, archive, _day("2026-07-01"))
+    assert days(store) == expected
+    assert set(load(store, archive, _day("2026-07-02"))) <= {history.UNCHANGED, history.OLDER}
+    assert days(store) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(sequence=st.lists(files(), min_size=1, max_size=3), archive=files())
+def test_rows_that_ended_before_it_began_leave_the_version_in_force(
+    sequence: list[list[dict[str, Any]]], archive: list[dict[str, Any]]
+) -> None:
+    store: dict[int, Version] = {}
+    for number, file in enumerate(sequence):
+        load(store, file, FIRST_LOAD + timedelta(days=200 * number))
+    now = FIRST_LOAD + timedelta(days=200 * len(sequence))
+    now_ms = round(now.timestamp() * 1000)
+    current = max((v for v in store.values() if v.valid_from <= now_ms), default=None)
+    assume(current is not None)
+    assert current is not None
+    # what is stored as in force may be told anew with an end: that ends it, and is no archive
+    rows = [
+        one | {"valid_to": min(one["valid_to"] or current.valid_from, current.valid_from)}
+        for one in archive
+        if one["valid_from"] < current.valid_from and one["row_digest"] != current.digest
+    ]
+    assume(rows)
+    load(store, rows, now)
+    assert current in store.values()
+
+
+def test_a_record_that_changes_and_ends_at_once_ends() -> None:
+    """Its source keeps the beginning of the record: what it says is of the present."""
+    store = snapshots(("2026-01-01", row("2020-01-01", None, A)), ("2026-03-01", row("2020-01-01", None, B)))
+    load(store, [row("2020-01-01", "2026-06-30", C)], _day("2026-07-01"))
+    assert in_force(store, _day("2026-07-01")) is None
+    assert in_force(store, _day("2026-06-01")) == B
