@@ -289,12 +289,15 @@ def _compare_dated(rows: pl.DataFrame, stored: Stored, now: datetime) -> pl.Data
         & ~(updated > pl.col("current_updated")).fill_null(False)
     )
     older = (updated < pl.col("current_updated")).fill_null(False) | (overlaps & ~same).fill_null(False)
+    # nothing was ever in force of an empty version: an end that came with a change leaves one, where the
+    # successor begins
+    empty_own = (start == current) & (pl.col("current_end") == current)
     now_action = (
         pl.when(same & (same_end | older))
         .then(pl.lit(UNCHANGED))
         .when(older)
         .then(pl.lit(OLDER))
-        .when(same | (end <= current).fill_null(False))
+        .when(same | (end <= current).fill_null(False) | empty_own.fill_null(False))
         .then(pl.lit(CORRECTED))
         .otherwise(pl.lit(CHANGED))
     )

@@ -204,6 +204,16 @@ def test_rows_that_ended_before_it_began_leave_the_version_in_force(
     assert current in store.values()
 
 
+def test_a_successor_begins_where_a_change_that_came_with_an_end_left_off() -> None:
+    store = snapshots(
+        ("2026-01-01", row("2020-01-01", None, A)), ("2026-06-01", row("2020-01-01", "2026-05-01", B))
+    )
+    successor = row("2026-05-01", None, C)
+    assert load(store, [successor], _day("2026-07-01")) == [history.CORRECTED]
+    assert days(store) == [("2020-01-01", "2026-05-01", A), ("2026-05-01", None, C)]
+    assert load(store, [successor], _day("2026-07-02")) == [history.UNCHANGED]
+
+
 def test_a_record_that_changes_and_ends_at_once_ends() -> None:
     """Its source keeps the beginning of the record: what it says is of the present."""
     store = snapshots(("2026-01-01", row("2020-01-01", None, A)), ("2026-03-01", row("2020-01-01", None, B)))
