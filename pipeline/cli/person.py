@@ -295,7 +295,6 @@ def retire(
 
     Refuses while events within GRIDPIPE_PERSON_LINK_DAYS carry it. Run it on every host that has the key.
     """
-    from pipeline.clock import utc_now
     from pipeline.contract.privacy import secret_versions
     from pipeline.contract.rotation import check_retirable
     from pipeline.contract.rotation import retire as run
@@ -329,7 +328,7 @@ def retire(
         typer.confirm(f"Destroy version {version} for good?", abort=True)
     # The key last: whatever fails before it, the same command again completes.
     retire_key(client, version)
-    forget_version(client, settings.database, version, at=utc_now())
+    forget_version(client, settings.database, version)
     client.close()
     if here:
         run(path, version)

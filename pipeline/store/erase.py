@@ -28,10 +28,13 @@ _REPORTER: Final = _MINE % "actor_key"
 _CONCERNED: Final = (
     f"(arrayExists(p -> {_MINE % 'p.key'}, persons) OR arrayExists(p -> {_MINE % 'p.key'}, person_facts))"
 )
-#: Rows of these cases that still hold texts or a place.
-_TOLD_OF: Final = "has({cases:Array(String)}, case_id) AND (" + " OR ".join(
-    f"{name} IS NOT NULL" for name in WORDS
-) + ")"  # fmt: skip
+#: Rows of these cases that were received until their erasure and still hold texts or a place.
+_TOLD_OF: Final = (
+    "has({cases:Array(String)}, case_id) AND toUnixTimestamp64Milli(ingested_at) <= "
+    "transform(case_id, {cases:Array(String)}, {ats:Array(Int64)}, toInt64(-1)) AND ("
+    + " OR ".join(f"{name} IS NOT NULL" for name in WORDS)
+    + ")"
+)
 #: Tables that keep pseudonyms of erased persons on purpose: the list that stops them from coming back.
 _KEPT: Final = frozenset({"ref_erasures"})
 #: Tables whose rows say when they were received and may hold a pseudonym.
@@ -99,11 +102,12 @@ def entomb(
 ) -> None:
     """Put the pseudonyms on the list that loads and workers consult, and tell the workers.
 
-    cases : of the person, whose events are to lose their texts when a worker reads them again.
+    cases : of the person, whose events are to lose their texts when a worker reads them again. A further
+    call with the same person and further cases is told to the workers anew.
     Raises PermanentError unless the list holds all of them then.
     """
-    now, mark = utc_now(), mark_of(keys, at)
-    load = f"erase-{request_id}-{mark[:16]}"
+    now, mark, told = utc_now(), mark_of(keys, at), mark_of([*keys, *cases], at)
+    load = f"erase-{request_id}-{told[:16]}"
     token = {"async_insert": 0, "insert_deduplicate": 1, "insert_deduplication_token": f"erase:{mark}"}
     client.insert(
         "ref_erasures",
@@ -123,13 +127,13 @@ def entomb(
         "ref_loads",
         [[kind, load, len(keys), "", now] for kind in (ERASURES, "persons", "staff")],
         column_names=["kind", "load_id", "rows", "digest", "loaded_at"],
-        settings=token,
+        settings=token | {"insert_deduplication_token": f"erase:{told}"},
     )
     listed = client.query(
         "SELECT count() FROM (SELECT person_key FROM ref_erasures "
         "WHERE has({keys:Array(String)}, person_key) GROUP BY person_key "
         "HAVING toUnixTimestamp64Milli(max(erased_at)) >= {at:Int64})",
-        {"keys": sorted(keys), "at": int(at.timestamp()) * 1_000 + at.microsecond // 1_000},
+        {"keys": sorted(keys), "at": _ms(at)},
     ).result_rows[0][0]
     if listed != len(keys):
         raise PermanentError(
@@ -168,7 +172,12 @@ def erase(
     cases = cases_of(client, names)
     entomb(client, keys, request_id, at, cases)
     settle()
-    _delete(client, database, names, cases, evidence, since=at, deadline=started + seconds)
+    # what workers wrote until they knew the person: from now on they write nothing that names it
+    if late := sorted({*cases_of(client, names)} - {*cases}):
+        entomb(client, keys, request_id, at, late)
+        settle()
+    _forget_words(client, database, dict.fromkeys([*cases, *late], at), evidence, deadline=started + seconds)
+    _forget_persons(client, database, names, evidence, deadline=started + seconds)
     if masks:
         evidence.doubtful = {table: rows for table, rows in scan(client, database, masks).items() if rows}
     evidence.seconds = round(time.monotonic() - started, 3)
@@ -194,21 +203,17 @@ def linked_rows(client: Client, version: int, days: int) -> dict[str, int]:
     }
 
 
-def forget_version(
-    client: Client, database: str, version: int, *, at: datetime, seconds: float = 3_600.0
-) -> None:
+def forget_version(client: Client, database: str, version: int, *, seconds: float = 3_600.0) -> None:
     """Remove residents under a key version, and the links of staff. Repeating it is safe.
 
-    at : now. Raises as `erase`, when it returns nothing is left.
+    Raises as `erase`, when it returns nothing is left.
     """
     statements = {
         "ref_persons": "ALTER TABLE ref_persons DELETE WHERE key_version = {version:UInt16}",
         "ref_staff": "ALTER TABLE ref_staff UPDATE person_key = NULL, key_version = NULL "
         "WHERE key_version = {version:UInt16}",
     }
-    for statement in statements.values():
-        client.command(statement, parameters={"version": version}, settings={"mutations_sync": 0})
-    _wait(client, database, list(statements), at, time.monotonic() + seconds)
+    _mutate(client, database, statements, {"version": version}, time.monotonic() + seconds)
 
 
 def reapply(
@@ -233,17 +238,19 @@ def reapply(
         if missing or _holds_earlier(client, erasure):
             group = groups.setdefault((erasure.erased_at, erasure.request_id), {})
             group[erasure.person_key] = erasure.key_version
+    cases: dict[str, datetime] = {}
     for (at, request_id), keys in sorted(groups.items()):
-        entomb(client, keys, request_id, at, cases_of(client, sorted(keys)))
+        found = cases_of(client, sorted(keys))
+        entomb(client, keys, request_id, at, found)
+        cases |= dict.fromkeys(found, at)  # of several erasures the last: they come in this order
     if groups:
         settle()
     names = sorted({name for keys in groups.values() for name in keys})
     evidence.keys = len(names)
+    _forget_words(client, database, cases, evidence, deadline=started + seconds)
     for begin in range(0, max(len(names), 1), _KEYS_AT_ONCE):
         some = names[begin : begin + _KEYS_AT_ONCE]
-        _delete(
-            client, database, some, cases_of(client, some), evidence, since=now, deadline=started + seconds
-        )
+        _forget_persons(client, database, some, evidence, deadline=started + seconds)
     evidence.seconds = round(time.monotonic() - started, 3)
     return evidence
 
@@ -266,6 +273,10 @@ def cases_of(client: Client, names: Sequence[str]) -> list[str]:
     return [case_id for (case_id,) in found.result_rows]
 
 
+def _ms(at: datetime) -> int:
+    return int(at.timestamp()) * 1_000 + at.microsecond // 1_000
+
+
 def _holds_earlier(client: Client, erasure: Erasure) -> bool:
     """Whether something is stored that was received until the erasure."""
     holds = "position(toString(tuple(*)), {key:String}) > 0"
@@ -276,67 +287,47 @@ def _holds_earlier(client: Client, erasure: Erasure) -> bool:
             *(f"SELECT count() AS n FROM {table} WHERE {holds}" for table in ("ref_persons", "ref_staff")),
         ]
     )
-    at = int(erasure.erased_at.timestamp()) * 1_000 + erasure.erased_at.microsecond // 1_000
-    parameters = {"key": erasure.person_key, "at": at}
+    parameters = {"key": erasure.person_key, "at": _ms(erasure.erased_at)}
     return bool(client.query(f"SELECT sum(n) FROM ({each})", parameters).result_rows[0][0])
 
 
-def _delete(
-    client: Client,
-    database: str,
-    names: Sequence[str],
-    cases: Sequence[str],
-    evidence: Evidence,
-    *,
-    since: datetime,
-    deadline: float,
+def _forget_words(
+    client: Client, database: str, cases: Mapping[str, datetime], evidence: Evidence, *, deadline: float
 ) -> None:
-    """Rewrite every row of these cases, then every row that holds one of the pseudonyms; the evidence tells
-    what was there and is left. In this order: what is cut short finds its cases by the pseudonyms again."""
+    """Take texts and places from all events of these cases (case → until when they were received); the
+    evidence tells what was there and is left. Before `_forget_persons`: what is cut short finds its cases by
+    the pseudonyms again."""
     evidence.cases += len(cases)
-    for begin in range(0, len(cases), _KEYS_AT_ONCE):
-        some = cases[begin : begin + _KEYS_AT_ONCE]
-        _forget_words(client, database, some, evidence, since=since, deadline=deadline)
+    names = sorted(cases)
+    nothing = ", ".join(f"{name} = NULL" for name in WORDS)
+    for begin in range(0, len(names), _KEYS_AT_ONCE):
+        some = names[begin : begin + _KEYS_AT_ONCE]
+        told = {"cases": some, "ats": [_ms(cases[name]) for name in some]}
+        found = _told_of(client, told)
+        statements = {table: f"ALTER TABLE {table} UPDATE {nothing} WHERE {_TOLD_OF}" for table in found}
+        _note(evidence, _mutate(client, database, statements, told, deadline))
+        _add(evidence.words, found)
+        _add(evidence.left, _told_of(client, told))
+
+
+def _forget_persons(
+    client: Client, database: str, names: Sequence[str], evidence: Evidence, *, deadline: float
+) -> None:
+    """Rewrite every row that holds one of these, few, pseudonyms; the evidence tells what was there and is
+    left."""
     found = scan(client, database, names)
-    mutations = _mutations(client, found)
-    for statement in mutations.values():
-        client.command(statement, parameters={"keys": list(names)}, settings={"mutations_sync": 0})
-    _note(evidence, _wait(client, database, list(mutations), since, deadline))
+    statements = _mutations(client, found)
+    _note(evidence, _mutate(client, database, statements, {"keys": list(names)}, deadline))
     left = scan(client, database, names)
     _add(evidence.found, found)
     _add(evidence.left, left)
     evidence.tables_scanned = sorted(evidence.left)
 
 
-def _forget_words(
-    client: Client,
-    database: str,
-    cases: Sequence[str],
-    evidence: Evidence,
-    *,
-    since: datetime,
-    deadline: float,
-) -> None:
-    """Take texts and places from all events of these, few, cases."""
-    found = _told_of(client, cases)
-    nothing = ", ".join(f"{name} = NULL" for name in WORDS)
-    for table in found:
-        client.command(
-            f"ALTER TABLE {table} UPDATE {nothing} WHERE {_TOLD_OF}",
-            parameters={"cases": list(cases)},
-            settings={"mutations_sync": 0},
-        )
-    _note(evidence, _wait(client, database, list(found), since, deadline))
-    _add(evidence.words, found)
-    _add(evidence.left, _told_of(client, cases))
-
-
-def _told_of(client: Client, cases: Sequence[str]) -> dict[str, int]:
-    """Rows of these cases with texts or a place, by table that has any."""
+def _told_of(client: Client, cases: dict[str, Any]) -> dict[str, int]:
+    """Rows with texts or a place, by table that has any. cases : parameters of _TOLD_OF."""
     counted = {
-        table: client.query(
-            f"SELECT count() FROM {table} WHERE {_TOLD_OF}", {"cases": list(cases)}
-        ).result_rows[0][0]
+        table: client.query(f"SELECT count() FROM {table} WHERE {_TOLD_OF}", cases).result_rows[0][0]
         for table in _EVENT_TABLES
     }
     return {table: int(rows) for table, rows in counted.items() if rows}
@@ -381,20 +372,34 @@ def _mutations(client: Client, found: Mapping[str, int]) -> dict[str, str]:
     return {table: statements[table] for table, rows in found.items() if rows}
 
 
-def _wait(
-    client: Client, database: str, tables: Sequence[str], since: datetime, deadline: float
+def _mutate(
+    client: Client,
+    database: str,
+    statements: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    deadline: float,
 ) -> dict[str, list[str]]:
+    """Change these tables (table → statement) and wait for it; ids of the mutations by table. Errors as of
+    `erase`.
+
+    Others may be at work on the same tables, as the nightly run is: a mutation is one of these if it was not
+    there before and holds the first of the names that the statements are about.
+    """
+    known = {(table, mutation) for table, mutation, *_ in _mutations_of(client, database, statements)}
+    for statement in statements.values():
+        client.command(statement, parameters=dict(parameters), settings={"mutations_sync": 0})
+    named = next((str(v[0]) for v in parameters.values() if isinstance(v, list) and v), "")
     while True:
-        rows = client.query(
-            "SELECT table, mutation_id, is_done, latest_fail_reason FROM system.mutations "
-            "WHERE database = {database:String} AND table IN {tables:Array(String)} "
-            "AND create_time >= toDateTime({since:Int64}) ORDER BY table, mutation_id",
-            {"database": database, "tables": list(tables), "since": int(since.timestamp())},
-        ).result_rows
+        rows = [
+            (table, mutation, done, reason)
+            for table, mutation, command, done, reason in _mutations_of(client, database, statements)
+            if (table, mutation) not in known and named in command
+        ]
         failed = [f"{table}: {reason}" for table, _, _, reason in rows if reason]
         if failed:
             raise PermanentError(f"an erasure failed: {failed[0][:300]}")
-        if all(done for _, _, done, _ in rows):
+        # a replica learns of a mutation with a delay: none seen is none done
+        if {table for table, *_ in rows} == statements.keys() and all(done for _, _, done, _ in rows):
             found: dict[str, list[str]] = {}
             for table, mutation, _, _ in rows:
                 found.setdefault(table, []).append(mutation)
@@ -404,3 +409,12 @@ def _wait(
                 "the deletion is still under way in ClickHouse; run the command again later"
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _mutations_of(client: Client, database: str, tables: Collection[str]) -> Sequence[Sequence[Any]]:
+    """table, id, command, whether it is done, and why it failed, of every mutation of these tables."""
+    return client.query(
+        "SELECT table, mutation_id, command, is_done, latest_fail_reason FROM system.mutations "
+        "WHERE database = {database:String} AND table IN {tables:Array(String)} ORDER BY table, mutation_id",
+        {"database": database, "tables": list(tables)},
+    ).result_rows

@@ -318,6 +318,79 @@ def test_what_comes_after_the_erasure_is_lawful_again(clickhouse: Client, tmp_pa
     assert row[1]
 
 
+#: By the person and by staff, of a case that nobody had heard of when the erasure began.
+ON_ITS_WAY = [
+    event(20, case_id="c20", channel="hotline_12345", actor={**CITIZEN, "id_number": MINE}),
+    event(21, event_type="ACCEPTED", case_id="c20", minutes=9, description="老人陈小明已送医"),
+]
+
+
+def test_cases_that_came_in_until_workers_knew_lose_their_texts_too(
+    clickhouse: Client, tmp_path: Path
+) -> None:
+    load_persons(clickhouse, tmp_path)
+    rules, database = rules_of(clickhouse), str(clickhouse.database)
+    store(clickhouse, rules, records())
+    known: list[Reference] = []
+
+    def settle() -> None:
+        if not known:  # by a worker that does not know yet
+            store(clickhouse, rules, [record(20, ON_ITS_WAY[0]), record(21, ON_ITS_WAY[1])], INC + 1)
+        known.append(Reference.load(clickhouse, tolerance_m=200.0, previous=known[-1] if known else None))
+
+    keys = PRIVACY.keys_of(id_numbers=[MINE], phones=[PHONE])
+    evidence = erase(clickhouse, database, keys, request_id="R-1", at=ERASED_AT, settle=settle)
+    assert (evidence.complete, evidence.cases) == (True, 7)
+    assert not any(scan(clickhouse, database, ["陈小明"]).values())
+    received = pl.Series([ERASED_AT], dtype=pl.Datetime("ms", "UTC"))
+    told = [one.erased.of_cases(pl.Series(["c20"]), received).tolist() for one in known]
+    assert told == [[False], [True]], "workers were told of the further case, and were waited for"
+
+
+def test_what_staff_write_after_the_erasure_stays(clickhouse: Client, tmp_path: Path) -> None:
+    load_persons(clickhouse, tmp_path)
+    rules, database = rules_of(clickhouse), str(clickhouse.database)
+    store(clickhouse, rules, records())
+    minutes = (ERASED_AT - NOON).total_seconds() / 60 + 60
+    later = event(22, event_type="ARRIVED", case_id="c1", minutes=minutes, description="已清理")
+
+    def settle() -> None:
+        store(clickhouse, rules, [record(22, later)], INC + 1)
+
+    keys = PRIVACY.keys_of(id_numbers=[MINE], phones=[PHONE])
+    evidence = erase(clickhouse, database, keys, request_id="R-1", at=ERASED_AT, settle=settle)
+    assert evidence.complete
+    assert rows(clickhouse, "SELECT description FROM events WHERE event_id = 'e22'") == [["已清理"]]
+    assert rows(clickhouse, "SELECT description FROM events WHERE event_id = 'e7'") == [[None]]
+
+
+def test_evidence_names_no_mutation_of_somebody_else(clickhouse: Client, tmp_path: Path) -> None:
+    load_persons(clickhouse, tmp_path)
+    store(clickhouse, rules_of(clickhouse), records())
+
+    def change(title: str) -> None:
+        statement = f"ALTER TABLE events UPDATE title = '{title}' WHERE event_id = 'e5'"
+        clickhouse.command(statement, settings={"mutations_sync": 2})
+
+    change("before")
+    keys = PRIVACY.keys_of(id_numbers=[MINE])
+    evidence = erase(
+        clickhouse,
+        str(clickhouse.database),
+        keys,
+        request_id="R-1",
+        at=ERASED_AT,
+        settle=lambda: change("meanwhile"),
+    )
+    (own,) = rows(
+        clickhouse,
+        "SELECT arraySort(groupUniqArray(mutation_id)) FROM system.mutations "
+        "WHERE database = currentDatabase() AND table = 'events' AND position(command, 'event_id') = 0",
+    )
+    assert [evidence.mutations["events"]] == own
+    assert len(own[0]) == 2, "texts of its cases, then the person"
+
+
 def test_loads_do_not_bring_a_person_back(clickhouse: Client, tmp_path: Path) -> None:
     load_persons(clickhouse, tmp_path)
     erase_me(clickhouse)
@@ -471,8 +544,22 @@ def test_a_person_that_an_older_backup_brings_back_is_erased_again_by_the_export
     assert [rows(clickhouse, query) for query in EVERYTHING] == after
     (evidence,) = (tmp_path / "evidence").iterdir()
     assert not any(key in evidence.read_text() for key in keys)
+    assert json.loads(evidence.read_text())["cases"] == 6
     load_persons(clickhouse, tmp_path / "again", privacy)
     assert not any(scan(clickhouse, database, list(keys)).values()), "it is on the list again"
+    # what staff wrote of a case after the erasure is lawful, though the list is lost again
+    minutes = (ERASED_AT - NOON).total_seconds() / 60 + 60
+    told = event(31, event_type="ARRIVED", case_id="c1", minutes=minutes, description="已清理")
+    report = record(
+        19, event(29, channel="hotline_12345", actor={**CITIZEN, "id_number": MINE}, case_id="c1")
+    )
+    store(clickhouse, rules_of(clickhouse, privacy), [record(18, told)])
+    for table in ("ref_erasures", "ref_erased_cases"):
+        clickhouse.command(f"TRUNCATE TABLE {table}")
+    store(clickhouse, rules_of(clickhouse, privacy), [report], INC + 1)
+    assert person("reapply", str(listed)).exit_code == 0
+    assert rows(clickhouse, "SELECT description FROM events WHERE event_id = 'e31'") == [["已清理"]]
+    assert not any(scan(clickhouse, database, list(keys)).values())
     # a report that came after the erasure is lawful: applying the list once more leaves it
     later = record(20, event(30, channel="hotline_12345", actor={**CITIZEN, "id_number": MINE}, minutes=4000))
     store(clickhouse, rules_of(clickhouse, privacy), [later])
