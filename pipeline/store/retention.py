@@ -9,6 +9,7 @@ emergency mode makes visible goes after the mode's end, and a resident after the
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -33,6 +34,8 @@ LINKS: Final = ("actor_key", "l2_hi", "l2_lo", "person_facts", "persons", "submi
 EMERGENCY_KEPT: Final = timedelta(days=30)
 #: So long a withdrawn resident stays stored: who was withdrawn by mistake comes back with all versions.
 WITHDRAWN_KEPT: Final = timedelta(days=30)
+#: Pseudonyms in one mutation: statements are parsed up to 256 KiB, and kept until they are done.
+_KEYS_AT_ONCE: Final = 2_000
 _EVENT_TABLES: Final = ("events", "rejections")
 _FACT: Final = tuple(field.name for field in PERSON_FACT.fields)
 _TTL: Final = "toDateTime({}) + toIntervalDay({})"
@@ -107,7 +110,8 @@ def forget_withdrawn(client: Client, now: datetime) -> bool:
     `now`; returns whether there are any. A TTL would end that version, and show the one before it again."""
     until = int((now - WITHDRAWN_KEPT).timestamp() * 1_000)
     withdrawn = f"toUnixTimestamp64Milli(deleted_at) <= {until}"
-    gone = f"""
+    gone = client.query(
+        f"""
         SELECT person_key FROM
         (
             SELECT person_key, deleted_at FROM ref_persons FINAL
@@ -115,12 +119,22 @@ def forget_withdrawn(client: Client, now: datetime) -> bool:
             ORDER BY person_key, version DESC LIMIT 1 BY person_key
         )
         WHERE {withdrawn}"""
-    if not client.query(f"SELECT count() FROM ({gone})").result_rows[0][0]:
-        return False
-    # replicas may evaluate the list at different moments: the instant in it is one and the same
-    settings = {"mutations_sync": 0, "allow_nondeterministic_mutations": 1}
-    client.command(f"ALTER TABLE ref_persons DELETE WHERE person_key IN ({gone})", settings=settings)
-    return True
+    ).result_columns
+    return _of_keys(client, "ALTER TABLE ref_persons DELETE", gone[0] if gone else ())
+
+
+def _of_keys(client: Client, statement: str, keys: Sequence[str]) -> bool:
+    """Begin a mutation of the rows of these pseudonyms; returns whether there are any.
+
+    The keys stand in it: parts are changed one after another, and a list that is read from the table which
+    changes would lose whoever the first parts held before the last ones are reached.
+    """
+    for begin in range(0, len(keys), _KEYS_AT_ONCE):
+        some = tuple(keys[begin : begin + _KEYS_AT_ONCE])
+        client.command(
+            f"{statement} WHERE person_key IN %(keys)s", {"keys": some}, settings={"mutations_sync": 0}
+        )
+    return bool(keys)
 
 
 def forget_emergency_facts(client: Client, now: datetime) -> list[str]:

@@ -31,6 +31,7 @@ from pipeline.reference.load import load_directory
 from pipeline.reference.snapshot import Reference
 from pipeline.settings import Settings
 from pipeline.sink.tables import Extent, Sink
+from pipeline.store import retention
 from pipeline.store.cases import refresh_cases
 from pipeline.store.erase import Evidence, erase, mark_of, scan
 from pipeline.store.erasure_list import read_list
@@ -749,6 +750,31 @@ def test_residents_go_with_all_their_versions_when_they_were_withdrawn_long_ago(
     keys = pl.Series([PRIVACY.person_key(MINE), PRIVACY.person_key(OTHERS)])
     at_ms = np.full(2, now.timestamp() * 1_000, np.int64)
     assert (known.find(keys, at_ms) >= 0).tolist() == [True, True]
+
+
+def test_residents_go_whatever_part_holds_the_withdrawal(
+    clickhouse: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are changed one by one: what one of them held must not decide about the next."""
+    monkeypatch.setattr(retention, "_KEYS_AT_ONCE", 2)
+    now = datetime.now(UTC)
+    columns = ["person_key", "key_version", "version", "valid_from", "deleted_at"]
+    people = [f"{number:064x}" for number in range(5)]
+    long_ago = now - timedelta(days=40)
+    for version, deleted_at in ((2, long_ago), (1, None)):
+        given = [[key, 1, version, long_ago + timedelta(version), deleted_at] for key in people]
+        clickhouse.insert("ref_persons", given, column_names=columns)
+    clickhouse.insert("ref_persons", [["f" * 64, 1, 1, long_ago, None]], column_names=columns)
+    assert retention.forget_withdrawn(clickhouse, now)
+    wait_for_mutations(clickhouse)
+    assert rows(clickhouse, "SELECT person_key FROM ref_persons") == [["f" * 64]]
+    commands = rows(
+        clickhouse,
+        "SELECT command FROM system.mutations WHERE database = currentDatabase() AND table = 'ref_persons'",
+    )
+    assert len(commands) == 3
+    assert not any("SELECT" in command for (command,) in commands)
+    assert not retention.forget_withdrawn(clickhouse, now)
 
 
 def test_what_only_a_mode_makes_visible_goes_thirty_days_after_its_end(clickhouse: Client) -> None:
