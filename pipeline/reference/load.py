@@ -185,7 +185,20 @@ class _Load:
             report = self._fresh_report()
         self._store(report)
         self._list_carried()
+        if "person_key" in self.kind.names:
+            self._look_for_erased(report)
         return report
+
+    def _look_for_erased(self, report: FileReport) -> None:
+        """Whoever was erased while this ran may be stored again: the list was read when it began."""
+        count = f"""
+            SELECT uniqExact(person_key) AS n FROM {self.kind.table}
+            WHERE load_id = '{self.load_id}' AND person_key IN (SELECT person_key FROM ref_erasures)"""
+        if back := int(read_frame(self.client, count).item()):
+            report.problem = (f"{report.problem}; " if report.problem else "") + (
+                f"{back:,} persons were erased while this ran and are stored again: run `gridpipe migrate`, "
+                "which deletes them (docs/privacy.md)"
+            )
 
     def _list_carried(self) -> None:
         if not self._carried:

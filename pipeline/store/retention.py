@@ -90,13 +90,16 @@ def apply_retention(client: Client, settings: Settings) -> Retention:
 
 def forget_ended(client: Client, now: datetime) -> list[str]:
     """Begin to delete what no TTL can know to be over: facts of ended modes, residents who were withdrawn,
-    and words in levels, which workers of an older release write until they are restarted (revision 0012).
+    who was erased and is loaded all the same, and words in levels, which workers of an older release write
+    until they are restarted (revision 0012).
 
     Returns the tables that held some.
     """
     found = forget_emergency_facts(client, now)
-    if forget_withdrawn(client, now):
+    erased = forget_erased(client)
+    if forget_withdrawn(client, now) and "ref_persons" not in erased:
         found.append("ref_persons")
+    found += erased
     for table, (condition, update) in LEVEL_WORDS.items():
         if client.query(f"SELECT count() FROM {table} WHERE {condition}").result_rows[0][0]:
             statement = f"ALTER TABLE {table} UPDATE {update} WHERE {condition}"
@@ -119,8 +122,24 @@ def forget_withdrawn(client: Client, now: datetime) -> bool:
             ORDER BY person_key, version DESC LIMIT 1 BY person_key
         )
         WHERE {withdrawn}"""
-    ).result_columns
-    return _of_keys(client, "ALTER TABLE ref_persons DELETE", gone[0] if gone else ())
+    ).result_rows
+    return _of_keys(client, "ALTER TABLE ref_persons DELETE", [key for (key,) in gone])
+
+
+def forget_erased(client: Client) -> list[str]:
+    """Begin to delete the residents who are on the list of erased persons, and to take the link to one from
+    staff: a load that read the list before the erasure stored them again. Returns the tables that held some.
+    """
+    listed = "SELECT DISTINCT person_key FROM {} WHERE person_key IN (SELECT person_key FROM ref_erasures)"
+    statements = {
+        "ref_persons": "ALTER TABLE ref_persons DELETE",
+        "ref_staff": "ALTER TABLE ref_staff UPDATE person_key = NULL, key_version = NULL",
+    }
+    return [
+        table
+        for table, statement in statements.items()
+        if _of_keys(client, statement, [key for (key,) in client.query(listed.format(table)).result_rows])
+    ]
 
 
 def _of_keys(client: Client, statement: str, keys: Sequence[str]) -> bool:

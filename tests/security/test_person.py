@@ -25,6 +25,7 @@ from pipeline.process.records import Record
 from pipeline.read.cases import case
 from pipeline.read.kpi import kpi
 from pipeline.read.names import Areas, KpiNames
+from pipeline.reference import load as load_module
 from pipeline.reference import read
 from pipeline.reference.erased import PERSONAL
 from pipeline.reference.load import load_directory
@@ -33,7 +34,7 @@ from pipeline.settings import Settings
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store import retention
 from pipeline.store.cases import refresh_cases
-from pipeline.store.erase import Evidence, erase, mark_of, scan
+from pipeline.store.erase import Evidence, entomb, erase, mark_of, scan
 from pipeline.store.erasure_list import read_list
 from pipeline.store.retention import (
     DETAILS,
@@ -403,6 +404,39 @@ def test_loads_do_not_bring_a_person_back(clickhouse: Client, tmp_path: Path) ->
     assert reference.counts["persons"] == 1
     (key,) = rows(clickhouse, "SELECT DISTINCT person_key FROM ref_persons")
     assert key == [PRIVACY.person_key(OTHERS)]
+
+
+def test_a_load_that_runs_during_an_erasure_says_so_and_the_next_night_deletes(
+    clickhouse: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_reference(clickhouse, tmp_path / "places")
+    directory = tmp_path / "people"
+    directory.mkdir()
+    person = {"id_number": MINE, "home_grid_code": GRID}
+    staff = {"worker_key": "W9", "kind": "full_time", "district_code": GRID[:6], "id_number": MINE,
+             "active_from": "2022-04-01T00:00:00+08:00"}  # fmt: skip
+    for kind, row in (("persons", person), ("staff", staff)):
+        (directory / f"{kind}.ndjson").write_text(json.dumps(row) + "\n")
+    insert = load_module._Load._insert
+
+    def erased_meanwhile(self: Any, *arguments: Any) -> None:
+        entomb(clickhouse, PRIVACY.keys_of(id_numbers=[MINE]), self.load_id, ERASED_AT)
+        insert(self, *arguments)
+
+    monkeypatch.setattr(load_module._Load, "_insert", erased_meanwhile)
+    for kind in ("persons", "staff"):
+        (report,) = load_directory(clickhouse, directory, PRIVACY, kinds={kind}).files
+        assert "1 persons were erased while this ran" in str(report.problem)
+        clickhouse.command("TRUNCATE TABLE ref_erasures")  # as it was when the next load began
+    monkeypatch.undo()
+    entomb(clickhouse, PRIVACY.keys_of(id_numbers=[MINE]), "R-1", ERASED_AT + timedelta(hours=1))
+    assert forget_ended(clickhouse, datetime.now(UTC)) == ["ref_persons", "ref_staff"]
+    wait_for_mutations(clickhouse)
+    assert rows(clickhouse, "SELECT count() FROM ref_persons") == [[0]]
+    (left,) = rows(clickhouse, "SELECT person_key, key_version FROM ref_staff WHERE worker_key = 'W9'")
+    assert left == [None, None]
+    assert forget_ended(clickhouse, datetime.now(UTC)) == []
+    assert load_directory(clickhouse, directory, PRIVACY).fine
 
 
 def test_running_workers_learn_of_it(clickhouse: Client, tmp_path: Path) -> None:
