@@ -354,6 +354,18 @@ def test_an_eraser_erases(site: Site) -> None:
             refused(client, statement)
 
 
+def test_a_load_carries_an_erasure_to_a_new_key(site: Site) -> None:
+    """It alone has the number; after `test_an_eraser_erases`."""
+    with site.store(*roles_of("gridpipe_admin")) as store:
+        site.run(store, "pseudonym", "rotate")
+    with site.store(*roles_of("gridpipe_loader")) as store:
+        site.run(store, "reference", "load", str(site.directory / "reference"))
+    with site.client(*roles_of("gridpipe_admin")) as client:
+        listed = "SELECT arraySort(groupUniqArray(key_version)) FROM ref_erasures"
+        assert client.query(listed).result_rows == [([1, 2],)]
+        assert client.query("SELECT count() FROM ref_persons").result_rows == [(0,)]
+
+
 def test_up_runs_as_the_administrator_alone(site: Site) -> None:
     at = f"127.0.0.1:{broker.free_port()}"
     with (

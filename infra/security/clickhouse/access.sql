@@ -40,7 +40,8 @@ GRANT SELECT, INSERT ON grid.ref_persons TO grid_loader;
 GRANT SELECT, INSERT ON grid.ref_organisations TO grid_loader;
 GRANT SELECT, INSERT ON grid.ref_modes TO grid_loader;
 GRANT SELECT, INSERT ON grid.ref_loads TO grid_loader;
-GRANT SELECT ON grid.ref_erasures TO grid_loader;
+-- Only a load has the numbers: whoever was erased under an older key is listed by it under the new one, too.
+GRANT SELECT, INSERT ON grid.ref_erasures TO grid_loader;
 GRANT SELECT ON grid.ref_erased_cases TO grid_loader;
 -- Not INSERT: the key that the store is filled with is a gateway's or worker's, never that of who loads first.
 GRANT SELECT ON grid.pseudonym_keys TO grid_loader;
