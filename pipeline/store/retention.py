@@ -160,16 +160,20 @@ def forget_emergency_facts(client: Client, now: datetime) -> list[str]:
     """Begin to take EMERGENCY_FLAGS out of the reports whose mode ended EMERGENCY_KEPT before `now`; returns
     the tables that held some. A mode that nobody knows any more has ended."""
     until = int((now - EMERGENCY_KEPT).timestamp() * 1_000)
-    going_on = client.query(
-        """SELECT toString(mode), toString(area_code), toUnixTimestamp64Milli(valid_from)
-        FROM (SELECT * FROM ref_modes FINAL ORDER BY version DESC LIMIT 1 BY mode, area_code, valid_from)
-        WHERE valid_to IS NULL OR toUnixTimestamp64Milli(assumeNotNull(valid_to)) > {until:Int64}""",
-        {"until": until},
-    ).result_rows
+    declared = [
+        _Mode(*row)
+        for row in client.query(
+            """SELECT toString(mode), toString(area_code), toUnixTimestamp64Milli(valid_from),
+                if(valid_to IS NULL, NULL, toUnixTimestamp64Milli(assumeNotNull(valid_to)))
+            FROM
+            (SELECT * FROM ref_modes FINAL ORDER BY version DESC LIMIT 1 BY mode, area_code, valid_from)"""
+        ).result_rows
+    ]
+    going_on = _emergencies(declared, until)
     kept = " OR ".join(
         f"(mode = '{mode}' AND startsWith(grid_code, '{area}') "
         f"AND toUnixTimestamp64Milli(occurred_at) >= {since})"
-        for mode, area, since in going_on
+        for mode, area, since in sorted(going_on)
     )
     flags = ", ".join(f"'{flag}'" for flag in EMERGENCY_FLAGS)
     over = (
@@ -189,6 +193,39 @@ def forget_emergency_facts(client: Client, now: datetime) -> list[str]:
             )
             touched.append(table)
     return touched
+
+
+class _Mode(NamedTuple):
+    """A declaration. since, end : ms; end None: it goes on."""
+
+    mode: str
+    area: str
+    since: int
+    end: int | None
+
+
+def _emergencies(declared: Sequence[_Mode], until: int) -> set[tuple[str, str, int]]:
+    """mode, area, and since when, of each emergency that lasted longer than `until` (ms).
+
+    A change of level is a declaration of its own: one that another joins on to, in an area within its own or
+    the other way round, is of the same emergency where both hold.
+    """
+    found: set[tuple[str, str, int]] = set()
+    reached = [(one.mode, one.area, one.since) for one in declared if one.end is None or one.end > until]
+    while reached:
+        mode, area, since = this = reached.pop()
+        if this in found:
+            continue
+        found.add(this)
+        reached += [
+            (mode, max(area, one.area, key=len), one.since)
+            for one in declared
+            if one.mode == mode
+            and one.since < since
+            and (one.end is None or one.end >= since)
+            and (area.startswith(one.area) or one.area.startswith(area))
+        ]
+    return found
 
 
 class _Ttl(NamedTuple):

@@ -824,6 +824,8 @@ def test_what_only_a_mode_makes_visible_goes_thirty_days_after_its_end(clickhous
         ("typhoon", "440703", 60, None, 1),
         ("typhoon", "440703", 60, 31, 2),  # it was closed by a later version
         ("typhoon", "440704", 5, None, 1),  # the next one
+        ("epidemic", "4407", 90, 40, 1),
+        ("epidemic", "440704", 40, None, 1),  # the level rose
     ]
     clickhouse.insert(
         "ref_modes",
@@ -834,7 +836,8 @@ def test_what_only_a_mode_makes_visible_goes_thirty_days_after_its_end(clickhous
         "over": ("typhoon", "440704", 50), "closed": ("typhoon", "440703", 50),
         "open": ("flood", "440704", 50), "unknown": ("flood", "440703", 50),
         "just over": ("heat", "440704", 50), "next": ("typhoon", "440704", 4),
-        "routine": (None, "440704", 50),
+        "routine": (None, "440704", 50), "before the level rose": ("epidemic", "440704", 80),
+        "where it did not": ("epidemic", "440703", 80),
     }  # fmt: skip
     fact = ("k", "subject", True, "70+", None, None, GRID, ["elderly_alone", "health_care"])
     for table in ("events", "rejections"):
@@ -857,8 +860,26 @@ def test_what_only_a_mode_makes_visible_goes_thirty_days_after_its_end(clickhous
             for name, facts in rows(clickhouse, f"SELECT event_id, person_facts FROM {table}")
         }
         rest = (*fact[:-1], ["elderly_alone"])
-        gone = {"over", "closed", "unknown"}
+        gone = {"over", "closed", "unknown", "where it did not"}
         assert kept == {name: [rest, rest] if name in gone else [fact, fact] for name in reports}
+
+
+def test_a_change_of_level_ends_no_emergency() -> None:
+    declared = [
+        retention._Mode("flood", "4407", 100, 200),
+        retention._Mode("flood", "440704", 200, 300),  # the level rose, in a district
+        retention._Mode("flood", "4407", 300, None),
+        retention._Mode("flood", "440703", 90, 100),  # it began in another
+        retention._Mode("flood", "4407", 10, 50),  # the one before
+        retention._Mode("heat", "4407", 50, 300),  # another mode
+        retention._Mode("heat", "440701", 400, 450),
+    ]
+    assert retention._emergencies(declared, 320) == {
+        ("flood", "4407", 300), ("flood", "440704", 200), ("flood", "440704", 100), ("heat", "440701", 400),
+    }  # fmt: skip
+    assert retention._emergencies(declared[:1] + declared[3:4], 150) == {
+        ("flood", "4407", 100), ("flood", "440703", 90),
+    }  # fmt: skip
 
 
 def wait_for_mutations(client: Client) -> None:
