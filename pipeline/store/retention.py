@@ -57,7 +57,7 @@ def apply_retention(client: Client, settings: Settings) -> Retention:
     Reads before it writes, so that a worker without the right to alter tables starts on tables in order.
     Raises ConfigurationError for a user who may not see one of them.
     """
-    changed, kept = [], {}
+    statements, there = {}, dict[str, list[int]]()
     for table, wanted in _wanted(settings).items():
         seen = client.query(
             "SELECT create_table_query FROM system.tables "
@@ -68,23 +68,31 @@ def apply_retention(client: Client, settings: Settings) -> Retention:
             raise ConfigurationError(
                 f"this ClickHouse user may not see {table}: migrate as gridpipe_admin (docs/security.md)"
             )
-        statement = _plain(seen[0][0])
-        parts = []
+        statements[table] = _plain(seen[0][0])
         for ttl in wanted:
-            found = re.search(ttl.found, statement)
-            days = None if found is None else int(found[1])
-            if days == ttl.days:
-                continue
-            if days is not None and ttl.setting not in settings.model_fields_set:
-                kept[ttl.setting] = days
-            else:
-                parts.append(ttl.part)
+            if (days := ttl.days_in(statements[table])) is not None:
+                there.setdefault(ttl.setting, []).append(days)
+    # columns that a release gives their first retention end with the others of the store
+    unset = {name: max(days) for name, days in there.items() if name not in settings.model_fields_set}
+    changed = []
+    for table, wanted in _wanted(settings.model_copy(update=unset)).items():
+        parts = [
+            ttl.part
+            for ttl in wanted
+            if (days := ttl.days_in(statements[table])) != ttl.days
+            and (days is None or ttl.setting not in unset)
+        ]
         if parts:
             # what is there expires with the next merges: rewriting everything at once would stall inserts
             client.command(
                 f"ALTER TABLE {table} {', '.join(parts)}", settings={"materialize_ttl_after_modify": 0}
             )
             changed.append(table)
+    kept = {
+        name: days
+        for name, days in unset.items()
+        if any(one != getattr(settings, name) for one in there[name])
+    }
     return Retention(tuple(changed), kept)
 
 
@@ -236,6 +244,11 @@ class _Ttl(NamedTuple):
     days: int
     found: str
     part: str
+
+    def days_in(self, statement: str) -> int | None:
+        """The days that a table's statement has; None: no such TTL."""
+        found = re.search(self.found, statement)
+        return None if found is None else int(found[1])
 
 
 def _wanted(settings: Settings) -> dict[str, list[_Ttl]]:

@@ -1008,3 +1008,25 @@ def test_a_default_takes_the_place_of_no_retention_that_is_there(clickhouse: Cli
     assert (statement.count("toIntervalDay(3650)"), statement.count("toIntervalDay(180)")) == (1, len(LINKS))
     found = apply_retention(clickhouse, Settings(fact_retention_days=1_095))
     assert found == Retention(("events", "rejections", "duplicates"), {"person_link_days": 180})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, 3_650), ({"event_retention_days": 30}, 30), ({"person_link_days": 400}, 3_650)],
+)
+def test_a_column_that_gets_its_first_retention_ends_with_the_others(
+    clickhouse: Client, given: dict[str, int], expected: int
+) -> None:
+    """As after an upgrade, in a shell without the site's settings."""
+    apply_retention(clickhouse, Settings(event_retention_days=3_650, person_link_days=3_650))
+    for table in ("events", "rejections"):
+        for name in ("level", "l2_hi"):
+            clickhouse.command(f"ALTER TABLE {table} MODIFY COLUMN {name} REMOVE TTL")
+    clickhouse.command("ALTER TABLE quarantine REMOVE TTL")
+    apply_retention(clickhouse, Settings(**given))
+    for table, columns in {"events": len(DETAILS), "rejections": len(DETAILS), "quarantine": 1}.items():
+        statement = rows(clickhouse, f"SHOW CREATE TABLE {table}")[0][0]
+        links = 0 if table == "quarantine" else len(LINKS)
+        days = re.findall(r"toIntervalDay\((\d+)\)", statement)
+        wanted = [expected] * columns + [given.get("person_link_days", 3_650)] * links
+        assert sorted(day for day in map(int, days) if day != 1_095) == sorted(wanted), table
