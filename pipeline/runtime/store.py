@@ -67,7 +67,8 @@ def run_store(
     password they need (None: no listener; no password, only without an embedded engine); valve_fd : where
     the supervisor gives orders about the log; awaits : kinds of reference data that somebody is loading: not
     ready without them; refuse_real_reference : do not open a store of a real city, for the simulated one is
-    about to be loaded unasked; migrates : False: the schema is checked, and `gridpipe migrate` changes it.
+    about to be loaded unasked; migrates : False: the schema is checked, and `gridpipe migrate` changes
+    it and sets the retention.
 
     Raises ConfigurationError and UnavailableError before the first event is taken.
     """
@@ -102,7 +103,7 @@ def run_store(
     check_windows(client, settings.database)
     # The embedded store's key is made before its directory: by the supervisor, a load or a migration.
     privacy = hold_ring(client, settings.pseudonym_key_path, create=engine is None)
-    if engine is not None:
+    if migrates:
         retention = apply_retention(client, settings)
         if retention.changed:
             log.info("retention_set", tables=list(retention.changed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from clickhouse_connect.driver.client import Client
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import KeyStore
-from pipeline.runtime import broker, doctor, guard, store, supervisor
+from pipeline.runtime import broker, doctor, guard, process, store, supervisor
 from pipeline.runtime.guard import check_broker, check_start, unprotected
 from pipeline.settings import Settings, load_settings
 from pipeline.store.windows import check_windows, tables_without_window
@@ -270,6 +271,58 @@ def test_a_worker_refuses_tables_without_a_window(
     monkeypatch.setattr(store, "wait_for_topic", go_on)
     with pytest.raises(ConfigurationError, match="cases has no deduplication window"):
         store.run_store(settings, bootstrap="127.0.0.1:1", listener=None, token=None)
+
+
+def test_a_service_that_migrates_a_server_sets_its_retention(
+    clickhouse: Client, engine_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody runs `migrate` beside `up`, on a server either; a role alone leaves the tables as they are."""
+    settings = load_settings(
+        data_dir=tmp_path, clickhouse="http://127.0.0.1:1", database=str(clickhouse.database)
+    )
+    Privacy.load(settings.pseudonym_key_path, create=True)
+    monkeypatch.setattr(store, "connect_server", lambda _, database: new_client(engine_path, database))
+
+    class GoesOn(Exception):  # noqa: N818  not an error
+        pass
+
+    def go_on(*_: Any, **__: Any) -> None:
+        raise GoesOn
+
+    monkeypatch.setattr(store, "wait_for_topic", go_on)
+    for migrates in (False, True):
+        with pytest.raises(GoesOn):
+            store.run_store(settings, bootstrap="127.0.0.1:1", listener=None, token=None, migrates=migrates)
+        made = str(clickhouse.command("SHOW CREATE TABLE events"))
+        assert ("toIntervalDay(1095)" in made) is migrates
+
+
+def test_what_a_child_is_told_is_what_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default is none in a child either: it never takes the place of a retention that is there."""
+    settings = load_settings(data_dir=tmp_path, person_link_days=400)
+    settings.run_dir.mkdir(parents=True)
+    settings.log_dir.mkdir(parents=True)
+
+    class Pipe(io.BytesIO):
+        def close(self) -> None:
+            pass
+
+    told = Pipe()
+
+    class Process:
+        stdin = told
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+    monkeypatch.setattr(process.subprocess, "Popen", Process)
+    process.Child("store", "pipeline.runtime.store", settings, {})
+    monkeypatch.setattr(process.sys, "stdin", io.StringIO(told.getvalue().decode()))
+    for name in ("harden", "die_with_parent"):
+        monkeypatch.setattr(process, name, lambda *_: None)
+    found = process.receive_order().settings
+    assert found == settings
+    assert found.model_fields_set == settings.model_fields_set == {"data_dir", "person_link_days"}
 
 
 def test_what_travels_in_plain_text_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
