@@ -39,10 +39,19 @@ def test_what_is_over_is_deleted_every_night() -> None:
     service = unit("nightly.service")["Service"]
     assert service["ExecStart"].endswith("/gridpipe migrate")
     assert service["Type"] == "oneshot"
+    # systemd takes these out last, whatever file they came from; the log is no concern of the deletion
+    assert "GRIDPIPE_KAFKA" in service["UnsetEnvironment"].split()
     holds_no_rights(service)
     timer = unit("nightly.timer")
     assert timer["Timer"]["OnCalendar"].startswith("*-*-* ")
     assert (timer["Timer"]["Persistent"], timer["Install"]["WantedBy"]) == ("true", "timers.target")
+
+
+def test_no_role_can_read_the_password_of_the_administrator() -> None:
+    service = unit("nightly.service")["Service"]
+    assert service["User"] not in {unit(f"{role}@.service")["Service"]["User"] for role in ROLES}
+    # systemd would give the roles' directory to the unit's user
+    assert "StateDirectory" not in service
 
 
 def holds_no_rights(service: Mapping[str, str]) -> None:
