@@ -254,17 +254,21 @@ def activate(
     json: _Json = False,
 ) -> None:
     """Put a version in force: residents must be known under it, or their reports would be rejected."""
+    from pipeline.clock import utc_now
     from pipeline.contract.privacy import active_version
     from pipeline.contract.rotation import activate as run
     from pipeline.errors import ConfigurationError
     from pipeline.settings import load_settings
     from pipeline.store.key_ring import hold_ring
+    from pipeline.store.retention import long_withdrawn
 
     settings = load_settings(data_dir=data_dir, clickhouse=clickhouse)
     before = active_version(settings.pseudonym_key_path)
     client = _open(settings)
     hold_ring(client, settings.pseudonym_key_path, create=False, complete=True)
-    now, then = _residents(client, version), _residents(client, before)
+    # a load does not store again who was withdrawn long ago, and the night has yet to delete
+    withdrawn = long_withdrawn(utc_now())
+    now, then = (_residents(client, one, besides=withdrawn) for one in (version, before))
     client.close()
     if not force and now < then:
         raise ConfigurationError(
@@ -339,9 +343,11 @@ def retire(
     out.print(f"version {version} is destroyed on this host; its residents are gone", soft_wrap=True)
 
 
-def _residents(client: Client, version: int) -> int:
+def _residents(client: Client, version: int, *, besides: str | None = None) -> int:
+    """Residents stored under a version of the key; without those whom the query `besides` names."""
     counted = client.query(
-        "SELECT uniqExact(person_key) FROM ref_persons WHERE key_version = {version:UInt16}",
+        "SELECT uniqExact(person_key) FROM ref_persons WHERE key_version = {version:UInt16}"
+        + (f" AND person_key NOT IN ({besides})" if besides else ""),
         {"version": version},
     )
     return int(counted.result_rows[0][0])

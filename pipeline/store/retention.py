@@ -116,13 +116,11 @@ def forget_ended(client: Client, now: datetime) -> list[str]:
     return found
 
 
-def forget_withdrawn(client: Client, now: datetime) -> bool:
-    """Begin to delete all versions of the residents whose newest one was withdrawn WITHDRAWN_KEPT before
-    `now`; returns whether there are any. A TTL would end that version, and show the one before it again."""
-    until = int((now - WITHDRAWN_KEPT).timestamp() * 1_000)
-    withdrawn = f"toUnixTimestamp64Milli(deleted_at) <= {until}"
-    gone = client.query(
-        f"""
+def long_withdrawn(now: datetime) -> str:
+    """The query for `person_key` of the residents whose newest version was withdrawn WITHDRAWN_KEPT before
+    `now`. No load stores one of them as new."""
+    withdrawn = f"toUnixTimestamp64Milli(deleted_at) <= {int((now - WITHDRAWN_KEPT).timestamp() * 1_000)}"
+    return f"""
         SELECT person_key FROM
         (
             SELECT person_key, deleted_at FROM ref_persons FINAL
@@ -130,7 +128,12 @@ def forget_withdrawn(client: Client, now: datetime) -> bool:
             ORDER BY person_key, version DESC LIMIT 1 BY person_key
         )
         WHERE {withdrawn}"""
-    ).result_rows
+
+
+def forget_withdrawn(client: Client, now: datetime) -> bool:
+    """Begin to delete all versions of the residents whose newest one was withdrawn WITHDRAWN_KEPT before
+    `now`; returns whether there are any. A TTL would end that version, and show the one before it again."""
+    gone = client.query(long_withdrawn(now)).result_rows
     return _of_keys(client, "ALTER TABLE ref_persons DELETE", [key for (key,) in gone])
 
 

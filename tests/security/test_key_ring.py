@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +326,24 @@ def test_rotation_is_noted_and_no_host_makes_a_version_of_its_own(
     assert clickhouse.command("SELECT count() FROM ref_persons WHERE key_version = 1") == 0
     assert second.command("pseudonym", "retire", "1", "--yes").exit_code == 0
     assert list(secret_versions(second.path)) == [2]
+
+
+def test_a_key_comes_into_force_though_no_load_stores_who_was_withdrawn_long_ago(
+    hosts: tuple[Host, Host], persons: Path, clickhouse: Client
+) -> None:
+    """The rows under the old key are there until the next night; who is missing otherwise still counts."""
+    first, _ = hosts
+    row = {"id_number": fake_id(2), "home_grid_code": GRID}
+    kept = (persons / "persons.ndjson").read_text()
+    for gone in ({}, {"deleted_at": (datetime.now(UTC) - timedelta(days=40)).isoformat()}):
+        (persons / "persons.ndjson").write_text(kept + json.dumps(row | gone) + "\n")
+        assert first.load(persons).exit_code == 0
+    assert first.command("pseudonym", "rotate").exit_code == 0
+    early = first.command("pseudonym", "activate", "2")
+    assert "0 residents are known under version 2, 1 under 1" in str(early.exception)
+    assert first.load(persons).exit_code == 0
+    done = first.command("pseudonym", "activate", "2")
+    assert done.exit_code == 0, done.output or done.exception
 
 
 def test_a_version_that_links_events_to_persons_is_retired_by_force_only(
