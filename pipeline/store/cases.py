@@ -12,7 +12,7 @@ from clickhouse_connect.driver.client import Client
 from numpy.typing import NDArray
 
 from pipeline.errors import ContractError
-from pipeline.frames import CASE_EVENT, CASE_SET, expect
+from pipeline.frames import CASE_EVENT, CASE_LEVELS, CASE_SET, expect
 from pipeline.reference.lists import regroup
 from pipeline.store.client import insert_table
 from pipeline.store.fold import TUPLE_TYPES
@@ -157,7 +157,16 @@ def _read_sets(client: Client, where: str, parameters: dict[str, Any] | None = N
         settings=_READ_SETTINGS,
     )
     rows = pl.DataFrame(pl.from_arrow(table))
-    return rows.select(pl.col(name).cast(dtype) for name, dtype in CASE_SET.items())
+    return _without_words(rows.select(pl.col(name).cast(dtype) for name, dtype in CASE_SET.items()))
+
+
+def _without_words(sets: pl.DataFrame) -> pl.DataFrame:
+    """Of a level CASE_LEVELS only. A worker of an older release writes other words until it is restarted;
+    who keeps a set in memory would store them with every event of the case, long after they were deleted."""
+    levels = sets["level"]
+    if levels.null_count() == levels.len():  # few events have one
+        return sets
+    return sets.with_columns(levels.set(~levels.is_in(CASE_LEVELS).fill_null(True), None))
 
 
 def known_cases(client: Client) -> Iterator[NDArray[np.uint64]]:

@@ -17,9 +17,12 @@ from pipeline.cli.serve import _serve_http
 from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError
+from pipeline.process.case_memory import CaseMemory
 from pipeline.runtime import store
 from pipeline.runtime.doctor import _schema
 from pipeline.settings import Settings
+from pipeline.store import cases
+from pipeline.store.case_views import LEVEL_WORDS
 from pipeline.store.migrate import _script, check_schema, current_revision, head_revision, migrate
 from pipeline.store.retention import forget_ended
 from tests.integration.case_world import World, chain
@@ -71,7 +74,10 @@ def database(open_client: Client) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("written", ["before the migration", "by an older worker after it"])
-def test_words_in_the_levels_of_stored_cases_go(open_client: Client, database: str, written: str) -> None:
+def test_words_in_the_levels_of_stored_cases_go(
+    open_client: Client, database: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cases, "_without_words", lambda sets: sets)  # as older releases fold
     early = written == "before the migration"
     migrate(open_client, database, "0011" if early else head_revision())
     world = World(open_client)
@@ -105,6 +111,27 @@ def test_words_in_the_levels_of_stored_cases_go(open_client: Client, database: s
     for was in states:  # nothing else changed
         now = world.case(was["case_id"])
         assert {**now, "level": 0, "legal_levels": 0} == {**was, "level": 0, "legal_levels": 0}
+
+
+def test_words_that_an_older_worker_wrote_do_not_come_back_from_memory(clickhouse: Client) -> None:
+    """The memory reads a set before the words are deleted, and hands it over with every event since."""
+    world = World(clickhouse)
+    steps = [("REPORTED", 0.0), ("ACCEPTED", 1.0), ("DISPATCHED", 2.0), ("SIGNED", 3.0)]
+    raised = [("ESCALATED", 4.0, {"level": "报陈主任"}), ("ESCALATED", 5.0, {"level": "市级"})]
+    world.write(*chain("c1", [*steps, *raised]))
+    memory = CaseMemory()
+    memory.begin(on=True)
+    entry = cases.read_sets(clickhouse, pl.DataFrame({"case_id": ["c1"]})).head(1)
+    sets = memory.sets(clickhouse, entry)
+    assert sets is not None
+    assert sorted(sets["level"].drop_nulls()) == ["市级"]
+    cases.store_cases(clickhouse, sets)
+    assert not holds_words(clickhouse, "cases")
+
+
+def holds_words(client: Client, table: str) -> bool:
+    condition, _ = LEVEL_WORDS[table]
+    return bool(client.command(f"SELECT count() FROM {table} FINAL WHERE {condition}"))
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
