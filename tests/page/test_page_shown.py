@@ -462,6 +462,67 @@ def test_rows_of_few_cases_are_said_to_be_left_out(page: Page) -> None:
     expect(note).to_have_text("rows of few cases are not shown (privacy)")
 
 
+def test_a_table_beside_the_stream_says_until_when_it_holds(page: Page) -> None:
+    """Those of the map and of the percentiles are asked for apart: a failure made old figures current."""
+    status, rows = [200], {"town": [row("440704001")], "department": [row("public_security")]}
+
+    def table(route: Route) -> None:
+        by = urlsplit(route.request.url).path.rpartition("/")[2]
+        if status[0] == 200:
+            route.fulfill(json={"as_of": instant(NOW), "rows": rows[by], "again_in_seconds": 0})
+        else:
+            route.fulfill(status=status[0], json={"code": "store_unavailable", "message": "in English"})
+
+    open_canned(page, {f"/v1/live/tables/{by}": table for by in rows})
+    ages = [id_of(page, "map-as-of"), id_of(page, "times-as-of")]
+    quiet, red = "rgb(90, 104, 119)", "rgb(194, 48, 58)"
+    for age in ages:
+        expect(age).to_have_text("截至 16:00:00")
+        expect(age).to_have_attribute("datetime", instant(NOW))
+        expect(age).to_have_css("color", quiet)
+    status[0] = 503
+    tell(page, "district", {"as_of": instant(ago(-0.5)), "rows": [row("440704")]})
+    page.wait_for_timeout(500)
+    for age in ages:  # half a minute is what a table may take
+        expect(age).to_have_text("截至 16:00:00")
+        expect(age).to_have_css("color", quiet)
+    tell(page, "district", {"as_of": instant(ago(-0.6)), "rows": [row("440704")]})
+    for age in ages:
+        expect(age).to_have_text("截至 16:00:00 · ClickHouse 暂无应答 · 正在重试")
+        expect(age).to_have_css("color", red)
+    id_of(page, "language").click()
+    for age in ages:
+        expect(age).to_have_text("as of 16:00:00 · ClickHouse does not answer · trying again")
+    tell(page, "district", {"as_of": instant(NOW), "rows": [row("440704")]})
+    status[0] = 200
+    for age in ages:
+        expect(age).to_have_text("as of 16:00:00")
+        expect(age).to_have_css("color", quiet)
+
+
+def test_a_table_that_never_came_says_why_and_is_asked_for_again(page: Page) -> None:
+    asked: list[int] = []
+
+    def villages(route: Route) -> None:
+        asked.append(1)
+        if len(asked) < 3:
+            return route.abort() if len(asked) == 2 else route.fulfill(status=500, json={})
+        return route.fulfill(
+            json={"as_of": instant(NOW), "rows": [row("440704001001")], "again_in_seconds": 60}
+        )
+
+    towns = {"as_of": instant(NOW), "rows": [row("440704001")], "again_in_seconds": 60}
+    open_canned(page, {"/v1/live/tables/town": towns, "/v1/live/tables/village": villages})
+    note = id_of(page, "area-note")
+    page.locator(".cell[data-code='440704001']").click()
+    expect(note).to_have_text("服务出错，原因见其日志 · 正在重试")
+    expect(note).to_have_css("color", "rgb(194, 48, 58)")
+    expect(note).to_have_text("连不上服务 · 正在重试")
+    expect(page.locator("tr[data-key='440704001001']")).to_be_visible()
+    expect(note).to_be_hidden()
+    expect(id_of(page, "as-of")).to_have_text("截至 16:00:00")
+
+
 def test_words(page: Page) -> None:
     departments = {"as_of": instant(NOW), "again_in_seconds": 60, "rows": [row("public_security")]}
     matter: dict[str, Any] = {

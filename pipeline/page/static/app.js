@@ -17,6 +17,7 @@ const THEME = "gridpipe.theme";
 const CITY = "4407";
 const FIGURES_MS = 10000; // they come each second; older ones are not shown as the present
 const RETRY_MS = 3000;
+const OLD_MS = 30000; // behind the districts: a table beside them is red
 const LEAST_REST_MS = 500; // between two askings for a table
 const CATALOGUE_MS = 600000; // a wall page stays open for weeks, and catalogues change
 const TREND_MS = 60000; // the large trend is drawn anew
@@ -71,6 +72,7 @@ const component = () => ({
   points: [],
   tables: {}, // by → {as_of, rows}
   asked: {}, // by → {as_of: the district table's that it is as new as, again: ms, when to ask next, busy}
+  failures: {}, // by → why the newest asking for it failed, null since it came
   timers: {}, // by → until then
 
   tiles: TILES.map((id) => ({ id })),
@@ -323,16 +325,34 @@ const component = () => ({
       const suffix = parent ? `?parent=${encodeURIComponent(parent)}` : "";
       const table = await getJson(`/v1/live/tables/${by}${suffix}`, key);
       this.tables = { ...this.tables, [name]: table }; // after the wait: others may have come meanwhile
+      this.failures = { ...this.failures, [name]: null };
       if (by === this.dimension) this.drawTimes();
       // an older one was held for others: it is asked for again
       if (!as_of || table.as_of >= as_of) asked.as_of = as_of;
       asked.again = Date.now() + Math.max(LEAST_REST_MS, table.again_in_seconds * 1000);
     } catch (error) {
+      this.failures = { ...this.failures, [name]: error };
       asked.again = this.keyRefused(error, key) ? 0 : Date.now() + RETRY_MS;
     }
     asked.busy = false;
     this.refresh();
   },
+
+  // Until when a table beside the districts holds what was stored; what failed, once that is long ago.
+  isOld(name) {
+    const table = this.tables[name];
+    return Boolean(table && this.districts.as_of && Date.parse(this.districts.as_of) - Date.parse(table.as_of) > OLD_MS);
+  },
+  instantOf(name) { return (this.tables[name] && this.tables[name].as_of) || ""; },
+  ageOf(name) {
+    const { tables: { [name]: table }, failures: { [name]: failure } } = this;
+    if (!table) return failure ? this.againText(failure) : this.t("loading");
+    const asOf = `${this.t("asOf")} ${this.clock(table.as_of)}`;
+    return failure && this.isOld(name) ? `${asOf} · ${this.againText(failure)}` : asOf;
+  },
+  ageClass(name) { return this.isOld(name) || (!this.tables[name] && this.failures[name]) ? "bad" : "quiet"; },
+  againText(failure) { return `${this.errorText(failure).replace(/，请稍后再试$|: try again in a moment$/, "")} · ${this.t("again")}`; },
+  timesName() { return `${this.dimension}:`; },
 
   // ---- tiles
   cityRow() { return this.city && this.city.rows[0]; },
@@ -535,11 +555,8 @@ const component = () => ({
   // ---- areas
   level() { return area.LEVELS[this.path.length]; },
   levelText() { return this.t(`level_${this.level()}`); },
-  areaTable() {
-    if (!this.path.length) return this.districts;
-    if (this.path.length === 1) return this.tables["town:"];
-    return this.tables[`${this.level()}:${this.path[this.path.length - 1]}`];
-  },
+  areaTable() { return this.path.length ? this.tables[this.areaTableName()] : this.districts; },
+  areaTableName() { return this.path.length > 1 ? `${this.level()}:${this.path[this.path.length - 1]}` : "town:"; },
   areaRows() {
     const table = this.areaTable();
     let rows = table ? table.rows : [];
@@ -552,8 +569,7 @@ const component = () => ({
     return this.path.length || !this.cityRow() ? rows : [...rows, this.cityRow()];
   },
   areaNote() {
-    const table = this.areaTable();
-    if (!table) return this.t("loading");
+    if (!this.areaTable()) return this.ageOf(this.areaTableName());
     return this.areaRows().length ? "" : this.t("noRows");
   },
   hasFewCases() { return this.areaRows().some((row) => row.suppressed); },
@@ -561,7 +577,11 @@ const component = () => ({
     const table = this.areaTable();
     return (table && table.as_of) || "";
   },
-  areaAsOf() { return this.areaInstant() ? `${this.t("asOf")} ${this.clock(this.areaInstant())}` : ""; },
+  areaAsOf() {
+    if (!this.areaInstant()) return ""; // what is known then stands below
+    return this.path.length ? this.ageOf(this.areaTableName()) : `${this.t("asOf")} ${this.clock(this.areaInstant())}`;
+  },
+  areaAgeClass() { return this.path.length ? this.ageClass(this.areaTableName()) : "quiet"; },
   rowName(row) {
     if (row.key === CITY) return this.t("city");
     if (this.lang === "en" && row.key.length <= 9) return area.english(row.key) || row.key;
@@ -628,7 +648,7 @@ const component = () => ({
     return limits.length ? [Math.min(...limits), Math.max(...limits)] : null;
   },
   timesRows() {
-    const table = this.tables[`${this.dimension}:`];
+    const table = this.tables[this.timesName()];
     if (!table) return [];
     return [...table.rows].filter((row) => row[this.span].p50 !== null).sort((a, b) => b.cases - a.cases).slice(0, this.allTimes ? Infinity : SHOWN_IN_CHART)
       .map((row) => ({
@@ -662,7 +682,7 @@ const component = () => ({
     return `${this.t("modes")}${told.join(this.lang === "zh" ? "、" : ", ")}`;
   },
   timesNote() {
-    if (this.tables[`${this.dimension}:`] && !this.timesRows().length) return this.t("noTimes");
+    if (this.tables[this.timesName()] && !this.timesRows().length) return this.t("noTimes");
     return "";
   },
   timesSummary() {

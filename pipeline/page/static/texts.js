@@ -28,6 +28,7 @@ export const TEXTS = {
   keyReadsOnly: ["只读：不能发送事件", "Reads only: it cannot send events"],
   close: ["关闭", "Close"],
   loading: ["读取中…", "loading…"],
+  again: ["正在重试", "trying again"],
   failed: ["读取失败", "could not be read"],
   unreachable: ["连不上服务，请稍后再试", "the service cannot be reached: try again in a moment"],
   none: ["暂无", "none"],
