@@ -523,6 +523,53 @@ def test_a_table_that_never_came_says_why_and_is_asked_for_again(page: Page) -> 
     expect(id_of(page, "as-of")).to_have_text("截至 16:00:00")
 
 
+def test_an_answer_that_does_not_come_is_given_up(page: Page) -> None:
+    """A way that is gone says nothing: names and tables were never asked for again. Half a minute is a
+    second here."""
+    held: dict[str, int] = {}
+
+    def hold_once(answer: dict[str, Any]) -> Any:
+        def route_(route: Route) -> None:
+            path = urlsplit(route.request.url).path
+            held[path] = held.get(path, 0) + 1
+            if held[path] > 1:
+                route.fulfill(json=answer)
+
+        return route_
+
+    page.add_init_script(
+        """(() => {
+            const real = AbortSignal.timeout.bind(AbortSignal);
+            AbortSignal.timeout = (ms) => real(ms / 30);
+        })();"""
+    )
+    towns = {"as_of": instant(NOW), "rows": [row("440704001")], "again_in_seconds": 60}
+    hit = {"q": "c1", "cases": [], "events": [], "complete": True, "note": None}
+    answers = {"/v1/live/tables/town": towns, "/v1/live/matters": CATALOGUE, "/v1/live/search": hit}
+    open_canned(page, {path: hold_once(answer) for path, answer in answers.items()})
+    expect(id_of(page, "map-as-of")).to_have_text("连不上服务 · 正在重试")
+    expect(page.locator(".cell[data-code='440704001'] .name")).to_have_text("江南")
+    expect(id_of(page, "map-as-of")).to_have_text("截至 16:00:00")
+    look_for(page, "c1")
+    expect(id_of(page, "problem")).to_have_text("连不上服务，请稍后再试")
+    assert held == dict.fromkeys(answers, 2) | {"/v1/live/search": 1}
+
+
+def test_an_answer_that_breaks_off_is_none(page: Page) -> None:
+    """Its body was taken for an empty one, which the page then tripped over."""
+    tried: list[int] = []
+
+    def cut(route: Route) -> None:
+        tried.append(1)
+        if len(tried) == 1:
+            route.fulfill(body='{"matters": [', content_type="application/json")
+        else:
+            route.fulfill(json=CATALOGUE)
+
+    open_canned(page, {"/v1/live/matters": cut})
+    expect(page.locator(".cell[data-code='440704001'] .name")).to_have_text("江南")
+
+
 def test_words(page: Page) -> None:
     departments = {"as_of": instant(NOW), "again_in_seconds": 60, "rows": [row("public_security")]}
     matter: dict[str, Any] = {

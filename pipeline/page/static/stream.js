@@ -1,6 +1,7 @@
 // Server-sent events over fetch: EventSource cannot send the key that a public listener asks for.
 
 const RETRY_MS = 2000;
+const ANSWER_MS = 30000; // then nothing comes any more: the way to the server may have gone without a word
 const SILENT_MS = 20000; // the server says something every 15 s
 
 export class Refused extends Error {
@@ -15,20 +16,19 @@ export function headers(key) {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-export async function getJson(path, key) {
-  const answer = await fetch(path, { headers: headers(key), cache: "no-store" });
-  const body = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Refused(answer.status, body);
-  return body;
+// An answer's JSON. Throws Refused; and another error where it did not come, not whole or not in time.
+async function asked(path, options) {
+  const answer = await fetch(path, { ...options, signal: AbortSignal.timeout(ANSWER_MS) });
+  if (!answer.ok) throw new Refused(answer.status, await answer.json().catch(() => null));
+  return answer.json();
 }
 
-export async function postJson(path, body, key) {
-  const answer = await fetch(path, {
-    method: "POST", headers: { "Content-Type": "application/json", ...headers(key) }, body: JSON.stringify(body),
-  });
-  const result = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Refused(answer.status, result);
-  return result;
+export function getJson(path, key) {
+  return asked(path, { headers: headers(key), cache: "no-store" });
+}
+
+export function postJson(path, body, key) {
+  return asked(path, { method: "POST", headers: { "Content-Type": "application/json", ...headers(key) }, body: JSON.stringify(body) });
 }
 
 // Calls onMessage(topic, value) and onState("connecting" | "live" | "lost" | "key") until stopped.
