@@ -31,13 +31,23 @@ CATALOGUE: dict[str, Any] = {
 }
 _STREAM = """(() => {
   const real = window.fetch, encode = (text) => new TextEncoder().encode(text);
+  window.streams = []; // of each that was opened: the key, and whether it goes on
   window.fetch = (address, ...rest) => {
     if (address !== "/v1/live") return real(address, ...rest);
+    const [{ headers, signal }] = rest;
+    const stream = { key: headers.Authorization, open: true };
+    window.streams.push(stream);
     const start = (out) => {
       window.tell = (topic, data) =>
         out.enqueue(encode(`event: ${topic}\\ndata: ${JSON.stringify(data)}\\n\\n`));
       for (const [topic, data] of Object.entries(window.told)) window.tell(topic, data);
-      setInterval(() => window.quiet || window.tell("figures", window.told.figures), 1000);
+      const { tell } = window;
+      const again = setInterval(() => window.quiet || tell("figures", window.told.figures), 1000);
+      signal.addEventListener("abort", () => {
+        stream.open = false;
+        clearInterval(again);
+        out.error(signal.reason);
+      });
     };
     return Promise.resolve(new Response(new ReadableStream({ start })));
   };

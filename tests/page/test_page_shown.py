@@ -383,6 +383,46 @@ def test_a_key_that_works_stays_when_another_is_refused(page: Page) -> None:
     assert shown == [f"Bearer {typed}" for typed in ("bad", "good", "baad", "lost", "good")]
 
 
+def test_a_refusal_that_passes_does_not_end_the_page(page: Page) -> None:
+    """As while the keys could not be read for a moment: it stopped for ever, and its key was forgotten."""
+    refuses, told_of = [True], list[str]()
+
+    def guarded(answer: dict[str, Any]) -> Any:
+        def route_(route: Route) -> None:
+            told_of.append(urlsplit(route.request.url).path)
+            if refuses[0]:
+                route.fulfill(status=401, json={"code": "unauthorised"})
+            else:
+                route.fulfill(json=answer)
+
+        return route_
+
+    towns = {"as_of": instant(NOW), "rows": [row("440704001")], "again_in_seconds": 60}
+    answers = {"/v1/live/tables/town": towns, "/v1/live/matters": CATALOGUE}
+    answers["/v1/live/key"] = {"sources": ["local"], "backfill": False}
+    page.clock.install()
+    page.add_init_script("sessionStorage.setItem('gridpipe.key', 'good')")
+    open_canned(page, {path: guarded(answer) for path, answer in answers.items()})
+    status, dialog = page.get_by_role("status").first, id_of(page, "dialog")
+    expect(status).to_have_text("读取需要密钥：请输入")
+    expect(dialog).to_be_visible()
+    page.keyboard.press("Escape")
+    told_of.clear()
+    page.clock.run_for(50_000)
+    assert told_of == []
+    expect(status).to_have_text("读取需要密钥：请输入")
+    refuses[0] = False
+    page.clock.run_for(15_000)
+    expect(status).to_have_text("实时")
+    expect(dialog).to_be_hidden()
+    expect(page.locator(".cell[data-code='440704001'] .name")).to_have_text("江南")
+    expect(page.locator(".cell[data-code='440704001'] .value")).to_have_text("90.0")
+    expect(id_of(page, "test-event")).to_be_visible()
+    assert page.evaluate("window.streams.filter(({ open }) => open)") == [
+        {"key": "Bearer good", "open": True}
+    ]
+
+
 #: Seconds → in Chinese and English, and the same in a tile of the map.
 DURATIONS = {
     40: ("40秒", "40 s", "<1分", "<1m"),

@@ -17,6 +17,7 @@ const THEME = "gridpipe.theme";
 const CITY = "4407";
 const FIGURES_MS = 10000; // they come each second; older ones are not shown as the present
 const RETRY_MS = 3000;
+const KEY_RETRY_MS = 60000; // a key that was refused may work again, as after a moment without its store
 const OLD_MS = 30000; // behind the districts: a table beside them is red
 const LEAST_REST_MS = 500; // between two askings for a table
 const CATALOGUE_MS = 600000; // a wall page stays open for weeks, and catalogues change
@@ -55,7 +56,7 @@ const component = () => ({
   lang: document.documentElement.lang === "en" ? "en" : "zh",
   theme: document.documentElement.dataset.theme,
   now: Date.now(),
-  wasLive: false, // once already
+  wasAnswered: false, // the stream was live once already, or refused
   skew: null, // the server's clock minus ours, ms; null until it is known
   connection: "connecting",
   storeWorks: true,
@@ -115,7 +116,6 @@ const component = () => ({
     this.connect();
     requestAnimationFrame(() => setTimeout(() => this.showRest()));
     this.loadCatalogue();
-    if (this.key) this.checkKey().catch((error) => error.status === 401 && this.forgetKey());
     setInterval(() => this.tick(), 1000);
     new ResizeObserver(() => this.drawTimes()).observe(this.$refs.times);
     this.$watch("metric", () => this.refresh());
@@ -227,6 +227,7 @@ const component = () => ({
 
   // ---- the stream
   connect() {
+    clearTimeout(this.timers.key);
     if (this.stream) this.stream.stop();
     this.stream = new Stream("/v1/live", {
       key: this.key,
@@ -247,14 +248,21 @@ const component = () => ({
     }, () => setTimeout(() => this.showCharts(), RETRY_MS));
   },
   connected(state) {
+    const before = this.connection;
+    // asked again by itself: the page says that a key is needed until one is taken
+    if (state === "connecting" && before === "key") return;
     this.connection = state;
     this.figuresLate = false;
     if (state !== "live") this.figures = null;
-    else if (this.wasLive) this.loadCatalogue(); // the server may have begun anew, with other names
-    this.wasLive ||= state === "live";
-    if (state === "key" && !this.view) this.openKey();
+    else if (this.wasAnswered) this.loadCatalogue(); // the server may have begun anew, with other names
+    if (state === "live" && this.key && !this.keyInfo) this.checkKey().catch(() => {}); // with the next stream then
+    this.wasAnswered ||= state === "live" || state === "key";
+    if (state !== "key") return;
+    clearTimeout(this.timers.key);
+    this.timers.key = setTimeout(() => this.connect(), KEY_RETRY_MS);
+    if (before !== "key" && !this.view) this.openKey();
   },
-  // An answer that another try will not change: reading needs a key, or another one.
+  // Reading needs a key, or another one. Whether it still does is asked by the stream, after a while.
   keyRefused(error, key) {
     if ((error.status !== 401 && error.status !== 403) || key !== this.key) return false;
     this.stream.stop();
@@ -864,7 +872,11 @@ const component = () => ({
     this.typedKey = "";
     this.show("key");
   },
-  async checkKey() { this.keyInfo = await getJson("/v1/live/key", this.key); },
+  async checkKey() {
+    const { key } = this;
+    const info = await getJson("/v1/live/key", key);
+    if (key === this.key) this.keyInfo = info;
+  },
   // A key is taken once it is known to be one: a typing error, or no answer, takes nothing away.
   async useKey() {
     const key = this.typedKey.trim();
@@ -879,10 +891,7 @@ const component = () => ({
     this.key = key;
     remember(sessionStorage, KEY, key);
     this.problem = null;
-    if (this.connection !== "live") {
-      this.connect();
-      this.loadCatalogue();
-    }
+    if (this.connection !== "live") this.connect();
   },
   forgetKey() {
     this.key = null;

@@ -67,6 +67,7 @@ export class Stream {
       const answer = await fetch(this.path, {
         headers: headers(this.key), cache: "no-store", signal: this.abort.signal,
       });
+      if (this.stopped) return;
       if (!answer.ok) throw new Refused(answer.status, null);
       this.onState("live");
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
