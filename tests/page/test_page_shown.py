@@ -423,6 +423,22 @@ def test_a_refusal_that_passes_does_not_end_the_page(page: Page) -> None:
     ]
 
 
+def test_another_key_opens_another_stream(page: Page) -> None:
+    """The one that runs ends with the key that it began with."""
+    open_canned(page, {"/v1/live/key": {"sources": [], "backfill": False}})
+    id_of(page, "key").click()
+    for key in ("first", "second", "second"):
+        id_of(page, "key-input").fill(key)
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "key => window.streams.some((one) => one.open && one.key === `Bearer ${key}`)", arg=key
+        )
+    page.wait_for_timeout(300)
+    streams = page.evaluate("window.streams.map(({ key = '', open }) => [key, open])")
+    assert streams == [["", False], ["Bearer first", False], ["Bearer second", True]]
+    expect(page.get_by_role("status").first).to_have_text("实时")
+
+
 #: Seconds → in Chinese and English, and the same in a tile of the map.
 DURATIONS = {
     40: ("40秒", "40 s", "<1分", "<1m"),

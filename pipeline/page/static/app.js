@@ -888,10 +888,12 @@ const component = () => ({
       if (turn === this.turn) this.problem = error; // of this form, and of no sheet that was opened since
       return;
     }
+    const other = key !== this.key;
     this.key = key;
     remember(sessionStorage, KEY, key);
     this.problem = null;
-    if (this.connection !== "live") this.connect();
+    // what runs goes on under the key that it began with, and would end with that
+    if (other || this.connection !== "live") this.connect();
   },
   forgetKey() {
     this.key = null;
