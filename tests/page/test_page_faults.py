@@ -198,11 +198,12 @@ def test_a_forgotten_key_ends_what_it_opened(new_page: NewPage, service: Service
     page.keyboard.press("Enter")
     form = id_of(page, "key-form")
     expect(form).to_contain_text("local")
+    asked.clear()  # of before the key
     form.get_by_role("button", name="清除密钥").click()
     expect(status).to_contain_text("读取需要密钥")
     expect(id_of(page, "banner")).to_contain_text("读取需要密钥")
     page.wait_for_timeout(7_000)
-    assert len(asked) <= 2, asked
+    assert len(asked) == len(set(asked)), asked  # by the page that is loaded anew, each once
     # another key opens it again
     id_of(page, "key-input").fill(service.key)
     page.keyboard.press("Enter")

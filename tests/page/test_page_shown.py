@@ -439,6 +439,24 @@ def test_another_key_opens_another_stream(page: Page) -> None:
     expect(page.get_by_role("status").first).to_have_text("实时")
 
 
+def test_with_the_key_goes_what_it_opened(page: Page) -> None:
+    refused = {"reasons": [], "newest": [rejection(1, NOW)], "life_safety": {"reports": 0, "newest": None}}
+    open_canned(page, {"/v1/live/key": {"sources": [], "backfill": False}}, rejected=refused)
+    id_of(page, "key").click()
+    id_of(page, "key-input").fill("good")
+    page.keyboard.press("Enter")
+    expect(page.locator(".newest li")).to_have_count(1)
+    page.add_init_script("window.told = {}")  # without a key nothing is told
+    id_of(page, "key-form").get_by_role("button", name="清除密钥").click()
+    expect(page.locator(".newest li")).to_have_count(0)
+    expect(id_of(page, "tile-closure_rate").locator(".value")).to_have_text("—")
+    expect(id_of(page, "dialog")).to_be_hidden()
+    assert page.evaluate("[sessionStorage.getItem('gridpipe.key'), window.streams[0].key ?? null]") == [
+        None,
+        None,
+    ]
+
+
 #: Seconds → in Chinese and English, and the same in a tile of the map.
 DURATIONS = {
     40: ("40秒", "40 s", "<1分", "<1m"),

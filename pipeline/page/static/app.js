@@ -895,11 +895,11 @@ const component = () => ({
     // what runs goes on under the key that it began with, and would end with that
     if (other || this.connection !== "live") this.connect();
   },
+  // With it everything that it opened goes: figures, sheets, what was searched for.
   forgetKey() {
-    this.key = null;
-    this.keyInfo = null;
+    this.stream.stop();
     remember(sessionStorage, KEY, null);
-    this.connect(); // without it: what it opened ends here
+    location.reload();
   },
   sources() { return this.keyInfo ? this.keyInfo.sources : []; },
   maySend() { return this.sources().length > 0; },
