@@ -43,6 +43,7 @@ _STREAM = """(() => {
       for (const [topic, data] of Object.entries(window.told)) window.tell(topic, data);
       const { tell } = window;
       const again = setInterval(() => window.quiet || tell("figures", window.told.figures), 1000);
+      stream.end = () => { clearInterval(again); out.close(); };
       signal.addEventListener("abort", () => {
         stream.open = false;
         clearInterval(again);

@@ -644,6 +644,24 @@ def test_an_answer_that_breaks_off_is_none(page: Page) -> None:
     expect(page.locator(".cell[data-code='440704001'] .name")).to_have_text("江南")
 
 
+def test_a_message_that_cannot_be_taken_costs_itself(browser: Browser) -> None:
+    """It ended the stream, whose connection stayed open, and the next one began with the same message."""
+    said: list[str] = []
+    page = browser.new_page(locale="zh-CN")
+    page.on("console", lambda line: said.append(line.text))
+    open_canned(page)
+    page.evaluate("window.tell('trend', null)")
+    tell(page, "modes", {"modes": [{"mode": "flood", "level": "II", "area_code": "4407"}]})
+    expect(id_of(page, "modes")).to_contain_text("防汛 II")
+    assert [line.partition(" TypeError")[0] for line in said] == ["a message of the stream was not taken"]
+    assert page.evaluate("window.streams.map(({ open }) => open)") == [True]
+    # whichever way one ends, nothing of it stays
+    page.evaluate("window.streams[0].end()")
+    page.wait_for_function("window.streams.length === 2")
+    assert page.evaluate("window.streams.map(({ open }) => open)") == [False, True]
+    page.context.close()
+
+
 def test_words(page: Page) -> None:
     departments = {"as_of": instant(NOW), "again_in_seconds": 60, "rows": [row("public_security")]}
     matter: dict[str, Any] = {

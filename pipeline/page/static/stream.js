@@ -80,10 +80,20 @@ export class Stream {
         held += value;
         const messages = held.split("\n\n");
         held = messages.pop();
-        messages.forEach((message) => this.take(message));
+        messages.forEach((message) => this.tryTake(message));
       }
     } finally {
       clearTimeout(watchdog);
+      this.abort.abort(); // else what went wrong here leaves a connection that nobody reads
+    }
+  }
+
+  // What one message does wrong costs that message and no other.
+  tryTake(message) {
+    try {
+      this.take(message);
+    } catch (error) {
+      console.error("a message of the stream was not taken", error);
     }
   }
 
