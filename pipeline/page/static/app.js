@@ -52,10 +52,12 @@ function firstData() {
   return JSON.parse(document.getElementById("first-data").textContent);
 }
 
+const skews = new format.Skew();
+
 const component = () => ({
   lang: document.documentElement.lang === "en" ? "en" : "zh",
   theme: document.documentElement.dataset.theme,
-  now: Date.now(),
+  now: format.steadyNow(),
   wasAnswered: false, // the stream was live once already, or refused
   skew: null, // the server's clock minus ours, ms; null until it is known
   connection: "connecting",
@@ -185,7 +187,7 @@ const component = () => ({
     if (this.view === "trend") this.drawTrend();
   },
   tick() {
-    this.now = Date.now();
+    this.now = format.steadyNow();
     if (this.figures && this.now - this.figuresAt > FIGURES_MS) {
       this.figures = null; // they stood for the present
       this.figuresLate = true;
@@ -273,9 +275,9 @@ const component = () => ({
     if (topic === "figures") {
       this.figures = value;
       this.figuresLate = false;
-      this.now = Date.now();
+      this.now = format.steadyNow();
       this.figuresAt = this.now;
-      this.skew = Date.parse(value.at) - this.now;
+      this.skew = skews.add(Date.parse(value.at), this.now);
     } else if (topic === "city") {
       this.city = value;
       if (!this.ready) this.$nextTick(() => performance.mark("gridpipe-figures"));
@@ -320,7 +322,7 @@ const component = () => ({
     const name = `${by}:${parent}`;
     const last = this.asked[name] || { again: 0 };
     if (last.busy || last.as_of === this.districts.as_of) return;
-    const rest = last.again - Date.now();
+    const rest = last.again - format.steadyNow();
     if (rest > 0) {
       clearTimeout(this.timers[name]);
       this.timers[name] = setTimeout(() => this.refresh(), rest);
@@ -337,10 +339,10 @@ const component = () => ({
       if (by === this.dimension) this.drawTimes();
       // an older one was held for others: it is asked for again
       if (!as_of || table.as_of >= as_of) asked.as_of = as_of;
-      asked.again = Date.now() + Math.max(LEAST_REST_MS, table.again_in_seconds * 1000);
+      asked.again = format.steadyNow() + Math.max(LEAST_REST_MS, table.again_in_seconds * 1000);
     } catch (error) {
       this.failures = { ...this.failures, [name]: error };
-      asked.again = this.keyRefused(error, key) ? 0 : Date.now() + RETRY_MS;
+      asked.again = this.keyRefused(error, key) ? 0 : format.steadyNow() + RETRY_MS;
     }
     asked.busy = false;
     this.refresh();

@@ -113,3 +113,23 @@ export function date(iso, lang) {
   }).format(new Date(iso));
   return text.replace("日星期", "日 星期");
 }
+
+// As Date.now, but who sets the clock of this computer changes nothing.
+export const steadyNow = () => performance.timeOrigin + performance.now();
+
+// How far the server's clock is ahead of ours, out of messages that carry its time. What one took on its way makes the
+// server seem that much further behind, so the largest of a while is nearest to the truth; the newest alone would
+// hide every delay on the way to this screen. What goes on for longer than a while is taken for the truth.
+const SKEW_MS = 600_000;
+
+export class Skew {
+  constructor() { this.seen = []; } // by time, each larger than what came after it
+
+  // sent: the server's time, arrived: ours, ms. Returns the skew as of now.
+  add(sent, arrived) {
+    const skew = sent - arrived;
+    this.seen = this.seen.filter((one) => one.skew > skew && arrived - one.at < SKEW_MS);
+    this.seen.push({ skew, at: arrived });
+    return this.seen[0].skew;
+  }
+}
