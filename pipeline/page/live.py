@@ -58,6 +58,8 @@ class Live:
         """log_answers : of the gateway, where this process takes events in and so can tell how many. While
         its log is away it refuses before it counts, so that no rate and no queue would show it."""
         self.board = board
+        #: `Assets.digest` of the page that is served: one opened before an upgrade learns that it is another.
+        self.page: str | None = None
         self._log_answers = log_answers
         self.viewers = 0
         self._expositions = expositions
@@ -178,6 +180,7 @@ class Live:
         figures = self._figures.describe() | {
             "at": self._now(),
             "viewers": self.viewers,
+            "page": self.page,
             "expects_worker": self._expects_worker,
             "gateway": self._log_answers is not None,
             "log_answers": None if self._log_answers is None else self._log_answers(),

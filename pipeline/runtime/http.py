@@ -148,7 +148,9 @@ def build_app(parts: Parts) -> tuple[ASGIApp, ASGIApp | None]:
     if parts.live is not None:
         free = parts.live if is_loopback(split_address(settings.http)[0]) else None
         asked = parts.reader or parts.live.board.reader
-        routes += [*page_files(Assets.load(), free), *live_routes(parts.live, parts.keys, asked)]
+        assets = Assets.load()
+        parts.live.page = assets.digest
+        routes += [*page_files(assets, free), *live_routes(parts.live, parts.keys, asked)]
         paths |= PAGE_PATHS
     else:
         routes.append(to_docs())

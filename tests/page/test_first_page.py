@@ -101,3 +101,14 @@ async def test_who_comes_first_is_not_told_the_instant_of_the_last_who_watched()
     live._publish("figures", {"at": "2026-01-01T00:01:00Z"})
     assert b"00:01:00Z" in await anext(other)
     live.close()
+
+
+async def test_the_stream_says_which_page_is_served(tmp_path: Path) -> None:
+    """The address below which its files lie: a page that stays open compares it with its own."""
+    live = live_page()
+    app, _ = build_app(replace(parts_of(load_settings(data_dir=tmp_path)), live=live))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+        index = (await client.get("/")).text
+    await live._publish_figures(0.0)
+    told = orjson.loads(live.known(["figures"])["figures"])
+    assert f'src="/page/{told["page"]}/app.js"' in index

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from pipeline.page.assets import Assets
 from pipeline.read.small_cells import without_small_cells
 from tests.page.browser import chromium, id_of
 from tests.page.canned import CATALOGUE, NOW, figures, instant, open_canned, point, row, tell
@@ -489,6 +490,29 @@ def test_behind_counts_the_way_to_this_screen(page: Page) -> None:
     comes(701, 708)
     expect(behind).to_have_text(re.compile(r"滞后 0\.\d 秒"))
     expect(clock).to_have_text(re.compile("16:11:4[012]"))
+
+
+def test_a_page_of_before_an_upgrade_is_loaded_anew_once(page: Page) -> None:
+    loads: list[str] = []
+    page.on("framenavigated", lambda frame: loads.append(frame.url))
+    open_canned(page, figures=figures(page=Assets.load().digest))
+    page.wait_for_timeout(2_500)
+    assert len(loads) == 1  # it is the one that is served
+    id_of(page, "tile-closure_rate").click()
+    tell(page, "figures", figures(page="another"))
+    page.wait_for_timeout(2_500)
+    assert len(loads) == 1  # somebody looks at a sheet
+    page.add_init_script("window.told.figures.page = 'another'")
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(1_500)
+    page.wait_for_selector("tr.total")
+    assert len(loads) == 2
+    page.wait_for_timeout(3_000)  # the same page came again: another look brings no other one
+    assert len(loads) == 2
+    tell(page, "figures", figures(page="a third"))
+    page.wait_for_timeout(1_500)
+    page.wait_for_selector("tr.total")
+    assert len(loads) == 3
 
 
 #: Seconds → in Chinese and English, and the same in a tile of the map.

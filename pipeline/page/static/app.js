@@ -14,6 +14,8 @@ const TILES = [
 const OUTCOMES = ["admitted", "rejected", "recorded", "duplicate", "quarantined"];
 const KEY = "gridpipe.key";
 const THEME = "gridpipe.theme";
+const RELOADED = "gridpipe.reloaded";
+const PAGE = new URL(import.meta.url).pathname.split("/").at(-2); // the digest that our files lie below
 const CITY = "4407";
 const FIGURES_MS = 10000; // they come each second; older ones are not shown as the present
 const RETRY_MS = 3000;
@@ -278,6 +280,7 @@ const component = () => ({
       this.now = format.steadyNow();
       this.figuresAt = this.now;
       this.skew = skews.add(Date.parse(value.at), this.now);
+      this.renew(value.page);
     } else if (topic === "city") {
       this.city = value;
       if (!this.ready) this.$nextTick(() => performance.mark("gridpipe-figures"));
@@ -292,6 +295,16 @@ const component = () => ({
       this.points = value.points;
       if (this.view === "trend") this.drawTrend();
     } else if (topic === "store") this.storeWorks = value.available;
+  },
+  // The server was upgraded since this page was loaded: a wall stays open for weeks. Not under somebody's hands, and once
+  // for each page that is served: behind a proxy two versions may answer by turns.
+  renew(page) {
+    if (!page || page === PAGE || this.view || document.activeElement.tagName === "INPUT") return;
+    const before = (recall(sessionStorage, RELOADED) || "").split(" ");
+    if (before.includes(page)) return;
+    const all = [...before, page].join(" ");
+    remember(sessionStorage, RELOADED, all);
+    if (recall(sessionStorage, RELOADED) === all) location.reload(); // else it would be for ever
   },
   // One at a time, and the next one is always due.
   async loadCatalogue() {
