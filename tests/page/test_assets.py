@@ -157,5 +157,6 @@ def test_text_can_be_read(theme: int) -> None:
     ]
     pairs += [("text", "bg"), ("quiet", "bg"), ("bad", "bad-soft")]
     pairs += [("on-v", f"{scale}{n}") for scale in "vqh" for n in range(1, 6)]
-    low = {pair: round(contrast(tokens[pair[0]], tokens[pair[1]]), 2) for pair in pairs}
-    assert {pair: ratio for pair, ratio in low.items() if ratio < 4.5} == {}
+    least = dict.fromkeys(pairs, 4.5) | {("edge", "panel"): 3.0, ("edge", "bg"): 3.0}  # of fields: 3 to 1
+    low = {pair: round(contrast(tokens[pair[0]], tokens[pair[1]]), 2) for pair in least}
+    assert {pair: ratio for pair, ratio in low.items() if ratio < least[pair]} == {}

@@ -11,10 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from pipeline.page.assets import Assets
+from pipeline.page.assets import STATIC, Assets
 from pipeline.read.small_cells import without_small_cells
 from tests.page.browser import chromium, id_of
 from tests.page.canned import CATALOGUE, NOW, figures, instant, open_canned, point, row, tell
+from tests.page.conftest import PICTURES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -718,6 +719,86 @@ def test_a_message_that_cannot_be_taken_costs_itself(browser: Browser) -> None:
     page.wait_for_function("window.streams.length === 2")
     assert page.evaluate("window.streams.map(({ open }) => open)") == [False, True]
     page.context.close()
+
+
+#: What is written on what, painted: ratio of contrast; and of a field's border to both sides of it.
+CONTRAST = """() => {
+    const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    const style = (node) => getComputedStyle(node);
+    const above = (node) => (node ? [node, ...above(node.parentElement)] : []);
+    const light = (...colours) => {  // painted one over the other
+        for (const colour of colours) { pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); }
+        const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3)
+            .map((part) => part / 255).map((p) => (p <= 0.04045 ? p / 12.92 : ((p + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = (node) => above(node).map((one) => style(one).backgroundColor).reverse();
+    const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const written = [...document.querySelectorAll("body *")].filter((node) =>
+        [...node.childNodes].some((child) => child.nodeType === Node.TEXT_NODE && child.data.trim())
+        && node.checkVisibility({ visibilityProperty: true }));
+    const name = (node) => `${node.className} ${node.textContent.slice(0, 20)}`;
+    return {
+        faded: written.filter((node) => above(node).some((one) => style(one).opacity < 1)).map(name),
+        pale: written.filter((node) => node.tagName !== "OPTION")
+            .filter((node) => ratio(light(...ground(node), style(node).color), light(...ground(node))) < 4.5)
+            .map(name),
+        hints: [...document.querySelectorAll("[placeholder]")].filter((node) => node.checkVisibility())
+            .filter((node) => ratio(
+                light(...ground(node), getComputedStyle(node, "::placeholder").color), light(...ground(node))
+            ) < 4.5).map(name),
+        edges: [...document.querySelectorAll("input, select, textarea")]
+            .filter((node) => node.checkVisibility())
+            .filter((node) => [node, node.parentElement].some((side) =>
+                ratio(light(...ground(side), style(node).borderTopColor), light(...ground(side))) < 3))
+            .map(name),
+        written: written.length,
+    };
+}"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_what_is_written_can_be_read_and_fields_be_seen(page: Page, theme: str) -> None:
+    """WCAG AA, as it is painted: 4.5 to 1, and 3 to 1 for the border that a field is known by."""
+    rates = [0.5, 0.85, 0.92, 0.97, 1.0]
+    codes = re.findall(r'\["(4407\d{5})"', (STATIC / "tiles.js").read_text())
+    assert len(codes) == 73
+    rows = [
+        row(code, closure_rate=rates[n % 5], cases=8 * (n % 5), overdue=9 * (n % 5))
+        for n, code in enumerate(codes)
+    ]
+    towns = {"as_of": instant(NOW), "rows": rows, "again_in_seconds": 60}
+    page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+    open_canned(
+        page, {"/v1/live/tables/town": towns, "/v1/live/key": {"sources": ["local"], "backfill": False}}
+    )
+    expect(page.locator("html")).to_have_attribute("data-theme", theme)
+    nothing: dict[str, Any] = {"faded": [], "pale": [], "hints": [], "edges": []}
+
+    def found() -> dict[str, Any]:
+        told: dict[str, Any] = page.evaluate(CONTRAST)
+        assert told.pop("written") > 50
+        return told
+
+    for within in (False, True):  # the others are dimmed then
+        if within:
+            page.locator(".cell[data-code='440704']").click()
+            expect(page.locator(".cell.dim")).not_to_have_count(0)
+        for metric in ("closure_rate", "cases", "overdue"):
+            id_of(page, "metric").select_option(metric)
+            expect(page.locator(f".cell[data-code='{codes[4]}'] .value")).not_to_be_empty()
+            assert found() == nothing
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=PICTURES / f"contrast-{theme}-{'within' if within else 'all'}.png")
+    id_of(page, "key").click()
+    id_of(page, "key-input").fill("good")
+    page.keyboard.press("Enter")
+    expect(id_of(page, "key-form")).to_contain_text("local")
+    page.keyboard.press("Escape")
+    id_of(page, "test-event").click()
+    expect(id_of(page, "test-form")).to_be_visible()
+    assert found() == nothing
+    page.screenshot(path=PICTURES / f"contrast-{theme}-form.png")
 
 
 def test_words(page: Page) -> None:
