@@ -801,6 +801,34 @@ def test_what_is_written_can_be_read_and_fields_be_seen(page: Page, theme: str) 
     page.screenshot(path=PICTURES / f"contrast-{theme}-form.png")
 
 
+def test_a_sheet_is_closed_by_a_click_beside_it_and_by_no_other(page: Page) -> None:
+    open_canned(page)
+    dialog, mouse = id_of(page, "dialog"), page.mouse
+
+    def box() -> tuple[float, float, float]:
+        id_of(page, "tile-closure_rate").click()
+        expect(dialog).to_be_visible()
+        found = dialog.bounding_box()
+        return found["x"], found["y"], found["height"]
+
+    left, top, height = box()
+    # text that is selected out to beyond the edge, and the other way
+    formula = dialog.locator("p").last.bounding_box()
+    inside = (formula["x"] + 30, formula["y"] + 8)
+    for start, end in ((inside, (left - 30, top)), ((5, 5), (left + 40, top + 60))):
+        mouse.move(*start)
+        mouse.down()
+        mouse.move(*end, steps=4)
+        mouse.up()
+        page.wait_for_timeout(200)
+        expect(dialog).to_be_visible()
+    mouse.click(left + 5, top + height - 5)  # its padding
+    page.wait_for_timeout(200)
+    expect(dialog).to_be_visible()
+    mouse.click(left - 20, top + 40)
+    expect(dialog).to_be_hidden()
+
+
 def test_words(page: Page) -> None:
     departments = {"as_of": instant(NOW), "again_in_seconds": 60, "rows": [row("public_security")]}
     matter: dict[str, Any] = {

@@ -98,6 +98,7 @@ const component = () => ({
   view: null,
   trail: [],
   shownItem: null,
+  pressedBeside: false,
   turn: 0, // grows with every view and closing: an answer is for the view that asked
   busy: false,
   problem: null,
@@ -754,6 +755,14 @@ const component = () => ({
     this.redescribe();
   },
   closeDialog() { this.$refs.dialog.close(); },
+  // A click beside the sheet closes it: pressed there and released there. A selection that is drawn beyond the edge
+  // is none, nor is a click between the sheet's contents.
+  pressed(event) { this.pressedBeside = this.isBeside(event); },
+  clicked(event) { if (this.pressedBeside && this.isBeside(event)) this.closeDialog(); },
+  isBeside({ clientX: x, clientY: y }) {
+    const { left, right, top, bottom } = this.$refs.dialog.getBoundingClientRect();
+    return x < left || x > right || y < top || y > bottom;
+  },
   closed() {
     if (this.$refs.dialog.open) return; // and opened again since: browsers tell of the closing afterwards
     this.view = null;
