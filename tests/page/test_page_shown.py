@@ -829,6 +829,33 @@ def test_a_sheet_is_closed_by_a_click_beside_it_and_by_no_other(page: Page) -> N
     expect(dialog).to_be_hidden()
 
 
+def test_the_focus_stays_on_its_row_while_the_table_is_sorted_anew(page: Page) -> None:
+    """A row that goes elsewhere is taken out and put in again, and lost the focus with that."""
+    codes = ("440703", "440704", "440705")
+
+    def told(*open_cases: int) -> dict[str, Any]:
+        rows = [row(code, open=n) for code, n in zip(codes, open_cases, strict=True)]
+        return {"as_of": instant(NOW), "rows": rows}
+
+    open_canned(page, district=told(3, 2, 1))
+    header = id_of(page, "areas").locator("thead th").nth(9)
+    header.get_by_role("button").click()
+    order = "[...document.querySelectorAll('tbody tr')].map((row) => row.dataset.key)"
+    focused = "document.activeElement.closest('tr')?.dataset.key ?? null"
+    for code in codes:
+        tell(page, "district", told(3, 2, 1))
+        page.locator(f"tr[data-key='{code}'] th button").focus()
+        for given, wanted in (((1, 2, 3), codes[::-1]), ((1, 3, 2), (codes[1], codes[2], codes[0]))):
+            tell(page, "district", told(*given))
+            page.wait_for_function(f"keys => {order}.slice(0, 3).join() === keys", arg=",".join(wanted))
+            assert page.evaluate(focused) == code
+    # who went away meanwhile is not fetched back
+    page.get_by_role("searchbox").focus()
+    tell(page, "district", told(3, 2, 1))
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.activeElement.type") == "search"
+
+
 def test_words(page: Page) -> None:
     departments = {"as_of": instant(NOW), "again_in_seconds": 60, "rows": [row("public_security")]}
     matter: dict[str, Any] = {

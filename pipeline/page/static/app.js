@@ -275,6 +275,7 @@ const component = () => ({
     return true;
   },
   take(topic, value) {
+    this.keepFocus();
     if (topic === "figures") {
       this.figures = value;
       this.figuresLate = false;
@@ -306,6 +307,14 @@ const component = () => ({
     const all = [...before, page].join(" ");
     remember(sessionStorage, RELOADED, all);
     if (recall(sessionStorage, RELOADED) === all) location.reload(); // else it would be for ever
+  },
+  // A row that goes elsewhere in its list is taken out and put in again, and the focus is lost with that.
+  keepFocus() {
+    const held = document.activeElement;
+    if (!held || held === document.body) return;
+    this.$nextTick(() => {
+      if (document.activeElement === document.body && held.isConnected) held.focus({ preventScroll: true });
+    });
   },
   // One at a time, and the next one is always due.
   async loadCatalogue() {
@@ -348,6 +357,7 @@ const component = () => ({
     try {
       const suffix = parent ? `?parent=${encodeURIComponent(parent)}` : "";
       const table = await getJson(`/v1/live/tables/${by}${suffix}`, key);
+      this.keepFocus();
       this.tables = { ...this.tables, [name]: table }; // after the wait: others may have come meanwhile
       this.failures = { ...this.failures, [name]: null };
       if (by === this.dimension) this.drawTimes();
