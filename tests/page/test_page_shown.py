@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -854,6 +855,62 @@ def test_the_focus_stays_on_its_row_while_the_table_is_sorted_anew(page: Page) -
     tell(page, "district", told(3, 2, 1))
     page.wait_for_timeout(300)
     assert page.evaluate("document.activeElement.type") == "search"
+
+
+def open_test_event(page: Page, look: Any) -> None:
+    """The filled form, with a key for two sources. look : handles the asking for what was sent."""
+    key = {"sources": ["one", "other"], "backfill": False}
+    open_canned(page, {"/v1/live/key": key, "/v1/events": {"accepted": 1}})
+    page.route("**/v1/events/*/*", look)
+    id_of(page, "key").click()
+    id_of(page, "key-input").fill("good")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    id_of(page, "test-event").click()
+
+
+def test_what_was_sent_is_opened_as_it_was_sent(page: Page) -> None:
+    """The form may have been changed since."""
+    asked: list[str] = []
+
+    def look(route: Route) -> None:
+        asked.append(urlsplit(route.request.url).path)
+        route.fulfill(json=explained("e1"))
+
+    open_test_event(page, look)
+    form = id_of(page, "test-form")
+    form.get_by_role("button", name="发送").click()
+    link = id_of(page, "test-result").get_by_role("button")
+    expect(link).to_be_visible()
+    form.get_by_label("来源").select_option("other")
+    link.click()
+    expect(id_of(page, "explain")).to_be_visible()
+    assert len(asked) == 2
+    assert len(set(asked)) == 1
+    assert asked[0].startswith("/v1/events/one/test-")
+
+
+def test_what_was_sent_is_looked_for_seldom_and_only_in_its_sheet(page: Page) -> None:
+    """Each look is a line of the audit log."""
+    asked: list[float] = []
+
+    def look(route: Route) -> None:
+        asked.append(time.monotonic())
+        route.fulfill(status=404, json={"code": "event_not_found"})
+
+    open_test_event(page, look)
+    result = id_of(page, "test-result")
+    id_of(page, "test-form").get_by_role("button", name="发送").click()
+    expect(result).to_contain_text("已发送")
+    page.wait_for_timeout(6_000)
+    assert 5 <= len(asked) <= 11, asked  # 0.15, 0.23 … s between them, then one
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(1_500)
+    asked.clear()
+    id_of(page, "test-event").click()
+    page.wait_for_timeout(3_000)
+    assert asked == []
+    expect(result).to_be_hidden()
 
 
 def test_words(page: Page) -> None:

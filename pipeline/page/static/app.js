@@ -25,6 +25,8 @@ const LEAST_REST_MS = 500; // between two askings for a table
 const CATALOGUE_MS = 600000; // a wall page stays open for weeks, and catalogues change
 const TREND_MS = 60000; // the large trend is drawn anew
 const PATIENCE_MS = 60000; // for a test event to become queryable
+const LEAST_LOOK_MS = 150; // between two looks for it, and the longest that it grows to
+const MOST_LOOK_MS = 1000;
 const SHOWN_IN_CHART = 14;
 const LINE_REM = 1.3; // of a line in it
 const SHOWN_OF_REASON = 12;
@@ -958,23 +960,25 @@ const component = () => ({
     const body = this.testBody();
     Object.assign(this.test, { result: this.t("loading"), stored: null });
     const started = performance.now();
+    const { turn } = this;
+    const say = (result, stored = null) => {
+      if (turn === this.turn) Object.assign(this.test, { result, stored }); // in this sheet, and in none opened since
+    };
     try {
       if (checkOnly) {
-        const report = await postJson("/v1/events:validate", body, this.key);
-        this.test.result = this.decisionText(report);
+        say(this.decisionText(await postJson("/v1/events:validate", body, this.key)));
         return;
       }
       await postJson("/v1/events", body, this.key);
-      this.test.result = this.t("sent");
-      if (!await this.untilStored(body)) {
-        this.test.result = `${this.t("sent")} · ${this.t("notYet")}`;
+      say(this.t("sent"));
+      if (!await this.untilStored(body, turn)) {
+        say(`${this.t("sent")} · ${this.t("notYet")}`);
         return;
       }
-      this.test.result = `${this.t("sent")} · ${this.t("queryable")} ${((performance.now() - started) / 1000).toFixed(2)} ${this.t("seconds")}`;
-      this.test.stored = body.event_id;
+      say(`${this.t("sent")} · ${this.t("queryable")} ${((performance.now() - started) / 1000).toFixed(2)} ${this.t("seconds")}`, { source: body.source, event_id: body.event_id });
     } catch (error) {
       const problems = ((error.problem && error.problem.errors) || []).map((item) => `${item.field || ""} ${word(ERRORS[item.code], this.lang) || item.message}`);
-      this.test.result = problems.join("; ") || this.errorText(error);
+      say(problems.join("; ") || this.errorText(error));
     }
   },
   decisionText(report) {
@@ -982,15 +986,16 @@ const component = () => ({
     if (!first) return JSON.stringify(report);
     return `${this.t("decision")}: ${this.word(first.outcome || first.decision)} ${(first.reasons || []).map((code) => this.reasonName(code)).join("、")}`;
   },
-  async untilStored(body) {
+  // Each asking is a read of a report, and recorded as one: none after the sheet was left.
+  async untilStored(body, turn) {
     const deadline = performance.now() + PATIENCE_MS;
-    while (performance.now() < deadline) {
+    for (let rest = LEAST_LOOK_MS; turn === this.turn && performance.now() < deadline; rest = Math.min(1.5 * rest, MOST_LOOK_MS)) {
       try {
         await getJson(`/v1/events/${encodeURIComponent(body.source)}/${encodeURIComponent(body.event_id)}`, this.key);
         return true;
       } catch (error) {
         if (error.status !== 404) throw error;
-        await new Promise((wake) => setTimeout(wake, 150));
+        await new Promise((wake) => setTimeout(wake, rest));
       }
     }
     return false;
