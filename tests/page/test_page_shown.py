@@ -929,6 +929,9 @@ def test_words(page: Page) -> None:
     open_canned(page, answers)
     foot = id_of(page, "tile-overdue").locator(".foot")
     chart = id_of(page, "times-chart")
+    # what the report came without: nothing tells whether a photo was taken since
+    unproven = id_of(page, "metric").locator("option[value=unproven]")
+    expect(unproven).to_have_text("上报时未附照片的案件")
     expect(foot).to_have_text("占未办结 50.0%")
     expect(id_of(page, "why-delay_seconds")).to_contain_text("99% 的请求不超过此值")
     # not the one that an active mode sets, which changes nothing of the resolution
@@ -938,6 +941,7 @@ def test_words(page: Page) -> None:
     )
     id_of(page, "language").click()
     expect(foot).to_have_text("50.0% of open")
+    expect(unproven).to_have_text("Cases reported without the required photo")
     expect(chart).to_have_attribute("aria-label", re.compile(r"Limits of its matters \(routine\) 30 min$"))
     id_of(page, "resolution_seconds").click()
     expect(chart).to_have_attribute("aria-label", re.compile("Limits of its matters 24 h$"))
