@@ -913,6 +913,21 @@ def test_what_was_sent_is_looked_for_seldom_and_only_in_its_sheet(page: Page) ->
     expect(result).to_be_hidden()
 
 
+def test_a_wide_and_low_window_can_be_scrolled(page: Page) -> None:
+    """Everything stood on one screen from a width on, however low: what did not fit could not be reached."""
+    page.set_viewport_size({"width": 2560, "height": 720})
+    open_canned(page)
+    page.mouse.move(1_200, 300)
+    page.mouse.wheel(0, 5_000)
+    page.wait_for_function(
+        "document.querySelector('.refused').getBoundingClientRect().bottom <= window.innerHeight"
+    )
+    assert page.evaluate("window.scrollY") > 0
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.set_viewport_size({"width": 1920, "height": 950})  # a browser's window on a screen of 1080 lines
+    assert page.evaluate("document.documentElement.scrollHeight <= window.innerHeight")
+
+
 def test_words(page: Page) -> None:
     departments = {"as_of": instant(NOW), "again_in_seconds": 60, "rows": [row("public_security")]}
     matter: dict[str, Any] = {
