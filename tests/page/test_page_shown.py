@@ -928,6 +928,16 @@ def test_a_wide_and_low_window_can_be_scrolled(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollHeight <= window.innerHeight")
 
 
+def test_no_word_of_either_language_is_wider_than_a_phone(page: Page) -> None:
+    """A choice is as wide as its longest word."""
+    page.set_viewport_size({"width": 375, "height": 812})
+    open_canned(page)
+    for _ in range(2):
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") == 375
+        id_of(page, "language").click()
+
+
 def test_words(page: Page) -> None:
     departments = {"as_of": instant(NOW), "again_in_seconds": 60, "rows": [row("public_security")]}
     matter: dict[str, Any] = {
