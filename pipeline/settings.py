@@ -75,6 +75,17 @@ class Settings(BaseSettings):
     )
     consumer_group: str = Field("gridpipe", min_length=1, description="Kafka consumer group of the workers.")
 
+    # --- the page of an api whose gateways and workers are processes of their own
+    watch: str | None = Field(
+        None,
+        description="Addresses of gateways' and workers' /metrics, host:port or https://host:port with "
+        "commas between, for the flow on the page of an api by itself; unset: its own processes only.",
+    )
+    watch_key_file: Path | None = Field(
+        None,
+        description="File (0600) with an admin key, which they ask for where they are not on loopback.",
+    )
+
     # --- transport
     tls_cert: Path | None = Field(
         None, description="Certificate chain (PEM) of the HTTP listener; unset: plain HTTP."

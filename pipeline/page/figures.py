@@ -1,4 +1,4 @@
-"""What the page shows of a running pipeline, from the metrics of both processes: rates, queues, delays.
+"""What the page shows of a running pipeline, from the metrics of its processes: rates, queues, delays.
 
 Rates are differences of counters over a few seconds; they begin anew when a counter falls (a restart).
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 #: Over how long rates are taken, and delays, which need more events to mean something. Seconds.
@@ -48,12 +48,20 @@ _WANTED: Final = re.compile(
     re.MULTILINE,
 )
 
+#: Of several processes the one that is worst off stands for all; everything else is added.
+_WORST: Final = frozenset({"gateway_oldest_request_seconds", "sink_blocked_seconds"})
+#: Labelled by partition, which one worker at a time has.
+_OF_PARTITIONS: Final = frozenset(
+    {"committed_offset", "consumer_lag_records", "consumer_lag_seconds", "partition_braked"}
+)
+
 #: Family (without prefix) → value of its one label ('' without) → value.
 Families = dict[str, dict[str, float]]
 
 
 def read_families(*expositions: bytes) -> Families:
-    """The families above, out of pages in Prometheus' text format."""
+    """The families above, out of the pages of one process in Prometheus' text format: no family may be in two
+    of them. See `join` for several processes."""
     found: Families = {}
     for text in expositions:
         for name, label, value in _WANTED.findall(text):
@@ -61,16 +69,53 @@ def read_families(*expositions: bytes) -> Families:
     return found
 
 
+def join(pages: Iterable[Families]) -> Families:
+    """What several processes count together.
+
+    A partition that two workers tell of is that of the one who committed further: the other one has lost it,
+    and has not noticed yet.
+    """
+    read = list(pages)
+    holders: dict[str, tuple[float, int]] = {}
+    for number, families in enumerate(read):
+        for partition, offset in families.get("committed_offset", {}).items():
+            holders[partition] = max(holders.get(partition, (offset, number)), (offset, number))
+    found: Families = {}
+    for number, families in enumerate(read):
+        for family, values in families.items():
+            joined = found.setdefault(family, {})
+            for label, value in values.items():
+                if family in _OF_PARTITIONS:
+                    if holders.get(label, (0.0, number))[1] == number:
+                        joined[label] = value
+                elif family in _WORST:
+                    joined[label] = max(value, joined.get(label, value))
+                else:
+                    joined[label] = joined.get(label, 0.0) + value
+    return found
+
+
 @dataclass(frozen=True)
 class Sample:
-    """at : monotonic seconds; worker : whether the worker's part is in `families`."""
+    """at : monotonic seconds; worker : whether a worker's part is in `families`; pages : by process what
+    `families` was joined from, where there are several."""
 
     at: float
     families: Families
     worker: bool
+    pages: Mapping[str, Families] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, at: float, pages: Mapping[str, Families], *, worker: bool) -> Sample:
+        """Of several processes, each under a name of its own."""
+        return cls(at, join(pages.values()), worker, pages)
+
+    def each(self) -> Mapping[str, Families]:
+        """The processes one by one."""
+        return self.pages or {"": self.families}
 
     def total(self, family: str) -> float:
-        return sum(self.families.get(family, {}).values())
+        return _total(self.families, family)
 
     def value(self, family: str, label: str = "") -> float:
         return self.families.get(family, {}).get(label, 0.0)
@@ -82,7 +127,8 @@ class Figures:
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque()
         self._moved_at: dict[str, float] = {}  # when a partition last went on, or had nothing to do
-        self._answered_at = float("-inf")  # when the gateway last answered, or was not looked at before
+        # by gateway, when it last answered, or was not looked at before
+        self._answered_at: dict[str, float] = {}
 
     def add(self, sample: Sample) -> None:
         """Take the newest sample; older than a minute are forgotten."""
@@ -91,6 +137,9 @@ class Figures:
             self._samples.clear()
             self._moved_at.clear()
             last = None
+        elif last is not None and last.each().keys() != sample.each().keys():
+            # a sum over others: its rates begin anew, but a partition that stood still goes on standing
+            self._samples.clear()
         near = last is not None and sample.at - last.at <= _CLOSE_SECONDS
         # each for itself: eleven that go on would hide the one that does not
         offsets = sample.families.get("committed_offset", {})
@@ -104,13 +153,17 @@ class Figures:
             else sample.at
             for partition, records in sample.families.get("consumer_lag_records", {}).items()
         }
-        answered = (
-            not near
-            or last is None
-            or sample.total("gateway_events_total") > last.total("gateway_events_total")
-        )
-        if answered:
-            self._answered_at = sample.at
+        # each for itself here too: a gateway that answers would hide the one that does not
+        self._answered_at = {
+            name: self._answered_at[name]
+            if near
+            and last is not None
+            and name in self._answered_at
+            and name in last.each()
+            and _total(families, "gateway_events_total") <= _total(last.each()[name], "gateway_events_total")
+            else sample.at
+            for name, families in sample.each().items()
+        }
         self._samples.append(sample)
         while sample.at - self._samples[0].at > DELAY_SECONDS + 1:
             self._samples.popleft()
@@ -184,8 +237,11 @@ class Figures:
         """Whether a request has waited for long since it came whole, and no other was answered meanwhile.
 
         Bytes that are held say nothing: they are booked before the body, which may be long in coming."""
-        waited = now.value("gateway_oldest_request_seconds")
-        return min(waited, now.at - self._answered_at) > STUCK_SECONDS
+        return any(
+            min(_total(families, "gateway_oldest_request_seconds"), now.at - self._answered_at[name])
+            > STUCK_SECONDS
+            for name, families in now.each().items()
+        )
 
     def _stuck(self, now: Sample) -> list[int]:
         """Partitions in which something waits and nothing moves, and those that were stopped."""
@@ -272,5 +328,14 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 
 def _restarted(last: Sample, sample: Sample) -> bool:
-    counters = ("events_total", "gateway_events_total")
-    return last.worker != sample.worker or any(sample.total(c) < last.total(c) for c in counters)
+    """Whether a process that both tell of counts anew: what another one counted meanwhile could hide it."""
+    return last.worker != sample.worker or any(
+        _total(families, counter) < _total(last.each()[name], counter)
+        for name, families in sample.each().items()
+        if name in last.each()
+        for counter in ("events_total", "gateway_events_total")
+    )
+
+
+def _total(families: Families, family: str) -> float:
+    return sum(families.get(family, {}).values())

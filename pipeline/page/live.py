@@ -20,6 +20,7 @@ from pipeline.errors import UnavailableError
 from pipeline.page.board import Board, Table
 from pipeline.page.figures import Figures, Sample, read_families
 from pipeline.page.history import History
+from pipeline.page.watch import Look, Watch
 from pipeline.read.times import instant
 
 TICK_SECONDS: Final = 1.0
@@ -53,14 +54,24 @@ class Live:
     """One per process. `run` computes; `stream` hands out."""
 
     def __init__(
-        self, board: Board, expositions: Expositions, *, log_answers: Callable[[], bool] | None = None
+        self,
+        board: Board,
+        expositions: Expositions,
+        *,
+        log_answers: Callable[[], bool] | None = None,
+        watch: Watch | None = None,
+        has_worker: bool = True,
     ) -> None:
         """log_answers : of the gateway, where this process takes events in and so can tell how many. While
-        its log is away it refuses before it counts, so that no rate and no queue would show it."""
+        its log is away it refuses before it counts, so that no rate and no queue would show it.
+        watch : processes that run by themselves, if any are; has_worker : whether `expositions` ever bring
+        one's."""
         self.board = board
         #: `Assets.digest` of the page that is served: one opened before an upgrade learns that it is another.
         self.page: str | None = None
         self._log_answers = log_answers
+        self._watch = watch
+        self._has_worker = has_worker
         self.viewers = 0
         self._expositions = expositions
         self._expects_worker = False  # once seen; where workers run elsewhere they never are
@@ -102,6 +113,11 @@ class Live:
         """End every stream: the process stops."""
         self._closed = True
         self._news.set()
+
+    async def end(self) -> None:
+        """After `run` was cancelled."""
+        if self._watch is not None:
+            await self._watch.close()
 
     def known(self, topics: Sequence[str]) -> dict[str, bytes]:
         """The newest message of those topics that have one, as JSON."""
@@ -173,19 +189,40 @@ class Live:
         return max(0.0, now + TICK_SECONDS - time.monotonic())
 
     async def _publish_figures(self, now: float) -> None:
-        here, worker = await self._expositions()
-        families = read_families(here, worker or b"")
-        self._figures.add(Sample(now, families, worker is not None))
-        self._expects_worker |= worker is not None
+        (here, worker), looks = await asyncio.gather(self._expositions(), self._look())
+        told = {look.address: look.families for look in looks if look.families is not None}
+        sees_worker = worker is not None or any("worker" in look.roles for look in looks if look.families)
+        self._figures.add(Sample.of(now, {"": read_families(here, worker or b"")} | told, worker=sees_worker))
+        self._expects_worker |= sees_worker
+        takes_events = self._log_answers is not None
         figures = self._figures.describe() | {
             "at": self._now(),
             "viewers": self.viewers,
             "page": self.page,
             "expects_worker": self._expects_worker,
-            "gateway": self._log_answers is not None,
+            "gateway": takes_events or any("gateway" in look.roles for look in looks if look.families),
+            "takes_events": takes_events,
             "log_answers": None if self._log_answers is None else self._log_answers(),
+            "missing": [
+                {"address": look.address, "roles": sorted(look.roles), "why": look.why}
+                for look in looks
+                if look.families is None
+            ],
+            "unwatched": self._unwatched(looks),
         }
         self._publish("figures", figures)
+
+    async def _look(self) -> Sequence[Look]:
+        return () if self._watch is None else await self._watch.look()
+
+    def _unwatched(self, looks: Sequence[Look]) -> list[str]:
+        """The roles of which nobody was told where they are: one that never answered may be of any."""
+        here = {"gateway": self._log_answers is not None, "worker": self._has_worker}
+        return [
+            role
+            for role, is_here in here.items()
+            if not is_here and not any(role in look.roles or not look.roles for look in looks)
+        ]
 
     async def _read_tables(self) -> float:
         """`current` tells until when the shown tables hold what was stored. Returns how long to rest."""

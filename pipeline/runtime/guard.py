@@ -21,6 +21,7 @@ from pipeline.contract.secret import is_placeholder, load_secret
 from pipeline.errors import ConfigurationError
 from pipeline.ingest.keys import KeyStore
 from pipeline.kafka_access import MIN_PASSWORD_BYTES, librdkafka_options
+from pipeline.page.watch import watched_urls
 from pipeline.runtime.access import check_listeners
 from pipeline.settings import Settings, is_loopback, split_address
 from pipeline.tls import client_context, http_client_context, server_context
@@ -118,6 +119,7 @@ def _private_files(settings: Settings) -> Iterator[str]:
         settings.kafka_password_file,
         settings.clickhouse_key,
         settings.clickhouse_password_file,
+        settings.watch_key_file,
     )
     found = [settings.local_key_path, settings.keys_path, settings.nonces_path]
     if settings.pseudonym_key_path.parent.is_dir():
@@ -175,6 +177,7 @@ def _clickhouse(settings: Settings) -> Iterator[str]:
 
 def _contexts(settings: Settings) -> Iterator[str]:
     server_context(settings, ask_clients=True)
+    watched_urls(settings)
     if settings.tls_ca is not None or settings.tls_client_cert is not None:
         http_client_context(settings)
     if any((settings.clickhouse_ca, settings.clickhouse_cert)):
@@ -213,6 +216,10 @@ def unprotected(settings: Settings) -> list[str]:
         found.append(
             f"admin HTTP on {admin} is plain, keys too: set GRIDPIPE_TLS_CERT or put a TLS proxy before it"
         )
+    if settings.watch_key_file is not None:
+        watched = (urlsplit(url) for url in watched_urls(settings))
+        if any(url.scheme != "https" and not is_loopback(url.hostname or "") for url in watched):
+            found.append("GRIDPIPE_WATCH is asked in plain text, with a key: use https addresses")
     if settings.kafka is not None and not settings.kafka_security.endswith("ssl"):
         hosts = {part.strip().rpartition(":")[0].strip("[]") for part in settings.kafka.split(",")}
         if not all(is_loopback(host) for host in hosts):

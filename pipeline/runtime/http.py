@@ -44,6 +44,7 @@ from pipeline.page.assets import Assets
 from pipeline.page.board import Board
 from pipeline.page.live import Live
 from pipeline.page.routes import PAGE_PATHS, live_routes, page_files
+from pipeline.page.watch import Watch
 from pipeline.read.gauges import REFRESH_SECONDS as GAUGES_SECONDS
 from pipeline.read.gauges import refresh_for_ever
 from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
@@ -247,6 +248,7 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
                 )
                 stack.callback(gauges.cancel)
             if parts.live is not None:
+                stack.push_async_callback(parts.live.end)
                 live = asyncio.create_task(parts.live.run(), name="live-page")
                 stack.callback(live.cancel)
             if parts.gateway is not None:
@@ -320,7 +322,14 @@ def assemble(
     live: Live | None = None
     if show is not None:
         answers = None if gateway is None else gateway.log_answers
-        live = Live(Board(show), _expositions(control), log_answers=answers)
+        watcher = Watch(settings) if settings.watch else None
+        live = Live(
+            Board(show),
+            _expositions(control),
+            log_answers=answers,
+            watch=watcher,
+            has_worker=control is not None,
+        )
     canary: Canary | None = None
     if gateway is not None and settings.canary_interval_seconds:
         canary = Canary(

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -104,6 +105,17 @@ def until_ready(address: str, process: subprocess.Popen[str]) -> dict[str, objec
     raise AssertionError(f"{address} is not ready: {last}")
 
 
+def figures_of(address: str) -> dict[str, Any]:
+    """As the stream of the page first tells them."""
+    with httpx.stream("GET", f"http://{address}/v1/live", timeout=30, trust_env=False) as stream:
+        lines = stream.iter_lines()
+        for line in lines:
+            if line == "event: figures":
+                told: dict[str, Any] = json.loads(next(lines).removeprefix("data: "))
+                return told
+    raise AssertionError("the stream ended")
+
+
 def test_gateway_worker_and_api_run_apart_on_servers(site: Site) -> None:
     assert site.run("migrate")[0] == 0
     code, text = site.run("migrate", "--json")
@@ -117,9 +129,10 @@ def test_gateway_worker_and_api_run_apart_on_servers(site: Site) -> None:
     key = re.search(r"gp_\S+", site.run("keys", "add", "--source", "handset")[1])
     assert key is not None
     gateway_at, gateway_admin, api_at, worker_admin = (f"127.0.0.1:{broker.free_port()}" for _ in range(4))
+    watching = Site({**site.environment, "GRIDPIPE_WATCH": f"{gateway_admin},{worker_admin}"}, site.data_dir)
     roles = {
         "gateway": site.start("gateway", "--http", gateway_at, "--admin-http", gateway_admin),
-        "api": site.start("api", "--http", api_at),
+        "api": watching.start("api", "--http", api_at),
         "worker": site.start("worker", "--admin-http", worker_admin),
     }
     try:
@@ -152,6 +165,12 @@ def test_gateway_worker_and_api_run_apart_on_servers(site: Site) -> None:
         while counted not in (page := httpx.get(f"http://{worker_admin}/metrics").text):
             assert time.monotonic() < deadline, page
             time.sleep(0.1)
+        # and the page of the api, which counts neither, shows both
+        figures = figures_of(api_at)
+        assert (figures["worker"], figures["gateway"], figures["takes_events"]) == (True, True, False)
+        assert (figures["missing"], figures["unwatched"]) == ([], [])
+        assert figures["totals"]["rejected"] == 1
+        assert figures["flow"]["topic"]["known"] is True
         gateway_page = httpx.get(f"http://{gateway_admin}/metrics").text
         assert "gridpipe_gateway_events_total" in gateway_page
         assert "gridpipe_business_as_of_timestamp_seconds" not in gateway_page  # it reads nothing

@@ -71,6 +71,7 @@ def figures(**changed: Any) -> dict[str, Any]:
     """A quiet pipeline's."""
     outcomes = ("admitted", "rejected", "recorded", "duplicate", "quarantined")
     said: dict[str, Any] = {"at": instant(NOW), "worker": True, "expects_worker": True, "gateway": True}
+    said |= {"takes_events": True, "missing": [], "unwatched": []}
     said |= {"log_answers": True, "events_per_second": 7.0, "stored": {"events": 35, "seconds": 5.0}}
     said |= {"totals": dict.fromkeys(outcomes, 1_000)}
     said["delay_seconds"] = {"p50": 0.25, "p99": 0.5, "count": 60}

@@ -228,8 +228,8 @@ const component = () => ({
       [figures && figures.log_answers === false, "logDown"],
       [!this.storeWorks, "storeDown"],
       [this.figuresLate, "figuresLate"],
-      [this.ready && figures && !figures.worker && figures.expects_worker, "workerDown"],
-    ].filter(([wrong]) => wrong).map(([, name]) => this.t(name)).join(" · ");
+      [this.ready && figures && !figures.worker && figures.expects_worker && !this.missing().length, "workerDown"],
+    ].filter(([wrong]) => wrong).map(([, name]) => this.t(name)).concat(this.missingText() || []).join(" · ");
   },
 
   // ---- the stream
@@ -499,6 +499,21 @@ const component = () => ({
   },
 
   // ---- flow
+  // Processes that the api watches and that do not answer. One that never did may be of any role.
+  missing(role) {
+    const all = (this.figures && this.figures.missing) || [];
+    return role ? all.filter(({ roles }) => roles.includes(role) || (!roles.length && !this.figures[role])) : all;
+  },
+  missingText() {
+    const told = this.missing().map(({ address, why }) => `${address} ${this.t(`away_${why}`)}`);
+    return told.length ? `${this.t("missing")}${told.join(this.lang === "zh" ? "、" : ", ")}` : "";
+  },
+  missingAt(role) { return this.missing(role).map(({ address, why }) => `${this.t(`away_${why}`)} ${address}`).join(" · "); },
+  // Of whom nothing can be known here, and what to set.
+  flowNote() {
+    const roles = (this.figures && this.figures.unwatched) || [];
+    return roles.length ? this.t("unwatched").replace("{}", roles.map((role) => this.t(`of_${role}`)).join(this.lang === "zh" ? "和" : " and ")) : "";
+  },
   flowArrows() {
     const flow = this.figures && this.figures.flow;
     if (!flow) return ["gateway", "topic", "decode", "deduplicate", "admit", "enrich", "store"].map((to) => ({ to, rate: "—", facts: [], look: "unknown", alarm: "" }));
@@ -514,11 +529,12 @@ const component = () => ({
     const down = this.storeWorks === false;
     const away = this.figures.log_answers === false; // then nothing is counted: every rate is a quiet zero
     const unwritten = flow.gateway.not_written_per_second > 0;
-    const silent = !here && this.figures.expects_worker; // the worker ran here and answers no more
+    const silent = this.missingAt("worker") || (!here && this.figures.expects_worker); // the worker ran here and answers no more
     const still = flow.topic.stuck_partitions;
     const stuckAt = still.length ? `${this.t("stuckPartitions")} ${still.join(", ")}` : "";
     const slow = (to) => flow.slowest === to && this.t("slowest"); // what holds the others up
-    const alarm = (stuck, gone) => (stuck === true ? this.t("stuck") : stuck || (gone ? this.t("silent") : ""));
+    const said = (told, name) => (told === true ? this.t(name) : told);
+    const alarm = (stuck, gone) => [said(stuck, "stuck"), (gone !== true || !stuck) && said(gone, "silent")].filter(Boolean).join(" · ");
     const arrow = (to, rate, facts, stuck = false, gone = false) => {
       const known = to === "gateway" || to === "topic" ? this.figures.gateway : here && flow.topic.known; // by whom it is counted
       return {
@@ -529,7 +545,7 @@ const component = () => ({
     return [
       arrow("gateway", sum(flow.gateway.accepted_per_second, flow.gateway.refused_per_second, flow.gateway.not_written_per_second), [
         fact("queue", format.bytes(flow.gateway.in_flight_bytes)), fact("refused", per(flow.gateway.refused_per_second), flow.gateway.refused_per_second > 0),
-      ], flow.gateway.stuck),
+      ], flow.gateway.stuck, this.missingAt("gateway")),
       arrow("topic", flow.gateway.accepted_per_second, [fact("notWritten", per(flow.gateway.not_written_per_second), unwritten)],
         away ? false : unwritten ? this.t("notWritten") : flow.gateway.stuck, away),
       arrow("decode", all, [fact("queue", this.shownQueue(flow.topic)), fact("oldest", flow.topic.known ? `${flow.topic.lag_seconds.toFixed(1)} s` : "—", flow.topic.lag_seconds > BEHIND_WARN_SECONDS), stage("decode")], stuckAt || slow("decode"), silent),
@@ -540,7 +556,7 @@ const component = () => ({
         fact("queue", format.bytes(flow.store.waiting_bytes)),
         fact("blocked", `${flow.store.blocked_seconds.toFixed(1)} s`, flow.store.blocked_seconds > BEHIND_WARN_SECONDS),
         fact("retries", per(flow.store.retries_per_second), flow.store.retries_per_second > 0), fact("perInsert", ms(flow.store.seconds_per_insert)),
-      ], stuckAt || flow.store.stuck || slow("store"), down || silent),
+      ], stuckAt || flow.store.stuck || slow("store"), down || silent === true),
     ];
   },
 
