@@ -390,3 +390,35 @@ def test_an_address_that_does_not_answer_is_named_at_its_arrow_and_in_the_banner
     expect(id_of(page, "flow-gateway").locator(".alarm")).to_be_hidden()
     tell(page, "figures", figures())
     expect(id_of(page, "banner")).to_be_hidden()
+
+
+def test_no_test_event_where_no_gateway_is(page: Page) -> None:
+    key = {"sources": ["handset"]}
+    page.add_init_script("sessionStorage.setItem('gridpipe.key', 'gp_x')")
+    open_canned(page, {"/v1/live/key": key}, figures=figures(takes_events=False))
+    button = id_of(page, "test-event")
+    id_of(page, "key").click()
+    expect(id_of(page, "dialog")).to_contain_text("可发送的来源: handset · 请发到网关：此页的服务只供读取")
+    expect(button).to_be_hidden()
+    page.keyboard.press("Escape")
+    tell(page, "figures", figures())
+    expect(button).to_be_visible()
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_test_event_that_no_gateway_took_is_no_id_that_is_missing(page: Page, status: int) -> None:
+    """The page may be open since before the roles were parted."""
+    page.add_init_script("sessionStorage.setItem('gridpipe.key', 'gp_x')")
+    problem = {"code": "not_found", "message": "Not Found"}
+    open_canned(
+        page,
+        {
+            "/v1/live/key": {"sources": ["handset"]},
+            "/v1/events": lambda route: route.fulfill(status=status, json=problem),
+        },
+    )
+    id_of(page, "test-event").click()
+    dialog = id_of(page, "dialog")
+    dialog.get_by_role("button", name="发送", exact=True).click()
+    expect(dialog).to_contain_text("请发到网关：此页的服务只供读取")
+    expect(dialog).not_to_contain_text("没有这个编号")

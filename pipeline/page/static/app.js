@@ -115,6 +115,7 @@ const component = () => ({
   key: recall(sessionStorage, KEY),
   typedKey: "",
   keyInfo: null,
+  takesEvents: true, // whether what serves the page is a gateway too
   test: { source: "", matter: "UE-08", grid: "", point: "", title: "", description: "", result: "", stored: null },
 
   init() {
@@ -280,6 +281,7 @@ const component = () => ({
     this.keepFocus();
     if (topic === "figures") {
       this.figures = value;
+      this.takesEvents = value.takes_events !== false;
       this.figuresLate = false;
       this.now = format.steadyNow();
       this.figuresAt = this.now;
@@ -955,7 +957,11 @@ const component = () => ({
   },
   sources() { return this.keyInfo ? this.keyInfo.sources : []; },
   maySend() { return this.sources().length > 0; },
-  keyText() { return this.maySend() ? `${this.t("keySends")}: ${this.sources().join(", ")}` : this.t("keyReadsOnly"); },
+  mayTest() { return this.maySend() && this.takesEvents; },
+  keyText() {
+    if (!this.maySend()) return this.t("keyReadsOnly");
+    return `${this.t("keySends")}: ${this.sources().join(", ")}${this.takesEvents ? "" : ` · ${this.t("keySendsElsewhere")}`}`;
+  },
   openTest() {
     Object.assign(this.test, { source: this.sources()[0], result: "", stored: null });
     this.show("test");
@@ -994,7 +1000,8 @@ const component = () => ({
       say(`${this.t("sent")} · ${this.t("queryable")} ${((performance.now() - started) / 1000).toFixed(2)} ${this.t("seconds")}`, { source: body.source, event_id: body.event_id });
     } catch (error) {
       const problems = ((error.problem && error.problem.errors) || []).map((item) => `${item.field || ""} ${word(ERRORS[item.code], this.lang) || item.message}`);
-      say(problems.join("; ") || this.errorText(error));
+      const noGateway = error.status === 404 || error.status === 405; // of the call itself: nothing was looked for yet
+      say(problems.join("; ") || (noGateway ? this.t("keySendsElsewhere") : this.errorText(error)));
     }
   },
   decisionText(report) {
