@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from infra.grafana.panels import figure, lines, page, per_district
+from infra.grafana.panels import figure, lines, of_the_apis, page, per_district
 
 _GOOD_RATE = ((None, "red"), (0.8, "orange"), (0.9, "green"))
 _ZERO = ((None, "green"), (1, "red"))
@@ -38,7 +38,7 @@ def overview() -> Dashboard:
                 ),
                 figure(
                     "涉及人身安全的不予受理（1 小时） Life-safety rejections, 1 h",
-                    "sum(max by (reason) (gridpipe_life_safety_rejections_last_hour_reports))",
+                    f"sum({of_the_apis('life_safety_rejections_last_hour_reports', 'reason')})",
                     steps=_ZERO,
                 ),
                 figure(

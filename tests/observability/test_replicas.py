@@ -80,3 +80,38 @@ def test_no_rule_counts_a_figure_once_per_api() -> None:
 def test_the_figures_are_watched_at_all() -> None:
     shown = " ".join(panel.text for panel in panels(PROMETHEUS))
     assert {name for name in of_every_api() if not re.search(rf"\b{name}\b", shown)} == set()
+
+
+def of_who_reads_no_more(expression: str) -> list[str]:
+    """The business figures in it that are taken from every api, also from one whose figures are old.
+
+    Disks are read anew or not told; `gridpipe_business_as_of_timestamp_seconds` is the age itself.
+    """
+    as_of = "gridpipe_business_as_of_timestamp_seconds"
+    figures = {name for name in of_every_api() if not name.startswith("gridpipe_store_disk")} - {as_of}
+    present = re.compile(
+        rf"(?:\{{[^}}]*\}})? (?:and on \(instance\) time\(\) - {as_of} < 120"
+        rf"|offset 1d and on \(instance\) time\(\) - 86400 - {as_of} offset 1d < 120)\)"
+    )
+    return [
+        found.group()
+        for found in re.finditer(r"\bgridpipe_[a-z0-9_]+", expression)
+        if found.group() in figures and not present.match(expression, found.end())
+    ]
+
+
+def test_figures_of_an_api_that_reads_no_more_are_seen() -> None:
+    fresh = "and on (instance) time() - gridpipe_business_as_of_timestamp_seconds < 120"
+    assert of_who_reads_no_more(f"max by (district) (gridpipe_open_cases {fresh}) > 1") == []
+    assert of_who_reads_no_more("max by (district) (gridpipe_open_cases) > 1") == ["gridpipe_open_cases"]
+    assert of_who_reads_no_more(f"max(gridpipe_open_cases offset 1d {fresh})") == ["gridpipe_open_cases"]
+
+
+@pytest.mark.parametrize("panel", panels(PROMETHEUS), ids=str)
+def test_no_panel_shows_figures_of_an_api_that_reads_no_more(panel: PanelQuery) -> None:
+    assert of_who_reads_no_more(panel.text) == []
+
+
+def test_no_rule_takes_figures_of_an_api_that_reads_no_more() -> None:
+    rules = {name: rule["expr"] for name, rule in alerts().items()} | records()
+    assert {name: found for name, text in rules.items() if (found := of_who_reads_no_more(text))} == {}
