@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -154,3 +155,43 @@ def test_no_runbook_is_left_over() -> None:
     assert pages == set(alerts())
     index = (ROOT / "docs" / "runbooks" / "README.md").read_text(encoding="utf-8")
     assert all(f"]({name}.md)" in index for name in alerts())
+
+
+def words_written() -> str:
+    """Every text in our source that is no docstring, and every name of a value that is logged; a line each."""
+    found = []
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        told = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in told:
+                found.append(node.value)
+            elif isinstance(node, ast.keyword) and node.arg is not None:
+                found.append(node.arg)
+    return "\n".join(found)
+
+
+def words_to_look_for(page: str) -> list[str]:
+    """What the page says that a log has: the words in back quotes of lines that speak of one."""
+    return [
+        word
+        for line in page.splitlines()
+        if re.search(r"\blogs?\b|日志|\.out\b", line)
+        for word in re.findall(r"`([a-z][a-z_ ]+)`", line)
+        if not word.startswith(("gridpipe ", "gridpipe_"))
+    ]
+
+
+def test_a_runbook_names_words_that_a_log_really_has() -> None:
+    written = words_written()
+    named = {page.stem: words_to_look_for(page.read_text(encoding="utf-8")) for page in PAGES}
+    unknown = {
+        (name, word)
+        for name, words in named.items()
+        for word in words
+        if not re.search(rf"\b{re.escape(word)}\b", written)
+    }
+    assert unknown == set()
+    assert {"worker_failed", "cases_drifted", "request failed"} <= {
+        word for words in named.values() for word in words
+    }
