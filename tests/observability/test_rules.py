@@ -158,7 +158,7 @@ def test_no_runbook_is_left_over() -> None:
 
 
 def words_written() -> str:
-    """Every text in our source that is no docstring, and every name of a value that is logged; a line each."""
+    """Texts in our source that are no docstrings, and the names of values that are logged; a line each."""
     found = []
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
