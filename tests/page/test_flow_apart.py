@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,13 +20,17 @@ import structlog
 from playwright.sync_api import Browser, Page, expect
 
 from pipeline.errors import ConfigurationError
+from pipeline.ingest.keys import KeyStore
 from pipeline.page.figures import STUCK_SECONDS, Families, Figures, Sample, join, read_families
 from pipeline.page.live import Live
 from pipeline.page.watch import Look, Watch, watched_urls
+from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.guard import check_start, unprotected
+from pipeline.runtime.store import admin_listener
 from pipeline.settings import Settings, load_settings
 from tests.page.browser import chromium, id_of
 from tests.page.canned import figures, open_canned, tell
+from tests.security.certificates import make
 
 if TYPE_CHECKING:
     from pipeline.page.board import Board
@@ -332,6 +337,33 @@ def test_addresses_are_looked_at_before_the_start(tmp_path: Path) -> None:
     assert any("GRIDPIPE_WATCH" in line for line in unprotected(open_key))
     key.chmod(0o600)
     check_start(open_key)
+
+
+async def test_a_worker_that_shows_its_metrics_over_tls_to_a_key_is_read(tmp_path: Path) -> None:
+    """Its own listener, as off loopback."""
+    certificates = make(tmp_path / "tls")
+    secure = {"tls_cert": certificates.cert, "tls_key": certificates.key}
+    away = Settings(data_dir=tmp_path, admin_http="0.0.0.0:9101", **secure)
+    shown_once = KeyStore(away.keys_path).create(roles=("admin",))
+    key = tmp_path / "watch.key"
+    key.write_text(f"{shown_once}\n")
+    key.chmod(0o600)
+    listener = socket.create_server(("127.0.0.1", 0))
+    served = admin_listener(away, control_routes(StatusBoard(Status())), listener).start()
+    address = f"https://127.0.0.1:{served.port}"
+    try:
+        for given, why in (
+            ({"tls_ca": certificates.ca, "watch_key_file": key}, None),
+            ({"tls_ca": certificates.ca}, "refused"),
+            ({"watch_key_file": key}, "no_answer"),  # the system's authorities do not know it
+        ):
+            watch = Watch(load_settings(watch=address, data_dir=tmp_path / "api", **given))
+            (look,) = await watch.look()
+            assert look.why == why
+            assert look.roles == (set() if why else {"worker"})
+            await watch.close()
+    finally:
+        served.close()
 
 
 @pytest.fixture(scope="module")
