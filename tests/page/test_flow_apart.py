@@ -35,7 +35,7 @@ from tests.security.certificates import make
 if TYPE_CHECKING:
     from pipeline.page.board import Board
 
-KEY = "gpk_0a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8s9T0u"
+KEY = "gpk_0a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8s9T0u"  # pragma: allowlist secret
 
 
 def _exposition(part: str, *statements: str) -> bytes:
