@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
 import threading
 from pathlib import Path
-
-import chdb
 
 from pipeline.store.bridge import Bridge
 from pipeline.store.engine import EmbeddedEngine
@@ -23,7 +20,8 @@ def main() -> None:
     parser.add_argument("--config", type=Path)
     given = parser.parse_args()
     if given.config is not None:
-        os.environ["TZ"] = "UTC"
+        import chdb
+
         path = (given.data / "clickhouse").resolve()
         path.mkdir(parents=True, exist_ok=True)
         # Users, grants and policies of a server's configuration hold for every handle opened after this one.

@@ -9,6 +9,7 @@ grants on ClickHouse's own tables, which the embedded engine asks of nobody.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +18,20 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 FOLDER = Path(__file__).parents[2] / "infra" / "security" / "clickhouse"
+PASSWORD = "k7Qx-2mV9_pLw4Zr8Tn"  # pragma: allowlist secret
 _SECONDS = {"minute": 60, "hour": 3600}
+
+
+def statements(database: str = "grid") -> list[str]:
+    """Of `access.sql`, in its order, each on one line; every password is PASSWORD.
+
+    database : in place of `grid`.
+    """
+    text = (FOLDER / "access.sql").read_text()
+    text = re.sub(r"--.*", "", text)
+    text = re.sub(r"\$\{\w+_SHA256\}", hashlib.sha256(PASSWORD.encode()).hexdigest(), text)
+    text = re.sub(r"\bgrid\.", f"{database}.", text)
+    return [" ".join(statement.split()) for statement in text.split(";") if statement.strip()]
 
 
 def _names(text: str) -> list[str]:

@@ -3,7 +3,6 @@ that GRIDPIPE_TEST_CLICKHOUSE names, for the embedded engine has no users."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -15,22 +14,14 @@ import yaml
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-FOLDER = Path(__file__).parents[2] / "infra" / "security" / "clickhouse"
-PASSWORD = "k7Qx-2mV9_pLw4Zr8Tn"  # pragma: allowlist secret
+from tests.security.access_file import FOLDER, PASSWORD, statements
+
 #: Columns that may tell of a person: granted to no analyst.
 SENSITIVE = {
     "actor_key", "actor_name", "actor_phone", "persons", "person_facts", "lon", "lat", "address", "photos",
     "title", "description", "void_reason", "attributes", "submission_id", "payload", "person_key",
     "name_masked", "phone_masked", "household_key",
 }  # fmt: skip
-
-
-def statements(database: str = "grid") -> list[str]:
-    text = (FOLDER / "access.sql").read_text()
-    text = re.sub(r"--.*", "", text)
-    text = re.sub(r"\$\{\w+_SHA256\}", hashlib.sha256(PASSWORD.encode()).hexdigest(), text)
-    text = re.sub(r"\bgrid\.", f"{database}.", text)
-    return [" ".join(statement.split()) for statement in text.split(";") if statement.strip()]
 
 
 def test_every_statement_is_what_the_engine_reads(open_client: Client) -> None:

@@ -29,9 +29,9 @@ from tests.fault.system import Process, Store
 from tests.kafka import embedded_broker
 from tests.observability.grafana import CLICKHOUSE, expand, panels
 from tests.observability.world import history, report, write_reference
-from tests.security.access_file import Access, write_configuration
+from tests.security.access_file import Access, statements, write_configuration
 from tests.security.fakes import fake_id
-from tests.security.test_clickhouse_access import SENSITIVE, statements
+from tests.security.test_clickhouse_access import SENSITIVE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), embedded_only]
 

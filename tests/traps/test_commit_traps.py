@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,9 @@ from pipeline.process.membership import Membership
 from pipeline.process.records import Record
 from pipeline.runtime import broker
 from pipeline.settings import Settings
-from tests.kafka import GroupOffsets, embedded_broker
+from tests.kafka import GroupOffsets
 
 PARTITIONS = 2
-
-
-@pytest.fixture(scope="module", params=["embedded", pytest.param("kafka", marks=pytest.mark.fault)])
-def bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "kafka":
-        yield request.getfixturevalue("kafka_node").bootstrap
-        return
-    with embedded_broker() as address:
-        yield address
 
 
 @dataclass

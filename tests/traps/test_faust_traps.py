@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, Mock
@@ -26,18 +26,9 @@ from pipeline.process.membership import Membership
 from pipeline.process.records import Record
 from pipeline.runtime import broker
 from pipeline.settings import Settings
-from tests.kafka import GroupOffsets, embedded_broker
+from tests.kafka import GroupOffsets
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="module", params=["embedded", "kafka"])
-def bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "kafka":
-        yield request.getfixturevalue("kafka_node").bootstrap
-        return
-    with embedded_broker() as address:
-        yield address
 
 
 @pytest.mark.fault
