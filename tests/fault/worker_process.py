@@ -193,8 +193,8 @@ def _stand_still(seconds: float) -> None:
 
 def main() -> None:
     if "FAULT_DESCRIPTORS" in os.environ:
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (int(os.environ["FAULT_DESCRIPTORS"]), hard))
+        most = int(os.environ["FAULT_DESCRIPTORS"])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # hard too: it asks for all
     if "FAULT_CLOCK" in os.environ:
         _shift_clock(Path(os.environ["FAULT_CLOCK"]))
     if "FAULT_STORED" in os.environ and "gateway" in sys.argv:
