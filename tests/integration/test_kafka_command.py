@@ -19,12 +19,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_starts_a_node_and_stops_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "count"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 3)])
+def test_the_command_starts_nodes_and_stops_them_cleanly(
+    tmp_path: Path, number: signal.Signals, count: int
+) -> None:
     need_kafka()
     for jars in JARS.resolve().glob("jars-*"):
         (tmp_path / jars.name).symlink_to(jars)
-    command = [sys.executable, "-m", "infra.kafka", f"--data-dir={tmp_path}"]
+    command = [sys.executable, "-m", "infra.kafka", f"--data-dir={tmp_path}", f"--nodes={count}"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         limit = threading.Timer(120, process.kill)
         limit.start()
@@ -38,10 +40,9 @@ def test_the_command_starts_a_node_and_stops_it_cleanly(tmp_path: Path, number: 
             producer.produce("a-topic", b"a record")
             assert producer.flush(30) == 0
             nodes = psutil.Process(process.pid).children()
-            assert [node.name() for node in nodes] == ["java"]
-            assert {at.laddr.ip for at in nodes[0].net_connections() if at.status == "LISTEN"} <= {
-                "127.0.0.1", "::ffff:127.0.0.1",
-            }  # fmt: skip
+            assert [node.name() for node in nodes] == ["java"] * count
+            listened = [at for node in nodes for at in node.net_connections() if at.status == "LISTEN"]
+            assert {at.laddr.ip for at in listened} <= {"127.0.0.1", "::ffff:127.0.0.1"}
             process.send_signal(number)
             assert process.wait(60) == 0
         finally:
@@ -49,4 +50,4 @@ def test_the_command_starts_a_node_and_stops_it_cleanly(tmp_path: Path, number: 
             process.kill()
     assert psutil.wait_procs(nodes, timeout=1)[1] == []
     # Kafka's own mark: without it the next start reads every log through
-    assert list(tmp_path.glob("nodes-1/node-1/data/.kafka_cleanshutdown"))
+    assert len(list(tmp_path.glob(f"nodes-{count}/node-*/data/.kafka_cleanshutdown"))) == count

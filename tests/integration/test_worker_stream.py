@@ -59,6 +59,15 @@ def _long_ones_elsewhere(request: pytest.FixtureRequest) -> None:
         pytest.skip("once more on Kafka: make test-fault runs it")
 
 
+@pytest.fixture(autouse=True)
+def _short_sessions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member that was killed keeps its partitions as long as its session, in which these tests only wait.
+    `make test-fault` waits for the real one; Kafka takes none below 6 s."""
+    if "[embedded" in request.node.name and os.environ.get("FAULT") != "1":
+        for name in ("_SESSION_SECONDS", "_REBALANCE_SECONDS", "_HEARTBEAT_SECONDS", "_SILENCE_SECONDS"):
+            monkeypatch.setattr(membership, name, getattr(membership, name) / 2)
+
+
 @pytest.fixture(scope="module", params=["embedded", "kafka"])
 def bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "kafka":
@@ -159,16 +168,7 @@ class Town:
 
 
 @pytest.fixture
-def town(
-    clickhouse: Client,
-    engine_path: Path,
-    bootstrap: str,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Town]:
-    if "[embedded" in request.node.name and os.environ.get("FAULT") != "1":
-        _shorten_the_session(monkeypatch)
+def town(clickhouse: Client, engine_path: Path, bootstrap: str, tmp_path: Path) -> Iterator[Town]:
     name = uuid.uuid4().hex[:8]
     settings = Settings(
         data_dir=tmp_path,
@@ -182,13 +182,6 @@ def town(
     producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0, "log_level": 0})
     with closing(GroupOffsets(bootstrap, settings.consumer_group, settings.topic, PARTITIONS)) as committed:
         yield Town(clickhouse, engine_path, bootstrap, settings, admin, producer, committed)
-
-
-def _shorten_the_session(patch: pytest.MonkeyPatch) -> None:
-    """A member that was killed keeps its partitions as long as its session, in which these tests only wait.
-    `make test-fault` waits for the real one; Kafka takes none below 6 s."""
-    for name in ("_SESSION_SECONDS", "_REBALANCE_SECONDS", "_HEARTBEAT_SECONDS", "_SILENCE_SECONDS"):
-        patch.setattr(membership, name, getattr(membership, name) / 2)
 
 
 def totals() -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import (
@@ -25,6 +26,8 @@ from structlog.testing import capture_logs
 from infra.kafka.cluster import Cluster
 from infra.security.kafka.apply import _found, apply, bindings, differences, elsewhere
 from pipeline.errors import UnavailableError
+from pipeline.ingest.blocks import Block
+from pipeline.ingest.producer import KafkaProducer, Unwritten, Written
 from pipeline.kafka_access import librdkafka_options
 from pipeline.process.records import Record
 from pipeline.process.topic import describe_topic
@@ -208,6 +211,20 @@ def test_gateway_and_platform_write_and_nobody_else(guarded: Guarded) -> None:
     assert written(guarded, "stranger") == "TOPIC_AUTHORIZATION_FAILED"
     assert written(guarded, "gridpipe-gateway", "other") == "TOPIC_AUTHORIZATION_FAILED"
     assert written(guarded, "gridpipe-gateway", password="w" + PASSWORD) == "_AUTHENTICATION"
+
+
+async def test_the_gateways_own_producer_writes_over_sasl_and_tls(guarded: Guarded) -> None:
+    """Idempotent, which asks the broker for a right of its own; and what a refused user's sender is told."""
+    written_by: dict[str, list[object]] = {}
+    for user in ("gridpipe-gateway", "gridpipe-worker"):
+        producer = KafkaProducer(guarded.settings(user), guarded.secure, idempotent=True)
+        try:
+            assert await producer.partitions() == 2
+            blocks = [Block(partition, np.arange(1), b"{}", b"440703001001") for partition in (0, 1)]
+            written_by[user] = [type(each) for each in await producer.send(blocks)]
+        finally:
+            await producer.close()
+    assert written_by == {"gridpipe-gateway": [Written] * 2, "gridpipe-worker": [Unwritten] * 2}
 
 
 def test_plain_text_and_an_unknown_authority_are_no_way_in(guarded: Guarded, tmp_path: Path) -> None:
