@@ -41,7 +41,7 @@ from hypothesis.stateful import (
 
 from pipeline.process import rounds
 from pipeline.process.buffer import Budget, PartitionBuffer
-from pipeline.process.case_memory import CaseMemory
+from pipeline.process.case_memory import CaseMemory, ExistingCases
 from pipeline.process.decode import decode
 from pipeline.process.deduplicate import Entry, Int64s, SeenIds, deduplicate
 from pipeline.process.flow import Block, BlockResult
@@ -339,6 +339,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     monkeypatch.setattr(rounds, "stored_case_events", world.case_events)
     monkeypatch.setattr(rounds, "refresh_cases", lambda *_: world.step())
     monkeypatch.setattr(rounds, "Sink", lambda *_: world)
+    # made anew for each worker that starts: to touch 32 MB for a few cases was a fifth of a history
+    monkeypatch.setattr(ExistingCases, "_BITS", 16)
     if world.mutant == "stored rows again":
         monkeypatch.setattr(rounds, "without", lambda result, _present: result)
 
