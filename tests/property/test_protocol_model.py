@@ -58,6 +58,7 @@ PARTITIONS = 3
 HISTORIES = int(os.environ.get("HISTORIES") or (600 if os.environ.get("FAULT") == "1" else 60))
 #: The first of the random ones: a night's 50,000 may be played in parts.
 FIRST = int(os.environ.get("FIRST_HISTORY") or 0)
+pytestmark = pytest.mark.timeout(max(180, HISTORIES))
 #: Of the state machine.
 EXAMPLES = HISTORIES // 2
 MOST_CRASHES = 25
