@@ -58,9 +58,10 @@ def key_of(settings: Settings) -> str | None:
     return key
 
 
-def print_json(value: Any) -> None:
-    """One JSON document on stdout, whatever the terminal."""
-    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z) + b"\n")
+def print_json(value: Any, *, one_line: bool = False) -> None:
+    """One JSON document on stdout, whatever the terminal. one_line : for whom the command goes on."""
+    options = orjson.OPT_UTC_Z if one_line else orjson.OPT_UTC_Z | orjson.OPT_INDENT_2
+    sys.stdout.buffer.write(orjson.dumps(value, option=options) + b"\n")
     sys.stdout.flush()
 
 
@@ -69,9 +70,12 @@ def natural_width(table: Table) -> int:
     return Measurement.get(out, out.options.update(width=10_000), table).maximum
 
 
-def print_table(table: Table) -> None:
-    """Print a table whole: a pipe or file has no width, so nothing is cut there."""
-    if out.is_terminal:
+def print_table(table: Table, *, whole: bool = False) -> None:
+    """Print a table whole: a pipe or file has no width, so nothing is cut there.
+
+    whole : on a terminal neither, which breaks lines that are too wide for it.
+    """
+    if out.is_terminal and not whole:
         out.print(table)
     else:
         Console(highlight=False, width=max(natural_width(table), out.width)).print(table)

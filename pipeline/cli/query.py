@@ -17,6 +17,7 @@ from pipeline.cli.common import (
     EXIT_USAGE,
     KeyFile,
     key_of,
+    out,
     print_error,
     print_json,
     print_table,
@@ -146,6 +147,9 @@ def kpi(
     data_dir: _DataDir = None,
     key: _Key = None,
     key_file: KeyFile = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every figure, also on a terminal; a pipe or file gets all anyhow.")
+    ] = False,
     json: _Json = False,
 ) -> None:
     """Closure rate (办结率), response rate (响应率) and every other metric, by a dimension."""
@@ -166,8 +170,8 @@ def kpi(
         return
     from pipeline.cli.tables import kpi_table
 
-    table = kpi_table(found, by)
-    print_table(table)
+    whole = all_ or not out.is_terminal
+    print_table(kpi_table(found, by, whole=whole), whole=whole)
 
 
 def _ask(

@@ -55,6 +55,9 @@ def up(
     ] = None,
     kafka: Kafka = None,
     clickhouse: ClickHouse = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON once it is ready, and nothing else.")
+    ] = False,
 ) -> None:
     """Run everything on this machine; Ctrl-C stops it, a second one at once (exit 1)."""
     from pipeline import logs
@@ -72,10 +75,15 @@ def up(
     with made as supervisor:
         if not _until_ready(supervisor, stop):
             return
-        _announce(supervisor, stop, asked=simulate is not None)
-        _watch(supervisor, stop)
-        if sys.stdout.isatty():
-            out.print("stopping …")
+        if json:
+            _announce_json(supervisor, stop)
+            while not stop.wait(0.2) and not supervisor.wait(0):
+                pass
+        else:
+            _announce(supervisor, stop, asked=simulate is not None)
+            _watch(supervisor, stop)
+            if sys.stdout.isatty():
+                out.print("stopping …")
     if made.unfinished:
         print_error(f"{' and '.join(made.unfinished)} ended before all was done; {_SEND_AGAIN}")
         raise typer.Exit(1)
@@ -96,9 +104,24 @@ def _until_ready(supervisor: Supervisor, stop: threading.Event) -> bool:
     )
 
 
-def _announce(supervisor: Supervisor, stop: threading.Event, *, asked: bool) -> None:
-    from pipeline.runtime.guard import open_to_others
+def _announce_json(supervisor: Supervisor, stop: threading.Event) -> None:
+    settings = supervisor.settings
+    print_json(
+        {
+            "url": supervisor.url,
+            "admin_url": supervisor.admin_url,
+            "key_file": str(settings.local_key_path),
+            "new_key": supervisor.new_key,
+            "simulated_city": supervisor.simulates,
+            "lacks_reference": not supervisor.simulates and _lacks_reference(settings, stop),
+            "durability": "stored" if settings.kafka is None else "replicated",
+        },
+        one_line=True,
+    )
+    _warn_of_open_directory(settings)
 
+
+def _announce(supervisor: Supervisor, stop: threading.Event, *, asked: bool) -> None:
     settings = supervisor.settings
     out.print(f"gridpipe is ready: {supervisor.url} (API: {supervisor.url}/docs)", soft_wrap=True)
     if supervisor.new_key:
@@ -116,10 +139,16 @@ def _announce(supervisor: Supervisor, stop: threading.Event, *, asked: bool) -> 
                 soft_wrap=True,
                 markup=False,
             )
-    if (what := open_to_others(settings.data_dir)) is not None:
-        err.print(f"[yellow]warning:[/] {escape(what)}", soft_wrap=True)
+    _warn_of_open_directory(settings)
     if settings.kafka is None:
         out.print("embedded broker: for evaluation and small sites; answers mean stored")
+
+
+def _warn_of_open_directory(settings: Settings) -> None:
+    from pipeline.runtime.guard import open_to_others
+
+    if (what := open_to_others(settings.data_dir)) is not None:
+        err.print(f"[yellow]warning:[/] {escape(what)}", soft_wrap=True)
 
 
 def _why_not_simulated(settings: Settings) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from enum import IntEnum
 from typing import Any, Final
 
 from rich import box
@@ -53,46 +54,90 @@ def count(number: int | None) -> str:
 
 Cell = Callable[[Mapping[str, Any]], str]
 
-#: Head, content, and whether a narrow terminal keeps the column.
-_KPI_COLUMNS: Final[tuple[tuple[str, Cell, bool], ...]] = (
-    ("上报", lambda row: count(row["reports"]), False),
-    ("准入率", lambda row: percent(row["admission_rate"]), False),
-    ("案件", lambda row: count(row["cases"]), True),
-    ("办结", lambda row: count(row["closed"]), True),
-    ("办结率", lambda row: percent(row["closure_rate"]), True),
-    ("响应率", lambda row: percent(row["response_rate"]), True),
-    ("按时响应率", lambda row: percent(row["timely_response_rate"]), False),
-    ("按期办结率", lambda row: percent(row["closure_on_time_rate"]), False),
-    ("未办结", lambda row: count(row["open"]), True),
-    ("超期", lambda row: count(row["overdue"]), True),
-    ("响应 p50", lambda row: duration(row["response_seconds"]["p50"]), True),
-    ("响应 p90", lambda row: duration(row["response_seconds"]["p90"]), False),
-    ("办结时间 p50", lambda row: duration(row["resolution_seconds"]["p50"]), False),
+
+class Shown(IntEnum):
+    """Where a column of the KPI table is shown: everywhere, on a wide terminal, only where all are."""
+
+    ALWAYS = 0
+    WIDE = 1
+    ALL = 2
+
+
+def _durations(head: str, field: str, *shown: Shown) -> Iterator[tuple[str, Cell, Shown]]:
+    for percentile, where in zip(("p50", "p90", "p99"), shown, strict=True):
+        yield f"{head} {percentile}", lambda row, of=percentile: duration(row[field][of]), where
+
+
+#: Head, content, and where it is shown: every figure of a row of the KPI call.
+_KPI_COLUMNS: Final[tuple[tuple[str, Cell, Shown], ...]] = (
+    ("上报", lambda row: count(row["reports"]), Shown.WIDE),
+    ("准入的上报", lambda row: count(row["admitted_reports"]), Shown.ALL),
+    ("不予受理的上报", lambda row: count(row["rejected_reports"]), Shown.ALL),
+    ("准入率", lambda row: percent(row["admission_rate"]), Shown.WIDE),
+    ("重复投递", lambda row: count(row["duplicates"]["L1"]), Shown.ALL),
+    ("重复提交", lambda row: count(row["duplicates"]["L2"]), Shown.ALL),
+    ("重复件", lambda row: count(row["duplicates"]["L3"]), Shown.ALL),
+    ("重复率", lambda row: percent(row["duplicate_rate"]), Shown.ALL),
+    ("案件", lambda row: count(row["cases"]), Shown.ALWAYS),
+    ("作废", lambda row: count(row["voided"]), Shown.ALL),
+    ("作废率", lambda row: percent(row["void_rate"]), Shown.ALL),
+    ("并案", lambda row: count(row["merged"]), Shown.ALL),
+    ("办结", lambda row: count(row["closed"]), Shown.ALWAYS),
+    ("办结率", lambda row: percent(row["closure_rate"]), Shown.ALWAYS),
+    ("响应", lambda row: count(row["responded"]), Shown.ALL),
+    ("响应率", lambda row: percent(row["response_rate"]), Shown.ALWAYS),
+    ("按时响应率", lambda row: percent(row["timely_response_rate"]), Shown.WIDE),
+    ("按期办结率", lambda row: percent(row["closure_on_time_rate"]), Shown.WIDE),
+    ("按期处置率", lambda row: percent(row["handling_on_time_rate"]), Shown.ALL),
+    ("返工率", lambda row: percent(row["rework_rate"]), Shown.ALL),
+    ("延期率", lambda row: percent(row["extension_rate"]), Shown.ALL),
+    ("退回率", lambda row: percent(row["return_rate"]), Shown.ALL),
+    ("评价数", lambda row: count(row["ratings"]), Shown.ALL),
+    ("满意率", lambda row: percent(row["satisfaction_rate"]), Shown.ALL),
+    ("诉求化解率", lambda row: percent(row["demand_resolution_rate"]), Shown.ALL),
+    ("未办结", lambda row: count(row["open"]), Shown.ALWAYS),
+    ("超期", lambda row: count(row["overdue"]), Shown.ALWAYS),
+    *_durations("响应", "response_seconds", Shown.ALWAYS, Shown.WIDE, Shown.ALL),
+    *_durations("派单", "dispatch_seconds", Shown.ALL, Shown.ALL, Shown.ALL),
+    *_durations("部门响应", "department_response_seconds", Shown.ALL, Shown.ALL, Shown.ALL),
+    *_durations("办结时间", "resolution_seconds", Shown.WIDE, Shown.ALL, Shown.ALL),
+    ("上报时未附照片", lambda row: count(row["unproven"]), Shown.ALL),
+    ("无上报事件", lambda row: count(row["orphans"]), Shown.ALL),
+    ("无上报超过7天", lambda row: count(row["orphans_overdue"]), Shown.ALL),
+    ("不合法的事件", lambda row: count(row["illegal_events"]), Shown.ALL),
+    ("迟到的事件", lambda row: count(row["late_events"]), Shown.ALL),
+    ("时长为负", lambda row: count(row["negative_durations"]), Shown.ALL),
 )
 
 
-def kpi_table(answer: Mapping[str, Any], by: str) -> Table:
-    """One row per key of a KPI answer; a narrow terminal gets the columns that matter most."""
-    table = _kpi_table(answer, by, _KPI_COLUMNS)
+def kpi_table(answer: Mapping[str, Any], by: str, *, whole: bool = False) -> Table:
+    """One row per key of a KPI answer, the figures that matter most: fewer on a narrow terminal.
+
+    whole : every figure of the answer, however wide that is.
+    """
+    if whole:
+        return _kpi_table(answer, by, Shown.ALL)
+    table = _kpi_table(answer, by, Shown.WIDE)
     if out.is_terminal and natural_width(table) > out.width:
-        table = _kpi_table(answer, by, tuple(column for column in _KPI_COLUMNS if column[2]))
-        table.caption = f"{table.caption}; wider terminal or --json: more columns"
+        table = _kpi_table(answer, by, Shown.ALWAYS)
     return table
 
 
-def _kpi_table(answer: Mapping[str, Any], by: str, columns: Sequence[tuple[str, Cell, bool]]) -> Table:
+def _kpi_table(answer: Mapping[str, Any], by: str, most: Shown) -> Table:
+    columns = [(head, cell) for head, cell, shown in _KPI_COLUMNS if shown <= most]
+    more = "" if most is Shown.ALL else "; --all: every figure"
     table = Table(
         title=f"{answer['view']} {answer['from']} – {answer['to']}",
-        caption=f"as of {answer['as_of']}",
+        caption=f"as of {answer['as_of']}{more}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column(DIMENSIONS_ZH.get(by, by), no_wrap=True)
-    for head, _, _ in columns:
+    for head, _ in columns:
         table.add_column(head, justify="right", no_wrap=True)
     for row in answer["rows"]:
         name = f"{row['name_zh']} {row['key']}" if row["name_zh"] else str(row["key"])
-        table.add_row(name, *(cell(row) for _, cell, _ in columns))
+        table.add_row(name, *(cell(row) for _, cell in columns))
     return table
 
 

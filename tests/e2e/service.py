@@ -51,7 +51,7 @@ class Service:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self._until(r"gridpipe is ready: (http://\S+)")
+        self.url = self._until(r'(?:gridpipe is ready: |"url":")(http://[^\s"]+)')
         self.ready_seconds = time.monotonic() - started
         self.key = (data_dir / "local.key").read_text().strip()
         self.client = httpx.Client(

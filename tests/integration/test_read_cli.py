@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from typer.testing import CliRunner
 
 from pipeline.audit import operator
-from pipeline.cli import query
+from pipeline.cli import common, query, tables
 from pipeline.cli.tables import duration, kpi_table, percent
 from pipeline.errors import ContractError, UnavailableError
 from pipeline.read.routes import read_routes
@@ -91,6 +91,34 @@ def test_tables_speak_chinese(app: typer.Typer, url: str) -> None:
     assert (code, "UNKNOWN_MATTER" in text, "不通过" in text) == (0, True, True)
     code, text, _ = run(app, "case", "c1", "--url", url)
     assert (code, "DISPATCHED" in text) == (0, True)
+
+
+def test_a_pipe_and_all_show_every_figure_of_the_answer(
+    app: typer.Typer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A figure that is new in the answer needs a column."""
+    row = as_json(app, "kpi", *WINDOW, "--url", url)["rows"][0]
+    answer = {"view": "cohort", "from": "a", "to": "b", "as_of": "c", "rows": [row]}
+    read: set[str] = set()
+
+    class Noted(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getitem__(name)
+
+    whole = kpi_table(answer | {"rows": [Noted(row)]}, "city", whole=True)
+    assert read == set(row) - {"suppressed"}
+    heads = [str(column.header) for column in whole.columns]
+    assert len(heads) == len(set(heads)) == 46
+    words = ("kpi", *WINDOW, "--url", url)
+    assert all(head in run(app, *words)[1] for head in heads)
+    monkeypatch.setattr(common, "out", Console(highlight=False, force_terminal=True, width=100))
+    for module in (query, tables):
+        monkeypatch.setattr(module, "out", common.out)
+    few = run(app, *words)[1]
+    assert "办结率" in few and "重复率" not in few
+    assert "--all" in few
+    assert all(head in run(app, *words, "--all")[1] for head in heads)
 
 
 def test_a_missing_event_is_asked_for_again_before_exit_1(
