@@ -105,6 +105,9 @@ def feed(
     *,
     city: City,
     url: Annotated[str, typer.Option(help="Address of the service.")] = "http://127.0.0.1:8080",
+    admin_url: Annotated[
+        str | None, typer.Option(help="Where its /metrics answers, if not at --url (its --admin-http).")
+    ] = None,
     key: Annotated[
         str | None, typer.Option(envvar="GRIDPIPE_INTERNAL_KEY", help="Key for source `local`.")
     ] = None,
@@ -132,6 +135,7 @@ def feed(
         settings.simulate_events_per_second,
         stop,
         catalogue_dir=settings.catalogue_dir,
+        metrics_url=admin_url,
     )
 
 

@@ -63,6 +63,7 @@ def _run(order: Order, stop: threading.Event) -> None:
     finally:
         client.close()
     if _wait_ready(details["admin_url"], stop):
+        control = details["control"]
         run_city_feed(
             details["url"],
             details["key"],
@@ -71,6 +72,8 @@ def _run(order: Order, stop: threading.Event) -> None:
             settings.simulate_events_per_second,
             stop,
             catalogue_dir=settings.catalogue_dir,
+            metrics_url=control["url"],  # the store process itself: needs no admin key, wherever /metrics is
+            metrics_key=control["token"],
         )
 
 

@@ -477,7 +477,12 @@ class Supervisor:
         return child
 
     def _start_city(self) -> Child:
-        details = {"url": self.url, "admin_url": self.admin_url, "key": self.local_key}
+        details: dict[str, Any] = {
+            "url": self.url,
+            "admin_url": self.admin_url,
+            "key": self.local_key,
+            "control": {"url": _url(self._control), "token": self._token},
+        }
         return Child("city", "pipeline.runtime.city", self.settings, details)
 
     def _answers_ready(self) -> bool:

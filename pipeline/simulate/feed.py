@@ -71,22 +71,32 @@ def run_city_feed(  # noqa: PLR0917  the order that the supervisor agreed on
     stop: threading.Event,
     *,
     catalogue_dir: Path | None = None,
+    metrics_url: str | None = None,
+    metrics_key: str | None = None,
 ) -> None:
     """Feed simulated events of the city in `city_dir` to the service at `url` until `stop` is set.
 
     key : a key for source `local`; its reference data must be loaded (or be loading) in the service.
+    metrics_url, metrics_key : where the worker's `/metrics` answers, and for which key; None: `url`, `key`.
     events_per_second : pace of new events once the first lives are under way; the backlog goes at once.
-    A service that is away for a moment is waited for. Raises ConfigurationError without a city,
-    UnavailableError when the reference data do not show up, ContractError when the key is refused.
+    A service that is away for a moment is waited for. Raises ConfigurationError without a city or where
+    `/metrics` is not shown, UnavailableError when the reference data do not show up, ContractError when the
+    key is refused.
     """
     scene = Scene.load(city_dir, catalogue_dir or load_settings().catalogue_dir)
     manifest = read_manifest(city_dir) or {}
-    wait_for_reference(url, manifest.get("rows", {}), seconds=_REFERENCE_SECONDS, stopped=stop.is_set)
+    wait_for_reference(
+        metrics_url or url,
+        manifest.get("rows", {}),
+        seconds=_REFERENCE_SECONDS,
+        stopped=stop.is_set,
+        key=metrics_key or key,
+    )
     started = utc_now()
     # every run has ids of its own
     tag = "live-" + tokens(np.array([int(started.timestamp() * 1_000)]))[0]
     upcoming = _Upcoming(scene)
-    if not stop.is_set() and _table_is_empty(url):
+    if not stop.is_set() and _table_is_empty(url, key):
         plan = ordinary_days(
             BACKLOG_CASES, started - BACKLOG, started + _LIFE, seed=seed, tag=f"{tag}-b", source=SOURCE,
             last_report=started, noise=_NOISE,
@@ -130,11 +140,17 @@ def _send_due(sender: Sender, upcoming: _Upcoming, pace: Pace, stop: threading.E
     return True
 
 
-def _table_is_empty(url: str) -> bool:
+def _table_is_empty(url: str, key: str) -> bool:
     """Whether the service counts hardly any case yet, so that a backlog is wanted."""
     for _ in range(20):
         try:
-            answer = httpx.get(f"{url}/v1/kpi", params={"by": "city"}, timeout=10.0, trust_env=False)
+            answer = httpx.get(
+                f"{url}/v1/kpi",
+                params={"by": "city"},
+                headers={"Authorization": f"Bearer {key}"},  # a public listener asks readers too
+                timeout=10.0,
+                trust_env=False,
+            )
             if answer.status_code == 200:
                 return bool(answer.json()["rows"][0]["cases"] < BACKLOG_CASES // 4)
         except httpx.HTTPError:

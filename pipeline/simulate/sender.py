@@ -12,10 +12,12 @@ from typing import Any, Final, Self
 import httpx
 import orjson
 
-from pipeline.errors import ContractError, UnavailableError
+from pipeline.errors import ConfigurationError, ContractError, UnavailableError
 
 _CONNECT_SECONDS: Final = 5.0
 _RETRY_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: Answers that stay as they are: no key, not the right one, another listener.
+_NOT_SHOWN: Final = frozenset({401, 403, 404, 421})
 _LONGEST_WAIT_SECONDS: Final = 5.0
 _ROWS: Final = re.compile(r'^gridpipe_reference_rows\{kind="(\w+)"\} (\S+)$', re.MULTILINE)
 
@@ -94,18 +96,27 @@ def _title(response: httpx.Response) -> str:
 
 
 def wait_for_reference(
-    url: str, rows: dict[str, int], *, seconds: float, stopped: Callable[[], bool] = lambda: False
+    url: str,
+    rows: dict[str, int],
+    *,
+    seconds: float,
+    stopped: Callable[[], bool] = lambda: False,
+    key: str | None = None,
 ) -> None:
     """Return once the worker holds `rows` of each kind of reference data, as its metrics say.
 
     Loading is done when the tables hold the rows, but a worker picks them up a moment later; events sent
-    before that would be rejected. Raises UnavailableError when time is up.
+    before that would be rejected. key : shown to `/metrics`, where it needs one. Raises UnavailableError when
+    time is up, ConfigurationError where `/metrics` is not shown.
     """
     deadline = time.monotonic() + seconds
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     while not stopped():
         try:
-            text = httpx.get(f"{url}/metrics", timeout=5.0, trust_env=False).text
-            held = {kind: float(count) for kind, count in _ROWS.findall(text)}
+            page = httpx.get(f"{url}/metrics", headers=headers, timeout=5.0, trust_env=False)
+            if page.status_code in _NOT_SHOWN:
+                raise ConfigurationError(f"{url}/metrics answers {page.status_code}: {_title(page)}")
+            held = {kind: float(count) for kind, count in _ROWS.findall(page.text)}
             if all(held.get(kind, 0) >= count for kind, count in rows.items()):
                 return
         except httpx.HTTPError:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.errors import UnavailableError
+from pipeline.errors import ConfigurationError, UnavailableError
 from pipeline.simulate.city import read_manifest
 from pipeline.simulate.feed import run_city_feed
 from pipeline.simulate.sender import wait_for_reference
@@ -20,15 +20,23 @@ from tests.unit.simulate_world import CATALOGUE, small_city
 
 
 class Service(BaseHTTPRequestHandler):
-    """Answers the three calls that the feed makes; keeps what was posted and how it was credentialed."""
+    """Answers the three calls that the feed makes; keeps what was posted and how it was credentialed.
+
+    metrics_key : the key that `/metrics` asks for.
+    """
 
     events: list[dict[str, Any]]
     keys: set[str | None]
     reference: dict[str, int]
     cases: int
+    metrics_key: str | None = None
 
     def do_GET(self) -> None:
-        if self.path == "/metrics":
+        if self.path == "/elsewhere/metrics":
+            self._answer(404, b"{}")
+        elif self.path == "/metrics" and self.metrics_key not in {None, self._key()}:
+            self._answer(401, b"{}")
+        elif self.path == "/metrics":
             rows = (
                 f'gridpipe_reference_rows{{kind="{kind}"}} {float(n)}' for kind, n in self.reference.items()
             )
@@ -41,6 +49,9 @@ class Service(BaseHTTPRequestHandler):
         self.keys.add(self.headers["Authorization"])
         self.events.extend(orjson.loads(line) for line in body.splitlines())
         self._answer(202, orjson.dumps({"errors": []}))
+
+    def _key(self) -> str:
+        return (self.headers["Authorization"] or "").removeprefix("Bearer ")
 
     def _answer(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -127,3 +138,18 @@ def test_feed_waits_until_the_worker_holds_the_reference_data(
         wait_for_reference(url, rows, seconds=0.3)
     handler.reference = rows
     wait_for_reference(url, rows, seconds=5)
+
+
+def test_feed_does_not_wait_for_metrics_that_are_elsewhere_or_need_a_key(
+    service: tuple[type[Service], str],
+) -> None:
+    handler, url = service
+    handler.metrics_key = "admin"
+    began = time.monotonic()
+    for key in (None, "another"):
+        with pytest.raises(ConfigurationError, match="/metrics answers 401"):
+            wait_for_reference(url, handler.reference, seconds=60, key=key)
+    with pytest.raises(ConfigurationError, match="/metrics answers 404"):
+        wait_for_reference(f"{url}/elsewhere", handler.reference, seconds=60, key="admin")
+    assert time.monotonic() - began < 30
+    wait_for_reference(url, handler.reference, seconds=5, key="admin")
