@@ -31,7 +31,7 @@ from pipeline.settings import Settings
 from pipeline.store.client import BridgeAddress, connect
 from pipeline.store.key_ring import known_keys, problems_of
 from pipeline.store.migrate import MIGRATE, current_revision, schema_problem
-from pipeline.store.windows import tables_without_window
+from pipeline.store.windows import short_windows
 from pipeline.tls import failed_in_tls, health_url, verify_for
 
 Level = Literal["ok", "warning", "failed"]
@@ -290,17 +290,17 @@ def _schema(client: Client, settings: Settings) -> Iterator[Finding]:
     else:
         what, _, do = problem.rpartition(": ")
         yield Finding("schema", "failed", what, do, EXIT_FAILED)
-    open_to_repeats, tables = tables_without_window(client, database)
-    if open_to_repeats:
+    short, tables = short_windows(client, database)
+    if short:
         yield Finding(
             "deduplication windows",
             "failed",
-            f"no window on {', '.join(open_to_repeats)}: a repeated insert would count twice",
-            "ALTER TABLE … MODIFY SETTING non_replicated_deduplication_window = 100000",
+            f"none, or too short, on {', '.join(short)}: a repeated insert would count twice",
+            "; ".join(f"ALTER TABLE {name} MODIFY SETTING {wanted}" for name, wanted in short.items()),
             EXIT_FAILED,
         )
     else:
-        yield Finding("deduplication windows", "ok", f"set on all {tables} tables")
+        yield Finding("deduplication windows", "ok", f"long enough on all {tables} tables")
     zone = str(client.command("SELECT timezone()"))
     if zone != "UTC":
         what = f"the server's time zone is {zone}"

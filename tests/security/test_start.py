@@ -21,7 +21,7 @@ from pipeline.ingest.keys import KeyStore
 from pipeline.runtime import broker, doctor, guard, process, store, supervisor
 from pipeline.runtime.guard import check_broker, check_start, unprotected
 from pipeline.settings import Settings, load_settings
-from pipeline.store.windows import check_windows, tables_without_window
+from pipeline.store.windows import check_windows, short_windows, shortfall
 from tests.conftest import new_client
 from tests.e2e.service import gridpipe
 from tests.security.certificates import make
@@ -242,8 +242,8 @@ def test_up_refuses_a_broker_that_others_can_reach(tmp_path: Path, monkeypatch: 
 
 def test_table_without_a_deduplication_window(clickhouse: Client) -> None:
     database = str(clickhouse.database)
-    missing, looked_at = tables_without_window(clickhouse, database)
-    assert missing == []
+    short, looked_at = short_windows(clickhouse, database)
+    assert short == {}
     assert looked_at >= 10
     check_windows(clickhouse, database)
     for table in ("cases", "events"):
@@ -252,7 +252,43 @@ def test_table_without_a_deduplication_window(clickhouse: Client) -> None:
         check_windows(clickhouse, database)
     assert [line.split()[1] for line in caught.value.problems] == ["cases", "events"]
     clickhouse.command("CREATE TABLE extra (x UInt8) ENGINE = MergeTree ORDER BY x")
-    assert tables_without_window(clickhouse, database)[0] == ["cases", "events", "extra"]
+    assert list(short_windows(clickhouse, database)[0]) == ["cases", "events", "extra"]
+
+
+def test_table_with_too_short_a_deduplication_window(clickhouse: Client) -> None:
+    """A token that is forgotten before its block comes again after an outage protects from nothing."""
+    database = str(clickhouse.database)
+    clickhouse.command("ALTER TABLE case_events MODIFY SETTING non_replicated_deduplication_window = 99999")
+    with pytest.raises(ConfigurationError) as caught:
+        check_windows(clickhouse, database)
+    (line,) = caught.value.problems
+    clickhouse.command(line.rpartition("run: ")[2])
+    check_windows(clickhouse, database)
+
+
+TOKENS = "replicated_deduplication_window = 100000"
+SECONDS = "replicated_deduplication_window_seconds = 604800"
+
+
+@pytest.mark.parametrize(
+    ("table", "engine", "settings", "lacking"),
+    [
+        ("events", "ReplacingMergeTree", "index_granularity = 8192", f"non_{TOKENS}"),
+        ("events", "ReplacingMergeTree", "non_replicated_deduplication_window = 1", f"non_{TOKENS}"),
+        ("events", "ReplacingMergeTree", f"non_{TOKENS}", ""),
+        ("events", "ReplacingMergeTree", TOKENS, f"non_{TOKENS}"),
+        ("cases", "ReplacingMergeTree", "non_replicated_deduplication_window = 1000", ""),
+        ("events", "ReplicatedReplacingMergeTree", f"non_{TOKENS}", f"{TOKENS}, {SECONDS}"),
+        ("events", "SharedReplacingMergeTree", TOKENS, SECONDS),
+        ("case_events", "ReplicatedAggregatingMergeTree", f"{TOKENS}, {SECONDS}", ""),
+        ("cases", "ReplicatedReplacingMergeTree", "index_granularity = 8192", ""),
+        ("cases", "ReplicatedReplacingMergeTree", "replicated_deduplication_window_seconds = 0", SECONDS),
+    ],
+)
+def test_what_a_deduplication_window_lacks(table: str, engine: str, settings: str, lacking: str) -> None:
+    """Replicated engines have windows by default: ten thousand tokens and an hour, which is no week."""
+    statement = f"CREATE TABLE t.{table} (x UInt8) ENGINE = {engine} ORDER BY x SETTINGS {settings}"
+    assert shortfall(table, engine, statement) == lacking
 
 
 def test_a_worker_refuses_tables_without_a_window(
