@@ -175,11 +175,13 @@ class Gateway:
         )
         self.balance = Balance(clock)
         self.draining = False
+        #: False while nobody would say of any event that it is durable: callers need not wait for that.
+        self.confirms = True
         self._deciding = BoundedPool("decide", threads=_DECIDING, queue=_UNDECIDED)
 
     def available(self) -> bool:
         """Whether requests are worth sending here: for readiness."""
-        return not self.draining and self.log_answers()
+        return not self.draining and self.confirms and self.log_answers()
 
     def log_answers(self) -> bool:
         """Whether events can be written. Before a closed gate callers wait for the log that comes."""
@@ -210,6 +212,8 @@ class Gateway:
         """
         if self.draining or not self.log_answers():
             raise _away("the log does not answer; nothing was taken")
+        if not self.confirms:
+            raise _away("nothing is stored yet; nothing was taken")
         try:
             await self.producer.partitions()
         except UnavailableError as error:

@@ -75,6 +75,9 @@ _SHOWING: Final = 3
 #: What an answer may still take once we were asked to stop: below the supervisor's patience.
 _DRAIN_SECONDS: Final = 4
 
+#: Pause between looks for the first worker.
+_LOOK_SECONDS: Final = 0.1
+
 #: For the queries that still run then: nobody waits for what they bring.
 _LAST_QUERIES_SECONDS: Final = 0.2
 
@@ -253,6 +256,11 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
                 stack.callback(live.cancel)
             if parts.gateway is not None:
                 stack.push_async_callback(parts.gateway.close)
+                if not parts.gateway.confirms and parts.control is not None:
+                    awaiting = asyncio.create_task(
+                        _await_worker(parts.gateway, parts.control), name="first-worker"
+                    )
+                    stack.callback(awaiting.cancel)
                 if parts.valve_fd is not None:
                     orders = gate_orders(parts.gateway.gate, parts.gateway.renewed)
                     obeying = asyncio.create_task(obey(parts.valve_fd, {**orders, "greet": _greet}))
@@ -266,6 +274,18 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
             yield
 
     return run
+
+
+async def _await_worker(gateway: Gateway, control: ControlClient) -> None:
+    """Let `gateway` take events once a worker has its partitions.
+
+    After a lost broker the worker starts beside this process: who sent events before would wait for it, up to
+    the whole patience of a request, and be told 503 then.
+    """
+    while not gateway.confirms:
+        with contextlib.suppress(UnavailableError):
+            gateway.confirms = (await control.status()).worker == "assigned"
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _greet() -> dict[str, Any]:
@@ -300,6 +320,8 @@ def assemble(
             validator=Validator(client_factory, catalogues, settings),
             clock=utc_now,
         )
+        # a replicated log confirms by itself
+        gateway.confirms = control is None or settings.kafka is not None
         broker = broker_check(bootstrap, settings.topic, librdkafka_options(settings))
         checks["broker"] = _log_check(gateway, broker)
     watch = Reader(client_factory, catalogues=catalogues, settings=settings, workers=_WATCHING)

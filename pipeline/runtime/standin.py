@@ -89,7 +89,7 @@ async def _come_again(code: str, message: str, scope: Scope, receive: Receive, s
             while (got := await receive())["type"] == "http.request" and got.get("more_body"):
                 pass
     if scope["path"] == "/health/live":
-        answer: ASGIApp = JSONResponse({"status": "ok"}, headers={"Connection": "close"})
+        answer: ASGIApp = JSONResponse({"status": "live"}, headers={"Connection": "close"})
     else:
         problem = ProblemError(
             503, code, message, retry_after=_RETRY_AFTER_SECONDS, headers={"Connection": "close"}

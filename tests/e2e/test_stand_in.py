@@ -45,13 +45,15 @@ def test_without_its_broker_it_answers_503_within_a_second(tmp_path: Path) -> No
                 assert answer.status_code == 503
                 assert int(answer.headers["Retry-After"]) >= 1
                 assert answer.headers["Content-Type"] == "application/problem+json"
+                slowest = max(slowest, took)  # also from the next HTTP process, which waits for its worker
                 if answer.json()["code"] == "restarting":
-                    refused, slowest = refused + 1, max(slowest, took)
+                    refused += 1
                     assert answer.json()["request_id"] == "again"
                     assert answer.headers["Connection"] == "close"
                     with contextlib.suppress(httpx.TransportError):
                         probes.append(httpx.get(f"http://{admin}/health/ready", trust_env=False).status_code)
-                        assert httpx.get(f"http://{admin}/health/live", trust_env=False).status_code == 200
+                        live = httpx.get(f"http://{admin}/health/live", trust_env=False)
+                        assert (live.status_code, live.json()) == (200, {"status": "live"})
                 time.sleep(0.1)
         assert refused > 3
         assert broken <= 2

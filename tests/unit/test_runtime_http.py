@@ -23,17 +23,21 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from pipeline import metrics
+from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, UnavailableError
+from pipeline.ingest.durability import Replicated
 from pipeline.ingest.keys import KeyStore
+from pipeline.ingest.memory import MemoryLog
 from pipeline.ingest.signing import auth_for
 from pipeline.pool import BoundedPool
 from pipeline.rules.catalogue import load_catalogues
 from pipeline.runtime import health
 from pipeline.runtime.access import ReadKeys, check_listeners, still_reads
+from pipeline.runtime.control import ControlClient, Status, StatusBoard, control_routes
 from pipeline.runtime.exposition import counted_by_http, http_part, worker_part
 from pipeline.runtime.headers import SecurityHeaders
 from pipeline.runtime.health import Health, broker_check
-from pipeline.runtime.http import Parts, _keys_check, _log_check, assemble, build_app
+from pipeline.runtime.http import Parts, _keys_check, _lifespan, _log_check, assemble, build_app
 from pipeline.runtime.pages import page_routes
 from pipeline.settings import Settings, load_settings
 from tests.unit.gateway_world import event, make_world
@@ -290,11 +294,8 @@ async def test_page_and_gauges_do_not_wait_behind_reads_nor_searches_with_them(t
 
 
 async def test_a_gateway_that_answers_503_to_every_event_is_not_ready(tmp_path: Path) -> None:
-    async def answers() -> str:
-        return "12 partitions"
-
     world = make_world(tmp_path)
-    client = client_of(Starlette(routes=Health({"broker": _log_check(world.gateway, answers)}).routes()))
+    client = client_of(Starlette(routes=Health({"broker": _log_check(world.gateway, _answers)}).routes()))
     assert (await client.get("/health/ready")).status_code == 200
     world.log.down = True  # it answers questions and takes nothing: the circuit is open
     await asyncio.sleep(0.3)  # an answer is kept for a moment
@@ -303,6 +304,61 @@ async def test_a_gateway_that_answers_503_to_every_event_is_not_ready(tmp_path: 
     await world.gateway.close()
     await asyncio.sleep(0.3)
     assert (await client.get("/health/ready")).status_code == 503
+
+
+async def test_before_there_is_a_worker_events_are_refused_at_once(tmp_path: Path) -> None:
+    """On the embedded broker only a worker makes answers: nobody waits for one that still starts."""
+
+    def connect() -> Client:
+        raise UnavailableError("no store here")
+
+    board = StatusBoard(Status())
+    control = ControlClient("http://store", "token")
+    control._client = httpx.AsyncClient(
+        transport=httpx.ASGITransport(Starlette(routes=control_routes(board))), base_url="http://store"
+    )
+    settings = load_settings(data_dir=tmp_path, canary_interval_seconds=0)
+    Privacy.load(settings.pseudonym_key_path, create=True)
+    parts = assemble(
+        settings,
+        bootstrap="127.0.0.1:9",
+        client_factory=connect,
+        control=control,
+        durable=Replicated,
+        read=False,
+    )
+    gateway = parts.gateway
+    assert gateway is not None
+    await gateway.producer.close()
+    log = gateway.producer = gateway.writer.producer = MemoryLog()
+    key = gateway.keys.create("12345")
+    async with _lifespan(parts)(Starlette()), client_of(build_app(parts)[0]) as client:
+
+        async def post() -> httpx.Response:
+            return await client.post("/v1/events", json=event(1), headers={"Authorization": f"Bearer {key}"})
+
+        async def log_is_ready() -> None:
+            await _log_check(gateway, _answers)()
+
+        refused = await post()
+        assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+        assert int(refused.headers["Retry-After"]) >= 1
+        with pytest.raises(UnavailableError):
+            await log_is_ready()
+        assert log.records == MemoryLog().records
+        board.worker_is("assigned")
+        for _ in range(200):
+            if (answer := await post()).status_code != 503:
+                break
+            await asyncio.sleep(0.05)
+        assert answer.status_code == 202
+        await log_is_ready()
+        board.worker_is("starting")  # the next one takes over where this one ended: callers wait for it
+        assert (await post()).status_code == 202
+
+
+async def _answers() -> str:
+    return "12 partitions"
 
 
 async def test_the_broker_is_asked_beside_whatever_fills_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
