@@ -171,8 +171,10 @@ def send(
 
     settings = load_settings(data_dir=data_dir, key_file=key_file)
     source = Source(file)
-    fingerprint, key = source.fingerprint(), read_key(key, settings)
-    verify = verify_for(settings, url)
+    fingerprint, verify = source.fingerprint(), verify_for(settings, url)
+    if not _answers(url, verify):
+        raise UnavailableError(f"no service answers at {url}; start one with `gridpipe up`")
+    key = read_key(key, settings)
     state_path = _state_path(file, settings)
     state = _load_state(state_path, fingerprint, url)
     if restart:
@@ -375,7 +377,8 @@ def _answers(url: str, verify: SSLContext | bool) -> bool:
     from pipeline.tls import failed_in_tls
 
     try:
-        httpx.get(f"{url}/health/live", timeout=2.0, trust_env=False, verify=verify)
+        patience = httpx.Timeout(2.0, connect=5.0)
+        httpx.get(f"{url}/health/live", timeout=patience, trust_env=False, verify=verify)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise ConfigurationError(f"--url {url}: {error}") from error
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:

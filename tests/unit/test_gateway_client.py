@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -266,6 +267,7 @@ def wired(world: World, monkeypatch: pytest.MonkeyPatch) -> Bridge:
         )
 
     monkeypatch.setattr("pipeline.ingest.client.EventClient", connect)
+    monkeypatch.setattr(send, "_answers", lambda *_: True)  # it asks a listener, which `world` is not
     return bridge
 
 
@@ -400,13 +402,31 @@ def test_an_address_that_is_none_is_not_an_absent_service(world: World, file: Pa
     assert url in str(result.exception)
 
 
-def test_without_a_key_nothing_is_left_behind(tmp_path: Path, file: Path) -> None:
+def test_without_a_key_nothing_is_left_behind(world: World, tmp_path: Path, file: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     app = typer.Typer()
     send.register(app)
-    result = CliRunner().invoke(app, ["send", str(file), "--data-dir", str(tmp_path / "none")])
+    with served(world) as url:
+        words = ["send", str(file), "--data-dir", str(tmp_path / "none"), "--url", url]
+        result = CliRunner().invoke(app, words)
     assert isinstance(result.exception, ConfigurationError), result.output
     assert "no key" in str(result.exception)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("key", [(), ("--key", "gp_0123456789ab_secret")], ids=["no key", "a key"])
+def test_a_service_that_is_not_there_is_said_at_once_whether_there_is_a_key(
+    tmp_path: Path, file: Path, key: tuple[str, ...]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    app = typer.Typer()
+    send.register(app)
+    words = ["send", str(file), "--data-dir", str(tmp_path / "none"), "--url", "http://127.0.0.1:9", *key]
+    began = time.monotonic()
+    result = CliRunner().invoke(app, words)
+    assert time.monotonic() - began < 30  # not the minute for which one that restarts is waited for
+    assert isinstance(result.exception, UnavailableError), result.output  # exit 3
+    assert "http://127.0.0.1:9" in str(result.exception)
     assert sorted(tmp_path.rglob("*")) == before
 
 
