@@ -64,8 +64,11 @@ class Shown(IntEnum):
 
 
 def _durations(head: str, field: str, *shown: Shown) -> Iterator[tuple[str, Cell, Shown]]:
+    def cell(percentile: str) -> Cell:
+        return lambda row: duration(row[field][percentile])
+
     for percentile, where in zip(("p50", "p90", "p99"), shown, strict=True):
-        yield f"{head} {percentile}", lambda row, of=percentile: duration(row[field][of]), where
+        yield f"{head} {percentile}", cell(percentile), where
 
 
 #: Head, content, and where it is shown: every figure of a row of the KPI call.
