@@ -179,7 +179,7 @@ freshness_events = Counter(
 )
 source_last_event_timestamp_seconds = Gauge(
     "gridpipe_source_last_event_timestamp_seconds",
-    "When an event of this source was last committed.",
+    "When an event of this source that was not quarantined was last committed.",
     ["source"],
     registry=REGISTRY,
 )

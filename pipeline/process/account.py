@@ -77,16 +77,14 @@ class Account:
 
     def _counts(self, result: BlockResult) -> Iterator[tuple[Callable[[float], object], float]]:
         known = self._sources(result)
-        sources = pl.concat(
-            [
-                frame.select(pl.col("source").cast(pl.String))
-                for frame in (result.events, result.rejections, result.duplicates, result.quarantined)
-            ]
-        )
-        for source, rows in sources["source"].value_counts().iter_rows():
-            label = source if source in known else _OTHER
-            yield metrics.events_received.labels(label).inc, rows
-            yield _seen_now(label), rows
+        taken = (result.events, result.rejections, result.duplicates)
+        for frames, heard in ((taken, True), ((result.quarantined,), False)):
+            sources = pl.concat([frame["source"].cast(pl.String) for frame in frames])
+            for source, rows in sources.value_counts().iter_rows():
+                label = source if source in known else _OTHER
+                yield metrics.events_received.labels(label).inc, rows
+                if heard:  # a source that sends nothing usable is as good as silent
+                    yield _seen_now(label), rows
         for outcome, rows in result.events["outcome"].value_counts().iter_rows():
             yield metrics.events.labels(outcome).inc, rows
         yield metrics.events.labels("rejected").inc, result.rejections.height

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, get_args
 
+import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.contract.clean import cleaned
 from pipeline.contract.event import (
     CODE,
@@ -105,6 +107,15 @@ class _Source(NamedTuple):
     record: Record
 
 
+class _Named(msgspec.Struct):
+    """All that is read of a refused event; the rest is passed over, so that it costs no memory."""
+
+    source: object = None
+
+
+_NAMED: Final = msgspec.json.Decoder(_Named)
+
+
 @dataclass
 class _Collected:
     """Events and refusals of a round, gathered before the frames are built."""
@@ -127,8 +138,10 @@ class _Collected:
         *,
         payload: bytes | None = None,
         reason: str = MALFORMED,
+        source_name: object = None,
         event_id: str | None = None,
     ) -> None:
+        """source_name, event_id : as the sender gave them; kept where they are ids that may be shown."""
         record = source.record
         raw = (record.value or b"") if payload is None else payload
         self.refused.append(
@@ -138,7 +151,9 @@ class _Collected:
                 "_idx": index,
                 "reason": reason,
                 "detail": redact_head(detail, 500),
-                "event_id": event_id if event_id and _may_be_shown(event_id) else None,
+                # the pipeline's own source is nobody's who breaks the contract
+                "source": None if source_name == CANARY_SOURCE else _shown(source_name),
+                "event_id": _shown(event_id),
                 "content_type": redact_head(record.content_type or "", 100) or None,
                 "payload": redacted_payload(raw),
                 "payload_bytes": min(len(raw), 2**32 - 1),
@@ -210,8 +225,19 @@ def _encoding(head: bytes) -> str:
     return "utf-8"
 
 
-def _may_be_shown(event_id: str) -> bool:
-    return re.fullmatch(_ID_PATTERN, event_id) is not None and not holds_personal_number(event_id)
+def _shown(given: object) -> str | None:
+    """An id that may be shown, else None."""
+    if not isinstance(given, str) or re.fullmatch(_ID_PATTERN, given) is None:
+        return None
+    return None if holds_personal_number(given) else given
+
+
+def _source_in(raw: bytes) -> object:
+    """What the text of one event gives as its source; None where it is no JSON object."""
+    try:
+        return _NAMED.decode(raw).source
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _unreadable(record: Record) -> tuple[str, str] | None:
@@ -276,6 +302,7 @@ def _take_arrow(sources: Sequence[_Source], collected: _Collected) -> None:
                 row["_idx"],
                 "a row breaks the contract",
                 payload=repr(row).encode(),
+                source_name=row["source"],
                 event_id=row["event_id"],
             )
         block = block.filter(good)
@@ -371,7 +398,9 @@ def _take_lines(lines: Sequence[tuple[_Source, bytes]], collected: _Collected) -
         collected.take(lines[index][0], 0, event)
     for error in parsed.errors:
         source, body = lines[error.index]
-        collected.refuse(source, 0, _detail(error), payload=body, event_id=error.event_id)
+        collected.refuse(
+            source, 0, _detail(error), payload=body, source_name=_source_in(body), event_id=error.event_id
+        )
 
 
 def _take_parsed(source: _Source, parsed: Parsed, collected: _Collected) -> None:
@@ -381,7 +410,14 @@ def _take_parsed(source: _Source, parsed: Parsed, collected: _Collected) -> None
     for event, index in zip(parsed.events, parsed.indexes, strict=True):
         collected.take(source, index, event)
     for error, raw in zip(parsed.errors, parsed.raw, strict=True):
-        collected.refuse(source, error.index, _detail(error), payload=raw, event_id=error.event_id)
+        collected.refuse(
+            source,
+            error.index,
+            _detail(error),
+            payload=raw,
+            source_name=_source_in(raw),
+            event_id=error.event_id,
+        )
 
 
 def _parse(record: Record, body: bytes) -> Parsed:

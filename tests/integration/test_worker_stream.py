@@ -15,6 +15,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, To
 from confluent_kafka.admin import AdminClient
 
 from pipeline import metrics
+from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import WorkerFailedError
 from pipeline.process import account, looks, membership
@@ -33,13 +35,23 @@ from pipeline.process.membership import Membership
 from pipeline.process.records import Record
 from pipeline.process.topic import describe_topic
 from pipeline.process.worker import run_worker
+from pipeline.read.explain import explain
 from pipeline.runtime import broker
 from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping
 from pipeline.sink.tables import Sink
 from tests.conftest import new_client
 from tests.fault.system import Store
-from tests.integration.worker_world import PRIVACY, arrow, column, count, event, load_reference, record
+from tests.integration.worker_world import (
+    PRIVACY,
+    arrow,
+    catalogues,
+    column,
+    count,
+    event,
+    load_reference,
+    record,
+)
 from tests.kafka import GroupOffsets, embedded_broker
 
 ROOT = Path(__file__).parents[2]
@@ -231,6 +243,32 @@ async def test_records_become_rows_and_the_metrics_add_up(town: Town) -> None:
         "events_total/duplicate": 1,
         "events_total/quarantined": 1,
     }
+
+
+async def test_a_direct_event_that_breaks_the_contract_is_found_by_its_source_and_id(town: Town) -> None:
+    """Its sender knows nothing else of it. One whose source is itself at fault has none to be found by."""
+    broken: list[dict[str, Any]] = [
+        event(1, grid_code="44"),
+        event(2, source="no source", grid_code="44"),
+        event(3, source="13800138000", grid_code="44"),
+    ]
+    async with town.worker():
+        town.send(*(record(0, one) for one in broken), record(0, event(4), event(5, grid_code="44")))
+        await town.until(lambda: town.rows() == 5)
+
+    def what_is_known(source: str, event_id: str) -> dict[str, Any] | None:
+        return explain(
+            town.client, source, event_id, catalogues=catalogues(), now=utc_now(), retention=timedelta(36_500)
+        )
+
+    for event_id in ("e1", "e5"):
+        found = what_is_known("handset", event_id)
+        assert found, event_id
+        assert (found["outcome"], found["reasons"]) == ("quarantined", ["MALFORMED"])
+        assert found["detail"].startswith("bad_pattern: grid_code")
+    assert town.client.query("SELECT event_id, source FROM quarantine ORDER BY event_id").result_rows == [
+        ("e1", "handset"), ("e2", None), ("e3", None), ("e5", "handset"),
+    ]  # fmt: skip
 
 
 async def test_a_stop_that_the_store_does_not_let_end_gives_its_blocks_up_and_is_a_failure(

@@ -129,6 +129,19 @@ def test_a_source_and_a_partition_leave_a_trace(account: Account, rules: Rules) 
     assert metrics.committed_offset.labels("0")._value.get() == 1
 
 
+def test_a_source_whose_events_all_break_the_contract_is_counted_and_not_heard_of(
+    account: Account, rules: Rules
+) -> None:
+    seen = metrics.source_last_event_timestamp_seconds.labels("handset")
+    seen.set(1)
+    before = samples()
+    result = judged(rules, record(0, now_event(1, grid_code="44"), received=NOW))
+    account.committed([Extent(0, 0, 0)], account.tally(result))
+    assert grown(before)["gridpipe_events_received_total", "handset"] == 1
+    assert grown(before)["gridpipe_events_total", "quarantined"] == 1
+    assert seen._value.get() == 1
+
+
 def test_canaries_move_the_offset_and_nothing_else(account: Account, rules: Rules) -> None:
     before = samples()
     result = judged(rules, record(0, canary(1), canary(2), received=NOW))

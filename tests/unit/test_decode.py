@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
+from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.frames import DECODED, EVENT, QUARANTINED
 from pipeline.ingest.blocks import ARROW, encode_frame
 from pipeline.process.decode import PAYLOAD_CHARACTERS, decode, redacted_payload
@@ -112,7 +113,54 @@ def test_an_arrow_row_that_the_gateway_would_never_send_is_quarantined_alone() -
     )
     events, refused = decoded(Record(5, 0, ARROW, encode_frame(spoilt)))
     assert ids(events) == ["e1", "e3"]
-    assert refused.select("_off", "_idx", "event_id").rows() == [(5, 1, "e2")]
+    assert refused.select("_off", "_idx", "source", "event_id").rows() == [(5, 1, "handset", "e2")]
+
+
+@pytest.mark.parametrize(
+    ("document", "source"),
+    [
+        (event(1, grid_code="44"), "handset"),
+        (event(1, actor={"type": "nobody"}), "handset"),
+        (event(1, source="no source"), None),
+        (event(1, source="x" * 65), None),
+        (event(1, source=7), None),
+        (event(1, source=None), None),
+        (event(1, source="13800138000"), None),
+        (event(1, source="999999195003120018"), None),
+        (event(1, source=CANARY_SOURCE, grid_code="44"), None),
+    ],
+)
+def test_a_refused_event_keeps_its_source_where_that_is_one(
+    document: dict[str, object], source: str | None
+) -> None:
+    """Alone, as a line beside a sound one, in an array and in a text that is refused event by event."""
+    sound, line = event(2), body(document)
+    text = body(sound) + b"\n" + line
+    listed = b"[" + body(sound) + b"," + line + b"]"
+    for value, content_type in (
+        (line, None),
+        (text, None),
+        (text + b"\n{", None),
+        (listed, "application/json"),
+    ):
+        _, refused = decoded(Record(5, 1_700_000_000_000, content_type, value))
+        assert refused["source"][0] == source, value
+        assert refused["source"][1:].to_list() == [None] * (refused.height - 1)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"{broken",
+        b'{"source": "handset"',
+        b'"handset"',
+        b'{"source": "handset", "a": ' + b"[" * 5_000,
+        b"\xff",
+    ],
+)
+def test_what_is_no_event_has_no_source(value: bytes) -> None:
+    _, refused = decoded(Record(5, 1_700_000_000_000, None, value))
+    assert refused["source"].to_list() == [None]
 
 
 _DUE = datetime(2026, 6, 1, tzinfo=UTC)
