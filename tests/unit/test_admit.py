@@ -315,9 +315,11 @@ class TestLifeSafety:
         assert judge(report(matter_code="SA-05", point_in_grid=False))["life_safety"] is True
         assert judge(report(matter_code="SA-05"))["life_safety"] is False
 
-    def test_a_referral_to_the_emergency_services_alerts(self) -> None:
-        assert judge(report(matter_code="REF-120"))["life_safety"] is True
-        assert judge(report(matter_code="REF-COURT"))["life_safety"] is False
+    @pytest.mark.parametrize("code", ["REF-110", "REF-119", "REF-120", "REF-COURT", "REF-OTHER"])
+    def test_any_referral_alerts(self, code: str) -> None:
+        """Rule 13, whatever else is wrong with the report (domain 7)."""
+        assert judge(report(matter_code=code))["life_safety"] is True
+        assert judge(report(matter_code=code, grid_found=False))["life_safety"] is True
 
     def test_other_rejections_do_not(self) -> None:
         assert judge(report(point_in_grid=False))["life_safety"] is False

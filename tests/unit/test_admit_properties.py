@@ -108,8 +108,9 @@ def test_the_outcome_is_one_of_three_and_follows_from_the_reasons(
         assert (row["mode"] is None) is (row["mode_level"] is None)
         if row["mode"] is not None:
             assert row["response_limit_seconds"] >= 600
-        if row["urgency"] == "emergency" and row["outcome"] == "rejected":
-            assert row["life_safety"]
+        if row["outcome"] == "rejected":
+            referred = not {"REFER_EMERGENCY_SERVICE", "OUT_OF_ADMIN_SCOPE"}.isdisjoint(row["reasons"])
+            assert row["life_safety"] is (referred or row["urgency"] == "emergency")
 
 
 @given(st.lists(rows, min_size=2, max_size=8), records, st.data())
