@@ -105,6 +105,29 @@ def test_an_alert_says_how_bad_it_is_in_two_languages_and_what_to_do(name: str) 
     assert " ".join(rule["expr"].split()) in " ".join(page.split()), "the page shows another expression"
 
 
+def as_a_page_says(summary: str) -> str:
+    """A summary with <label> and … in place of what Prometheus fills in, without spaces."""
+    text = re.sub(r"{{ if eq \$labels\.(\w+) .*?{{- end }}", r"<\1>", summary, flags=re.DOTALL)
+    text = re.sub(r"{{ if [^}]*-}}(.*?){{- else -}}(.*?){{- end }}", r"\1/\2", text, flags=re.DOTALL)
+    text = re.sub(r"{{ \$labels\.(\w+) }}", r"<\1>", text)
+    text = re.sub(r"<(\w+)>(?: <\1>| \(<\1>\)|（<\1>）)", r"<\1>", re.sub(r"{{.*?}}", "…", text))
+    return re.sub(r"\s", "", text)
+
+
+@pytest.mark.parametrize("name", alerts())
+def test_a_page_and_the_list_of_pages_say_what_the_alert_says(name: str) -> None:
+    """Whoever was paged looks for the words that the pager showed."""
+    texts = alerts()[name]["annotations"]
+    chinese, english = as_a_page_says(texts["summary_zh"]), as_a_page_says(texts["summary"])
+    page = (ROOT / texts["runbook"]).read_text(encoding="utf-8").split("\n\n")
+    assert re.sub(r"\s", "", page[1]) == chinese
+    assert re.sub(r"\s", "", page[2]) == f"{english}."
+    index = (ROOT / "docs" / "runbooks" / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| \[{name}\].* \| (\w+) \| (.*) \|$", index, flags=re.MULTILINE)
+    assert row[0] == alerts()[name]["labels"]["severity"]
+    assert re.sub(r"\s", "", row[1]) == f"{chinese}·{english}"
+
+
 ENGLISH = {
     "440703": "Pengjiang", "440704": "Jianghai", "440705": "Xinhui", "440781": "Taishan",
     "440783": "Kaiping", "440784": "Heshan", "440785": "Enping",
