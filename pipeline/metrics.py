@@ -7,7 +7,9 @@ A role owns its metrics: no name is written by two roles, so that their expositi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -93,6 +95,12 @@ http_machine_memory_free_ratio = Gauge(
     registry=REGISTRY,
 )
 
+http_data_disk_free_ratio = Gauge(
+    "gridpipe_http_data_disk_free_ratio",
+    "Share of the disk of the HTTP process's data directory that is free.",
+    registry=REGISTRY,
+)
+
 # --- canary (gateway): synthetic events that take the ordinary way, see pipeline/runtime/canary.py
 canary_sent = Counter("gridpipe_canary_sent", "Canary events that the log took.", registry=REGISTRY)
 canary_missing = Counter(
@@ -137,6 +145,11 @@ worker_buffer_bytes = Gauge(
 worker_machine_memory_free_ratio = Gauge(
     "gridpipe_worker_machine_memory_free_ratio",
     "Share of the memory of the worker's machine that is available.",
+    registry=REGISTRY,
+)
+worker_data_disk_free_ratio = Gauge(
+    "gridpipe_worker_data_disk_free_ratio",
+    "Share of the disk of the worker's data directory that is free.",
     registry=REGISTRY,
 )
 events_received = Counter(
@@ -299,6 +312,24 @@ def _memory_free_ratio() -> float:
     return float(memory.available / memory.total)
 
 
+def _disk_free_ratio(directory: Path) -> float:
+    """Not a number where nothing can be said: a scrape tells all else all the same."""
+    try:
+        disk = os.statvfs(directory)
+    except OSError:
+        return float("nan")
+    return disk.f_bavail / disk.f_blocks if disk.f_blocks else float("nan")
+
+
+def watch_data_disk(directory: Path) -> None:
+    """Each scrape of this process tells how full the disk of its data directory is."""
+    for gauge in (http_data_disk_free_ratio, worker_data_disk_free_ratio):
+        gauge.set_function(lambda: _disk_free_ratio(directory))
+
+
+# A zero would be an alarm of a process that has no data directory.
+for _gauge in (http_data_disk_free_ratio, worker_data_disk_free_ratio):
+    _gauge.set(float("nan"))
 # Read at the scrape, each by the process that the scrape reaches.
 for _gauge in (http_memory_bytes, worker_memory_bytes):
     _gauge.set_function(_resident_bytes)

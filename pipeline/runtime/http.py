@@ -231,6 +231,7 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
     @contextlib.asynccontextmanager
     async def run(_: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            metrics.watch_data_disk(parts.settings.data_dir)
             watching = asyncio.create_task(
                 watch_loop(parts.settings.stall_seconds, metrics.http_loop_late_seconds.set), name="watchdog"
             )

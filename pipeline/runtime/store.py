@@ -206,6 +206,7 @@ async def _work(
             direct_at=direct_at,
         )
 
+    metrics.watch_data_disk(settings.data_dir)
     watching = asyncio.create_task(watch_loop(settings.stall_seconds, metrics.worker_loop_late_seconds.set))
     switch = WorkerSwitch(make)
     obeying = None if valve_fd is None else asyncio.create_task(obey(valve_fd, switch.orders))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -266,3 +269,16 @@ def test_of_an_event_that_cannot_be_read_only_an_id_that_may_be_shown_is_told(
     assert [line["case_id"] for line in told] == ["c1", None, None, None]
     assert [line["request_id"] for line in told] == [None] * 4
     assert "13800001234" not in str(lines)
+
+
+def test_the_disk_of_the_data_directory_is_read_at_each_scrape(tmp_path: Path) -> None:
+    gauges = (metrics.http_data_disk_free_ratio, metrics.worker_data_disk_free_ratio)
+    metrics.watch_data_disk(tmp_path)
+    disk = shutil.disk_usage(tmp_path)
+    for gauge in gauges:
+        ((sample,),) = (family.samples for family in gauge.collect())
+        assert sample.value == pytest.approx(disk.free / disk.total, abs=0.02)
+    metrics.watch_data_disk(tmp_path / "gone")
+    for gauge in gauges:
+        ((sample,),) = (family.samples for family in gauge.collect())
+        assert math.isnan(sample.value), "no alarm, and no scrape that fails"
