@@ -108,7 +108,11 @@ _EXPLAINED: Final = _object(
         "enum": ["admitted", "rejected", "recorded", "duplicate", "quarantined"],
     },
     reasons=_array(_TEXT),
-    rules=_array(_RULE),
+    rules={
+        **_array(_RULE),
+        "description": "empty where none are kept: of what is no report, was quarantined, or resends a "
+        "report (L2), whose own rules are those of `duplicate_of`",
+    },
     enrichment={"type": "object"},
     position=_POSITION,
     copies=_array({"type": "object"}),

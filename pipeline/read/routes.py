@@ -153,8 +153,8 @@ def kpi_parameters(given: dict[str, str], *, now: datetime) -> dict[str, Any]:
     as_of = parse_instant(given["as_of"], "as_of") if "as_of" in given else now
     to = parse_instant(given["to"], "to") if "to" in given else as_of
     from_ = parse_instant(given["from"], "from") if "from" in given else to - DEFAULT_WINDOW
-    if from_ >= to:
-        raise ContractError("from must be before to")
+    if from_ > to:
+        raise ContractError("from must not be after to")
     return {"by": by, "view": view, "from_": from_, "to": to, "as_of": as_of}
 
 

@@ -18,7 +18,7 @@ from pipeline.errors import UnavailableError
 from pipeline.process.flow import Block, PartitionState, process_block
 from pipeline.read.explain import _STORED_COLUMNS, _content, explain
 from pipeline.read.gauges import business_gauges, refresh
-from pipeline.read.kpi import BY
+from pipeline.read.kpi import BY, VIEWS
 from pipeline.read.routes import OPENAPI_PATHS, read_routes
 from pipeline.reference.load import load_directory
 from pipeline.settings import Settings
@@ -322,6 +322,19 @@ async def test_kpi_defaults_to_the_last_thirty_days_as_of_now(http: httpx.AsyncC
     earlier = await found(http, "/v1/kpi", as_of="2026-05-01T12:06:00+08:00")
     assert earlier["to"] == "2026-05-01T04:06:00.000Z"
     assert earlier["rows"][0]["responded"] == 0
+
+
+@pytest.mark.parametrize("view", VIEWS)
+async def test_a_window_that_ends_where_it_begins_holds_nothing(http: httpx.AsyncClient, view: str) -> None:
+    """[from, to): a report at that very instant is not in it."""
+    window = {"from": "2026-05-01T12:00:00+08:00", "to": "2026-05-01T12:00:00+08:00"}
+    answer = await found(http, "/v1/kpi", by="district", view=view, **window)
+    assert answer["from"] == answer["to"] == "2026-05-01T04:00:00.000Z"
+    assert len(answer["rows"]) == 7
+    assert {(row["reports"], row["cases"], row["closed"], row["closure_rate"]) for row in answer["rows"]} == {
+        (0, 0, 0, None)
+    }
+    assert (await found(http, "/v1/kpi", by="grid", view=view, **window))["rows"] == []
 
 
 @pytest.mark.parametrize(
