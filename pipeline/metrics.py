@@ -1,7 +1,8 @@
 """The one registry of metrics: every metric object, its help text and its buckets.
 
-Metrics are emitted once per batch or request. Labels come from closed sets only: never an id, a person or
-free text (`SourceLabels` folds unknown sources into "other").
+Metrics are emitted once per batch or request. Labels come from closed sets: never an id, a person or
+free text. The sources of direct producers are an open set: `process.account` bounds it, and calls the others
+"other".
 A role owns its metrics: no name is written by two roles, so that their expositions can be joined.
 """
 
@@ -170,14 +171,14 @@ rejections = Counter(
 duplicates = Counter("gridpipe_duplicates", "Duplicates by level (L1, L2).", ["level"], registry=REGISTRY)
 stage_seconds = Histogram(
     "gridpipe_stage_seconds",
-    "Time a block spends in a stage.",
+    "Time a round, the blocks that are stored together, spends in a stage.",
     ["stage"],
     buckets=_SECONDS,
     registry=REGISTRY,
 )
 batch_rows = Histogram(
     "gridpipe_batch_rows",
-    "Rows per block.",
+    "Events per round: of the blocks that are stored together.",
     buckets=(1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000, 100_000),
     registry=REGISTRY,
 )

@@ -45,7 +45,7 @@ def sink() -> Dashboard:
                     width=6,
                 ),
                 figure(
-                    "每块行数 Rows per block",
+                    "每轮行数 Rows per round",
                     "sum(rate(gridpipe_batch_rows_sum[5m])) / sum(rate(gridpipe_batch_rows_count[5m]))",
                     width=6,
                 ),

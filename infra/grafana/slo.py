@@ -88,7 +88,7 @@ def slo() -> Dashboard:
                     unit="s",
                 ),
                 lines(
-                    "每块行数 Rows per block",
+                    "每轮行数 Rows per round",
                     {
                         "p50": _quantile(0.5, "gridpipe_batch_rows"),
                         "p99": _quantile(0.99, "gridpipe_batch_rows"),

@@ -1,8 +1,8 @@
 """Whether what this gateway answered with 2xx is in ClickHouse: part of the runtime verifier.
 
-Of each minute the gateway remembers up to a thousand events that it answered, in a small city all of them,
-and looks for their rows, in whichever outcome table. It counts its own answers only: other gateways, direct
-producers and restarts of workers do not blur the result.
+A sample, not the sums: of each minute the gateway remembers up to a thousand events that it answered, of a
+request up to twenty, in a small city all of them, and looks for their rows, in whichever outcome table. It
+counts its own answers only: other gateways, direct producers and restarts of workers do not blur the result.
 """
 
 from __future__ import annotations
