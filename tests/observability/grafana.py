@@ -20,6 +20,7 @@ class PanelQuery:
     title: str
     ref: str
     text: str
+    curve: bool  # asked for a time and a step, not for an instant
 
     def __str__(self) -> str:
         return f"{self.dashboard}-{self.title.split()[-1]}-{self.ref}"
@@ -41,7 +42,13 @@ def every_panel(name: str) -> Iterator[dict[str, Any]]:
 def panels(source: str) -> list[PanelQuery]:
     """Every query of every panel that reads this kind of source."""
     return [
-        PanelQuery(path.stem, panel["title"], target["refId"], target.get("expr") or target["rawSql"])
+        PanelQuery(
+            path.stem,
+            panel["title"],
+            target["refId"],
+            target.get("expr") or target["rawSql"],
+            bool(target.get("range")),
+        )
         for path in sorted(DASHBOARDS.glob("*.json"))
         for panel in every_panel(path.stem)
         for target in panel["targets"]

@@ -116,6 +116,13 @@ class Prometheus:
         result: list[dict[str, Any]] = self.get("/query", query=expression)["result"]
         return result
 
+    def curves(self, expression: str, *, seconds: float = 60, step: float = 2) -> list[dict[str, Any]]:
+        """Series of a range query that ends now, each {"metric": labels, "values": [[time, text], …]}."""
+        now = time.time()
+        found = self.get("/query_range", query=expression, start=now - seconds, end=now, step=step)
+        result: list[dict[str, Any]] = found["result"]
+        return result
+
     def wait_for(self, expression: str, seconds: float = 60) -> list[dict[str, Any]]:
         """Its samples as soon as there are any."""
         deadline = time.monotonic() + seconds

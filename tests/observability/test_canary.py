@@ -25,6 +25,7 @@ from pipeline.ingest.keys import Credential, KeyStore
 from pipeline.ingest.memory import MemoryLog
 from pipeline.process.flow import case_events_of
 from pipeline.runtime.canary import Canary, villages_by_partition
+from pipeline.settings import Settings
 from tests.unit.gateway_world import SECRET, event, make_world
 
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
@@ -60,6 +61,10 @@ def make(log: MemoryLog, store: Any) -> Canary:
 
 def value(gauge: Gauge, partition: int) -> float:
     return float(gauge.labels(str(partition))._value.get())
+
+
+def test_a_canary_goes_each_minute_unless_somebody_says_otherwise() -> None:
+    assert Settings().canary_interval_seconds == 60
 
 
 def test_every_partition_has_a_village_of_its_own() -> None:

@@ -55,6 +55,30 @@ def test_titles_are_chinese_with_english_and_sources_are_provisioned(name: str) 
         assert (panel["datasource"]["type"], panel["datasource"]["uid"]) in known
 
 
+def test_the_dashboards_are_provisioned_as_files_that_nobody_changes_in_grafana() -> None:
+    """Whoever could save a change there would see another figure than this repository says."""
+    provisioned = yaml.safe_load((PROVISIONING / "dashboards" / "gridpipe.yml").read_text())
+    assert provisioned["apiVersion"] == 1
+    (provider,) = provisioned["providers"]
+    assert (provider["type"], provider["allowUiUpdates"], provider["disableDeletion"]) == (
+        "file",
+        False,
+        True,
+    )
+    assert provider["name"] and provider["folder"]
+    assert Path(provider["options"]["path"]).is_absolute()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_curves_are_asked_for_a_time_and_single_figures_for_an_instant(name: str) -> None:
+    for panel in every_panel(name):
+        for target in panel["targets"]:
+            if "expr" in target:
+                assert (target["range"], target["instant"]) == (
+                    (True, False) if panel["type"] == "timeseries" else (False, True)
+                )
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_business_figures_come_from_the_kpi_views_alone(name: str) -> None:
     for panel in every_panel(name):

@@ -10,6 +10,8 @@ from typing import Any
 import polars as pl
 
 GRID = "440704001001003"
+#: In other districts.
+OTHER_GRIDS = ("440703001001003", "440781001001003")
 LON, LAT = 113.10, 22.58
 LIFE = ("ACCEPTED", "DISPATCHED", "SIGNED", "ARRIVED", "HANDLING", "RESOLVED", "CLOSED", "FEEDBACK")
 
@@ -75,15 +77,19 @@ def report(number: int, at: datetime, **changes: Any) -> dict[str, Any]:
     )
 
 
-def history(first: int, count: int, now: datetime) -> Iterator[dict[str, Any]]:
-    """Events of `count` cases of the last days: two thirds closed and rated, each fourth reworked."""
+def history(
+    first: int, count: int, now: datetime, *, grid: str = GRID, worker: str = "GW-0001", open_of: int = 3
+) -> Iterator[dict[str, Any]]:
+    """Events of `count` cases of the last days: one of `open_of` is left open, the others are closed and
+    rated, each fourth reworked. worker : of the grid."""
     for number in range(first, first + count):
         at = now - timedelta(hours=6 + 7 * number % 60)
-        yield report(number, at)
-        kinds = list(LIFE) if number % 3 else list(LIFE[: 1 + number % 5])
+        yield report(number, at, grid_code=grid, actor={"type": "full_time", "key": worker})
+        kinds = list(LIFE) if number % open_of else list(LIFE[: 1 + number % 5])
         if number % 4 == 0 and "RESOLVED" in kinds:
             kinds[6:6] = ["REWORK", "HANDLING", "RESOLVED"]
         for step, kind in enumerate(kinds, 1):
             moment = at + timedelta(minutes=step * (5 + number % 7))
             attributes = {"attributes": {"rating": 5 - number % 3}} if kind == "FEEDBACK" else {}
-            yield event(number, kind, moment, event_id=f"{kind.lower()}-{number}-{step}", **attributes)
+            event_id = f"{kind.lower()}-{number}-{step}"
+            yield event(number, kind, moment, event_id=event_id, grid_code=grid, **attributes)
