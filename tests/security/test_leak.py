@@ -219,7 +219,9 @@ def unclean_block(
     )
 
 
-def send_by_http(world: World, seeds: Seeds, answers: Answers) -> None:
+def send_by_http(world: World, seeds: Seeds, answers: Answers) -> dict[str, Any]:
+    """Returns an event that was taken."""
+
     def post(
         body: Any, content_type: str = "application/json", path: str = "/v1/events", **headers: str
     ) -> None:
@@ -300,21 +302,24 @@ def send_by_http(world: World, seeds: Seeds, answers: Answers) -> None:
         "/v1/rejections?limit=1000",
     ):
         answers.keep(world.client.get(path))
+    return good
 
 
-def send_to_kafka(world: World, seeds: Seeds) -> int:
-    """Direct records, for the pipeline to clean: good, rejected, malformed. Returns their number."""
+def send_to_kafka(world: World, seeds: Seeds) -> tuple[int, str]:
+    """Direct records, for the pipeline to clean: good, rejected, malformed. Returns their number, and the id
+    of one that is quarantined."""
     name = {"content-type": b"application/x-ndjson"}
     arrow = {"content-type": ARROW.encode(), "schema-version": b"1"}
     number, mobile = seeds.wide()
     wide = f'{{"id_number": "{number}", "note": "{mobile}", "name": "{NAME}"}}'
     ascii_only = seeds.escaped(f"{full_width(seeds.id())}，{PLATES[0]}，{seeds.hidden()}")
     broken = b'{"event_id": "x", "description": "' + seeds.text().encode()
+    refused = personal(world, seeds) | {seeds.id(): 1}
     records = [
         (orjson.dumps(personal(world, seeds)), name, GRID[:12].encode()),
         (orjson.dumps(personal(world, seeds, matter_code="NO-SUCH")), name, GRID[:12].encode()),
         (orjson.dumps(personal(world, seeds, event_id=seeds.id())), name, GRID[:12].encode()),
-        (orjson.dumps(personal(world, seeds) | {seeds.id(): 1}), name, seeds.id().encode()),
+        (orjson.dumps(refused), name, seeds.id().encode()),
         (broken, name, None),
         (seeds.text().encode(), None, None),
         (full_width(seeds.id()).encode(), name, None),
@@ -349,7 +354,23 @@ def send_to_kafka(world: World, seeds: Seeds) -> int:
     while _quarantined(world) < before + 6:
         assert time.monotonic() < deadline, _quarantined(world)
         time.sleep(0.2)
-    return len(records)
+    return len(records), str(refused["event_id"])
+
+
+def watch_the_page(world: World, seeds: Seeds, answers: Answers) -> None:
+    """The stream that the live page hangs on, until it tells of a rejected report that is full of numbers."""
+    report = personal(world, seeds, matter_code="NO-SUCH")
+    headers = {"Authorization": f"Bearer {world.key}"}
+    assert answers.keep(world.client.post("/v1/events", json=report, headers=headers)).status_code == 202
+    told: list[str] = []
+    deadline = time.monotonic() + 120
+    with world.client.stream("GET", "/v1/live", timeout=60) as stream:
+        for line in stream.iter_lines():
+            told.append(line)
+            if line.startswith("data:") and report["event_id"] in line:
+                break
+            assert time.monotonic() < deadline, "the page's stream did not tell of a rejected report"
+    answers.texts.append("\n".join(told))
 
 
 def _quarantined(world: World) -> int:
@@ -367,7 +388,10 @@ def _until_taken(world: World) -> None:
         time.sleep(1)
 
 
-def run_commands(world: World, seeds: Seeds, answers: Answers, folder: Path) -> None:
+def run_commands(
+    world: World, seeds: Seeds, answers: Answers, folder: Path, *, taken: dict[str, Any], refused: str
+) -> None:
+    """taken : an event that is stored; refused : id of one in quarantine."""
     place = ["--data-dir", str(world.settings.data_dir)]
     reference = folder / "reference"
     reference.mkdir()
@@ -397,6 +421,13 @@ def run_commands(world: World, seeds: Seeds, answers: Answers, folder: Path) -> 
     assert answers.command("person", "find", "--from", str(mine), *place) == 0
     assert answers.command("person", "erase", "--from", str(mine), "--yes", *place) == 0
     mine.unlink()
+    for event_id in (taken["event_id"], refused):
+        for how in ((), ("--json",)):
+            assert answers.command("explain", SOURCE, event_id, *how, *url, *place) == 0, answers.texts[-1]
+            assert event_id in answers.texts[-1]
+    for how in ((), ("--json",)):
+        assert answers.command("case", taken["case_id"], *how, *url, *place) == 0, answers.texts[-1]
+    assert taken["event_id"] in answers.texts[-1]
     answers.command("explain", SOURCE, seeds.id(), *url, *place)
     answers.command("case", seeds.mobile(), *url, *place)
     answers.command("kpi", "--by", seeds.id(), *url, *place)
@@ -487,9 +518,10 @@ def test_no_personal_number_is_left_anywhere(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seeds, answers = Seeds(), Answers()
-    send_by_http(world, seeds, answers)
-    direct = send_to_kafka(world, seeds)
-    run_commands(world, seeds, answers, tmp_path)
+    taken = send_by_http(world, seeds, answers)
+    direct, refused = send_to_kafka(world, seeds)
+    watch_the_page(world, seeds, answers)
+    run_commands(world, seeds, answers, tmp_path, taken=taken, refused=refused)
     _until_taken(world)
     metrics = world.client.get("/metrics").text
     needles = Needles(seeds.spellings)
