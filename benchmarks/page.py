@@ -11,8 +11,9 @@ is in the figure.
 A viewer does what a page does that is opened and left: it reads the stream, parses every message, and asks
 for the tables of towns and departments as often as the page does. Earlier versions read the stream alone.
 
-Prints one JSON object. CPU is per cent of a core; `behind` are seconds between the clock and what the tables
-of a viewer hold, sampled at any instant, not when an answer comes; `stored_per_second` is the worker's rate,
+Prints one JSON object. CPU is per cent of a core; `behind` are seconds between the clock and what the stream
+of a viewer (city, districts, rejections) or each of its tables holds, sampled at any instant, not when an
+answer comes; `stored_per_second` is the worker's rate,
 `store_microseconds_per_event` what viewers make dearer, on a busy machine too.
 """
 
@@ -103,6 +104,7 @@ async def with_viewers(
         measured = await measure(url, found, seconds)
         return measured | {
             "behind_seconds": seen.behind_seconds(),
+            "tables_behind_seconds": seen.tables_behind_seconds(),
             "tables_read_per_second": round(seen.refreshes / seconds, 2),
             "stream_bytes_per_viewer_and_second": round(seen.stream_bytes / viewers / seconds),
             "tables_asked_per_viewer_and_second": round(seen.tables / viewers / seconds, 2),

@@ -22,29 +22,33 @@ _RETRY_SECONDS = 3.0
 
 @dataclass
 class Watching:
-    """stream_bytes, tables, table_bytes, tables_failed : of all viewers; behind : seconds by which the tables
-    on the first viewer's screen lay behind the clock, looked at twenty times a second; events : per second,
-    as the page says."""
+    """stream_bytes, tables, table_bytes, tables_failed : of all viewers; behind : seconds by which what the
+    first viewer's stream showed lay behind the clock, looked at twenty times a second; tables_behind : the
+    same of each table beside it; events : per second, as the page says."""
 
     stream_bytes: int = 0
     tables: int = 0
     table_bytes: int = 0
     tables_failed: int = 0
     behind: list[float] = field(default_factory=list)
+    tables_behind: dict[str, list[float]] = field(default_factory=lambda: {by: [] for by in _TABLES})
     events: list[float] = field(default_factory=list)
     refreshes: int = 0
     current_at: datetime | None = None
+    tables_at: dict[str, datetime] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Forget what was measured before."""
         self.stream_bytes, self.tables, self.table_bytes, self.tables_failed = 0, 0, 0, 0
         self.behind, self.events, self.refreshes = [], [], 0
+        self.tables_behind = {by: [] for by in _TABLES}
 
     def behind_seconds(self) -> dict[str, float | None]:
-        if not self.behind:
-            return {"p50": None, "p99": None, "most": None}
-        p50, p99, most = np.percentile(self.behind, (50, 99, 100))
-        return {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "most": round(float(most), 2)}
+        return _percentiles(self.behind)
+
+    def tables_behind_seconds(self) -> dict[str, dict[str, float | None]]:
+        """By table. Where nothing is stored an old table is not behind, and this says that it is."""
+        return {by: _percentiles(seconds) for by, seconds in self.tables_behind.items()}
 
     def take(self, topic: str, value: dict[str, Any]) -> None:
         """A message of the first viewer's stream."""
@@ -60,9 +64,19 @@ class Watching:
     async def sample(self) -> None:
         """For ever. The first viewer and the service have one clock: they run on one machine."""
         while True:
+            now = datetime.now(UTC)
             if self.current_at is not None:
-                self.behind.append((datetime.now(UTC) - self.current_at).total_seconds())
+                self.behind.append((now - self.current_at).total_seconds())
+            for by, at in self.tables_at.items():
+                self.tables_behind[by].append((now - at).total_seconds())
             await asyncio.sleep(_SAMPLE_SECONDS)
+
+
+def _percentiles(seconds: list[float]) -> dict[str, float | None]:
+    if not seconds:
+        return {"p50": None, "p99": None, "most": None}
+    p50, p99, most = np.percentile(seconds, (50, 99, 100))
+    return {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "most": round(float(most), 2)}
 
 
 class Viewer:
@@ -119,6 +133,8 @@ class Viewer:
                     if table["as_of"] >= wanted:  # an older one was held for others: it is asked for again
                         as_of = wanted
                     rest = max(_LEAST_REST_SECONDS, table["again_in_seconds"])
+                    if self._first:
+                        self._seen.tables_at[by] = datetime.fromisoformat(table["as_of"])
                     self._seen.tables += 1
                     self._seen.table_bytes += answer.num_bytes_downloaded
                 else:

@@ -40,9 +40,11 @@ class Table:
     asked_at: float
     took: float
 
-    def kept_for(self, every: float) -> float:
-        """Seconds from now during which it is not asked for again; reading takes half of the time at most."""
-        return max(every, 2 * self.took) - (time.monotonic() - self.asked_at)
+    def kept_for(self, every: float, most: float = 0.0) -> float:
+        """Seconds from now during which it is not asked for again; reading takes half of the time at most,
+        and a fifth while that keeps it for up to `most` seconds."""
+        rests = max(every, min(5 * self.took, most), 2 * self.took)
+        return rests - (time.monotonic() - self.asked_at)
 
 
 @dataclass
@@ -70,12 +72,11 @@ class Board:
 
         return await self.reader.run(ask)
 
-    async def kpi(self, by: str, *, mark: str | None = None, every: float = 0.0) -> Table:
+    async def kpi(self, by: str, *, mark: str | None = None, every: float = 0.0, most: float = 0.0) -> Table:
         """The KPI call's default answer with the counts behind each rate, as of about now.
 
-        every : seconds during which an answer is not asked for again even if something was stored since;
-        twice the time that reading took if that is longer. After them it is no older than the districts'
-        answer, beside which it stands.
+        every, most : of `Table.kept_for`, during which an answer is not asked for again even if something
+        was stored since. After that it is no older than the districts' answer, beside which it stands.
         """
 
         def ask(client: Client) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class Board:
 
         districts = self._tables.get(_CITY_AND_DISTRICTS)
         since = districts.answer["district"]["as_of"] if districts is not None else ""
-        return await self._shared(f"kpi:{by}", ask, mark=mark, every=every, since=since)
+        return await self._shared(f"kpi:{by}", ask, mark=mark, every=every, most=most, since=since)
 
     async def kpi_at(self, at: datetime) -> dict[str, Any]:
         """The city's row as of a past instant."""
@@ -136,14 +137,16 @@ class Board:
     def _names(self, client: Client) -> KpiNames:
         return KpiNames(self.reader.areas, self.reader.catalogues, client)
 
-    async def _shared(self, name: str, ask: Any, *, mark: str | None, every: float, since: str = "") -> Table:
+    async def _shared(
+        self, name: str, ask: Any, *, mark: str | None, every: float, most: float = 0.0, since: str = ""
+    ) -> Table:
         """The answer called `name`; one caller asks, the others wait for it.
 
         since : an older one is asked for again, whether or not something was stored.
         """
         async with self._locks.setdefault(name, asyncio.Lock()):
             now, held = time.monotonic(), self._tables.get(name)
-            if held is not None and every and held.kept_for(every) > 0:
+            if held is not None and every and held.kept_for(every, most) > 0:
                 return held
             mark = mark or await self.mark()
             new = held is not None and held.mark == mark and held.answer.get("as_of", "") >= since

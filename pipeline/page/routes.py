@@ -31,9 +31,11 @@ _POLICY: Final = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; "
     "form-action 'none'"
 )
-#: How often a table may be read again for the page, whoever asks. Areas stand beside the districts. Seconds.
-_EVERY: Final = {"matter": 10.0, "department": 10.0}
-_EVERY_AREA: Final = 2.0
+#: `Table.kept_for` of the page's tables, whoever asks, seconds. A page asks after each of the districts'
+#: answers, which come less than two seconds apart: so long a least would skip every other one.
+_EVERY: Final = 1.0
+#: Percentiles by these are dear where there are many cases, and move slowly there.
+_MOST: Final = {"matter": 10.0, "department": 10.0}
 #: Digits of a parent's code, by what is listed below it.
 _PARENT_DIGITS: Final = {"town": 6, "village": 9, "grid": 12}
 
@@ -96,13 +98,13 @@ def live_routes(live: Live, keys: KeyStore, reader: Reader) -> list[BaseRoute]:
         digits = _PARENT_DIGITS.get(by)
         if parent and not (parent.isascii() and parent.isdigit() and digits and len(parent) <= digits):
             raise ProblemError(400, "bad_parameter", "parent must be the code of an area above")
-        every = _EVERY.get(by, _EVERY_AREA)
-        table = await live.board.kpi(by, every=every)
+        most = _MOST.get(by, 0.0)
+        table = await live.board.kpi(by, every=_EVERY, most=most)
         # before the rows of one parent are picked: what is small is judged among all
         shown = for_reader(request, table.answer, by, reader.settings.small_cell_k)
         rows = [row for row in shown["rows"] if row["key"].startswith(parent)]
         # when another answer can be had: who holds an older one than the districts' asks again then
-        return shown | {"rows": rows, "again_in_seconds": round(max(0.0, table.kept_for(every)), 3)}
+        return shown | {"rows": rows, "again_in_seconds": round(max(0.0, table.kept_for(_EVERY, most)), 3)}
 
     async def find(request: Request) -> Any:
         text = only(request, "q").get("q", "").strip()

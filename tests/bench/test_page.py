@@ -26,6 +26,7 @@ async def test_age_is_sampled_between_answers_too() -> None:
     seen.take("figures", {"events_per_second": None})
     seen.take("current", {"at": at})
     seen.take("city", {})
+    seen.tables_at["town"] = datetime.now(UTC) - timedelta(seconds=100)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(seen.sample(), 0.3)
     found = seen.behind_seconds()
@@ -33,7 +34,10 @@ async def test_age_is_sampled_between_answers_too() -> None:
     assert seen.refreshes == 1
     assert found["p50"] is not None
     assert 2 <= found["p50"] < 60
+    assert 100 <= float(str(seen.tables_behind_seconds()["town"]["p50"])) < 160
+    assert seen.tables_behind_seconds()["department"]["p50"] is None
     seen.begin()
+    assert seen.tables_behind_seconds()["town"]["p50"] is None
     assert seen.behind_seconds() == {"p50": None, "p99": None, "most": None}
 
 
@@ -79,6 +83,7 @@ async def test_a_viewer_reads_the_tables_beside_the_stream_as_the_page_does(
     assert (seen.tables, seen.tables_failed) == (3, 1)
     assert seen.table_bytes > 0
     assert seen.current_at is not None
+    assert seen.tables_at == dict.fromkeys(("town", "department"), datetime(2026, 3, 1, 8, 0, 2, tzinfo=UTC))
 
 
 def test_the_tables_and_rests_are_those_of_the_page() -> None:

@@ -10,21 +10,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 import structlog
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 from prometheus_client import generate_latest
+from starlette.applications import Starlette
 
 from pipeline import metrics
 from pipeline.errors import UnavailableError
 from pipeline.ingest.durability import Replicated
+from pipeline.ingest.keys import KeyStore
 from pipeline.ingest.producer import KafkaProducer
 from pipeline.page.board import Board, Table
 from pipeline.page.figures import read_families
 from pipeline.page.history import HOUR, LONGEST_DELAY, History
 from pipeline.page.live import Live, rest_after
+from pipeline.page.routes import live_routes
 from pipeline.page.search import search
 from pipeline.read.gauges import refresh
 from pipeline.read.kpi import kpi, kpi_of_city_and_districts
@@ -196,6 +200,26 @@ def test_a_table_that_is_read_slowly_is_kept_for_twice_as_long_as_that_took() ->
     assert Table({}, "", now, took=0.1).kept_for(2.0) == pytest.approx(2.0, abs=0.5)
     assert Table({}, "", now, took=30.0).kept_for(2.0) == pytest.approx(60.0, abs=0.5)
     assert Table({}, "", now - 10, took=0.1).kept_for(2.0) < 0
+
+
+def test_percentiles_are_read_as_often_as_a_fifth_of_the_time_allows() -> None:
+    for took, kept in ((0.01, 1.0), (0.2, 1.0), (0.8, 4.0), (2.0, 10.0), (3.0, 10.0), (6.0, 12.0)):
+        table = Table({}, "", time.monotonic(), took)
+        assert table.kept_for(1.0, most=10.0) == pytest.approx(kept, abs=0.5)
+
+
+async def test_a_page_may_ask_for_percentiles_again_as_soon_as_they_are_cheap_enough(
+    reader: Reader, tmp_path: Path
+) -> None:
+    """They were ten seconds old however quickly they were read."""
+    board = Board(reader)
+    routes = live_routes(Live(board, no_metrics), KeyStore(tmp_path / "keys"), reader)
+    transport = httpx.ASGITransport(Starlette(routes=routes))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        for by in ("department", "matter"):
+            answer = await http.get(f"/v1/live/tables/{by}")
+            took = board._tables[f"kpi:{by}"].took
+            assert answer.json()["again_in_seconds"] <= max(1.0, 5 * took), took
 
 
 async def test_what_may_concern_life_and_limb_is_an_alarm_for_an_hour(
