@@ -508,7 +508,7 @@ const component = () => ({
   },
   missingText() {
     const told = this.missing().map(({ address, why }) => `${address} ${this.t(`away_${why}`)}`);
-    return told.length ? `${this.t("missing")}${told.join(this.lang === "zh" ? "、" : ", ")}` : "";
+    return told.length ? `${this.t("missing")}${format.listed(told, this.lang)}` : "";
   },
   missingAt(role) { return this.missing(role).map(({ address, why }) => `${this.t(`away_${why}`)} ${address}`).join(" · "); },
   // Of whom nothing can be known here, and what to set.
@@ -733,7 +733,7 @@ const component = () => ({
     if (!this.modes.length) return "";
     const told = this.modes.map(({ mode, level, area_code }) =>
       `${word(VALUES[mode], this.lang) || mode} ${level} · ${area_code === CITY ? this.t("city") : this.areaName(area_code) || area_code}`);
-    return `${this.t("modes")}${told.join(this.lang === "zh" ? "、" : ", ")}`;
+    return `${this.t("modes")}${format.listed(told, this.lang)}`;
   },
   timesNote() {
     if (this.tables[this.timesName()] && !this.timesRows().length) return this.t("noTimes");
@@ -1007,7 +1007,7 @@ const component = () => ({
   decisionText(report) {
     const [first] = report.events || report.decisions || [];
     if (!first) return JSON.stringify(report);
-    return `${this.t("decision")}: ${this.word(first.outcome || first.decision)} ${(first.reasons || []).map((code) => this.reasonName(code)).join("、")}`;
+    return `${this.t("decision")}: ${this.word(first.outcome || first.decision)} ${format.listed((first.reasons || []).map((code) => this.reasonName(code)), this.lang)}`;
   },
   // Each asking is a read of a report, and recorded as one: none after the sheet was left.
   async untilStored(body, turn) {

@@ -1,6 +1,6 @@
 // An explanation or a case as lines of words: nothing here is markup, all of it becomes text.
 
-import { distance, duration, instant } from "./format.js";
+import { distance, duration, instant, listed } from "./format.js";
 import { CODED, FIELDS, RULE_INPUTS, STATES, VALUES } from "./texts.js";
 
 const at = (object, path) => path.split(".").reduce((found, name) => (found === null || found === undefined ? found : found[name]), object);
@@ -11,7 +11,7 @@ export const fieldName = (name, lang) => word(FIELDS[name], lang) || name;
 
 function plain(value, name, { lang, names }) {
   if (value === null || value === undefined || value === "") return null;
-  if (name.endsWith("photo_taken_at")) return value.map((at) => (at ? instant(at, lang) : "—")).join("、") || null;
+  if (name.endsWith("photo_taken_at")) return listed(value.map((at) => (at ? instant(at, lang) : "—")), lang) || null;
   if (name.endsWith("_at") || name.startsWith("matter.effective")) return instant(value, lang);
   if (name.endsWith("_limit_seconds")) return duration(value, lang);
   if (name.endsWith("_distance_m")) return distance(value, lang);
@@ -25,12 +25,12 @@ function plain(value, name, { lang, names }) {
   if (CODED.has(name)) {
     const codes = [value].flat();
     if (!codes.length) return null;
-    return codes.map((code) => word(VALUES[code], lang) || (name.includes("channel") ? names.channel(code) : code)).join("、");
+    return listed(codes.map((code) => word(VALUES[code], lang) || (name.includes("channel") ? names.channel(code) : code)), lang);
   }
-  if (name === "enrichment.persons") return value.map((person) => personText(person, lang)).join("；") || null;
+  if (name === "enrichment.persons") return value.map((person) => personText(person, lang)).join(lang === "zh" ? "；" : "; ") || null;
   if (Array.isArray(value)) {
     if (!value.length) return null;
-    return value.map((item) => (item !== null && typeof item === "object" ? Object.values(item).flat().filter((x) => x !== null && x !== "").join(" ") : String(item))).join("、");
+    return listed(value.map((item) => (item !== null && typeof item === "object" ? Object.values(item).flat().filter((x) => x !== null && x !== "").join(" ") : String(item))), lang);
   }
   if (typeof value === "object") return Object.entries(value).map(([key, item]) => `${key} ${item}`).join(" ");
   return String(value);
@@ -103,7 +103,7 @@ export function describeCase(record, words) {
     ["response_due", words.t("responseDue"), instant(record.limits.response_due_at, words.lang)],
     ["due", words.t("due"), instant(record.limits.due_at, words.lang)],
     ["primary", words.lang === "zh" ? "主件" : "primary case", record.primary_case_id],
-    ["merged", words.lang === "zh" ? "并入的案件" : "merged cases", record.merged_case_ids.join("、")],
+    ["merged", words.lang === "zh" ? "并入的案件" : "merged cases", listed(record.merged_case_ids, words.lang)],
     ["rating", words.lang === "zh" ? "评价" : "rating", record.rating],
   ].filter(([, , value]) => value !== null && value !== undefined && value !== "").map(([name, label, value]) => ({ name, label, value: String(value) }));
   const steps = record.events.map((event) => ({

@@ -6,6 +6,9 @@ export const HOUR_MS = 3_600_000;
 
 export const locale = (lang) => (lang === "zh" ? "zh-CN" : "en-GB");
 
+// Several words after each other.
+export const listed = (words, lang) => words.join(lang === "zh" ? "、" : ", ");
+
 export function percent(value, digits = 1) {
   if (value === null || value === undefined) return NONE;
   // as read/percent.py: rounded half up, but what is below 1 never reads as 100 %

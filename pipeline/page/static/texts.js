@@ -159,7 +159,7 @@ export const TEXTS = {
   gaps: ["中断", "interruptions"],
   rejections: ["不予受理", "Rejections"],
   ID_CONFLICT: ["编号相同而内容不同", "same id, other content"], UNSUPPORTED_VERSION: ["版本不支持", "unsupported version"],
-  UNSTORABLE: ["无法入库", "cannot be stored"],
+  UNSTORABLE: ["无法入库", "cannot be stored"], MALFORMED: ["格式不合约定", "malformed"],
   byReason: ["按原因（近 30 天收到）", "by reason (received in the last 30 days)"],
   newest: ["最新", "newest"],
   lifeSafety: ["涉及人身安全", "life safety"],
