@@ -35,6 +35,20 @@ def chromium() -> Iterator[Browser]:
         running.close()
 
 
+@contextlib.contextmanager
+def quiet_page(browser: Browser, **context: Any) -> Iterator[Page]:
+    """A page of a context of its own, closed when this is left. Nothing may be written to its console until
+    then, but what is refused to it."""
+    noise: list[str] = []
+    page = browser.new_context(locale="zh-CN", **context).new_page()
+    page.on("console", lambda line: noise.append(line.text) if line.type in {"error", "warning"} else None)
+    page.on("pageerror", lambda error: noise.append(f"uncaught: {error}"))
+    yield page
+    page.context.close()
+    unexpected = [line for line in noise if not line.startswith("Failed to load resource")]
+    assert unexpected == [], unexpected
+
+
 def id_of(page: Page, name: str) -> Any:
     return page.get_by_test_id(name)
 

@@ -15,6 +15,7 @@ from playwright.sync_api import Page, Route
 from pipeline.page.assets import Assets
 from pipeline.page.first import FirstPage
 from pipeline.page.history import KPI_FIELDS
+from pipeline.page.routes import POLICY
 from pipeline.store.kpi_views import DURATIONS, RATES
 
 ADDRESS = "http://page.test/"
@@ -42,7 +43,9 @@ _STREAM = """(() => {
         out.enqueue(encode(`event: ${topic}\\ndata: ${JSON.stringify(data)}\\n\\n`));
       for (const [topic, data] of Object.entries(window.told)) window.tell(topic, data);
       const { tell } = window;
-      const again = setInterval(() => window.quiet || tell("figures", window.told.figures), 1000);
+      const again = setInterval(() => {
+        if (!window.quiet && window.told.figures) tell("figures", window.told.figures);
+      }, 1000);
       stream.end = () => { clearInterval(again); out.close(); };
       signal.addEventListener("abort", () => {
         stream.open = false;
@@ -128,7 +131,8 @@ def open_canned(page: Page, answers: dict[str, Any] | None = None, **topics: Any
         file = assets.files.get(path.removeprefix(f"/page/{assets.digest}/"))
         if path == "/" or file is not None:
             found = index if file is None else file
-            route.fulfill(body=found.body, content_type=found.media_type)
+            policy = {"Content-Security-Policy": POLICY} if file is None else {}
+            route.fulfill(body=found.body, headers={"Content-Type": found.media_type} | policy)
         elif callable(known.get(path)):
             known[path](route)
         else:

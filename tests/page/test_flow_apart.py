@@ -28,7 +28,7 @@ from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.guard import check_start, unprotected
 from pipeline.runtime.store import admin_listener
 from pipeline.settings import Settings, load_settings
-from tests.page.browser import chromium, id_of
+from tests.page.browser import chromium, id_of, quiet_page
 from tests.page.canned import figures, open_canned, tell
 from tests.security.certificates import make
 
@@ -374,9 +374,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(locale="zh-CN", viewport={"width": 1280, "height": 900})
-    yield context.new_page()
-    context.close()
+    with quiet_page(browser, viewport={"width": 1280, "height": 900}) as page:
+        yield page
 
 
 def test_the_panel_says_of_whom_nothing_is_known_and_what_to_set(page: Page) -> None:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from pipeline.page.assets import STATIC, Assets
 from pipeline.read.small_cells import without_small_cells
-from tests.page.browser import chromium, id_of
+from tests.page.browser import chromium, id_of, quiet_page
 from tests.page.canned import CATALOGUE, NOW, figures, instant, open_canned, point, row, tell
 from tests.page.conftest import PICTURES
 
@@ -29,15 +29,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """Nothing may be written to its console, but what is refused to it."""
-    noise: list[str] = []
-    context = browser.new_context(viewport={"width": 1600, "height": 950}, locale="zh-CN")
-    page = context.new_page()
-    page.on("console", lambda line: noise.append(line.text) if line.type in {"error", "warning"} else None)
-    page.on("pageerror", lambda error: noise.append(f"uncaught: {error}"))
-    yield page
-    context.close()
-    assert [line for line in noise if not line.startswith("Failed to load resource")] == []
+    with quiet_page(browser, viewport={"width": 1600, "height": 950}) as page:
+        yield page
 
 
 def ago(minutes: float) -> Any:
@@ -717,7 +710,7 @@ def test_a_message_that_cannot_be_taken_costs_itself(browser: Browser) -> None:
     assert page.evaluate("window.streams.map(({ open }) => open)") == [True]
     # whichever way one ends, nothing of it stays
     page.evaluate("window.streams[0].end()")
-    page.wait_for_function("window.streams.length === 2")
+    page.wait_for_function("() => window.streams.length === 2")
     assert page.evaluate("window.streams.map(({ open }) => open)") == [False, True]
     page.context.close()
 
@@ -920,7 +913,7 @@ def test_a_wide_and_low_window_can_be_scrolled(page: Page) -> None:
     page.mouse.move(1_200, 300)
     page.mouse.wheel(0, 5_000)
     page.wait_for_function(
-        "document.querySelector('.refused').getBoundingClientRect().bottom <= window.innerHeight"
+        "() => document.querySelector('.refused').getBoundingClientRect().bottom <= window.innerHeight"
     )
     assert page.evaluate("window.scrollY") > 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
