@@ -88,6 +88,7 @@ const component = () => ({
   cells: [], // all of them once the first figures are painted
   metric: "closure_rate",
   mapFocus: area.CELLS[0].code,
+  picked: null, // the cell that was focused or tapped last
   path: [], // codes of the areas gone into: district, town, village
   sort: null,
   dimension: "department",
@@ -594,7 +595,12 @@ const component = () => ({
   countsOnMap() { return area.isCount(this.metric); },
   mapNote() { return [this.t("mapNote"), ...(this.countsOnMap() ? [this.t("legendOfTowns")] : [])].join(this.lang === "zh" ? "；" : "; "); },
   legend() { return area.legend(this.metric, this.scale(), this.lang); },
-  focusCell(code) { this.mapFocus = code; },
+  // On a phone: a title needs a mouse, and the tiles have room for names alone.
+  pickedText() { return this.picked ? this.cellLabel(area.CELLS.find(({ code }) => code === this.picked)) : this.t("mapPick"); },
+  focusCell(code) {
+    this.mapFocus = code;
+    this.picked = code;
+  },
   moveOnMap(event) {
     if (!event.key.startsWith("Arrow")) return;
     event.preventDefault();
@@ -602,6 +608,7 @@ const component = () => ({
     event.currentTarget.querySelector(`[data-code="${this.mapFocus}"]`).focus();
   },
   goTo(code) {
+    this.focusCell(code); // a tap need not focus
     this.path = code.length === 6 ? [code] : [code.slice(0, 6), code];
     this.enter();
   },

@@ -65,6 +65,7 @@ export const TEXTS = {
   f_delay_seconds: ["近 60 秒：从网关收到到可查询，99% 的请求不超过此值", "last 60 s, received to queryable: 99 % of requests take no longer"],
   map: ["区县与镇街", "Districts and towns"],
   mapNote: ["方块约在其位置，不表示边界", "tiles stand roughly in place; no boundaries"],
+  mapPick: ["点一格看其数值", "tap a tile for its figure"],
   colour: ["着色", "Colour by"],
   legendOfTowns: ["图例为镇街；区县之间另作比较", "bounds of towns; districts are compared among themselves"],
   cases: ["计数案件", "Counted cases"],
