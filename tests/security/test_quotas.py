@@ -139,7 +139,12 @@ async def test_address_is_charged_before_its_key_is_looked_at(
     assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
     assert len(looked_at) == 3
     assert answers[-1].headers["content-type"] == "application/problem+json"
-    assert int(answers[-1].headers["retry-after"]) in {1, 2, 3}
+    told = answers[-1].headers
+    assert int(told["retry-after"]) in {1, 2, 3}
+    # of the address, and not of some source: the refusal comes before anybody knows one
+    assert (told["ratelimit-limit"], told["ratelimit-remaining"]) == ("3", "0")
+    assert told["ratelimit-reset"] in {"0", told["retry-after"]}
+    assert told["ratelimit-policy"] == '"requests";q=3;w=3'
     async with from_address(app, THERE, world.key) as client:
         assert (await client.post("/v1/events", content=orjson.dumps(event()))).status_code == 202
 
@@ -148,8 +153,9 @@ def test_bytes_of_an_address() -> None:
     quotas = Quotas(Settings(quota_address_bytes_per_second=100, quota_window_seconds=1), Clock())
     quotas.admit_address(HERE)
     quotas.charge_bytes(HERE, frozenset(), 101)
-    with pytest.raises(ProblemError, match="too much data"):
+    with pytest.raises(ProblemError, match="too much data") as refused:
         quotas.admit_address(HERE)
+    assert refused.value.headers["RateLimit-Policy"] == '"bytes";q=100;w=1'
     quotas.admit_address(THERE)
 
 
