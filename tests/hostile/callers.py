@@ -22,8 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipeline.ingest.signing import Signed, SigningAuth, signature
 from pipeline.runtime.broker import free_port
 from pipeline.runtime.protocol import HEAD_SECONDS
-from tests.hostile.memory import Peak
-from tests.hostile.world import EVENTS, GROWTH_BYTES, OTHER, PROBLEM, SOURCE, World, open_world, patience
+from tests.hostile.world import EVENTS, OTHER, PROBLEM, SOURCE, World, open_world, patience
 
 
 def keys(world: World) -> None:
@@ -298,14 +297,11 @@ def elements_without_end(world: World) -> None:
         ("application/cloudevents-batch+json", lists, 413),
         ("application/cloudevents+json", orjson.dumps(cloud).replace(b'"<here>"', lists), 422),
     )
-    with Peak(world.http.pid) as peak:
-        for kind, body, status in forms:
-            packed = zstandard.compress(body)
-            assert len(packed) < 4_000
-            answer = world.post(packed, kind, headers={"Content-Encoding": "zstd"})
-            assert answer.status_code == status, (kind, answer.text[:200])
-    assert peak.samples, "nobody looked"
-    assert peak.grown < GROWTH_BYTES, f"grew by {peak.grown / 1e6:.0f} MB"
+    for kind, body, status in forms:
+        packed = zstandard.compress(body)
+        assert len(packed) < 4_000
+        answer = world.post(packed, kind, headers={"Content-Encoding": "zstd"})
+        assert answer.status_code == status, (kind, answer.text[:200])
 
 
 class SlowClients:

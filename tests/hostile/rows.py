@@ -8,14 +8,15 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from tests.hostile.world import PROBLEM, World, patience
+from tests.hostile.world import GROWTH_BYTES, PROBLEM, World, patience
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 
 
 class Row(Protocol):
-    """One line of the table. number : of the list of hostile inputs; how : the way it is sent."""
+    """One line of the table. number : of the list of hostile inputs; how : the way it is sent; grows : bytes
+    that the HTTP process must stay below, at every moment, beyond its size before."""
 
     @property
     def number(self) -> int: ...
@@ -23,6 +24,8 @@ class Row(Protocol):
     def name(self) -> str: ...
     @property
     def how(self) -> str: ...
+    @property
+    def grows(self) -> int: ...
 
     def run(self, world: World) -> None: ...
 
@@ -45,6 +48,7 @@ class Batch:
     name: str
     bads: tuple[Bad, ...]
     how = "client: one batch, a sound event before and after"
+    grows = GROWTH_BYTES
 
     def run(self, world: World) -> None:
         first, last = world.event(), world.event()
@@ -57,6 +61,8 @@ class Batch:
             parts.append(orjson.dumps(event))
             if bad.code is None:
                 taken.append(event)
+            elif given := event.get("event_id"):  # the answer does not show one that is itself at fault
+                world.refused.add(str(given))
         parts.append(orjson.dumps(last))
         answer = world.post(b"[" + b",".join(parts) + b"]")
         assert answer.status_code == 202, answer.text
@@ -83,6 +89,7 @@ class Whole:
     code: str
     content_type: str | None = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
+    grows: int = GROWTH_BYTES
     how = "client: a whole request"
 
     def run(self, world: World) -> None:
@@ -103,6 +110,7 @@ class Wire:
     closes: bool = True
     pause: float = 0.0
     shut: bool = False
+    grows: int = GROWTH_BYTES
     how = "raw socket"
 
     def run(self, world: World) -> None:
@@ -138,6 +146,7 @@ class Records:
     bads: tuple[Record, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     how = "Kafka: one partition, a sound record before and after"
+    grows = GROWTH_BYTES
 
     def run(self, world: World) -> None:
         first, last = world.event(), world.event()
@@ -178,6 +187,7 @@ class Scenario:
     name: str
     how: str
     play: Callable[[World], None]
+    grows: int = GROWTH_BYTES
 
     def run(self, world: World) -> None:
         self.play(world)

@@ -26,6 +26,7 @@ from pipeline.ingest.keys import KeyStore
 from pipeline.settings import Settings, load_settings
 from pipeline.store.client import connect
 from tests.e2e.service import Service
+from tests.fault.verdict import OUTCOME_TABLES
 from tests.hostile.memory import Peak
 
 GRID: Final = "440704001001003"
@@ -35,7 +36,8 @@ EVENTS: Final = "/v1/events"
 PROBLEM: Final = "application/problem+json"
 #: No answer may take longer, on a machine that has nothing else to do; a busy one gets its share more.
 HANG_SECONDS: Final = 2.0
-#: What the HTTP process may have grown after all rows, and the worker's at any moment of a hostile record.
+#: What the HTTP process may have grown at any moment of a row and after all rows, and the worker's at any
+#: moment of a hostile record.
 GROWTH_BYTES: Final = 100_000_000
 
 Document = dict[str, Any]
@@ -74,6 +76,8 @@ class World:
     client: httpx.Client
     problem_schema: Document
     ledger: set[str] = field(default_factory=set)
+    #: Ids of events that some answer refused; one that was taken later is in the ledger as well.
+    refused: set[str] = field(default_factory=set)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     #: The hostile input whose rows are being played.
     playing: int = 0
@@ -169,6 +173,8 @@ class World:
         assert seconds < patience(), f"{answer.status_code} after {seconds:.1f} s"
         if answer.status_code >= 400:
             self.is_problem(answer.headers.get("content-type", ""), answer.json())
+        if (answer.request.method, answer.request.url.path) == ("POST", EVENTS):
+            self.refused |= _ids_refused(answer)
         return answer
 
     def is_problem(self, content_type: str, document: Document) -> None:
@@ -222,7 +228,10 @@ class World:
                 pass
             except ConnectionResetError:
                 closed, heard = True, time.monotonic()
-        return Reply(bytes(received), heard - began, closed)
+        reply = Reply(bytes(received), heard - began, closed)
+        if reply.statuses and reply.statuses[-1] >= 400:
+            self.refused |= set().union(*map(_ids_in, set(parts)))
+        return reply
 
     def head(self, *fields: str, path: str = EVENTS, method: str = "POST", key: str | None = None) -> bytes:
         lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {key or self.key}"]
@@ -323,6 +332,24 @@ class World:
             "UNION ALL SELECT event_id FROM quarantine WHERE reason = 'ID_CONFLICT'"
         )
         return [row[0] for row in found]
+
+    def traces(self) -> set[str]:
+        """Ids of every event that left a row, as whatever it counts."""
+        each = " UNION DISTINCT ".join(f"SELECT event_id FROM {table}" for table in OUTCOME_TABLES)
+        return {row[0] for row in self.rows(each)}
+
+
+def _ids_refused(answer: httpx.Response) -> set[str]:
+    """Of a request for events: the ids of those that its answer refuses."""
+    if answer.status_code >= 400:
+        return _ids_in(answer.request.content)
+    errors = answer.json()["errors"]
+    return {error["event_id"] for error in errors if error["event_id"] and not error["retryable"]}
+
+
+def _ids_in(body: bytes) -> set[str]:
+    """Ids of events in the text of a request, however damaged; none of one that is packed."""
+    return {found.decode(errors="replace") for found in re.findall(rb'"(?:event_)?id":"([^"\\]+)"', body)}
 
 
 @contextlib.contextmanager
