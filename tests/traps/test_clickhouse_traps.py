@@ -137,6 +137,26 @@ def test_finding_5_no_view_of_ours_feeds_a_table(clickhouse: Client) -> None:
     assert views == [], "a materialised view needs a window on its target, and a test of three equal inserts"
 
 
+@pytest.mark.parametrize(("told", "seen"), [(0, [1000, 2000, 3000]), (1, [1000, 1000, 1000])])
+def test_c6_the_window_of_a_views_target_counts_only_if_a_setting_says_so(
+    clickhouse: Client, told: int, seen: list[int]
+) -> None:
+    for name in ("source", "target"):
+        clickhouse.command(f"CREATE TABLE {name} (id UInt64) ENGINE = MergeTree ORDER BY id {WINDOW}")
+    clickhouse.command("CREATE MATERIALIZED VIEW between TO target AS SELECT id FROM source")
+    settings = {
+        **INSERT_SETTINGS,
+        "deduplicate_blocks_in_dependent_materialized_views": told,
+        "insert_deduplication_token": "same",
+    }
+    found = []
+    for _ in range(3):
+        clickhouse.insert_arrow("source", ROWS.select(["id"]), settings=settings)
+        found.append(count(clickhouse, "source", "target"))
+    clickhouse.command("DROP VIEW between")
+    assert found == [[1000, rows] for rows in seen]
+
+
 def test_finding_6_defaults_that_moved(open_client: Client) -> None:
     names = "('async_insert', 'deduplicate_blocks_in_dependent_materialized_views')"
     found = dict(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import CommitFailedError
+from aiokafka.errors import CommitFailedError, IllegalStateError
 from aiokafka.structs import TopicPartition
 
 from pipeline.process.membership import Membership
@@ -95,6 +95,18 @@ async def test_a_commit_that_waits_goes_out_in_the_name_of_the_next_membership(g
     lost.found.set()
     await task
     assert group.committed() == 10, "no longer: what was committed meanwhile stands"
+
+
+async def test_a5_a_commit_of_what_a_rebalance_took_away_raises(group: Group) -> None:
+    first = group.consumer()
+    await first.start()
+    await until(lambda: len(first.assignment()) == PARTITIONS)
+    had = first.assignment()
+    await group.consumer().start()
+    await until(lambda: len(first.assignment()) == 1)
+    (gone,) = had - first.assignment()
+    with pytest.raises(IllegalStateError):
+        await first.commit({gone: 10})
 
 
 class Taken:
