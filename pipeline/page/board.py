@@ -21,6 +21,7 @@ from pipeline.read.reader import Reader
 from pipeline.read.rejected import LIFE_SAFETY, life_safety_rejections, rejection_reasons
 from pipeline.read.rejections import rejections
 from pipeline.read.routes import DEFAULT_WINDOW
+from pipeline.read.times import parameter
 
 #: A table that time alone may change is read again after so long. Seconds.
 STALE_SECONDS: Final = 15.0
@@ -28,7 +29,8 @@ STALE_SECONDS: Final = 15.0
 _NEWEST: Final = 12
 
 _CITY_AND_DISTRICTS: Final = "kpi:city_and_district"
-_STORED: Final = ("events", "rejections", "duplicates", "quarantine", "cases", "ref_grids", "ref_modes")
+_OUTCOMES: Final = ("events", "rejections", "duplicates", "quarantine")
+_STORED: Final = (*_OUTCOMES, "cases", "ref_grids", "ref_modes")
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,25 @@ class Board:
         answer = await self.reader.run(lambda client: self._kpi(client, "city", at))
         row: dict[str, Any] = answer["rows"][0]
         return row
+
+    async def stored_per_second(self, at: datetime) -> float:
+        """Events stored in the minute before a past instant, whatever became of them, as the worker counts
+        them. Of what waited for over a day before it was stored nothing is counted."""
+
+        def ask(client: Client) -> float:
+            tables = " UNION ALL ".join(
+                # the day by receipt leaves nearly every part out by its bounds alone
+                f"SELECT count() AS events FROM {table} WHERE ingested_at >= until - toIntervalDay(1) "
+                "AND stored_at > until - toIntervalMinute(1) AND stored_at <= until"
+                for table in _OUTCOMES
+            )
+            found = client.query(
+                f"WITH {{at:DateTime64(3, 'UTC')}} AS until SELECT sum(events) FROM ({tables})",
+                parameters={"at": parameter(at)},
+            )
+            return float(found.result_rows[0][0]) / 60
+
+        return await self.reader.run(ask)
 
     async def city_and_districts(self, *, mark: str | None = None, every: float = 0.0) -> Table:
         """Two such answers, {"city": …, "district": …}, as of the same instant."""

@@ -35,7 +35,7 @@ class History:
 
     def add(self, at: datetime, kpi_row: dict[str, Any] | None, figures: dict[str, Any] | None) -> None:
         """A point; times may come in any order. kpi_row : a city's row, None where the store did not answer;
-        figures : `Figures.describe()`."""
+        figures : `Figures.describe()`, or what of it is known of a time that is past."""
         point: dict[str, Any] = {name: (kpi_row or {}).get(name) for name in KPI_FIELDS}
         delay = (figures or {}).get("delay_seconds")
         p99 = None if delay is None else LONGEST_DELAY if delay["p99"] is None else delay["p99"]

@@ -275,6 +275,7 @@ class Live:
             started = time.monotonic()
             try:
                 row = await self.board.kpi_at(at)
+                rate = await self.board.stored_per_second(at)
             except Exception as error:
                 if not isinstance(error, UnavailableError) and not self._past_fails:
                     log.exception("live_page_past_not_read")
@@ -284,7 +285,7 @@ class Live:
                 return
             self._past_fails = False
             if row["cases"]:
-                self._history.add(at, row, None)
+                self._history.add(at, row, {"events_per_second": rate})
                 self._publish("trend", {"points": self._history.points()})
             await asyncio.sleep(1.0 + 2 * (time.monotonic() - started))
 

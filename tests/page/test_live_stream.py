@@ -446,6 +446,28 @@ def test_the_hour_that_is_read_back_goes_on_from_the_oldest_point_without_a_gap(
     assert len(past) == 9
 
 
+async def test_what_was_stored_each_second_before_the_start_is_read_back(
+    reader: Reader, clickhouse: Client
+) -> None:
+    """It was known only since the process began. A second apart, two minutes until the first point."""
+    at = reader.clock() - timedelta(minutes=6)
+    clickhouse.command(
+        "INSERT INTO quarantine (_off, reason, ingested_at, stored_at) SELECT number, 'MALFORMED', "
+        "{at:DateTime64(3, 'UTC')}, {at:DateTime64(3, 'UTC')} - toIntervalSecond(number) FROM numbers(120)",
+        parameters={"at": at.strftime("%Y-%m-%d %H:%M:%S.000")},
+    )
+    live = Live(Board(reader), no_metrics)
+    running = asyncio.create_task(live.run())
+    stream = live.stream()
+    found: list[dict[str, Any]] = []
+    while len(found) < 2:  # the first point, and the first that is read back
+        found = (await read_until(stream, {"trend"}))["trend"]["points"]
+    assert [point["events_per_second"] for point in found] == [1.0, None]
+    assert found[0]["at"] == instant(at)
+    await stream.aclose()
+    running.cancel()
+
+
 def test_a_delay_above_the_last_bound_stays_in_the_trend() -> None:
     history = History()
     now = datetime(2026, 3, 2, 12, tzinfo=UTC)
