@@ -6,9 +6,11 @@ import json
 import re
 import signal
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
@@ -40,11 +42,20 @@ def city(service: Service) -> dict[str, Any]:
     return row
 
 
-def rejected_lately(service: Service) -> int:
-    """Reports by receipt, each once, as the clerk's list has them."""
+def rejected_lately(service: Service) -> dict[str, int]:
+    """Reports by receipt and reason, each once, as the clerk's list has them."""
     rows = service.get("/v1/rejections", limit="1000")["rows"]
     assert len(rows) < 1_000
-    return len({(row["source"], row["event_id"]) for row in rows})
+    return dict(Counter({(row["source"], row["event_id"]): row["primary_reason"] for row in rows}.values()))
+
+
+def reasons_of(page: Page) -> dict[str, int]:
+    """The same on the page."""
+    told: dict[str, str] = page.locator(".reasons li:has(button)").evaluate_all(
+        """(all) => Object.fromEntries(all.map((li) =>
+            [li.querySelector("button").title, li.querySelector("b").innerText]))"""
+    )
+    return {reason: int(reports.replace(",", "")) for reason, reports in told.items()}
 
 
 def figures_of(page: Page) -> dict[str, str]:
@@ -110,10 +121,12 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
     until_same(page, lambda: painted(page) > 0.01, lambda: True)
     drawn = until_same(page, lambda: limits_drawn(page), lambda: limits_told(page, service, "department"))
     assert any(limits[0] < limits[-1] for limits in drawn.values())
+    points_are_told(page, service, "department", "response")
     id_of(page, "by-matter").click()
     expect(chart).to_have_attribute("aria-label", re.compile(r"[A-Z]{2}-\d\d .+: p50"))
     drawn = until_same(page, lambda: limits_drawn(page), lambda: limits_told(page, service, "matter"))
     assert {len(limits) for limits in drawn.values()} == {1}
+    points_are_told(page, service, "matter", "response")
 
     def charted() -> int:
         return str(chart.get_attribute("aria-label")).count(": p50 ")
@@ -132,11 +145,12 @@ def test_every_panel_shows_what_the_api_says(new_page: NewPage, service: Service
     id_of(page, "by-department").click()
     id_of(page, "resolution_seconds").click()
     expect(chart).to_have_attribute("aria-label", re.compile("^办结时间; .*公安局: p50 "))
+    points_are_told(page, service, "department", "resolution")
+    id_of(page, "by-matter").click()
+    points_are_told(page, service, "matter", "resolution")
+    id_of(page, "by-department").click()
 
-    def reasons() -> int:
-        return sum(int(n.replace(",", "")) for n in page.locator(".reasons li b").all_inner_texts() if n)
-
-    assert until_same(page, reasons, lambda: rejected_lately(service)) > 3
+    assert len(until_same(page, lambda: reasons_of(page), lambda: rejected_lately(service))) > 3
     until_same(page, lambda: newest_of(page), lambda: newest_told(service))
 
     page.get_by_test_id("metric").select_option("closure_rate")
@@ -192,6 +206,44 @@ def limits_drawn(page: Page) -> dict[str, list[float]]:
         }"""
     )
     return found
+
+
+def points_drawn(page: Page) -> dict[str, dict[str, float]]:
+    """Name of a line of the chart → percentile → where its point stands, seconds."""
+    found: dict[str, dict[str, float]] = page.evaluate(
+        """() => {
+            const box = document.querySelector("[data-testid=times-chart]");
+            const { yAxis, series } = window.echarts.getInstanceByDom(box).getOption();
+            const points = Object.fromEntries(yAxis[0].data.map((name) => [name, {}]));
+            for (const { name, data } of series.filter(({ name }) => ["p50", "p90", "p99"].includes(name)))
+                data.forEach(([x, y]) => { points[yAxis[0].data[y]][name] = x; });
+            return points;
+        }"""
+    )
+    return found
+
+
+def points_are_told(page: Page, service: Service, by: str, span: str) -> None:
+    """The points of the chart are the API's figures. The axis begins at a minute: less is drawn there."""
+    catalogue = service.get("/v1/live/matters")
+
+    def name(key: str) -> str:
+        if by == "department":
+            return str(catalogue["departments"][key]["zh"])
+        return f"{key} {catalogue['matter_names'][key]}"
+
+    def told() -> dict[str, dict[str, float]]:
+        rows = [
+            row for row in service.get("/v1/kpi", by=by)["rows"] if row[f"{span}_seconds"]["p50"] is not None
+        ]
+        points = {
+            name(row["key"]): {p: max(60, at) for p, at in row[f"{span}_seconds"].items()} for row in rows
+        }
+        assert len(points) > 3
+        return {one: points[one] for one in list(points_drawn(page)) if one in points}
+
+    found = until_same(page, lambda: points_drawn(page), told)
+    assert {frozenset(points) for points in found.values()} == {frozenset({"p50", "p90", "p99"})}
 
 
 def limits_told(page: Page, service: Service, by: str) -> dict[str, list[float]]:
@@ -280,11 +332,11 @@ def test_a_tile_shows_its_formula_and_counts_on_hover_and_on_focus(
 @pytest.mark.slow
 def test_a_tile_shows_the_trend_of_the_last_hour(new_page: NewPage) -> None:
     page = new_page()
-    points = {"closure_rate": 9, "response_rate": 9, "open": 9, "overdue": 9, "events_per_second": 1}
+    points = dict.fromkeys(("closure_rate", "response_rate", "open", "overdue", "events_per_second"), 9)
     for name, least in points.items():
         line = id_of(page, f"tile-{name}").locator(".spark .line")
         expect(line).to_have_attribute("d", re.compile(rf"^M[\d.]+,[\d.]+(L[\d.]+,[\d.]+){{{least},}}$"))
-    # the width is the hour: what this service alone has counted begins late
+    # the width is the hour, all of which is read back
     began = r"^M([\d.]+),"
     first = {}
     for name in ("open", "events_per_second"):
@@ -292,7 +344,7 @@ def test_a_tile_shows_the_trend_of_the_last_hour(new_page: NewPage) -> None:
         assert drawn is not None
         first[name] = float(drawn[1])
     assert first["open"] < 25, first
-    assert first["events_per_second"] > 40, first
+    assert first["events_per_second"] < 25, first
     id_of(page, "tile-closure_rate").click()
     chart = id_of(page, "trend-chart")
     expect(chart.locator("canvas")).to_be_visible()
@@ -425,6 +477,25 @@ def test_the_flow_shows_what_passes_and_zero_when_nothing_does(new_page: NewPage
 
     until_same(page, passing, lambda: True)
     assert quiet == until_same(page, lambda: rates_of(page), lambda: quiet)
+    counts = id_of(page, "why-events_per_second").locator("p").last
+    words = {
+        "准入": "admitted",
+        "不予受理": "rejected",
+        "已记录": "recorded",
+        "重复": "duplicate",
+        "隔离": "quarantined",
+    }
+
+    def totals() -> dict[str, int]:
+        told = str(counts.text_content()).partition("启动以来 ")[2].split(" · ")
+        return {words[one.split()[0]]: int(one.split()[1].replace(",", "")) for one in told}
+
+    def totals_told() -> dict[str, int]:
+        text = service.client.get("/metrics").text
+        told = dict(re.findall(r'^gridpipe_events_total\{outcome="(\w+)"\} (\S+)$', text, re.MULTILINE))
+        return {name: int(float(told.get(name, 0))) for name in words.values()}
+
+    assert until_same(page, totals, totals_told)["rejected"] >= sent
 
 
 def test_the_language_switches_and_is_remembered(new_page: NewPage) -> None:
@@ -504,13 +575,16 @@ def test_dark_follows_the_screen_and_the_switch(new_page: NewPage) -> None:
 
 def test_a_hostile_title_is_text(new_page: NewPage, service: Service) -> None:
     title = '<img src=x onerror="window.hacked=1"><script>window.hacked=2</script>{{7*7}}'
-    service.send(citizen_report("hostile", title=title, description="<b>粗体</b>"))
+    words = {"title": title, "description": "<b>粗体</b>", "organisation": {"name": "<b>厂</b>"}}
+    service.send(citizen_report("hostile", location=POINT | {"address": "<b>街</b>"}, **words))
     page = new_page()
     page.get_by_role("searchbox").fill("page-hostile")
     page.keyboard.press("Enter")
     explain = id_of(page, "explain")
     expect(explain.locator("[data-field=title]")).to_have_text(title)
     expect(explain.locator("[data-field=description]")).to_have_text("<b>粗体</b>")
+    expect(explain.locator("[data-field=address]")).to_have_text("<b>街</b>")
+    expect(explain.locator("[data-field=organisation_name]")).to_have_text("<b>厂</b>")
     assert page.evaluate("window.hacked") is None
     assert page.locator("img, iframe, dialog script, dialog dd b").count() == 0
     assert "13800001234" not in page.content()
@@ -596,6 +670,12 @@ def test_a_rejection_is_explained_and_leads_to_its_case(new_page: NewPage, servi
     assert looked_up(page) == LOOKED_UP
     told = service.get(f"/v1/events/local/{newest}")
     assert leaves(told["enrichment"], "enrichment") <= LOOKED_UP.keys()
+    stored = id_of(page, "stored")
+    for name, value in told["position"].items():
+        text = "、".join(map(str, value)) if name == "block" else str(value)
+        expect(stored.locator(f"[data-field='position.{name}']")).to_have_text(text)
+    at = datetime.fromisoformat(told["stored_at"]).astimezone(ZoneInfo("Asia/Shanghai"))
+    expect(stored.locator("[data-field=stored_at]")).to_have_text(f"{at:%Y/%m/%d %H:%M:%S}")
     for code in ("full_time", "part_time", "citizen", "rural", "residential", "urgent", "old_buildings"):
         expect(explain).not_to_contain_text(code)
     page.screenshot(path=PICTURES / "explain.png")
