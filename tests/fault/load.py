@@ -34,7 +34,6 @@ class Ledger:
         self.lock = threading.Lock()
         self.sent: dict[str, dict[str, Any]] = {}
         self.acked: set[str] = set()
-        self.refused: set[str] = set()
 
     def sending(self, events: list[dict[str, Any]]) -> None:
         with self.lock:
