@@ -48,6 +48,12 @@ class History:
         while self._points and self._points[-1][0] - self._points[0][0] > HOUR:
             self._points.popleft()
 
+    def complete(self, at: datetime, **known: float | None) -> None:
+        """Give the point of that instant what was not known when it was kept."""
+        for kept_at, point in self._points:
+            if kept_at == at:
+                point.update({name: value for name, value in known.items() if point[name] is None})
+
     def past_instants(self, now: datetime) -> list[datetime]:
         """Instants of the last hour that no point stands for, newest first: what is left to be read.
 
@@ -57,8 +63,8 @@ class History:
         steps = int(HOUR / PAST_STEP)
         return [at for n in range(1, steps + 1) if (at := oldest - n * PAST_STEP) >= now - HOUR]
 
-    def newest_at(self) -> datetime | None:
-        return self._points[-1][0] if self._points else None
+    def oldest_at(self) -> datetime | None:
+        return self._points[0][0] if self._points else None
 
     def points(self) -> list[dict[str, Any]]:
         return [{"at": instant(at), **point} for at, point in self._points]

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import orjson
@@ -271,11 +272,14 @@ class Live:
 
     async def _read_past(self) -> None:
         """The hour before this process began, a point after the other and with rests between them."""
+        first = self._history.oldest_at()
         for at in self._history.past_instants(self.board.reader.clock()):
             started = time.monotonic()
             try:
-                row = await self.board.kpi_at(at)
-                rate = await self.board.stored_per_second(at)
+                if first is not None:  # it was kept before a rate was known
+                    self._history.complete(first, events_per_second=await self._stored_before(first))
+                    first = None
+                row, rate = await self.board.kpi_at(at), await self._stored_before(at)
             except Exception as error:
                 if not isinstance(error, UnavailableError) and not self._past_fails:
                     log.exception("live_page_past_not_read")
@@ -288,6 +292,12 @@ class Live:
                 self._history.add(at, row, {"events_per_second": rate})
                 self._publish("trend", {"points": self._history.points()})
             await asyncio.sleep(1.0 + 2 * (time.monotonic() - started))
+
+    async def _stored_before(self, at: datetime) -> float | None:
+        """Per second. Where nobody counts events, as at an api by itself, the tile shows none, nor does its
+        trend."""
+        counts = self._has_worker or self._watch is not None
+        return await self.board.stored_per_second(at) if counts else None
 
     def _store_works(self, works: bool) -> None:
         if works == self._store_fails or "store" not in self._frames:

@@ -456,16 +456,19 @@ async def test_what_was_stored_each_second_before_the_start_is_read_back(
         "{at:DateTime64(3, 'UTC')}, {at:DateTime64(3, 'UTC')} - toIntervalSecond(number) FROM numbers(120)",
         parameters={"at": at.strftime("%Y-%m-%d %H:%M:%S.000")},
     )
-    live = Live(Board(reader), no_metrics)
-    running = asyncio.create_task(live.run())
-    stream = live.stream()
-    found: list[dict[str, Any]] = []
-    while len(found) < 2:  # the first point, and the first that is read back
-        found = (await read_until(stream, {"trend"}))["trend"]["points"]
-    assert [point["events_per_second"] for point in found] == [1.0, None]
-    assert found[0]["at"] == instant(at)
-    await stream.aclose()
-    running.cancel()
+    # an api by itself, to which nobody tells what is stored, has no such tile either
+    for has_worker, rates in ((True, [1.0, 0.0]), (False, [None, None])):
+        live = Live(Board(reader), no_metrics, has_worker=has_worker)
+        running = asyncio.create_task(live.run())
+        stream = live.stream()
+        found: list[dict[str, Any]] = []
+        while len(found) < 2:  # the first point, and the first that is read back
+            found = (await read_until(stream, {"trend"}))["trend"]["points"]
+        # of the first point, too: the line would be interrupted between the past and the present
+        assert [point["events_per_second"] for point in found] == rates
+        assert found[0]["at"] == instant(at)
+        await stream.aclose()
+        running.cancel()
 
 
 def test_a_delay_above_the_last_bound_stays_in_the_trend() -> None:
