@@ -156,6 +156,12 @@ def _tries(
 # --- columns
 
 
+def warm_up() -> None:
+    """Let pyarrow import what it imports with its first array (pandas: 0.2 to 0.4 s, much more on a busy
+    machine): on the event loop that would be everybody's time."""
+    pa.array([""], _TEXT)
+
+
 def _nothing(count: int, kind: pa.DataType) -> pa.Array:
     return pa.nulls(count, kind)
 

@@ -27,6 +27,7 @@ from pipeline import logs, metrics
 from pipeline.audit import AuditLog
 from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy
+from pipeline.contract.rows import warm_up
 from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
 from pipeline.ingest.durability import Durability, Replicated, stored_in
 from pipeline.ingest.gate import gate_orders
@@ -312,6 +313,7 @@ def assemble(
     gateway: Gateway | None = None
     checks: dict[str, Check] = {}
     if bootstrap is not None and durable is not None:
+        warm_up()
         gateway = Gateway(
             settings,
             keys=keys,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -460,3 +462,31 @@ async def test_posts_of_events_pass_the_same_checks_as_every_other_request(tmp_p
             (await client.post("/v1/events", headers=known, json=event(3))).status_code for _ in range(20)
         ]
         assert codes[-1] == 429
+
+
+_ASSEMBLED = """
+import sys
+from pathlib import Path
+from pipeline.contract.privacy import Privacy
+from pipeline.ingest.durability import Replicated
+from pipeline.runtime.http import assemble
+from pipeline.settings import load_settings
+
+settings = load_settings(data_dir=Path(sys.argv[1]))
+Privacy.load(settings.pseudonym_key_path, create=True)
+before = set(sys.modules)
+assemble(settings, bootstrap="127.0.0.1:9", client_factory=None, control=None, durable=Replicated, read=False)
+with_it = set(sys.modules)
+import pyarrow as pa
+pa.array([""], pa.string())
+print("pandas" in before, "pandas" in with_it, sorted(set(sys.modules) - with_it))
+"""
+
+
+def test_a_gateway_has_imported_what_its_first_event_needs_before_it_listens(tmp_path: Path) -> None:
+    """pyarrow imports pandas with the first array it makes, which is on the event loop for small requests."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ASSEMBLED, str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1:] == ["False True []"], done.stderr
