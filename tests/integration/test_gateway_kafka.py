@@ -354,7 +354,8 @@ async def test_a_fatal_error_costs_a_producer_and_not_the_gateway(
     live: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
 ) -> None:
     """refused : the next producer cannot be made at first, as when its certificate cannot be read."""
-    world = make_world(tmp_path, durability_timeout_seconds=1.0)
+    # a new idempotent producer that writes nothing in its first second would rightly give idempotence up
+    world = make_world(tmp_path, durability_timeout_seconds=5.0)
     producer = KafkaProducer(world.gateway.settings, live.bootstrap, idempotent=True)
     world.connect(producer=producer)
     await _until_taken(world, event(1))
