@@ -28,7 +28,7 @@ from pipeline.runtime.control import Status, StatusBoard, control_routes
 from pipeline.runtime.guard import check_start, unprotected
 from pipeline.runtime.store import admin_listener
 from pipeline.settings import Settings, load_settings
-from tests.page.browser import chromium, id_of, quiet_page
+from tests.page.browser import id_of, quiet_page
 from tests.page.canned import figures, open_canned, tell
 from tests.security.certificates import make
 
@@ -364,12 +364,6 @@ async def test_a_worker_that_shows_its_metrics_over_tls_to_a_key_is_read(tmp_pat
             await watch.close()
     finally:
         served.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.page.browser import chromium, id_of, quiet_page
+from tests.page.browser import id_of, quiet_page
 from tests.page.canned import CATALOGUE, NOW, instant, open_canned, point, row
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -18,12 +18,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 HOSTILE = "<img src=/x onerror=window.hacked=1><b>粗</b>{{7*7}}"
 #: What the page's markup has none of, wherever it stands.
 MADE = "img, iframe, object, embed, dd *, canvas ~ *, .chart b, .bigchart b"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

@@ -14,17 +14,11 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from pipeline.page.assets import STATIC, Assets
 from pipeline.read.small_cells import without_small_cells
-from tests.page.browser import chromium, id_of, quiet_page
+from tests.page.browser import id_of, quiet_page
 from tests.page.canned import CATALOGUE, NOW, figures, instant, open_canned, point, row, tell
 from tests.page.conftest import PICTURES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.page.browser import chromium, id_of, quiet_page
+from tests.page.browser import id_of, quiet_page
 from tests.page.canned import NOW, figures, instant, open_canned, row
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -18,12 +18,6 @@ TOWNS: dict[str, Any] = {
     "again_in_seconds": 60,
     "rows": [row("440704001", closure_rate=0.875, parts={"closure_rate": [35, 40]})],
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

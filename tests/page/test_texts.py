@@ -16,7 +16,7 @@ from pipeline.page.watch import Why
 from pipeline.process.decode import MALFORMED, UNSUPPORTED_VERSION
 from pipeline.process.deduplicate import ID_CONFLICT
 from pipeline.process.flow import UNSTORABLE
-from tests.page.browser import chromium, id_of, quiet_page
+from tests.page.browser import id_of, quiet_page
 from tests.page.canned import CATALOGUE, NOW, figures, instant, open_canned, point, row
 
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
@@ -86,12 +86,6 @@ def test_the_second_text_of_a_word_is_english(name: str) -> None:
 
 
 # -- as it is shown
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture
