@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ SHARES = (0.1, 0.5, 0.8)
 #: Of fewer probes nobody can tell the slowest hundredth.
 LEAST_PROBES = 200
 _PROBE_SECONDS = 0.05
+#: Cases that the probes are spread over.
+_TEMPLATES = 1_000
 _POSTERS = 4
 _ASKED_AT_ONCE = 200
 _POLL_SECONDS = 0.02
@@ -58,12 +60,13 @@ class Probes:
     """One event every 50 ms, whatever became of the ones before, and when a query shows each.
 
     What is not seen yet is asked for by one query for all: a query per probe would be a load of its own.
+    templates : events that are sent under other ids, one after the other: of one alone all probes would wait
+    for the same partition, and its case would grow with each.
     """
 
-    def __init__(self, running: Supervisor, key: str, template: bytes, tag: str) -> None:
+    def __init__(self, running: Supervisor, key: str, templates: Sequence[bytes], tag: str) -> None:
         self.url, self.key, self.tag = running.url, key, tag
-        self.before, after = template.split(b'"event_id":"', 1)
-        self.after = after.split(b'"', 1)[1]
+        self.parts = [_around_id(template) for template in templates]
         self.client = connect(running.settings)
         self.seconds: list[float] = []
         self.sent = 0
@@ -94,7 +97,7 @@ class Probes:
             while not self._stop.wait(self._begin + number * _PROBE_SECONDS - time.perf_counter()):
                 name = f"probe-{self.tag}-{number:06d}"
                 _, low = id_hash(pl.DataFrame({"source": [SOURCE], "event_id": [name]}))
-                body = self.before + b'"event_id":"' + name.encode() + b'"' + self.after
+                body = name.encode().join(self.parts[number % len(self.parts)])
                 if client.post("/v1/events", content=body, headers=headers).status_code == 202:
                     self._waiting[name] = (low.item(), time.perf_counter())
                 number += _POSTERS
@@ -126,6 +129,13 @@ class Probes:
                 continue
             del self._waiting[name]
             self.sent += 1
+
+
+def _around_id(template: bytes) -> tuple[bytes, bytes]:
+    """What stands before and behind the id of an event."""
+    field = b'"event_id":"'
+    before, after = template.split(field, 1)
+    return before + field, after[after.index(b'"') :]
 
 
 def tail_text(run: Mapping[str, Any]) -> str:
@@ -215,8 +225,8 @@ def main(arguments: list[str]) -> int:
     place.mkdir(parents=True)
     cache.copy_store(options.persons, place / "data")
     lines = next(cache.events(50_000, options.persons).chunks())["json"]
-    # not a report: a thousand equal ones would be resends of each other
-    template = next(text for text in lines if '"ACCEPTED"' in text).encode()
+    # no reports: where there are more probes than templates, a report under another id would be a resend
+    templates = [text.encode() for text in lines if '"ACCEPTED"' in text][:_TEMPLATES]
     with (
         broker() as to,
         service(place / "data", to.bootstrap, canary_interval_seconds=0) as (running, key),
@@ -228,7 +238,7 @@ def main(arguments: list[str]) -> int:
             out.print(f"capacity: {capacity:,.0f} events/s from HTTP to the store")
         rates = options.rate or [capacity * share for share in SHARES]
         for number, rate in enumerate(rates):
-            result = _measure(place, running, key, options.persons, rate, seconds, template, total, number)
+            result = _measure(place, running, key, options.persons, rate, seconds, templates, total, number)
             name = f"{rate:,.0f} events/s" + ("" if options.rate else f" ({SHARES[number]:.0%})")
             series.add(name, 0, result)
             out.print(
@@ -256,13 +266,13 @@ def _measure(  # noqa: PLR0917
     persons: int,
     rate: float,
     seconds: float,
-    template: bytes,
+    templates: Sequence[bytes],
     total: Sent,
     number: int,
 ) -> dict[str, Any]:
     url = running.url
     prepare_load(place, "ndjson500", persons)  # making bodies beside the probes would disturb them
-    probes = Probes(running, key, template, str(number))
+    probes = Probes(running, key, templates, str(number))
     probes.start()
     address = url.removeprefix("http://")
     sent = run_load(

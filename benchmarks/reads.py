@@ -4,8 +4,8 @@
 
 The rows are made by `kpi_speed.load_cases` and folded as a worker folds them. A call is measured `rounds`
 times after one that warms up, 20 times at least where it takes less than a second; p95 and the CPU time of
-the process are kept. The scrape is what the gauges of /metrics cost when they are refreshed: one call by
-district.
+the process are kept. The scrape is what the gauges of /metrics cost when they are refreshed: the call by
+district, cases whose limit passed in the last hour, rejections that may concern life and limb, free disk.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -35,7 +36,9 @@ GOALS = {1_000_000: (150, 1_500), 10_000_000: (1_000, None)}
 def measure(cases: int, rounds: int) -> dict[str, Any]:
     """In a process of its own: one engine per process."""
     from benchmarks.kpi_speed import NOW, CityNames, load_cases
+    from pipeline.read.gauges import _breaches, _disks
     from pipeline.read.kpi import BY, VIEWS, kpi
+    from pipeline.read.rejected import LIFE_SAFETY, life_safety_by_reason
     from pipeline.store.migrate import migrate
 
     PLACE.mkdir(parents=True, exist_ok=True)
@@ -50,18 +53,27 @@ def measure(cases: int, rounds: int) -> dict[str, Any]:
         loading = time.perf_counter() - begin
         month: dict[str, Any] = {"from_": NOW - timedelta(days=30), "to": NOW, "names": CityNames()}
         past = NOW - timedelta(days=10)
-        wanted = [(f"{by} {view}", by, view, NOW) for by in BY for view in VIEWS]
-        wanted += [(f"{by} {VIEWS[0]}, past", by, VIEWS[0], past) for by in BY]
-        wanted.append(("scrape", "district", "cohort", NOW))
-        counted = 0
-        for name, by, view, as_of in wanted:
-            more = {"parts": True} if name == "scrape" else {}
-            call = partial(kpi, client, by=by, view=view, as_of=as_of, **month, **more)
+
+        def scrape() -> None:
+            kpi(client, by="district", view="cohort", as_of=NOW, parts=True, **month)
+            _breaches(client, now=NOW)
+            life_safety_by_reason(client, from_=NOW - LIFE_SAFETY)
+            _disks(client)
+
+        wanted: dict[str, Callable[[], object]] = {
+            f"{by} {view}": partial(kpi, client, by=by, view=view, as_of=NOW, **month)
+            for by in BY
+            for view in VIEWS
+        }
+        wanted |= {
+            f"{by} {VIEWS[0]}, past": partial(kpi, client, by=by, view=VIEWS[0], as_of=past, **month)
+            for by in BY
+        }
+        counted = kpi(client, by="city", view="cohort", as_of=NOW, **month)["rows"][0]["cases"]
+        for name, call in (wanted | {"scrape": scrape}).items():
             begin = time.perf_counter()
-            rows = call()["rows"]
+            call()
             fast = time.perf_counter() - begin < _FAST_SECONDS
-            if name == "city cohort":
-                counted = rows[0]["cases"]
             wall, cpu = [], []
             for _ in range(max(rounds, _FAST_ROUNDS) if fast else rounds):
                 begin, used = time.perf_counter(), time.process_time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ def test_of_few_probes_the_slowest_is_told_and_not_a_p99() -> None:
 def test_probes_start_on_a_clock_although_nothing_is_visible_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one probe after the other a service that takes a second would get one probe a second."""
     posted: dict[str, float] = {}
+    cases: list[str] = []
 
     class Store:
         def query(self, _: str, parameters: dict[str, Any]) -> Any:
@@ -35,13 +37,16 @@ def test_probes_start_on_a_clock_although_nothing_is_visible_yet(monkeypatch: py
 
         def __exit__(self, *_: object) -> None: ...
         def post(self, _: str, *, content: bytes, headers: dict[str, str]) -> Any:
-            posted[content.split(b'"')[3].decode()] = time.perf_counter()
+            event = json.loads(content)
+            posted[event["event_id"]] = time.perf_counter()
+            cases.append(event["case_id"])
             return SimpleNamespace(status_code=202)
 
     monkeypatch.setattr(latency, "connect", lambda _: Store())
     monkeypatch.setattr(latency.httpx, "Client", Http)
     running: Any = SimpleNamespace(url="http://x", settings=None)
-    probes = Probes(running, "k", b'{"event_id":"w1","source":"bench"}', "0")
+    templates = [b'{"event_id":"w1","case_id":"c1"}', b'{"event_id":"w2","case_id":"c2"}']
+    probes = Probes(running, "k", templates, "0")
     probes.start()
     time.sleep(2.0)
     probes.finish()
@@ -49,3 +54,5 @@ def test_probes_start_on_a_clock_although_nothing_is_visible_yet(monkeypatch: py
     assert len(posted) >= 20  # 40 on an idle machine
     assert min(probes.seconds) > 0.5
     assert probes.late == []
+    # spread over all cases: of one alone they would all wait for one partition
+    assert abs(cases.count("c1") - cases.count("c2")) <= 4
