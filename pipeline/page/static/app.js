@@ -4,6 +4,7 @@ import * as area from "./area.js";
 import { drawTimes, drawTrend, loadCharts } from "./charts.js";
 import { describeCase, describeEvent, stateName, word } from "./event.js";
 import * as format from "./format.js";
+import * as place from "./place.js";
 import { getJson, postJson, Stream } from "./stream.js";
 import { ERRORS, TEXTS, VALUES } from "./texts.js";
 
@@ -121,13 +122,15 @@ const component = () => ({
 
   init() {
     document.title = this.t("title");
+    this.arrive();
     for (const [topic, value] of Object.entries(firstData())) this.take(topic, value);
     this.connect();
     requestAnimationFrame(() => setTimeout(() => this.showRest()));
     this.loadCatalogue();
     setInterval(() => this.tick(), 1000);
     new ResizeObserver(() => this.drawTimes()).observe(this.$refs.times);
-    this.$watch("metric", () => this.refresh());
+    this.$watch("metric", () => { this.mark("replaceState"); this.refresh(); });
+    addEventListener("popstate", () => this.returned());
     document.addEventListener("visibilitychange", () => this.refresh());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (screen) => {
       if (!recall(localStorage, THEME)) this.wear(screen.matches ? "dark" : "light");
@@ -667,6 +670,10 @@ const component = () => ({
   areasLabel() { return [this.levelText(), ...(this.path.length ? [this.crumbs().map((step) => step.name).join(" ")] : [])].join(" · "); },
   enter() {
     this.sort = null;
+    this.mark("pushState");
+    this.wantAreas();
+  },
+  wantAreas() {
     if (this.path.length > 1) this.want(this.level(), this.path[this.path.length - 1]);
     else if (this.path.length === 1) this.want("town", "");
   },
@@ -692,14 +699,34 @@ const component = () => ({
     return this.sort.down ? "descending" : "ascending";
   },
 
+  // ---- the address
+  mark(how) {
+    const hash = place.write(this);
+    if (place.write(place.read(location.hash) || place.read("")) !== hash) history[how](null, "", hash || location.pathname + location.search);
+  },
+  arrive() { Object.assign(this, place.read(location.hash)); },
+  // Back, Forward, or an address that somebody typed.
+  returned() {
+    const before = this.path.join();
+    this.arrive();
+    this.wantAreas();
+    this.want(this.dimension, "");
+    this.drawTimes();
+    if (this.path.join() === before) return;
+    this.sort = null;
+    if (!this.view) this.focusAreas();
+  },
+
   // ---- percentiles
   setDimension(name) {
     this.dimension = name;
+    this.mark("replaceState");
     this.want(name, "");
     this.drawTimes();
   },
   setSpan(name) {
     this.span = name;
+    this.mark("replaceState");
     this.drawTimes();
   },
   limitsOf(key) {
