@@ -64,6 +64,16 @@ def _named(panel: Any, legend: str) -> Any:
     return panel
 
 
+def _legend() -> common.VizLegendOptions:
+    return (
+        common.VizLegendOptions()
+        .display_mode(common_models.LegendDisplayMode.LIST)
+        .placement(common_models.LegendPlacement.BOTTOM)
+        .show_legend(True)
+        .calcs([])
+    )
+
+
 def of_the_apis(figure: str, label: str) -> str:
     """A business figure by `label`, once: every api exports all of them, and a sum would add those up too.
 
@@ -91,13 +101,7 @@ def lines(
     """Curves over time. limit : a line drawn at the value from which on it is bad."""
     panel = timeseries.Panel().title(title).description(description).unit(unit).span(width).height(8).min(0)
     panel = panel.show_points(common_models.VisibilityMode.NEVER).fill_opacity(8)
-    panel = panel.legend(
-        common.VizLegendOptions()
-        .display_mode(common_models.LegendDisplayMode.LIST)
-        .placement(common_models.LegendPlacement.BOTTOM)
-        .show_legend(True)
-        .calcs([])
-    )
+    panel = panel.legend(_legend())
     if limit is not None:
         steps = [models.Threshold(None, "green"), models.Threshold(limit, "red")]
         panel = panel.thresholds(
@@ -144,8 +148,14 @@ def sql_figures(title: str, sql: str, units: Units, *, width: int = 24) -> stat.
     """One number per column of the one row that the query gives."""
     panel = stat.Panel().title(title).span(width).height(4).datasource(CLICKHOUSE).with_target(_Sql(sql))
     panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("/.*/"))
-    panel = panel.graph_mode(common_models.BigValueGraphMode.NONE)
-    for name, properties in _properties(units):
+    panel = panel.graph_mode(common_models.BigValueGraphMode.NONE).no_value(NO_DATA)
+    # without any Grafana makes everything from 80 on red
+    panel = panel.thresholds(
+        dashboard.ThresholdsConfig()
+        .mode(models.ThresholdsMode.ABSOLUTE)
+        .steps([models.Threshold(None, "text")])
+    )
+    for name, properties in _properties(units, cells=False):
         panel = panel.override_by_name(name, properties)
     return panel
 
@@ -172,26 +182,36 @@ _BAR_LABEL: Final = 24
 def sql_bars(title: str, sql: str, *, unit: str, width: int = 12) -> barchart.Panel:
     """Bars by the first column, a group per further column."""
     panel = barchart.Panel().title(title).span(width).height(9).unit(unit).datasource(CLICKHOUSE)
-    panel = panel.x_tick_label_max_length(_BAR_LABEL)
+    panel = panel.x_tick_label_max_length(_BAR_LABEL).legend(_legend())
     return panel.with_target(_Sql(sql)).orientation(common_models.VizOrientation.HORIZONTAL)
 
 
-def _properties(units: Units) -> list[tuple[str, list[models.DynamicConfigValue]]]:
+def _properties(units: Units, *, cells: bool = True) -> list[tuple[str, list[models.DynamicConfigValue]]]:
+    """cells : the panel is a table, whose cells can be drawn."""
     return [
-        (name, [models.DynamicConfigValue("unit", unit), *_BARS.get(unit, [])])
+        (
+            name,
+            [
+                models.DynamicConfigValue("unit", unit),
+                *_OF_A_RATE.get(unit, []),
+                *(_BARS.get(unit, []) if cells else []),
+            ],
+        )
         for unit, names in units.items()
         for name in names
     ]
 
 
-#: Rates are drawn as bars within the cells of a table.
-_BARS: Final = {
+_OF_A_RATE: Final = {
     "percentunit": [
         models.DynamicConfigValue("min", 0),
         models.DynamicConfigValue("max", 1),
         models.DynamicConfigValue("decimals", 2),
-        models.DynamicConfigValue("custom.cellOptions", {"type": "gauge", "mode": "basic"}),
     ]
+}
+#: Rates are drawn as bars within the cells of a table.
+_BARS: Final = {
+    "percentunit": [models.DynamicConfigValue("custom.cellOptions", {"type": "gauge", "mode": "basic"})]
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 DASHBOARDS: Final = Path(__file__).parents[2] / "infra" / "grafana" / "dashboards"
+PROVISIONING: Final = DASHBOARDS.parent / "provisioning"
 PROMETHEUS: Final = "prometheus"
 CLICKHOUSE: Final = "grafana-clickhouse-datasource"
 

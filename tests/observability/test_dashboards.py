@@ -13,12 +13,18 @@ from pipeline import metrics
 from pipeline.process.account import Account
 from pipeline.read.names import Areas
 from pipeline.rules.catalogue import load_catalogues
-from pipeline.settings import load_settings
-from tests.observability.grafana import CLICKHOUSE, DASHBOARDS, PROMETHEUS, every_panel, panels
+from pipeline.settings import ENV_PREFIX, load_settings
+from tests.observability.grafana import (
+    CLICKHOUSE,
+    DASHBOARDS,
+    PROMETHEUS,
+    PROVISIONING,
+    every_panel,
+    panels,
+)
 from tests.observability.prometheus import ROOT
 
 NAMES = sorted(path.stem for path in DASHBOARDS.glob("*.json"))
-PROVISIONING = DASHBOARDS.parent / "provisioning"
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 ENGLISH = re.compile(r"[A-Za-z]{3}")
 #: Of a curve also a time, 5m; of a name also Da'ao.
@@ -56,14 +62,15 @@ def test_titles_are_chinese_with_english_and_sources_are_provisioned(name: str) 
 
 
 def test_the_dashboards_are_provisioned_as_files_that_nobody_changes_in_grafana() -> None:
-    """Whoever could save a change there would see another figure than this repository says."""
+    """Whoever could save a change there would see another figure than this repository says. With
+    `disableDeletion` a dashboard whose file is gone would stay, as one that anybody may change."""
     provisioned = yaml.safe_load((PROVISIONING / "dashboards" / "gridpipe.yml").read_text())
     assert provisioned["apiVersion"] == 1
     (provider,) = provisioned["providers"]
     assert (provider["type"], provider["allowUiUpdates"], provider["disableDeletion"]) == (
         "file",
         False,
-        True,
+        False,
     )
     assert provider["name"] and provider["folder"]
     assert Path(provider["options"]["path"]).is_absolute()
@@ -160,6 +167,32 @@ def test_figures_of_now_are_asked_for_now_and_say_where_there_are_none(name: str
         assert panel["options"]["graphMode"] == "none", panel["title"]
         assert panel["options"]["reduceOptions"]["calcs"] == ["lastNotNull"], panel["title"]
         assert panel["fieldConfig"]["defaults"]["noValue"] == "无数据 No data", panel["title"]
+
+
+def test_the_sources_take_nothing_that_others_need() -> None:
+    text = (PROVISIONING / "datasources" / "gridpipe.yml").read_text()
+    names = set(re.findall(r"\$(\w+)", text)) - {"__file"}
+    assert len(names) == 4
+    # an unknown GRIDPIPE_… in its environment stops every gridpipe process
+    assert not [name for name in names if name.startswith(ENV_PREFIX)]
+    # Grafana refuses two defaults, and every panel names its source
+    assert not any(source.get("isDefault") for source in yaml.safe_load(text)["datasources"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_out_of_clickhouse_have_colours_and_words_of_their_own(name: str) -> None:
+    """Grafana's own: red from 80 on, whatever is counted, and "No data"."""
+    for panel in every_panel(name):
+        if panel["datasource"]["type"] != CLICKHOUSE:
+            continue
+        if panel["type"] == "stat":
+            defaults = panel["fieldConfig"]["defaults"]
+            assert [step["color"] for step in defaults["thresholds"]["steps"]] == ["text"], panel["title"]
+            assert defaults["noValue"] == "无数据 No data", panel["title"]
+            ids = {entry["id"] for one in panel["fieldConfig"]["overrides"] for entry in one["properties"]}
+            assert not any(entry.startswith("custom.") for entry in ids), panel["title"]  # of tables
+        if panel["type"] == "barchart":  # which bar is which
+            assert panel["options"]["legend"]["showLegend"], panel["title"]
 
 
 def test_the_lowest_rates_name_their_district() -> None:
