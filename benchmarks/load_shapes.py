@@ -1,21 +1,28 @@
-"""Scenarios of load: how many users at which second. A user sends a fixed share of the base rate."""
+"""Scenarios of load: how many users at which second. A user sends a fixed share of the base rate.
+
+Nothing here imports locust, for benchmarks.load needs the scenarios too: locust replaces sockets, threads and
+subprocesses of the process that imports it, and ends it where urllib3 was there before.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import ClassVar, Final
-
-from locust import LoadTestShape
 
 SECONDS: Final = float(os.environ.get("LOAD_SECONDS", "60"))
 #: Users at the base rate; each sends an eighth of it.
 USERS: Final = 8
 
 
-class Shape(LoadTestShape):
-    """`factor` of the base rate at a share (0–1) of the run; subclasses say only that."""
+class Shape:
+    """`factor` of the base rate at a share (0–1) of the run; subclasses say only that.
 
-    abstract = True
+    Locust runs a class of both: `class Scenario(Steady, LoadTestShape)`.
+    """
+
+    get_run_time: Callable[[], float]
+    get_current_user_count: Callable[[], int]
     #: Seconds that a step takes, from the first user more to the last.
     spawn_seconds: ClassVar[float] = 1.0
     _users, _pace = 0, 1.0
@@ -38,8 +45,6 @@ class Shape(LoadTestShape):
 class Steady(Shape):
     """The same load from the first second to the last."""
 
-    abstract = True
-
     def factor(self, at: float) -> float:
         return 1.0
 
@@ -47,7 +52,6 @@ class Steady(Shape):
 class Ramp(Shape):
     """Twelve steps from a half to 64 times the base rate; the knee is read from the answers."""
 
-    abstract = True
     STEPS: ClassVar = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 
     def factor(self, at: float) -> float:
@@ -57,7 +61,6 @@ class Ramp(Shape):
 class Spike(Shape):
     """Ten times the load within ten seconds (or a tenth of a short run), held a while, then as before."""
 
-    abstract = True
     spawn_seconds: ClassVar = min(10.0, SECONDS / 10)
 
     def factor(self, at: float) -> float:
@@ -71,7 +74,6 @@ class Reconnect(Shape):
     A short run keeps the rate and shortens the five minutes to a third of the run.
     """
 
-    abstract = True
     BACKLOG: ClassVar = 0.2 * 6 * 60 / 5
     BEGIN: ClassVar = 0.3
     END: ClassVar = BEGIN + min(300.0 / SECONDS, 1 / 3)

@@ -20,7 +20,7 @@ import gevent
 import orjson
 import psutil
 from confluent_kafka import Producer
-from locust import FastHttpUser, User, constant_throughput, events, task
+from locust import FastHttpUser, LoadTestShape, User, constant_throughput, events, task
 from locust.env import Environment
 
 from benchmarks import load_check
@@ -44,8 +44,8 @@ STORM_BURST = 125
 totals = load_check.Totals()
 
 
-class Scenario(SHAPES[SCENARIO]):  # type: ignore[misc]
-    abstract = False
+class Scenario(SHAPES[SCENARIO], LoadTestShape):  # type: ignore[misc]
+    """What locust finds and runs."""
 
 
 class Feeder(FastHttpUser):

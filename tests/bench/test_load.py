@@ -222,6 +222,12 @@ def _with_shapes(program: str, *, seconds: int) -> str:
     return done.stdout
 
 
+def test_who_starts_the_load_does_not_import_locust() -> None:
+    """It replaces sockets, threads and subprocesses, and does not come up where urllib3 was there before."""
+    told = _with_shapes("import sys, benchmarks.load; print('locust' in sys.modules)", seconds=60)
+    assert told.strip() == "False"
+
+
 def test_shapes_ask_for_what_their_scenario_says() -> None:
     program = (
         "from benchmarks.load_shapes import SHAPES, USERS\n"
