@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import cache
+from benchmarks import cache, load_check
 from benchmarks.harness import broker, end_cleanly
 from benchmarks.load_bodies import MARK
 from benchmarks.load_shapes import LENGTHS, SHAPES
@@ -43,10 +43,12 @@ def main() -> int:
         "--p99-ms", type=float, default=5_000, help="limit of the answers' p99 (default %(default)s)"
     )
     parser.add_argument(
-        "--kafka-share", type=float, default=0.0, help="users that write to the topic directly"
+        "--kafka-share", type=float, default=0.0, help="share of the users that write to the topic directly"
     )
     parser.add_argument("--data-dir", type=Path, default=Path("var/load"), help="reports go below it")
     options = parser.parse_args()
+    if not 0.0 <= options.kafka_share < 1.0:
+        parser.error("--kafka-share: from 0 to below 1, for what is checked comes in by HTTP too")
     end_cleanly()
     seconds = options.seconds or LENGTHS.get(options.scenario, 60)
 
@@ -62,16 +64,12 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         direct = stack.enter_context(broker()).bootstrap if options.kafka_share else None
         running, key = stack.enter_context(service(data, direct))
-        with Memory(running) as memory:
+        with Memory(running, lambda: load_check.held(load_check.read_metrics(running.url))) as memory:
             code = locust(options, seconds, report, feed, running.url, key, direct)
         memory.write(report / "memory.csv")
         for role in sorted(running.pids):
-            grown = memory.growth(role)
-            if grown is None:
-                print(f"memory of {role}: too short a run to tell")
-                continue
-            flat = grown <= MEMORY_TOLERANCE
-            print(f"memory of {role}: {grown:+.1%} from the second to the last third")
+            text, flat = memory.verdict(role)
+            print(text)
             if options.scenario == "soak" and seconds >= _SOAK_SECONDS and not flat:
                 print(f"FAILED: memory of {role} grew by more than {MEMORY_TOLERANCE:.0%}")
                 code = 1

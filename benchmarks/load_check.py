@@ -76,6 +76,11 @@ def lag(text: str) -> float:
     )
 
 
+def held(text: str) -> float:
+    """Ids and report contents that are held for deduplication."""
+    return sum(float(value) for value in re.findall(r"^gridpipe_dedup_entries\{[^}]*\} (\S+)$", text, re.M))
+
+
 def settle(url: str, totals: Totals, seconds: float) -> tuple[dict[str, int], float]:
     """Wait until everything sent is counted and the lag is gone; (outcomes since the start, lag left)."""
     deadline = time.monotonic() + seconds

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
+from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Final
 
@@ -14,14 +17,28 @@ from pipeline.runtime.supervisor import Supervisor
 
 #: Memory must be flat within this share after the first third of a soak.
 MEMORY_TOLERANCE: Final = 0.05
+#: What an id that is held for deduplication takes of the store's process at most, bytes: keys, entry, slots.
+#: It is 58 at least: the arrays of these grow by half, or to the double.
+ID_BYTES: Final = 80
+#: Grow with what was sent, by design: role -> why its memory is not judged.
+NOT_JUDGED: Final = {"broker": "the embedded broker keeps every event until its log is rolled"}
+_SAMPLE_SECONDS: Final = 2.0
+#: As often as a monitor would: a scrape has the gauges read anew.
+_HELD_SECONDS: Final = 15.0
 
 
 class Memory:
-    """Resident megabytes of the service's processes, sampled beside the load."""
+    """Resident megabytes of the service's processes, sampled beside the load.
 
-    def __init__(self, service: Supervisor) -> None:
+    held : tells how many ids and contents are held for deduplication; OSError, HTTPException: not now.
+    """
+
+    def __init__(self, service: Supervisor, held: Callable[[], float] | None = None) -> None:
         self.service = service
         self.samples: list[tuple[float, dict[str, float]]] = []
+        #: Beside each sample what was held when last asked, NaN before.
+        self.held: list[float] = []
+        self._ask = held
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -35,26 +52,62 @@ class Memory:
 
     def _run(self) -> None:
         begin = time.monotonic()
-        while not self._stop.wait(2):
+        held, ask_at = float("nan"), begin
+        while not self._stop.wait(_SAMPLE_SECONDS):
+            if self._ask and time.monotonic() >= ask_at:
+                ask_at = time.monotonic() + _HELD_SECONDS
+                with contextlib.suppress(OSError, HTTPException):
+                    held = self._ask()
             found = {}
             for role, pid in self.service.pids.items():
                 with contextlib.suppress(psutil.Error):
                     found[role] = psutil.Process(pid).memory_info().rss / 2**20
+            self.held.append(held)
             self.samples.append((time.monotonic() - begin, found))
 
     def write(self, path: Path) -> None:
         roles = sorted({role for _, found in self.samples for role in found})
-        lines = [",".join(["second", *roles])]
+        lines = [",".join(["second", *roles, "ids_held"])]
         lines += [
-            ",".join([f"{at:.0f}", *(f"{found.get(role, 0):.1f}" for role in roles)])
-            for at, found in self.samples
+            ",".join([f"{at:.0f}", *(f"{found.get(role, 0):.1f}" for role in roles), f"{held:.0f}"])
+            for (at, found), held in zip(self.samples, self.held, strict=True)
         ]
         path.write_text("\n".join(lines) + "\n")
 
     def growth(self, role: str) -> float | None:
         """Last third over second third, as a share; None with too few samples to tell."""
-        values = [found[role] for _, found in self.samples if role in found]
-        third = len(values) // 3
-        if third < 3:
-            return None
-        return sum(values[-third:]) / sum(values[-2 * third : -third]) - 1
+        thirds = _thirds([found[role] for _, found in self.samples if role in found])
+        return None if thirds is None else thirds[1] / thirds[0] - 1
+
+    def verdict(self, role: str) -> tuple[str, bool]:
+        """How the memory of a process grew, in words, and whether it is flat, cannot be told or is left out.
+
+        What the ids take that came in between is taken off the store's: their window bounds it, not the run.
+        """
+        thirds = _thirds([found[role] for _, found in self.samples if role in found])
+        if thirds is None:
+            return f"memory of {role}: too short a run to tell", True
+        earlier, later = thirds
+        text = (
+            f"memory of {role}: {later / earlier - 1:+.1%} ({later - earlier:+,.0f} MB) from the second to "
+            "the last third"
+        )
+        if role in NOT_JUDGED:
+            return f"{text}; not judged: {NOT_JUDGED[role]}", True
+        held = _thirds([number for number in self.held if not math.isnan(number)])
+        if role == "store" and held is not None:
+            more = max(0.0, held[1] - held[0])
+            later -= more * ID_BYTES / 2**20
+            text += (
+                f"; {more:,.0f} more ids and contents are held for deduplication, which take up to "
+                f"{more * ID_BYTES / 2**20:,.0f} MB: {later / earlier - 1:+.1%} without them"
+            )
+        return text, later / earlier - 1 <= MEMORY_TOLERANCE
+
+
+def _thirds(values: Sequence[float]) -> tuple[float, float] | None:
+    """Means of the second and of the last third; None with too few values to tell."""
+    third = len(values) // 3
+    if third < 3:
+        return None
+    return sum(values[-2 * third : -third]) / third, sum(values[-third:]) / third

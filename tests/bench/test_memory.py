@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.memory import Memory
+from benchmarks.memory import ID_BYTES, Memory
 from benchmarks.together import growth_text
+from pipeline.process.deduplicate import Entry, SeenIds
 
 
 @pytest.mark.parametrize(
@@ -26,3 +30,51 @@ def test_growth_is_told_from_nine_samples_on(megabytes: list[float], grown: Any)
 
 def test_what_is_not_known_is_not_called_zero() -> None:
     assert growth_text({"store": 0.031, "http": None}) == "store +3.1%, http unknown"
+
+
+def sampled(role: str, *thirds: float, held: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Memory:
+    memory = Memory(None)  # type: ignore[arg-type]  # not started
+    memory.samples = [(2.0 * at, {role: value}) for at, value in enumerate(np.repeat(thirds, 3).tolist())]
+    memory.held = np.repeat(held, 3).tolist()
+    return memory
+
+
+def test_log_of_the_embedded_broker_is_told_and_not_judged() -> None:
+    text, flat = sampled("broker", 100.0, 200.0, 300.0).verdict("broker")
+    assert flat
+    assert text.startswith("memory of broker: +50.0% (+100 MB)")
+    assert "not judged: the embedded broker keeps every event" in text
+
+
+def test_memory_of_more_ids_is_no_leak() -> None:
+    ids = 2**20  # as many as 80 MB hold
+    text, flat = sampled("store", 900.0, 1_000.0, 1_100.0, held=(0.0, ids, 2.0 * ids)).verdict("store")
+    assert flat
+    assert text.startswith("memory of store: +10.0% (+100 MB)")
+    assert "1,048,576 more ids and contents are held" in text
+    assert text.endswith("up to 80 MB: +2.0% without them")
+    assert not sampled("store", 900.0, 1_000.0, 1_100.0, held=(ids, ids, ids)).verdict("store")[1]
+    assert not sampled("http", 900.0, 1_000.0, 1_100.0, held=(0.0, ids, 2.0 * ids)).verdict("http")[1]
+
+
+def test_what_was_never_asked_takes_nothing_off() -> None:
+    text, flat = sampled("store", 100.0, 100.0, 104.0, held=(float("nan"),) * 3).verdict("store")
+    assert (text, flat) == ("memory of store: +4.0% (+4 MB) from the second to the last third", True)
+
+
+def test_what_is_held_stands_beside_the_memory(tmp_path: Path) -> None:
+    sampled("store", 1.0, 2.0, 3.0, held=(10.0, 20.0, 30.0)).write(tmp_path / "memory.csv")
+    rows = (tmp_path / "memory.csv").read_text().splitlines()
+    assert (rows[0], rows[1], rows[-1]) == ("second,store,ids_held", "0,1.0,10", "16,3.0,30")
+
+
+def test_an_id_takes_no_more_than_is_taken_off_for_it() -> None:
+    """Of what is touched: what the arrays hold in reserve of uninitialised memory is not resident."""
+    seen = SeenIds(timedelta(days=7))
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        hi, lo = (rng.integers(0, 2**63, 10_000, dtype=np.uint64) for _ in range(2))
+        at = np.arange(10_000)
+        seen.remember(hi, lo, Entry(at, at, hi, np.ones(10_000, np.uint16)))
+        reserve = 24 * (len(seen._index._hi) - len(seen))
+        assert 58 <= (seen.nbytes - reserve) / len(seen) <= ID_BYTES
