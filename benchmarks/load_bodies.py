@@ -137,7 +137,11 @@ def storm_bodies(lines: list[bytes]) -> list[Body]:
     """One place reported a thousand times: the same report by a thousand reporters, one a request."""
     # of a channel that anybody may report by, or nobody but the grid's own workers would be admitted
     public = (b'"channel":"hotline_12345"', b'"channel":"yueshengshi"')
-    model = next(line for line in lines if b'"REPORTED"' in line and any(name in line for name in public))
+    model = next(
+        line
+        for line in lines
+        if b'"REPORTED"' in line and any(name in line for name in public) and not _REFUSED.search(line)
+    )
     found = []
     for number in range(STORM_REPORTS):
         data = re.sub(rb'"(event|case)_id":"[^"]*"', rb'"\1_id":"storm.\1-%04d"' % number, model)

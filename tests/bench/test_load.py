@@ -15,6 +15,7 @@ import pytest
 from benchmarks import load_check
 from benchmarks.load_bodies import MARK, STORM_REPORTS, Batches, aged, spoilt, storm_bodies
 from benchmarks.load_check import Second, Totals
+from benchmarks.workload import NO_GRID, NO_MATTER
 from pipeline.contract.parse import parse_ndjson
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +103,14 @@ def test_storm_is_one_place_and_a_thousand_reporters() -> None:
     assert len({event["actor"]["key"] for event in events}) == STORM_REPORTS
     assert {event["grid_code"] for event in events} == {"440703001001001"}
     assert not parse_ndjson(b"\n".join(body.data for body in bodies)).errors
+
+
+def test_storm_is_of_a_report_that_can_be_admitted() -> None:
+    no_matter = line(0).replace(b"SA-01", NO_MATTER.encode())
+    no_grid = line(1).replace(b"440703001001001", b"440703001001" + NO_GRID.encode())
+    (data,) = {body.data for body in storm_bodies([no_matter, no_grid, line(2)])[:1]}
+    assert b"SA-01" in data
+    assert b"440703001001001" in data
 
 
 def totals(**more: int) -> Totals:
