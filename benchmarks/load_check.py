@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import urllib.request
@@ -164,16 +165,14 @@ def knee(totals: Totals, rate: float, steps: tuple[float, ...], seconds: float, 
     best, length = 0.0, seconds / len(steps)
     for number, factor in enumerate(steps):
         # the first fifth of a step belongs to the step before
-        inside = [
-            second
-            for at, second in totals.seconds.items()
-            if (number + 0.2) * length <= at < (number + 1) * length
-        ]
-        if not inside:
+        span = range(math.ceil((number + 0.2) * length), math.ceil((number + 1) * length))
+        inside = [totals.seconds[at] for at in span if at in totals.seconds]
+        latencies = [value for second in inside for value in second.latencies_ms]
+        if not latencies:
             continue
-        reached = sum(second.events for second in inside) / len(inside)
-        p99 = np.percentile([value for second in inside for value in second.latencies_ms], 99)
-        if reached >= 0.95 * factor * rate and p99 <= limit_ms:
+        # by all seconds of the step: one without an answer carried nothing
+        reached = sum(second.events for second in inside) / len(span)
+        if reached >= 0.95 * factor * rate and np.percentile(latencies, 99) <= limit_ms:
             best = max(best, reached)
     return best
 

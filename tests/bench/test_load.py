@@ -205,6 +205,14 @@ def test_knee_is_the_last_step_that_was_carried() -> None:
     assert load_check.knee(found, 100.0, (1.0, 2.0, 4.0), 30.0, 1_000.0) == 200.0
 
 
+def test_seconds_without_an_answer_carried_nothing() -> None:
+    """A service that answers in bursts does not reach twice what it carries."""
+    found = Totals()
+    for second in range(0, 40, 2):
+        found.seconds[second] = Second(events=100, requests=1, users=1, latencies_ms=[50.0])
+    assert load_check.knee(found, 50.0, (1.0, 2.0), 40.0, 1_000.0) == 50.0
+
+
 def test_service_that_stays_slow_after_a_burst_has_not_recovered() -> None:
     found = Totals()
     for second in range(100):
