@@ -59,15 +59,14 @@ def outcomes_of(requests: int, running: list[dict[str, int]]) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Body:
-    """One request: NDJSON of `events` lines, of which the contract refuses `bad`; `repeats` : sent before.
+    """One request: NDJSON of `events` lines, of which the contract refuses `bad`.
 
-    outcomes : what must become of the events when every body before this one arrived; empty with `bad` ones.
+    outcomes : what must become of the others when every body before this one arrived.
     """
 
     data: bytes
     events: int
     bad: int = 0
-    repeats: bool = False
     outcomes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -80,18 +79,17 @@ class Batches:
         if scenario == "reconnect":
             lines = aged(lines, datetime.now(UTC))
         self.cuts = [lines[at : at + size] for at in range(0, len(lines), size)]
-        running = running_outcomes(self.cuts)
+        broken = range(4, size, 5) if scenario == "bad-data" else range(0)
+        good = [[line for at, line in enumerate(cut) if at not in broken] for cut in self.cuts]
+        self.bad = [len(cut) - len(kept) for cut, kept in zip(self.cuts, good, strict=True)]
         self.outcomes = [
-            {name: after[name] - before[name] for name in after} for before, after in pairwise(running)
+            {name: after[name] - before[name] for name in after}
+            for before, after in pairwise(running_outcomes(good))
         ]
-        self.bad = [0] * len(self.cuts)
-        if scenario == "bad-data":
-            self.outcomes = [{} for _ in self.cuts]
-            for number, cut in enumerate(self.cuts):
-                self.bad[number] = sum(at % 5 == 4 for at in range(len(cut)))
-                self.cuts[number] = [
-                    spoilt(line, at // 5) if at % 5 == 4 else line for at, line in enumerate(cut)
-                ]
+        self.cuts = [
+            [spoilt(line, at // 5) if at in broken else line for at, line in enumerate(cut)]
+            for cut in self.cuts
+        ]
         self.bodies = [b"\n".join(cut) for cut in self.cuts]
         self.taken = 0
         self.storm = storm_bodies(lines) if scenario == "storm" else []
@@ -104,9 +102,7 @@ class Batches:
         passes, at = divmod(number, len(self.bodies))
         data = self.bodies[at].replace(MARK, b"pass%05d." % passes)
         events = len(self.cuts[at])
-        return Body(
-            data, events, self.bad[at], repeats, {"duplicate": events} if repeats else self.outcomes[at]
-        )
+        return Body(data, events, self.bad[at], {"duplicate": events} if repeats else self.outcomes[at])
 
 
 def aged(lines: list[bytes], now: datetime) -> list[bytes]:
