@@ -5,8 +5,10 @@
 TASK : JSON file: address, key, connections, seconds or requests, rate (events/s, 0: as fast as answered),
 bodies (file of length-prefixed bodies), events (per body), headers, first_pass (number that marks the ids of
 the first pass over the bodies; absent: ids repeat). Prints one JSON object: requests, events
-accepted and rejected as the answers say, statuses, latencies (ms), own CPU share, and when it began to send,
-by the clock that all processes of a machine share (`time.perf_counter`).
+accepted and rejected as the answers say, statuses, latencies (ms), own CPU share, how far it fell behind its
+pace (a connection sends its next request when the last one is answered: with none free, the load is no longer
+what was asked), and when it began to send, by the clock that all processes of a machine share
+(`time.perf_counter`).
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class Load:
         self.statuses: Counter[bytes] = Counter()
         self.latencies: list[float] = []
         self.last = 0.0
+        self.late = 0.0
         self.live = 0
         self.done = asyncio.Event()
 
@@ -110,6 +113,8 @@ class Connection(asyncio.Protocol):
             if request is not None and wait > 0:
                 self.loop.call_later(wait, self.transport.write, request)
                 return
+            if request is not None:
+                load.late = max(load.late, -wait)
         else:
             request = load.next()
         if request is None:
@@ -158,6 +163,7 @@ async def run(task: dict[str, Any]) -> dict[str, Any]:
         "client_cpu_share": (time.process_time() - begin_cpu) / seconds,
         "requests": len(load.latencies),
         "unanswered": load.sent - len(load.latencies),
+        "late_seconds": load.late,
         "accepted": load.accepted,
         "rejected": load.rejected,
         "statuses": {status.decode(): number for status, number in load.statuses.items()},

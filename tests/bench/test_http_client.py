@@ -11,27 +11,32 @@ from benchmarks.http_client import read_bodies, run, write_bodies
 from benchmarks.load_bodies import MARK
 
 
-async def _serve(bodies: list[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _serve(
+    bodies: list[bytes], seconds: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"Content-Length: (\d+)", head)
             assert length is not None
             bodies.append(await reader.readexactly(int(length[1])))
+            await asyncio.sleep(seconds)
             answer = b'{"accepted":2,"rejected":1}'
             writer.write(b"HTTP/1.1 202 Accepted\r\ncontent-length: %d\r\n\r\n%s" % (len(answer), answer))
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()
 
 
-def send(tmp_path: Path, bodies: list[bytes], **more: Any) -> tuple[dict[str, Any], list[bytes]]:
+def send(
+    tmp_path: Path, bodies: list[bytes], answer_after: float = 0.0, **more: Any
+) -> tuple[dict[str, Any], list[bytes]]:
     file = tmp_path / "bodies"
     write_bodies(file, bodies)
     assert read_bodies(file) == bodies
     came: list[bytes] = []
 
     async def both() -> dict[str, Any]:
-        server = await asyncio.start_server(lambda r, w: _serve(came, r, w), "127.0.0.1", 0)
+        server = await asyncio.start_server(lambda r, w: _serve(came, answer_after, r, w), "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         task = {"address": f"127.0.0.1:{port}", "key": "k", "bodies": str(file), "headers": {}, "events": 3}
         async with server:
@@ -58,3 +63,10 @@ def test_open_loop_keeps_its_pace_and_sends_nothing_behind_the_end(tmp_path: Pat
     found, came = send(tmp_path, [b"x"], rate=60.0, seconds=0.5)
     assert 8 <= len(came) <= 11
     assert found["unanswered"] == 0
+
+
+def test_a_load_without_a_free_connection_says_how_far_it_is_behind(tmp_path: Path) -> None:
+    # one request every 20 ms is due, and each of two connections gets its answer after 200
+    found, _ = send(tmp_path, [b"x"], answer_after=0.2, rate=150.0, seconds=1.0)
+    assert found["late_seconds"] > 0.2
+    assert send(tmp_path, [b"x"], requests=4)[0]["late_seconds"] == 0
