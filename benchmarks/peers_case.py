@@ -57,13 +57,14 @@ def run_peer(name: str, source: cache.Events, form: str, persons: int, partition
     place = PLACE / f"peer-{name}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    python = peers_inputs.interpreter() if peer.own_environment else sys.executable
-    command = [python, "-m", f"benchmarks.peers.{peer.module}"]
-    file = str(peers_inputs.ndjson(source))
     try:
+        python = peers_inputs.interpreter() if peer.own_environment else sys.executable
+        command = [python, "-m", f"benchmarks.peers.{peer.module}"]
         if not peer.own_environment:
+            file = str(peers_inputs.ndjson(source))
             result = run_program([*command, *peer.arguments, file], seconds=_SECONDS)
         elif not peer.needs_topic:
+            file = str(peers_inputs.ndjson(source))
             task = _task(place, "127.0.0.1:9", source, form, persons, partitions)
             result = run_program([*command, task, *peer.arguments, file], seconds=_SECONDS)
         else:

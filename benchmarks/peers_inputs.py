@@ -12,7 +12,7 @@ from typing import Final
 import polars as pl
 
 from benchmarks import cache
-from benchmarks.harness import out
+from benchmarks.harness import RunFailedError, out
 from pipeline.settings import load_settings
 from pipeline.simulate.scene import load_matters
 
@@ -21,18 +21,24 @@ _VENV: Final = cache.ROOT / "var" / "peers-venv"
 
 
 def interpreter() -> str:
-    """The peers' Python; installs their pinned packages the first time and whenever the pins change."""
+    """The peers' Python; installs their pinned packages the first time and whenever the pins change.
+
+    Raises RunFailedError.
+    """
     python = _VENV / "bin" / "python"
     stamp = _VENV / "requirements.blake2b"
     digest = hashlib.blake2b(REQUIREMENTS.read_bytes()).hexdigest()
     if not stamp.exists() or stamp.read_text() != digest:
         out.print("installing the peers' packages (a minute the first time)")
-        subprocess.run([sys.executable, "-m", "venv", str(_VENV)], check=True)
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "-q", "--require-hashes", "-r", str(REQUIREMENTS)],
-            check=True,
-            env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-        )
+        try:
+            subprocess.run([sys.executable, "-m", "venv", str(_VENV)], check=True)
+            subprocess.run(
+                [str(python), "-m", "pip", "install", "-q", "--require-hashes", "-r", str(REQUIREMENTS)],
+                check=True,
+                env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+            )
+        except subprocess.CalledProcessError as error:
+            raise RunFailedError(f"the peers' packages were not installed: {error}") from error
         stamp.write_text(digest)
     return str(python)
 
