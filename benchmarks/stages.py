@@ -16,16 +16,30 @@ from benchmarks import cache
 from benchmarks.harness import PLACE, RunFailedError, Series, out, python
 
 
-def main(arguments: list[str]) -> int:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks stages", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="sizes 500 and 5,000, short")
     parser.add_argument("--sizes")
     parser.add_argument("--persons", type=int)
     options = parser.parse_args(arguments)
-    sizes = options.sizes or ("500,5000" if options.quick else "500,5000,50000")
-    persons = options.persons or (20_000 if options.quick else 500_000)
+    options.sizes = options.sizes or ("500,5000" if options.quick else "500,5000,50000")
+    options.persons = options.persons or (20_000 if options.quick else 500_000)
+    return options
+
+
+def prepare(arguments: list[str]) -> None:
+    """Make what the stages use and is not in the cache."""
+    options = _options(arguments)
+    cache.store(options.persons)
+    cache.events(max(map(int, options.sizes.split(","))), options.persons)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    prepare(arguments)
+    sizes, persons = options.sizes, options.persons
     PLACE.mkdir(parents=True, exist_ok=True)
-    cache.store(persons)
+    series = Series("stages", {"sizes": sizes, "persons": persons}, quick=options.quick)
     file = PLACE / "stages.json"
     done = subprocess.run(
         python(
@@ -41,7 +55,6 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     if done.returncode:
         raise RunFailedError((done.stdout + done.stderr).decode()[-4_000:])
-    series = Series("stages", {"sizes": sizes, "persons": persons}, quick=options.quick)
     for item in orjson.loads(file.read_bytes())["benchmarks"]:
         rows, seconds = item["extra_info"]["rows"], item["stats"]["median"]
         form = (item["params"] or {}).get("form")
@@ -55,6 +68,7 @@ def main(arguments: list[str]) -> int:
                 "seconds": seconds,
                 "rows_per_second": rows / seconds,
                 "ns_per_row": seconds / rows * 1e9,
+                "peak_mb": item["extra_info"]["peak_mb"],
             },
         )
     show(series)

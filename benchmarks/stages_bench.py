@@ -1,10 +1,12 @@
 """Each stage alone, over batch sizes: run by pytest-benchmark through `python -m benchmarks stages`.
 
-A stage gets what the stages before it gave for the same events, and its output height is checked.
+A stage gets what the stages before it gave for the same events, and its output height is checked. What is
+looked up is looked up among a million ids and their reports, as a partition knows them after a while.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import shutil
@@ -13,21 +15,23 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from benchmarks import cache
 from benchmarks.harness import PLACE
+from benchmarks.peers.common import peak_mb
 from pipeline.contract.parse import parse_ndjson
 from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import to_frame
 from pipeline.ingest.blocks import encode_blocks
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.decode import decode
-from pipeline.process.deduplicate import deduplicate
-from pipeline.process.flow import Block, PartitionState, Rules, case_events_of, process_blocks
+from pipeline.process.deduplicate import Entry, deduplicate
+from pipeline.process.flow import Block, PartitionState, Rules, case_events_of, process_blocks, remember
 from pipeline.process.records import Record
-from pipeline.process.resend import drop_resends
+from pipeline.process.resend import ANCHOR, drop_resends
 from pipeline.reference.enrich import enrich
 from pipeline.reference.snapshot import Reference
 from pipeline.rules.admit import admit
@@ -40,6 +44,38 @@ from pipeline.store.engine import EmbeddedEngine
 PERSONS = int(os.environ.get("BENCH_PERSONS", "500000"))
 SIZES = [int(size) for size in os.environ.get("BENCH_SIZES", "500,5000,50000").split(",")]
 INC = 1
+#: Ids that a partition knows, and of each so many one is of a report.
+KNOWN = 1_000_000
+CASE_EVENTS = 8
+
+
+@pytest.fixture(autouse=True)
+def memory(benchmark: Any) -> Iterator[None]:
+    """Peak memory of the process until now, MiB, beside every figure."""
+    yield
+    benchmark.extra_info["peak_mb"] = peak_mb()
+
+
+def known_state(settings: Any, ids: int = KNOWN) -> PartitionState:
+    """A partition that knows so many ids, and the reports among them; none is an event of the batches."""
+    state, rng, now = PartitionState.empty(settings), np.random.default_rng(1), _now_ms()
+    for at in range(0, ids, 50_000):
+        size = min(50_000, ids - at)
+        hi, lo, content = (rng.integers(1, 2**63, size, dtype=np.uint64) for _ in range(3))
+        position, ingested = np.arange(at, at + size), np.full(size, now)
+        state.seen.remember(hi, lo, Entry(position, ingested, content, np.ones(size, np.uint16)))
+        reports = slice(0, size, CASE_EVENTS)
+        names = [f"known-{number}" for number in position[reports]]
+        anchors = pl.DataFrame(
+            {
+                "position": position[reports], "occurred": ingested[reports], "ingested": ingested[reports],
+                "l2_hi": hi[reports], "l2_lo": content[reports], "sub_hi": None, "sub_lo": None,
+                "event_id": names, "source": "bench", "case_id": names,
+            },
+            schema=ANCHOR,
+        )  # fmt: skip
+        state.anchors.remember(anchors)
+    return state
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +90,9 @@ def world() -> Iterator[Any]:
     privacy = Privacy.load(settings.pseudonym_key_path, create=False)
     reference = Reference.load(client, tolerance_m=settings.grid_tolerance_m)
     rules = Rules(reference, load_catalogues(settings.catalogue_dir), privacy, settings)
-    yield SimpleNamespace(settings=settings, client=client, privacy=privacy, rules=rules)
+    yield SimpleNamespace(
+        settings=settings, client=client, privacy=privacy, rules=rules, state=known_state(settings)
+    )
     client.close()
     engine.close()
     shutil.rmtree(place, ignore_errors=True)
@@ -75,7 +113,7 @@ def batch(request: pytest.FixtureRequest, world: Any) -> Any:
         Record(number, _now_ms(), "application/vnd.apache.arrow.stream", block.payload, "1")
         for number, block in enumerate(blocks)
     ]
-    state = PartitionState.empty(world.settings)
+    state = world.state
     decoded = decode([(0, arrow)], privacy=world.privacy)
     unique = deduplicate(decoded.events, {0: state.seen}, _window(world))
     features = world.rules.reference.look_up(unique.kept, world.rules.catalogues.matter_categories)
@@ -198,6 +236,35 @@ def test_process_block(benchmark: Any, batch: Any, world: Any) -> None:
         benchmark, batch, lambda: process_blocks([Block(0, batch.arrow)], {0: batch.state}, world.rules)
     )
     assert found.received == batch.size
+
+
+def test_remember(benchmark: Any, batch: Any, world: Any) -> None:
+    """Ids and reports of a block that is stored; every repetition has some of its own."""
+    state, rng = known_state(world.settings), np.random.default_rng(batch.size)
+
+    def other(rows: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
+        """The rows with other keys; where there is none, as before."""
+        fresh = {name: pl.Series(rng.integers(1, 2**63, rows.height, dtype=np.uint64)) for name in names}
+        return rows.with_columns(
+            pl.when(pl.col(name).is_not_null()).then(value).alias(name) for name, value in fresh.items()
+        )
+
+    def fresh() -> tuple[tuple[Any], dict[str, Any]]:
+        result = dataclasses.replace(
+            batch.result,
+            events=other(batch.result.events, ("id_hi", "id_lo", "l2_hi", "l2_lo")),
+            rejections=other(batch.result.rejections, ("id_hi", "id_lo")),
+        )
+        return (result,), {}
+
+    def stage(result: Any) -> int:
+        before = len(state.seen)
+        remember({0: state}, result)
+        return len(state.seen) - before
+
+    benchmark.extra_info["rows"] = batch.size
+    found = benchmark.pedantic(stage, setup=fresh, rounds=5, warmup_rounds=1)
+    assert found == batch.result.events.height + batch.result.rejections.height
 
 
 def test_insert(benchmark: Any, batch: Any, world: Any) -> None:
