@@ -6,7 +6,8 @@ With `count-calls` Python counts its calls meanwhile, within rounds, and a block
 that it is as large as it may be: slower, but no machine changes the figures. (What the event loops and
 regular looks call, and where a block ends otherwise, depends on the time that all takes.)
 DATA_DIR holds a store (`benchmarks.cache`). Prints one JSON object: seconds, CPU, counts and checksums read
-by SQL, seconds per stage, rows and parts per insert, memory.
+by SQL, seconds per stage, rows and parts per insert, memory; and what the process used until its first round:
+on a store that has rows already, the engine merges what was left of them.
 """
 
 from __future__ import annotations
@@ -220,6 +221,12 @@ async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | 
     result = {
         "seconds": seconds,
         "cpu_seconds": used.ru_utime + used.ru_stime - begin_cpu.ru_utime - begin_cpu.ru_stime,
+        "before": {
+            "cpu_seconds": begin_cpu.ru_utime + begin_cpu.ru_stime,
+            "merge_cpu_seconds": threads.get("engine: merges", 0.0),
+            "merges": before["Merge"],
+            "merged_rows": before["MergedRows"],
+        },
         "kernel_seconds": used.ru_stime - begin_cpu.ru_stime,
         "page_faults": used.ru_minflt - begin_cpu.ru_minflt,
         "first_commit_seconds": (committed or begin + seconds) - begin,
