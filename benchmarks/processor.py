@@ -84,7 +84,7 @@ def check_ours(result: dict[str, Any], ledger: Ledger) -> None:
         raise OursError(f"gridpipe: (found, ledger) {wrong}")
 
 
-def main(arguments: list[str]) -> int:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks processor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,34 +97,47 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--partitions", type=int, default=cache.PARTITIONS)
     options = parser.parse_args(arguments)
-    events = options.events or (100_000 if options.quick else 1_000_000)
-    number = options.rounds or (1 if options.quick else 5)
-    persons = options.persons or ([500_000] if options.quick else [500_000, 4_800_000])
-    forms = options.form or list(cache.FORMS)
-    cases = {
-        f"gridpipe {form}" + ("" if size == persons[0] else f", {size:,} persons"): (form, size)
-        for size in persons
-        for form in (forms if size == persons[0] else forms[:1])
-    }
+    options.events = options.events or (100_000 if options.quick else 1_000_000)
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    options.persons = options.persons or ([500_000] if options.quick else [500_000, 4_800_000])
+    options.form = options.form or list(cache.FORMS)
+    return options
+
+
+def _inputs(options: argparse.Namespace) -> dict[str, tuple[cache.Events, cache.Records, int]]:
+    """Events, records and persons by case; made where they are not in the cache."""
+    found = {}
+    for size in options.persons:
+        cache.store(size)
+        source = cache.events(options.events, size)
+        for form in options.form if size == options.persons[0] else options.form[:1]:
+            name = f"gridpipe {form}" + ("" if size == options.persons[0] else f", {size:,} persons")
+            found[name] = (source, cache.records(source, form, partitions=options.partitions), size)
+    return found
+
+
+def prepare(arguments: list[str]) -> None:
+    """Make what the runs use and is not in the cache."""
+    _inputs(_options(arguments))
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    inputs = _inputs(options)
     series = Series(
         "processor",
         {
-            "events": events,
-            "persons": persons,
+            "events": options.events,
+            "persons": options.persons,
             "partitions": options.partitions,
             "block_events": cache.BLOCK_EVENTS,
         },
         quick=options.quick,
     )
-    inputs = {}
-    for name, (form, size) in cases.items():
-        source = cache.events(events, size)
-        inputs[name] = (source, cache.records(source, form, partitions=options.partitions), size)
-        cache.store(size)
-    for at, name in rounds(number, cases):
+    for at, name in rounds(options.rounds, inputs):
         source, records, size = inputs[name]
         series.add(name, at, run_ours(source, records, size, options.partitions))
-        tell(series, name, at, number)
+        tell(series, name, at, options.rounds)
     show(series)
     return 0
 
