@@ -4,8 +4,10 @@
 
 cost : chunks of a million events one after the other into one store, each from a topic of its own that is
        deleted once drained (the embedded broker frees nothing else): CPU seconds and memory per million.
+       A process that ends leaves merges to the next one, which begins with them before its first round: they
+       are counted, and told apart.
 soak : the whole service (`benchmarks.together`) on one Kafka node for `--minutes`, the same processes all the
-       time, at six tenths of what it stores at full speed: memory of each process.
+       time, at six tenths of what it stores at full speed: memory of each process. Fails without Kafka.
 partitions, workers : one and two workers share one store, served by a process of its own (the embedded engine
        belongs to one). dedup : windows of 1, 10 and 50 million ids, in columns.
 Part of `make bench-long`. Every chunk is checked against its ledger.
@@ -19,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from benchmarks.harness import (
     broker,
     fill,
     out,
+    peak_mb_of,
     python,
     rounds,
     run_parts,
@@ -46,7 +49,6 @@ from benchmarks.peers.common import peak_mb
 from benchmarks.processor import run_ours
 from benchmarks.store_server import end, store_server
 from benchmarks.workload import Ledger
-from pipeline.errors import UnavailableError
 from pipeline.settings import Settings, load_settings
 from pipeline.store.client import connect
 
@@ -56,7 +58,12 @@ _WINDOWS = (1_000_000, 10_000_000, 50_000_000)
 
 
 def cost(series: Series, events: int, chunk_events: int, persons: int) -> None:
-    """One worker process per chunk on one growing store: what a restart costs is not counted."""
+    """One worker process per chunk on one growing store.
+
+    cpu_seconds_per_million : from the first round to the last commit, and the merges before it, which are the
+    chunk's before; `_from_first_round` : without those; `_with_start` : all that the process used, what it
+    reads of register and known ids as it starts included.
+    """
     place = PLACE / "growth"
     shutil.rmtree(place, ignore_errors=True)
     cache.copy_store(persons, place)
@@ -77,16 +84,17 @@ def cost(series: Series, events: int, chunk_events: int, persons: int) -> None:
                 raise WrongCountsError(f"chunk {number}: {found}, ledger {wanted}")
             before = {name: result["counts"][name] for name in before}
             number += 1
-            result |= {
+            result |= costs(result, chunk_events) | {
                 "events": chunk_events,
                 "events_per_second": chunk_events / result["seconds"],
-                "cpu_seconds_per_million": result["cpu_seconds"] / chunk_events * 1e6,
                 "events_before": (number - 1) * chunk_events,
             }
             series.add("cost", number - 1, result)
             out.print(
                 f"cost: {number * chunk_events:,} events, "
-                f"{result['cpu_seconds_per_million']:.2f} CPU s per million, "
+                f"{result['cpu_seconds_per_million']:.2f} CPU s per million (without the merges of before "
+                f"{result['cpu_seconds_per_million_from_first_round']:.2f}, with the start "
+                f"{result['cpu_seconds_per_million_with_start']:.2f}), "
                 f"ready {result['ready_mb']:,.0f} MB, peak {result['peak_mb']:,.0f} MB"
             )
             for old in (source.directory, cache.records(source, "arrow").directory):
@@ -95,15 +103,21 @@ def cost(series: Series, events: int, chunk_events: int, persons: int) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def costs(result: Mapping[str, Any], events: int) -> dict[str, float]:
+    """The three figures of `cost`, of a result of `worker_run`."""
+    alone, before = result["cpu_seconds"], result["before"]
+    return {
+        "cpu_seconds_per_million": (alone + before["merge_cpu_seconds"]) / events * 1e6,
+        "cpu_seconds_per_million_from_first_round": alone / events * 1e6,
+        "cpu_seconds_per_million_with_start": (alone + before["cpu_seconds"]) / events * 1e6,
+    }
+
+
 def soak(series: Series, minutes: float, persons: int, *, quick: bool) -> None:
-    """Memory of every process over the second and the last third. Says so where there is no Kafka."""
-    try:
-        result = together.measure(
-            embedded=quick, seconds=minutes * 60, rate=None, persons=persons, share=_SOAK_SHARE
-        )
-    except UnavailableError as error:
-        out.print(f"soak: left out, {error}")
-        return
+    """Memory of every process over the second and the last third. Raises UnavailableError without Kafka."""
+    result = together.measure(
+        embedded=quick, seconds=minutes * 60, rate=None, persons=persons, share=_SOAK_SHARE
+    )
     series.add("soak", 0, result)
     out.print(
         f"soak: {result['stored_per_second']:,.0f} events/s stored for {result['seconds'] / 60:.1f} minutes"
@@ -131,15 +145,23 @@ def workers(series: Series, events: int, persons: int) -> None:
         try:
             with broker() as to, store_server(place) as address:
                 fill(to.bootstrap, cache.records(source, "arrow"))
-                rate = _run_workers(count, place, to.bootstrap, address, source.ledger)
+                rate, peak = _run_workers(count, place, to.bootstrap, address, source.ledger)
         finally:
             shutil.rmtree(place, ignore_errors=True)
-        series.add(f"{count} workers", 0, {"events": events, "events_per_second": rate})
-        out.print(f"{count} workers: {rate:,.0f} events/s from the first stored event on")
+        series.add(f"{count} workers", 0, {"events": events, "events_per_second": rate, "peak_mb": sum(peak)})
+        out.print(
+            f"{count} workers: {rate:,.0f} events/s from the first stored event on, peak MB of each "
+            + ", ".join(f"{mb:,.0f}" for mb in peak)
+        )
 
 
-def _run_workers(count: int, place: Path, bootstrap: str, address: str, ledger: Ledger) -> float:
-    """Events per second once all are stored. Only the workers' environment has the address."""
+def _run_workers(
+    count: int, place: Path, bootstrap: str, address: str, ledger: Ledger
+) -> tuple[float, list[float]]:
+    """Events per second once all are stored, and the peak memory of each worker, MiB.
+
+    Only the workers' environment has the address.
+    """
     env = {
         **os.environ,
         "GRIDPIPE_CLICKHOUSE": address,
@@ -153,7 +175,8 @@ def _run_workers(count: int, place: Path, bootstrap: str, address: str, ledger: 
     try:
         for _ in range(count):
             children.append(subprocess.Popen([*gridpipe, "worker", *common], env=env))
-        return _until_stored(load_settings(data_dir=place, clickhouse=address), ledger, children)
+        rate = _until_stored(load_settings(data_dir=place, clickhouse=address), ledger, children)
+        return rate, [peak_mb_of(child.pid) for child in children]
     finally:
         end(children)
 

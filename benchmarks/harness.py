@@ -35,6 +35,8 @@ HISTORY: Final = ROOT / "benchmarks" / "history"
 PLACE: Final = ROOT / "var" / "bench"
 TOPIC: Final = "grid.events"
 RUN_SECONDS: Final = 1_800.0
+#: How long a series looks, before it begins, at what else the machine does.
+LOOK_SECONDS: Final = 1.0
 _PACKAGES: Final = ("polars", "chdb", "confluent-kafka", "aiokafka", "faust-streaming", "msgspec", "pyarrow")
 
 out = Console(highlight=False, width=150, soft_wrap=True)
@@ -180,7 +182,8 @@ def check_common(name: str, result: Mapping[str, Any], ledger: Ledger) -> None:
 
 
 def commit() -> str:
-    """The commit measured, with `+` when the product's files differ from it.
+    """The commit measured, with `+` when files that a figure depends on differ from it: the product's, its
+    schemas, the benchmarks' own.
 
     Eight digits name it, and are too few for the scan for secrets to take them for a key.
     """
@@ -190,11 +193,29 @@ def commit() -> str:
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    return git("rev-parse", "--short=8", "HEAD") + ("+" if git("status", "--porcelain", "pipeline") else "")
+    # a series writes its own history: that is no change of what is measured
+    measured = ("pipeline", "schemas", "benchmarks", ":!benchmarks/history")
+    return git("rev-parse", "--short=8", "HEAD") + ("+" if git("status", "--porcelain", *measured) else "")
+
+
+def others_cores(seconds: float) -> float:
+    """Cores that everything but this process keeps busy, over so many seconds in which we do nothing.
+
+    The load average would tell of the part before: it is a mean of minutes, and that part kept it up.
+    """
+
+    def busy() -> float:
+        times = psutil.cpu_times()
+        used = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
+        return float(used - time.process_time())
+
+    before, begin = busy(), time.perf_counter()
+    time.sleep(seconds)
+    return max(0.0, (busy() - before) / (time.perf_counter() - begin))
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, without any name of the machine."""
+    """What the figures depend on, without any name of the machine. Takes a second."""
     model = next(
         (
             line.split(":", 1)[1].strip()
@@ -208,7 +229,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
-        "load_before": round(os.getloadavg()[0], 2),
+        "others_cores": round(others_cores(LOOK_SECONDS), 2),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
 
@@ -219,10 +240,30 @@ def report_place(*, quick: bool) -> Path:
     return PLACE / "quick" if quick else PLACE
 
 
+def series_path(kind: str, *, quick: bool) -> Path:
+    return report_place(quick=quick) / "series" / f"{kind}.json"
+
+
+def read_series(path: Path) -> dict[str, Any] | None:
+    """A series as `Series.save` writes it; None where there is none, or one of an earlier form."""
+    if not path.exists():
+        return None
+    found: dict[str, Any] = orjson.loads(path.read_bytes())
+    return found if "origins" in found else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 @dataclass
 class Series:
     """Runs of one benchmark: interleaved rounds over cases, each run written down at once, in the history and
-    for the report."""
+    for the report.
+
+    The report's file of a kind holds the last runs of every case, whichever series they are of: one that runs
+    some cases, or one of another size, leaves the others as they are, and every case says where it is from.
+    """
 
     kind: str
     settings: dict[str, Any]
@@ -231,18 +272,32 @@ class Series:
     #: Whether what is measured goes into the committed history.
     kept: bool = True
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    #: What the report tells beside the runs.
-    facts: dict[str, Any] = field(default_factory=dict)
+    #: What the report tells beside the runs, by name and then by case or whatever it is about.
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _begun: str = field(default_factory=_now)
     _machine: dict[str, Any] = field(default_factory=machine)
     _commit: str = field(default_factory=commit)
+    _ended: dict[str, str] = field(default_factory=dict)
+
+    def origin(self, at: str) -> dict[str, Any]:
+        """Where figures are from. begun : of the series, which two cases of one round share; at : of the last
+        run."""
+        return {
+            "begun": self._begun,
+            "at": at,
+            "commit": self._commit,
+            "machine": self._machine,
+            "settings": self.settings,
+        }
 
     def add(self, case: str, round_number: int, result: dict[str, Any]) -> None:
         result = {"round": round_number, **result}
         self.runs.setdefault(case, []).append(result)
+        self._ended[case] = _now()
         history = HISTORY if self.kept and not self.quick else PLACE / "history"
         history.mkdir(parents=True, exist_ok=True)
         line = {
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "at": self._ended[case],
             "commit": self._commit,
             "machine": self._machine,
             "settings": self.settings,
@@ -253,6 +308,16 @@ class Series:
             file.write(orjson.dumps(line) + b"\n")
         # at once: what comes later may fail, and this was measured
         self.save()
+
+    @property
+    def ended(self) -> str:
+        """When the last run ended."""
+        return max(self._ended.values(), default=self._begun)
+
+    def leave_out(self, case: str, why: str) -> None:
+        """Note a run that has no figure, for the report."""
+        left_out = self.facts.setdefault("left_out", {})
+        left_out[case] = f"{left_out[case]}; {why}" if case in left_out else why
 
     def median(self, case: str, name: str = "events_per_second") -> float:
         return statistics.median(run[name] for run in self.runs[case])
@@ -271,23 +336,27 @@ class Series:
         values = [run[name] for run in self.runs[case]]
         return (max(values) - min(values)) / statistics.median(values)
 
-    def save(self, **facts: Any) -> Path:
-        """The series as one file for the report, with what is to be told beside the runs."""
-        self.facts |= facts
-        directory = report_place(quick=self.quick) / "series"
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{self.kind}.json"
+    def save(self) -> Path:
+        """The file for the report: our cases and facts in place of earlier ones of the same names."""
+        path = series_path(self.kind, quick=self.quick)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = read_series(path) or {"runs": {}, "origins": {}, "facts": {}}
+        facts = {
+            # what was told of a case that ran again is over
+            name: {about: fact for about, fact in told.items() if about not in self.runs}
+            for name, told in before["facts"].items()
+        }
+        for name, told in self.facts.items():
+            facts[name] = facts.get(name, {}) | told
         fresh = path.with_suffix(".new")  # a series cut off in the middle would end every later report
         fresh.write_bytes(
             orjson.dumps(
                 {
                     "kind": self.kind,
-                    "commit": self._commit,
-                    "machine": self._machine,
-                    "settings": self.settings,
-                    "at": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "runs": self.runs,
-                    "facts": self.facts,
+                    "runs": before["runs"] | self.runs,
+                    "origins": before["origins"]
+                    | {case: self.origin(at) for case, at in self._ended.items()},
+                    "facts": facts,
                 },
                 option=orjson.OPT_INDENT_2,
             )
@@ -345,6 +414,12 @@ class Watch:
 
     def cpu_seconds(self) -> float:
         return time.process_time() - self.cpu
+
+
+def peak_mb_of(pid: int) -> float:
+    """Largest resident memory of a running process so far, MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def python(*arguments: str) -> list[str]:

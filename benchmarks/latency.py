@@ -7,13 +7,15 @@ load client on one machine; no id is sent twice. Every 50 ms a probe posts an ev
 is asked for a row of `events` with that id, until it is there. Of fewer than 200 probes the slowest stands in
 place of the p99. The table is asked, not `GET /v1/events/…`, which reads sixty columns of four tables: three
 probes of that kind were a load of a core and more, and measured themselves. The load keeps its pace whatever
-the answers do (open loop). Capacity is what was stored per second when batches were sent as fast as they were
-answered.
+the answers do (open loop), and how far it fell behind is told. Capacity is what was stored per second when
+batches were sent as fast as they were answered; what is carried is what was stored per second when the load
+ended.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import shutil
 import threading
 import time
@@ -28,8 +30,9 @@ import numpy as np
 import polars as pl
 
 from benchmarks import cache, load_check
-from benchmarks.gateway import prepare_load, run_load
+from benchmarks.gateway import body_events, pace_text, prepare_load, run_load
 from benchmarks.harness import PLACE, RunFailedError, Series, WrongCountsError, broker, out
+from benchmarks.memory import Memory
 from benchmarks.service import service
 from benchmarks.workload import SOURCE
 from pipeline.process.hashes import id_hash
@@ -37,6 +40,8 @@ from pipeline.runtime.supervisor import Supervisor
 from pipeline.store.client import connect
 
 SHARES = (0.1, 0.5, 0.8)
+#: Events/s that the goal is about.
+GOAL = 100_000
 #: Of fewer probes nobody can tell the slowest hundredth.
 LEAST_PROBES = 200
 _PROBE_SECONDS = 0.05
@@ -50,6 +55,12 @@ _GIVE_UP_SECONDS = 60.0
 #: was not carried.
 _DRAIN_SHARE = 0.2
 _DRAIN_SECONDS = 60.0
+#: How long a service that is busy may leave /metrics unanswered.
+_SCRAPE_SECONDS = 60.0
+#: Of a second's events: below it what waits is a block on its way, not a queue.
+A_QUEUE = 1.0
+#: Of the asked rate: below it the load was not carried.
+_KEPT_UP = 0.97
 
 
 class NotDrainedError(RunFailedError):
@@ -71,6 +82,8 @@ class Probes:
         self.seconds: list[float] = []
         self.sent = 0
         self.late: list[str] = []
+        #: Probes without a 202: some of them may arrive all the same.
+        self.refused: list[str] = []
         self._waiting: dict[str, tuple[int, float]] = {}
         self._stop = threading.Event()
         self._begin = time.perf_counter()
@@ -98,8 +111,14 @@ class Probes:
                 name = f"probe-{self.tag}-{number:06d}"
                 _, low = id_hash(pl.DataFrame({"source": [SOURCE], "event_id": [name]}))
                 body = name.encode().join(self.parts[number % len(self.parts)])
-                if client.post("/v1/events", content=body, headers=headers).status_code == 202:
+                try:
+                    taken = client.post("/v1/events", content=body, headers=headers).status_code == 202
+                except httpx.HTTPError:
+                    taken = False
+                if taken:
                     self._waiting[name] = (low.item(), time.perf_counter())
+                else:
+                    self.refused.append(name)
                 number += _POSTERS
 
     def _watch(self) -> None:
@@ -144,9 +163,26 @@ def tail_text(run: Mapping[str, Any]) -> str:
     return (f"max of {run['probes']}" if few else "p99") + f" {run['p99_ms']:,.0f} ms"
 
 
-def stored(url: str) -> int:
-    """Events that the worker has committed, by whatever outcome."""
-    return int(sum(load_check.outcomes(load_check.read_metrics(url)).values()))
+def scrape(url: str, seconds: float = _SCRAPE_SECONDS) -> str:
+    """/metrics, asked for again where a busy service does not answer in time. Raises RunFailedError."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return load_check.read_metrics(url)
+        except (OSError, http.client.HTTPException) as error:
+            if time.monotonic() > deadline:
+                raise RunFailedError(f"no answer from /metrics for {seconds:.0f} s: {error}") from error
+            time.sleep(0.5)
+
+
+def stored(url: str, seconds: float = _SCRAPE_SECONDS) -> int:
+    """Events that the worker has committed, by whatever outcome. Raises RunFailedError."""
+    return int(sum(load_check.outcomes(scrape(url, seconds)).values()))
+
+
+def carried(rate: float, done: int, lasted: float) -> bool:
+    """Whether an asked rate was stored. done : events as the load ended, `lasted` seconds after its begin."""
+    return done + A_QUEUE * rate >= _KEPT_UP * rate * lasted
 
 
 def check_outcomes(found: Mapping[str, float], wanted: Mapping[str, int], not_accepted: int) -> None:
@@ -164,30 +200,43 @@ def check_outcomes(found: Mapping[str, float], wanted: Mapping[str, int], not_ac
         raise WrongCountsError(f"outcomes: (found, ledger) {wrong}")
 
 
-def drain(url: str, wanted: int, load_seconds: float) -> float:
-    """Wait until so many events are done with, whatever became of them; when that was.
+def drain(url: str, wanted: int, load_seconds: float, not_accepted: int = 0) -> tuple[float, int]:
+    """Wait until so many events are done with, whatever became of them; when that was, and how many they are.
 
-    Raises NotDrainedError, RunFailedError when there are more than that.
+    not_accepted : events without a 202, of which any number may have arrived: where there are some, the lag
+    tells as well whether all is done with. Raises NotDrainedError, RunFailedError when there are more.
     """
     limit = max(_DRAIN_SECONDS, _DRAIN_SHARE * load_seconds)
     deadline = time.monotonic() + limit
-    while (found := stored(url)) < wanted:
+    while True:
+        try:
+            text = scrape(url)
+        except RunFailedError as error:
+            raise NotDrainedError(str(error)) from error
+        found = int(sum(load_check.outcomes(text).values()))
+        if found >= wanted and not (not_accepted and load_check.lag(text)):
+            break
         if time.monotonic() > deadline:
             raise NotDrainedError(f"{found} of {wanted} events were stored {limit:.0f} s after the load")
         time.sleep(0.05)
-    if found > wanted:
-        raise RunFailedError(f"{found} events stored, {wanted} sent")
-    return time.perf_counter()
+    if found > wanted + not_accepted:
+        more = f", and {not_accepted} that were not accepted" if not_accepted else ""
+        raise RunFailedError(f"{found} events stored, {wanted} sent{more}")
+    return time.perf_counter(), found
 
 
 @dataclass
 class Sent:
-    """What was posted so far, and what must become of it."""
+    """What was posted so far, and what must become of it.
+
+    not_accepted : events without a 202; stored : events found when all was done with.
+    """
 
     accepted: int = 0
     not_accepted: int = 0
     expected: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    stored: int = 0
 
     def load(self, result: Mapping[str, Any]) -> None:
         """Add a run of the load client."""
@@ -196,18 +245,31 @@ class Sent:
         self.expected.update(result["expected"])
         self.seconds = result["seconds"]
 
-    def probes(self, number: int) -> None:
+    def probes(self, number: int, refused: int) -> None:
+        """Add so many probes with a 202, and without."""
         self.accepted += number
-        self.expected["recorded"] += number
+        self.not_accepted += refused
+        self.expected["recorded"] += number + refused
+
+    def drain_rate(self, url: str, sent: Mapping[str, Any]) -> float:
+        """Events/s from the begin of a load, just added, until all is done with. Raises as `drain`."""
+        before = self.stored
+        done = self.drain(url)
+        return float((self.stored - before) / (done - sent["began"]))
 
     def drain(self, url: str) -> float:
         """Wait until all is done with; when that was. Raises NotDrainedError, WrongCountsError."""
-        done = drain(url, self.accepted, self.seconds)
-        check_outcomes(load_check.outcomes(load_check.read_metrics(url)), self.expected, self.not_accepted)
+        done, self.stored = drain(url, self.accepted, self.seconds, self.not_accepted)
+        check_outcomes(load_check.outcomes(scrape(url)), self.expected, self.not_accepted)
         return done
 
 
-def main(arguments: list[str]) -> int:
+def memory_peak_mb(memory: Memory) -> float:
+    """The most that all processes of the service held at once, MiB, of samples every two seconds."""
+    return max((sum(found.values()) for _, found in memory.samples), default=0.0)
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -217,37 +279,60 @@ def main(arguments: list[str]) -> int:
         "--rate", type=float, action="append", help="events/s instead of shares of the capacity"
     )
     parser.add_argument("--persons", type=int, default=20_000)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def prepare(arguments: list[str]) -> None:
+    """Make what the runs use and is not in the cache."""
+    persons = _options(arguments).persons
+    cache.store(persons)
+    body_events(persons)
+    cache.events(50_000, persons)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    prepare(arguments)
     seconds = options.seconds or (8.0 if options.quick else 30.0)
     series = Series("latency", {"seconds": seconds, "persons": options.persons}, quick=options.quick)
     place = PLACE / "latency"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    cache.copy_store(options.persons, place / "data")
-    lines = next(cache.events(50_000, options.persons).chunks())["json"]
+    try:
+        _run(series, place, options.persons, seconds, options.rate)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return 0
+
+
+def _run(series: Series, place: Path, persons: int, seconds: float, asked: list[float] | None) -> None:
+    cache.copy_store(persons, place / "data")
+    lines = next(cache.events(50_000, persons).chunks())["json"]
     # no reports: where there are more probes than templates, a report under another id would be a resend
     templates = [text.encode() for text in lines if '"ACCEPTED"' in text][:_TEMPLATES]
     with (
         broker() as to,
         service(place / "data", to.bootstrap, canary_interval_seconds=0) as (running, key),
     ):
-        total, capacity = Sent(), 0.0
-        if not options.rate:
-            capacity = _capacity(place, running.url, key, options.persons, seconds / 2, total)
-            series.facts["capacity"] = capacity
+        total = Sent()
+        # named for shares, not for rates: the next run's capacity differs, and its cases are the same
+        cases = {f"{rate:,.0f} events/s": rate for rate in asked or ()}
+        told: dict[str, float] = {}
+        if not asked:
+            capacity = _capacity(place, running.url, key, persons, seconds / 2, total)
+            told["capacity_per_second"] = capacity
             out.print(f"capacity: {capacity:,.0f} events/s from HTTP to the store")
-        rates = options.rate or [capacity * share for share in SHARES]
-        for number, rate in enumerate(rates):
-            result = _measure(place, running, key, options.persons, rate, seconds, templates, total, number)
-            name = f"{rate:,.0f} events/s" + ("" if options.rate else f" ({SHARES[number]:.0%})")
-            series.add(name, 0, result)
+            cases = {f"{share:.0%} of the capacity": share * capacity for share in SHARES}
+        for number, (case, rate) in enumerate(cases.items()):
+            result = _measure(place, running, key, persons, rate, seconds, templates, total, number)
+            series.add(case, 0, result | told)
             out.print(
-                f"{name}: accepted → visible p50 {result['p50_ms']:.0f} ms, "
+                f"{case}, asked {rate:,.0f}/s: accepted → visible p50 {result['p50_ms']:.0f} ms, "
                 f"{tail_text(result)} ({result['probes']} probes); "
-                f"carried {result['events_per_second']:,.0f} events/s"
+                f"stored {result['stored_per_second']:,.0f} events/s"
             )
-    shutil.rmtree(place, ignore_errors=True)
-    return 0
+            if limits := pace_text(result):
+                out.print(f"  {limits}")
 
 
 def _capacity(  # noqa: PLR0917
@@ -256,7 +341,7 @@ def _capacity(  # noqa: PLR0917
     address = url.removeprefix("http://")
     sent = run_load(place, address, key, "ndjson500", persons=persons, seconds=seconds, first_pass=0)
     total.load(sent)
-    return float(sent["accepted"] / (total.drain(url) - sent["began"]))
+    return total.drain_rate(url, sent)
 
 
 def _measure(  # noqa: PLR0917
@@ -270,24 +355,25 @@ def _measure(  # noqa: PLR0917
     total: Sent,
     number: int,
 ) -> dict[str, Any]:
-    url = running.url
+    url, before = running.url, total.stored
     prepare_load(place, "ndjson500", persons)  # making bodies beside the probes would disturb them
     probes = Probes(running, key, templates, str(number))
-    probes.start()
-    address = url.removeprefix("http://")
-    sent = run_load(
-        place,
-        address,
-        key,
-        "ndjson500",
-        persons=persons,
-        rate=rate,
-        seconds=seconds,
-        first_pass=10_000 * (number + 1),
-    )
-    probes.finish()
+    with Memory(running) as memory:
+        probes.start()
+        sent = run_load(
+            place,
+            url.removeprefix("http://"),
+            key,
+            "ndjson500",
+            persons=persons,
+            rate=rate,
+            seconds=seconds,
+            first_pass=10_000 * (number + 1),
+        )
+        done, lasted = stored(url) - before, time.perf_counter() - sent["began"]
+        probes.finish()
     total.load(sent)
-    total.probes(probes.sent)
+    total.probes(probes.sent, len(probes.refused))
     total.drain(url)
     seen = probes.seconds
     if probes.late or not seen:
@@ -299,10 +385,15 @@ def _measure(  # noqa: PLR0917
         "events": sent["accepted"],
         "seconds": sent["seconds"],
         "events_per_second": sent["accepted"] / sent["seconds"],
+        "stored_per_second": done / lasted,
+        "carried": carried(rate, done, lasted),
         "asked_per_second": rate,
         "probes": len(seen),
+        "probes_refused": len(probes.refused),
         "p50_ms": float(p50),
         "p99_ms": float(p99),
         "answers_ms": sent["latency_ms"],
         "client_cpu_share": sent["client_cpu_share"],
+        "late_seconds": sent["late_seconds"],
+        "peak_mb": memory_peak_mb(memory),
     }

@@ -102,7 +102,10 @@ def _stages(saved: Saved, directory: Path) -> list[Path]:
 
 def _latency(saved: Saved, directory: Path) -> list[Path]:
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    points = sorted((runs[0]["asked_per_second"], runs[0]) for runs in saved["runs"].values())
+    points = sorted(
+        ((runs[0]["asked_per_second"], runs[0]) for runs in saved["runs"].values()),
+        key=lambda point: point[0],
+    )
     for name in ("p50_ms", "p99_ms"):
         axes.plot([rate for rate, _ in points], [run[name] for _, run in points], marker="o", label=name[:3])
     axes.set(title="HTTP accepted → visible in a query", xlabel="events/s", ylabel="ms", ylim=(0, None))
@@ -117,9 +120,9 @@ def _together(kind: str) -> Any:
         found = []
         for number, (case, (run, *_)) in enumerate(saved["runs"].items()):
             figure, (above, below) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
-            above.plot([at / 60 for at, _ in run.get("waiting", [])], [n for _, n in run.get("waiting", [])])
-            stored = run.get("stored_per_second", 0.0)  # runs of before tell what was accepted only
-            title = f"{case}: {stored:,.0f} of {run['asked_per_second']:,.0f} events/s stored"
+            above.plot([at / 60 for at, _ in run["waiting"]], [n for _, n in run["waiting"]])
+            stored, asked = run["stored_per_second"], run["asked_per_second"]
+            title = f"{case}: {stored:,.0f} of {asked:,.0f} events/s stored"
             above.set(title=title, ylabel="events that wait", ylim=(0, None))
             below.plot([at / 60 for at, _ in run["memory_mb"]], [mb for _, mb in run["memory_mb"]])
             below.set(xlabel="minutes", ylabel="MB of all processes", ylim=(0, None))
@@ -153,7 +156,7 @@ def _growth(saved: Saved, directory: Path) -> list[Path]:
     for run in saved["runs"].get("soak", []):
         figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
         axes.plot([at / 60 for at, _ in run["memory_mb"]], [mb for _, mb in run["memory_mb"]])
-        title = f"soak at {run['events_per_second']:,.0f} events/s"
+        title = f"soak at {run['stored_per_second']:,.0f} events/s"
         axes.set(title=title, xlabel="minutes", ylabel="MB of all processes", ylim=(0, None))
         found.append(_save(figure, directory / "growth-soak.png"))
     for name in ("partitions", "workers"):

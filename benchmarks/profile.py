@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import cache
-from benchmarks.gateway import run_load, server
+from benchmarks.gateway import body_events, run_load, server
 from benchmarks.harness import PLACE, RunFailedError, Series, broker, out, report_place, run_parts
 from benchmarks.processor import run_ours
 
@@ -107,7 +107,7 @@ def _gateway(beside: Path, seconds: float, persons: int) -> list[dict[str, Any]]
         shutil.rmtree(place, ignore_errors=True)
 
 
-def main(arguments: list[str]) -> int:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -116,17 +116,32 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--events", type=int)
     parser.add_argument("--persons", type=int, default=500_000)
     options = parser.parse_args(arguments)
-    events = options.events or (100_000 if options.quick else 500_000)
-    series = Series(
-        "profile", {"events": events, "persons": options.persons}, quick=options.quick, kept=False
-    )
+    options.events = options.events or (100_000 if options.quick else 500_000)
+    options.only = options.only or list(WHAT)
+    return options
 
+
+def prepare(arguments: list[str]) -> None:
+    """Make what the runs use and is not in the cache."""
+    options = _options(arguments)
+    if "worker" in options.only:
+        cache.store(options.persons)
+        cache.records(cache.events(options.events, options.persons), "arrow")
+    if "gateway" in options.only:
+        body_events(options.persons)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    prepare(arguments)
+    settings = {"events": options.events, "persons": options.persons}
+    series = Series("profile", settings, quick=options.quick, kept=False)
     beside = report_place(quick=options.quick)
     beside.mkdir(parents=True, exist_ok=True)
 
     def one(which: str) -> None:
         found = (
-            _worker(beside, events, options.persons)
+            _worker(beside, options.events, options.persons)
             if which == "worker"
             else _gateway(beside, 3.0 if options.quick else 8.0, options.persons)
         )
@@ -138,4 +153,4 @@ def main(arguments: list[str]) -> int:
             )
 
     # py-spy may be let near its own child and not near another process
-    return 1 if run_parts({which: partial(one, which) for which in options.only or WHAT}) else 0
+    return 1 if run_parts({which: partial(one, which) for which in options.only}) else 0

@@ -1,4 +1,4 @@
-"""The report of the series run last: Markdown with PNG plots, and the same as one HTML page.
+"""The report of what was run last, case by case: Markdown with PNG plots, and the same as one HTML page.
 
     python -m benchmarks report [--quick]
 
@@ -10,15 +10,16 @@ from __future__ import annotations
 import argparse
 import base64
 import html
+import os
 import statistics
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import orjson
-
-from benchmarks.goals import median, table
-from benchmarks.harness import out, report_place
+from benchmarks.cache import ROOT
+from benchmarks.goals import median, steady, table
+from benchmarks.harness import commit, out, read_series, report_place, series_path
 from benchmarks.latency import tail_text
 from benchmarks.plots import Saved, draw
 from benchmarks.profile import svg
@@ -41,6 +42,12 @@ TITLES: Final = {
 Rows = list[list[str]]
 #: kind, note, tables
 Section = tuple[str, str, list[Rows]]
+#: Of all cores: above it other processes disturbed a series.
+_BUSY: Final = 0.1
+#: Letters of an error that the report tells; the whole is on the console.
+_WHY: Final = 300
+#: Where what was tried stands, by its headings.
+_TRIED: Final = ("docs/plan.md", "Hot path", "Learned")
 
 
 def main(arguments: list[str]) -> int:
@@ -48,26 +55,31 @@ def main(arguments: list[str]) -> int:
         prog="benchmarks report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="of quick runs: var/bench/quick")
-    place = report_place(quick=parser.parse_args(arguments).quick)
+    quick = parser.parse_args(arguments).quick
+    place = report_place(quick=quick)
     saved: dict[str, Saved] = {
-        kind: orjson.loads(path.read_bytes())
-        for kind in TITLES
-        if (path := place / "series" / f"{kind}.json").exists()
+        kind: found for kind in TITLES if (found := read_series(series_path(kind, quick=quick))) is not None
     }
-    if not saved:
+    if not any(one["runs"] for one in saved.values()):
         out.print("nothing to report: run a benchmark first")
         return 1
-    plots, graphs = draw(saved, place), _graphs(saved, place)
-    sections: list[Section] = [(kind, _note(one), _tables(kind, one)) for kind, one in saved.items()]
-    sections.insert(0, ("goals", "Figures of the series below; what was not run has none.", [table(saved)]))
-    (place / "report.md").write_text(_markdown(saved, sections, plots, graphs))
-    (place / "report.html").write_text(_html(saved, sections, plots, graphs))
+    measured = {kind: one for kind, one in saved.items() if one["runs"]}
+    plots, graphs = draw(measured, place), _graphs(measured, place)
+    sections: list[Section] = [
+        (kind, _note(one), _tables(kind, one) if kind in measured else []) for kind, one in saved.items()
+    ]
+    now = commit()
+    goals = f"Made at commit {now}; a row is of the runs that it names. What was not run has no figure."
+    sections.insert(0, ("goals", goals, [table(saved, now)]))
+    (place / "report.md").write_text(_markdown(saved, sections, plots, graphs, place))
+    (place / "report.html").write_text(_html(saved, sections, plots, graphs, place))
     out.print(f"report: {place / 'report.md'} and {place / 'report.html'}")
     return 0
 
 
 def _machine(saved: dict[str, Saved]) -> str:
-    machine = next(iter(saved.values()))["machine"]
+    origins = [origin for one in saved.values() for origin in one["origins"].values()]
+    machine = max(origins, key=lambda origin: str(origin["at"]))["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GiB; "
@@ -76,15 +88,34 @@ def _machine(saved: dict[str, Saved]) -> str:
     )
 
 
-def _note(saved: Saved) -> str:
-    settings = ", ".join(f"{name} {value}" for name, value in saved["settings"].items())
-    at = datetime.fromisoformat(saved["at"]).strftime("%Y-%m-%d %H:%M UTC")
-    loaded = saved["machine"]["load_before"]
+def _origin(origin: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in origin["settings"].items())
+    begun = datetime.fromisoformat(origin["begun"]).strftime("%Y-%m-%d %H:%M UTC")
+    cores, others = origin["machine"]["cores"], origin["machine"]["others_cores"]
     busy = (
-        f"; the machine was busy before it (load {loaded})" if loaded > saved["machine"]["cores"] / 2 else ""
+        f"; other processes used {others:.1f} of {cores} cores as it began" if others > _BUSY * cores else ""
     )
-    left_out = "".join(f" Left out: {what}." for what in saved["facts"].get("left_out", ()))
-    return f"{at}, commit {saved['commit']}; {settings}{busy}.{left_out}"
+    return f"{begun}, commit {origin['commit']}; {settings}{busy}."
+
+
+def _note(saved: Saved) -> str:
+    """Where the figures are from: the newest series, then what earlier ones left; and what has no figure."""
+    series: dict[str, list[str]] = {}
+    for case, origin in sorted(saved["origins"].items(), key=lambda item: str(item[1]["at"]), reverse=True):
+        series.setdefault(_origin(origin), []).append(case)
+    told = list(series)[:1]
+    for one, cases in list(series.items())[1:]:
+        told.append(f"Of an earlier series: {', '.join(cases)} ({one[:-1]}).")
+    for case, why in sorted(saved["facts"].get("left_out", {}).items()):
+        told.append(f"Left out: {case}, {' '.join(why.split())[:_WHY]}.")
+    return " ".join(told)
+
+
+def _tried(place: Path) -> tuple[str, str, str]:
+    """Words, then name and address (from `place`) of the page that tells what was tried."""
+    file, *headings = _TRIED
+    parts = " and ".join(f"“{heading}”" for heading in headings)
+    return "What was tried, and did not help: ", f"{file}, {parts}", os.path.relpath(ROOT / file, place)
 
 
 def _tables(kind: str, saved: Saved) -> list[Rows]:
@@ -168,18 +199,24 @@ def _profiles(saved: Saved) -> list[Rows]:
 
 def _together(saved: Saved) -> Rows:
     rows = [
-        ["run", "asked", "accepted", "stored", "sustained", "waiting: second third, last third", "memory"]
-    ]
+        [
+            "run", "asked", "accepted", "stored", "sustained", "waiting: second third, last third", "memory",
+            "peak MB", "client's CPU share", "client behind its pace",
+        ]
+    ]  # fmt: skip
     for case, (run, *_) in saved["runs"].items():
         rows.append(
             [
                 case,
                 f"{run['asked_per_second']:,.0f}",
                 f"{run['events_per_second']:,.0f}",
-                f"{run.get('stored_per_second', 0):,.0f}",
+                f"{run['stored_per_second']:,.0f}",
                 "yes" if run["sustained"] else "no",
                 f"{run['waiting_second_third']:,.0f}, {run['waiting_last_third']:,.0f}",
                 growth_text(run["memory_growth"]),
+                f"{run['peak_mb']:,.0f}",
+                f"{run['client_cpu_share']:.0%}",
+                f"{run['late_seconds']:.1f} s",
             ]
         )
     return rows
@@ -188,26 +225,40 @@ def _together(saved: Saved) -> Rows:
 def _stages(saved: Saved) -> Rows:
     runs = [runs[0] for runs in saved["runs"].values()]
     sizes = sorted({run["rows"] for run in runs})
-    rows = [["stage", *(f"ns per row at {size:,}" for size in sizes), "rows/s at the largest"]]
+    rows = [
+        [
+            "stage", *(f"ns per row at {size:,}" for size in sizes), "rows/s at the largest",
+            "peak MB until then",
+        ]
+    ]  # fmt: skip
     for stage in dict.fromkeys(run["stage"] for run in runs):
         by_size = {run["rows"]: run for run in runs if run["stage"] == stage}
         largest = by_size[max(by_size)]
         cells = [f"{by_size[size]['ns_per_row']:,.0f}" if size in by_size else "" for size in sizes]
-        rows.append([stage, *cells, f"{largest['rows_per_second']:,.0f}"])
+        rows.append([stage, *cells, f"{largest['rows_per_second']:,.0f}", f"{largest['peak_mb']:,.0f}"])
     return rows
 
 
 def _latency(saved: Saved) -> Rows:
-    rows = [["load", "carried", "p50 ms", "tail", "probes", "client's CPU share"]]
+    rows = [
+        [
+            "load", "asked", "accepted", "stored", "p50 ms", "tail", "probes", "peak MB",
+            "client's CPU share", "client behind its pace",
+        ]
+    ]  # fmt: skip
     for case, (run, *_) in saved["runs"].items():
         rows.append(
             [
                 case,
+                f"{run['asked_per_second']:,.0f}",
                 f"{run['events_per_second']:,.0f}",
+                f"{run['stored_per_second']:,.0f}",
                 f"{run['p50_ms']:.0f}",
                 tail_text(run),
                 str(run["probes"]),
+                f"{run['peak_mb']:,.0f}",
                 f"{run['client_cpu_share']:.0%}",
+                f"{run['late_seconds']:.1f} s",
             ]
         )
     return rows
@@ -221,13 +272,20 @@ def _reads(saved: Saved) -> Rows:
         rows.append(
             [name, *(f"{call['p50_ms']:.0f} / {call['p95_ms']:.0f}" if call else "" for call in calls)]
         )
+    rows.append(["peak MB", *(f"{runs[0]['peak_mb']:,.0f}" for runs in saved["runs"].values())])
     return rows
 
 
 def _growth(saved: Saved) -> Rows:
     rows = [["series", "first", "last", "change"]]
     if runs := saved["runs"].get("cost"):
-        for name in ("cpu_seconds_per_million", "peak_mb"):
+        runs = steady(runs)  # as the goal: the first one warms up
+        for name in (
+            "cpu_seconds_per_million",
+            "cpu_seconds_per_million_from_first_round",
+            "cpu_seconds_per_million_with_start",
+            "peak_mb",
+        ):
             first, last = runs[0][name], runs[-1][name]
             rows.append([f"cost: {name}", f"{first:,.2f}", f"{last:,.2f}", f"{last / first - 1:+.0%}"])
     for run in saved["runs"].get("soak", []):
@@ -241,7 +299,9 @@ def _growth(saved: Saved) -> Rows:
         )
     for case, runs in saved["runs"].items():
         if "partitions" in case or "workers" in case:
-            rows.append([case, f"{median(runs, 'events_per_second'):,.0f} events/s", "", ""])
+            peak = max(run["peak_mb"] for run in runs)
+            rate = f"{median(runs, 'events_per_second'):,.0f} events/s"
+            rows.append([case, rate, f"peak {peak:,.0f} MB", ""])
         elif "window" in case:
             rows.append(
                 [case, f"{runs[0]['find_5000_ms']:.2f} ms per 5,000", f"{runs[0]['window_mb']:,.0f} MB", ""]
@@ -260,7 +320,11 @@ _SHAPES: Final = {
 
 
 def _markdown(
-    saved: dict[str, Saved], sections: list[Section], plots: dict[str, list[Path]], graphs: list[Path]
+    saved: dict[str, Saved],
+    sections: list[Section],
+    plots: dict[str, list[Path]],
+    graphs: list[Path],
+    place: Path,
 ) -> str:
     parts = ["# Benchmarks", "", _machine(saved), ""]
     for kind, note, tables in sections:
@@ -270,6 +334,9 @@ def _markdown(
             parts += ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
             parts += ["| " + " | ".join(row) + " |" for row in rows]
             parts.append("")
+        if kind == "goals":
+            before, name, address = _tried(place)
+            parts += [f"{before}[{name}]({address}).", ""]
         parts += [f"![{title}]({path.name})\n" for path in plots.get(kind, ())]
         parts += [f"Flame graph: [{path.name}]({path.name})\n" for path in graphs if kind == "profile"]
     return "\n".join(parts)
@@ -283,7 +350,11 @@ _STYLE: Final = (
 
 
 def _html(
-    saved: dict[str, Saved], sections: list[Section], plots: dict[str, list[Path]], graphs: list[Path]
+    saved: dict[str, Saved],
+    sections: list[Section],
+    plots: dict[str, list[Path]],
+    graphs: list[Path],
+    place: Path,
 ) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Benchmarks</title>",
@@ -294,6 +365,9 @@ def _html(
         parts.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(note)}</p>")
         for head, *rows in tables:
             parts.append("<table>" + _row(head, "th") + "".join(_row(row, "td") for row in rows) + "</table>")
+        if kind == "goals":
+            before, name, address = map(html.escape, _tried(place))
+            parts.append(f'<p>{before}<a href="{address}">{name}</a>.</p>')
         for path in plots.get(kind, ()):
             data = base64.b64encode(path.read_bytes()).decode()
             parts.append(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">')

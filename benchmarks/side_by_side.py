@@ -3,8 +3,9 @@
     python -m benchmarks peers [--quick] [--events N] [--rounds N] [--only row_loop --only faust …]
 
 The peers do the smaller common work (benchmarks/peers/common.py); ours does all of its own. One event per
-record is slow for some: they get fewer events there (`--each-events`), on which their rate does not depend;
-of ours a run of less than a million events leaves out most merges.
+record is slow: there are fewer events there (`--each-events`), and fewer still for programs that are slow
+with it and far from the best (`--slow-events`), on which their rate does not depend; of ours a run of less
+than a million events leaves out most merges, and what its buffer holds is fetched before its clock starts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks import cache
+from benchmarks import cache, peers_inputs
 from benchmarks.harness import RunFailedError, Series, WrongCountsError, out, rounds, tell
 from benchmarks.peers_case import PEERS, run_peer
 from benchmarks.processor import run_ours
@@ -28,65 +29,98 @@ GOALS = (
 )
 EVENTS_PER_SECOND_GOAL = 650_000
 #: Rounds with `--fewer-rounds`, of what no goal depends on closely: floors, and peers far from the best one.
-FEWER_ROUNDS = {
-    "faust": 3, "quixstreams": 3, "bytewax": 3, "consume_only": 2, "parse_polars": 2, "parse_msgspec": 2,
-}  # fmt: skip
+FEWER_ROUNDS = {"quixstreams": 3, "bytewax": 3, "consume_only": 2, "parse_polars": 2, "parse_msgspec": 2}
+#: One event per record is slow for these: `--slow-events`.
+SLOW = ("faust", "quixstreams")
 
 
-def main(arguments: list[str]) -> int:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="50,000 events, one round")
     parser.add_argument("--events", type=int)
-    parser.add_argument("--each-events", type=int)
+    parser.add_argument("--each-events", type=int, help="one event per record")
+    parser.add_argument("--slow-events", type=int, help=f"the same, of {', '.join(SLOW)}")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--persons", type=int, default=500_000)
     parser.add_argument("--partitions", type=int, default=cache.PARTITIONS)
     parser.add_argument("--fewer-rounds", action="store_true", help="of floors and of slow peers")
     parser.add_argument("--only", action="append", choices=[*PEERS, "gridpipe"], help="default: all")
     parser.add_argument("--form", action="append", choices=cache.FORMS, help="default: all")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def _cases(options: argparse.Namespace) -> dict[str, int]:
+    """Events by `program form`, in the order that they run."""
+    blocks = options.events or (50_000 if options.quick else 1_000_000)
+    each = options.each_events or (50_000 if options.quick else 200_000)
+    slow = options.slow_events or min(each, 60_000)
+    found = {}
+    for case in case_names():
+        name, form = case.split(" ")
+        if (not options.only or name in options.only) and (not options.form or form in options.form):
+            found[case] = blocks if form != "each" else slow if name in SLOW else each
+    return found
+
+
+def _own_environment(case: str) -> bool:
+    name = case.split(" ", maxsplit=1)[0]
+    return name in PEERS and PEERS[name].own_environment
+
+
+def prepare(arguments: list[str]) -> None:
+    """Make what the runs use and is not in the cache. Raises RunFailedError without the peers' packages."""
+    options = _options(arguments)
+    for case, size in _cases(options).items():
+        name, form = case.split(" ")
+        source = cache.events(size, options.persons)
+        if name == "gridpipe":
+            cache.store(options.persons)
+        elif PEERS[name].own_environment:
+            peers_inputs.reference(options.persons)
+        if name == "gridpipe" or PEERS[name].needs_topic:
+            cache.records(source, form, partitions=options.partitions)
+        else:
+            peers_inputs.ndjson(source)
+    if any(map(_own_environment, _cases(options))):
+        peers_inputs.interpreter()
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
     number = options.rounds or (1 if options.quick else 5)
-    sizes = {
-        "ndjson": options.events or (50_000 if options.quick else 1_000_000),
-        "each": options.each_events or (50_000 if options.quick else 200_000),
-    }
-    sizes["arrow"] = sizes["ndjson"]
-    cases = [
-        case
-        for case in case_names()
-        if (not options.only or case.split(" ")[0] in options.only)
-        and (not options.form or case.split(" ")[1] in options.form)
-    ]
+    cases = _cases(options)
     series = Series(
         "peers",
-        {"events": sizes, "persons": options.persons, "partitions": options.partitions},
+        {
+            "events": max(cases.values(), default=0),
+            "one per record": {case: size for case, size in cases.items() if case.endswith(" each")},
+            "persons": options.persons,
+            "partitions": options.partitions,
+        },
         quick=options.quick,
     )
-    left_out: list[str] = []
-    series.facts["left_out"] = left_out
-    for size in set(sizes.values()):
-        cache.events(size, options.persons)
     try:
-        _run(series, cases, number, sizes, options, left_out)
+        prepare(arguments)
+    except RunFailedError as error:  # ours and the floors need none of it
+        for case in filter(_own_environment, list(cases)):
+            series.leave_out(case, str(error))
+            del cases[case]
+        out.print(f"peers left out: {error}", markup=False)
+    try:
+        _run(series, cases, number, options)
     finally:  # ours may end the series: what was measured until then is compared
-        series.save(goals=compare(series))
-    return 1 if left_out else 0
+        series.facts["goals"] = compare(series)
+        series.save()
+    return 1 if series.facts.get("left_out") else 0
 
 
-def _run(  # noqa: PLR0917
-    series: Series,
-    cases: list[str],
-    number: int,
-    sizes: dict[str, int],
-    options: argparse.Namespace,
-    left_out: list[str],
-) -> None:
+def _run(series: Series, cases: dict[str, int], number: int, options: argparse.Namespace) -> None:
     fewer = {case: FEWER_ROUNDS.get(case.split(" ")[0], number) for case in cases}
     for at, case in rounds(number, cases, fewer if options.fewer_rounds else None):
         name, form = case.split(" ")
-        source = cache.events(sizes[form], options.persons)
+        source = cache.events(cases[case], options.persons)
         if name == "gridpipe":
             records = cache.records(source, form, partitions=options.partitions)
             result: dict[str, Any] = run_ours(source, records, options.persons, options.partitions)
@@ -94,8 +128,8 @@ def _run(  # noqa: PLR0917
             try:
                 result = run_peer(name, source, form, options.persons, options.partitions)
             except (WrongCountsError, RunFailedError) as error:  # ours may not fail; theirs is left out
-                left_out.append(f"{case} in round {at + 1}: {error}")
-                out.print(f"round {at + 1}/{number}  {case}: left out, {error}")
+                series.leave_out(case, f"round {at + 1}: {error}")
+                out.print(f"round {at + 1}/{number}  {case}: left out, {error}", markup=False)
                 continue
         series.add(case, at, result)
         tell(series, case, at, number)
@@ -118,17 +152,25 @@ def best_row(series: Series, form: str) -> str | None:
     return max(found, key=series.median, default=None)
 
 
-def compare(series: Series) -> list[dict[str, Any]]:
-    """The table of goals as far as it was measured."""
-    compared = []
+def compare(series: Series) -> dict[str, dict[str, Any]]:
+    """The table of goals as far as it was measured, by what is compared. runs : rounds with both."""
+    compared = {}
     for what, mine, theirs, least in GOALS:
         other = best_row(series, theirs[5:]) if theirs.startswith("rows:") else theirs
         if mine not in series.runs or other not in series.runs:
             continue
-        if not {run["round"] for run in series.runs[mine]} & {run["round"] for run in series.runs[other]}:
+        both = {run["round"] for run in series.runs[mine]} & {run["round"] for run in series.runs[other]}
+        if not both:
             continue
         ratio = series.ratio(mine, other)
-        compared.append({"what": what, "against": other, "ratio": ratio, "at_least": least})
+        compared[what] = {
+            "against": other,
+            "ratio": ratio,
+            "at_least": least,
+            "runs": len(both),
+            "events": series.runs[mine][0]["events"],
+            "origin": series.origin(series.ended),
+        }
         verdict = "reached" if ratio >= least else "NOT REACHED"
         out.print(f"{what}: {ratio:.2f} (at least {least:g}, against {other}): {verdict}")
     if "gridpipe arrow" in series.runs:

@@ -4,11 +4,13 @@
 
 One Kafka node of `infra/kafka` whose topics keep 10 minutes; with `--embedded` the embedded broker, for a
 burst that its memory holds. Without `--rate` the rate is nine tenths of what was stored per second when
-batches were sent as fast as they were answered. The load keeps its pace whatever the answers do (open loop).
+batches were sent as fast as they were answered. The load keeps its pace whatever the answers do (open loop),
+and how far it fell behind is told.
 Every two seconds: events stored, events that wait, memory of each process. What is carried is what was stored
 per second when the load ended, not what was accepted. It is sustained when that is the rate that was asked,
-what waits has not grown from the second third to the last, memory is flat within 5 %, and everything is
-accounted for soon after the load. Kafka needs Java and Maven's jars: says so where they cannot be had.
+what waits has not grown from the second third to the last, memory is flat within 5 % (but for a burst: the
+embedded broker holds in memory all that it was sent), and everything is accounted for soon after the load.
+Kafka needs Java and Maven's jars: says so where they cannot be had, and fails.
 """
 
 from __future__ import annotations
@@ -19,16 +21,16 @@ import shutil
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from benchmarks import cache
-from benchmarks.gateway import CLIENT_LIMIT, prepare_load, run_load
-from benchmarks.harness import PLACE, TOPIC, Series, broker, out
-from benchmarks.latency import NotDrainedError, Sent, stored
+from benchmarks.gateway import body_events, pace_text, prepare_load, run_load
+from benchmarks.harness import PLACE, TOPIC, RunFailedError, Series, broker, out
+from benchmarks.latency import A_QUEUE, NotDrainedError, Sent, carried, memory_peak_mb, stored
 from benchmarks.memory import MEMORY_TOLERANCE, Memory
 from benchmarks.service import service
 from infra.kafka.cluster import Cluster
@@ -39,10 +41,6 @@ GOAL: Final = 150_000
 _SHARE_OF_CAPACITY: Final = 0.9
 _RETENTION_MS: Final = 600_000
 _SAMPLE_SECONDS: Final = 2.0
-#: Of a second's events: below it what waits is a block on its way, not a queue.
-_A_QUEUE: Final = 1.0
-#: Of the asked rate: below it the load was not carried.
-_KEPT_UP: Final = 0.97
 
 
 class Waiting(threading.Thread):
@@ -57,8 +55,8 @@ class Waiting(threading.Thread):
     def run(self) -> None:
         begin = time.monotonic()
         while not self.stop.wait(_SAMPLE_SECONDS):
-            with contextlib.suppress(OSError):
-                done = stored(self.url) - self.before
+            with contextlib.suppress(RunFailedError):
+                done = stored(self.url, seconds=0.0) - self.before
                 at = time.monotonic() - begin
                 self.samples.append((at, max(0.0, self.rate * at - done)))
 
@@ -106,7 +104,8 @@ def measure(
             _embedded() if embedded else _kafka(place) as bootstrap,
             service(place / "data", bootstrap, canary_interval_seconds=0) as (running, key),
         ):
-            return _run(place, running, key, persons, seconds, rate, share)
+            found = _run(place, running, key, persons, seconds, rate, share)
+            return found | {"sustained": sustained(found, memory_counts=not embedded)}
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -126,14 +125,15 @@ def _run(  # noqa: PLR0917
     warm = load(0, min(15.0, max(4.0, seconds / 10)), 0.0)
     total = Sent()
     total.load(warm)
-    capacity = total.accepted / (total.drain(running.url) - warm["began"])
+    capacity = total.drain_rate(running.url, warm)
     rate = rate or capacity * share
     out.print(f"as fast as answered: {capacity:,.0f} events/s to the store; now {rate:,.0f} events/s")
-    waiting = Waiting(running.url, total.accepted, rate)
+    before = total.stored
+    waiting = Waiting(running.url, before, rate)
     with Memory(running) as memory:
         waiting.start()
         sent = load(10_000, seconds, rate)
-        done, lasted = stored(running.url) - total.accepted, time.perf_counter() - sent["began"]
+        done, lasted = stored(running.url) - before, time.perf_counter() - sent["began"]
         waiting.stop.set()
         waiting.join()
     total.load(sent)
@@ -151,29 +151,29 @@ def _run(  # noqa: PLR0917
         "asked_per_second": rate,
         "events_per_second": sent["accepted"] / sent["seconds"],
         "stored_per_second": done / lasted,
+        "carried": carried(rate, done, lasted),
         "waiting_second_third": earlier,
         "waiting_last_third": later,
         "waiting": [[round(at, 1), round(wait)] for at, wait in waiting.samples],
         "memory_growth": grown,
         "memory_mb": [[round(at), sum(found.values())] for at, found in memory.samples],
-        "peak_mb": max((sum(found.values()) for _, found in memory.samples), default=0.0),
+        "peak_mb": memory_peak_mb(memory),
         "drained_after_seconds": left,
         "statuses": sent["statuses"],
         "answers_ms": sent["latency_ms"],
         "client_cpu_share": sent["client_cpu_share"],
-        "sustained": left is not None and sustained(rate, done, lasted, (earlier, later), grown),
+        "late_seconds": sent["late_seconds"],
     }
 
 
-def sustained(
-    rate: float, done: int, lasted: float, waiting: tuple[float, float], grown: dict[str, float | None]
-) -> bool:
-    """done : events stored when the load ended, `lasted` seconds after it began."""
-    earlier, later = waiting
+def sustained(run: Mapping[str, Any], *, memory_counts: bool) -> bool:
+    """Whether a run, as `_run` tells it, could have gone on: its load was stored, and nothing grew."""
+    grown = run["memory_growth"]
     known = [share for share in grown.values() if share is not None]
     flat = len(known) == len(grown) and max(known, default=0.0) <= MEMORY_TOLERANCE
-    a_queue = _A_QUEUE * rate
-    return flat and later <= earlier + a_queue and done + a_queue >= _KEPT_UP * rate * lasted
+    queue = run["waiting_last_third"] > run["waiting_second_third"] + A_QUEUE * run["asked_per_second"]
+    drained = run["drained_after_seconds"] is not None
+    return bool(run["carried"] and drained and not queue and (flat or not memory_counts))
 
 
 def growth_text(growth: dict[str, float | None]) -> str:
@@ -183,7 +183,7 @@ def growth_text(growth: dict[str, float | None]) -> str:
     )
 
 
-def main(arguments: list[str]) -> int:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks together", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -192,7 +192,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rate", type=float, help="events/s")
     parser.add_argument("--embedded", action="store_true", help="the embedded broker; for minutes, not hours")
     parser.add_argument("--persons", type=int, default=20_000)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def prepare(arguments: list[str]) -> None:
+    """Make what the run uses and is not in the cache."""
+    persons = _options(arguments).persons
+    cache.store(persons)
+    body_events(persons)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    prepare(arguments)
     seconds = 20.0 if options.quick else options.minutes * 60
     embedded = options.embedded or options.quick
     series = Series(
@@ -203,8 +215,8 @@ def main(arguments: list[str]) -> int:
     try:
         result = measure(embedded=embedded, seconds=seconds, rate=options.rate, persons=options.persons)
     except UnavailableError as error:
-        out.print(f"together: left out, {error}")
-        return 0
+        out.print(f"FAILED: together is left out, {error}")
+        return 1
     name = f"{'embedded broker' if embedded else 'one Kafka node'}, {seconds:,.0f} s"
     series.add(name, 0, result)
     out.print(
@@ -214,6 +226,6 @@ def main(arguments: list[str]) -> int:
         f"{result['waiting_second_third']:,.0f} → {result['waiting_last_third']:,.0f} events; memory "
         + growth_text(result["memory_growth"])
     )
-    if result["client_cpu_share"] > CLIENT_LIMIT:
-        out.print("  the client may be what limits this figure")
+    if limits := pace_text(result):
+        out.print(f"  {limits}")
     return 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import latency
+from benchmarks import harness, latency
 from benchmarks.latency import Probes, tail_text
 
 
@@ -38,6 +39,10 @@ def test_probes_start_on_a_clock_although_nothing_is_visible_yet(monkeypatch: py
         def __exit__(self, *_: object) -> None: ...
         def post(self, _: str, *, content: bytes, headers: dict[str, str]) -> Any:
             event = json.loads(content)
+            if event["event_id"].endswith("3"):
+                raise latency.httpx.ReadTimeout("no answer")
+            if event["event_id"].endswith("7"):
+                return SimpleNamespace(status_code=503)
             posted[event["event_id"]] = time.perf_counter()
             cases.append(event["case_id"])
             return SimpleNamespace(status_code=202)
@@ -51,8 +56,26 @@ def test_probes_start_on_a_clock_although_nothing_is_visible_yet(monkeypatch: py
     time.sleep(2.0)
     probes.finish()
     assert probes.sent == len(probes.seconds) == len(posted)
-    assert len(posted) >= 20  # 40 on an idle machine
+    assert len(posted) >= 16  # 32 on an idle machine
+    # one in five is refused or gets no answer: the ones behind it are sent all the same
+    assert abs(len(probes.refused) - len(posted) / 4) <= 2
     assert min(probes.seconds) > 0.5
     assert probes.late == []
     # spread over all cases: of one alone they would all wait for one partition
-    assert abs(cases.count("c1") - cases.count("c2")) <= 4
+    assert abs(cases.count("c1") - cases.count("c2") - len(probes.refused)) <= 4  # those were of `c2`
+
+
+def test_a_run_that_fails_leaves_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "PLACE", tmp_path)
+    monkeypatch.setattr(harness, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(latency, "PLACE", tmp_path)
+    monkeypatch.setattr(latency, "prepare", lambda _: None)
+
+    def copy(_: int, to: Path) -> None:
+        to.mkdir()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(latency.cache, "copy_store", copy)
+    with pytest.raises(OSError, match="disk full"):
+        latency.main(["--quick"])
+    assert list(tmp_path.iterdir()) == []
