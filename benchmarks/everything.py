@@ -32,15 +32,11 @@ _MINUTES = 20
 _EVENTS: Final = "300000"
 #: One event per record. The worker's buffer holds some 55,000, which may be fetched before its clock starts.
 _EACH_EVENTS: Final = "200000"
-_SLOW_EVENTS: Final = "60000"
 #: Module and its arguments, by name; in a quick look each is as short as it can be.
 _PARTS: Final[dict[str, tuple[ModuleType, list[str]]]] = {
     "peers": (
         side_by_side,
-        [
-            "--events", _EVENTS, "--each-events", _EACH_EVENTS, "--slow-events", _SLOW_EVENTS,
-            "--fewer-rounds",
-        ],
+        ["--events", _EVENTS, "--each-events", _EACH_EVENTS, "--fewer-rounds"],
     ),
     # the three forms at 500,000 persons are among the peers already
     "processor": (processor, ["--events", _EVENTS, "--form", "arrow"]),
@@ -50,7 +46,7 @@ _PARTS: Final[dict[str, tuple[ModuleType, list[str]]]] = {
     "together": (together, ["--minutes", "1", "--embedded"]),
     "profile": (profile, ["--events", _EVENTS]),
     "reads": (reads, ["--cases", "100000"]),
-}  # fmt: skip
+}
 _QUICK: Final = {"processor": ["--form", "arrow"]}
 
 
