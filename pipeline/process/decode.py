@@ -87,6 +87,8 @@ _COLUMN_OF: Final = {"reason": "void_reason"}
 _CLIENT_TYPES: Final = [name for name in EVENT_TYPES if name not in PIPELINE_EVENT_TYPES]
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
+#: Those that Python has, in any time zone.
+_FIRST_DAY, _LAST_DAY = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 _EARLIEST_MS: Final = int(_EARLIEST.timestamp() * 1000)
 _LATEST_MS: Final = int(_LATEST.timestamp() * 1000)
 
@@ -296,7 +298,7 @@ def _take_arrow(sources: Sequence[_Source], collected: _Collected) -> None:
     good = block.select(_well_formed(block)).to_series() & pl.Series(~in_clear)
     if not good.all():
         by_position = {(at.partition, at.record.offset): at for at, _ in sound}
-        for row in block.filter(~good).iter_rows(named=True):
+        for row in _legible(block.filter(~good)).iter_rows(named=True):
             collected.refuse(
                 by_position[row["_part"], row["_off"]],
                 row["_idx"],
@@ -307,6 +309,20 @@ def _take_arrow(sources: Sequence[_Source], collected: _Collected) -> None:
             )
         block = block.filter(good)
     collected.frames.append(block)
+
+
+def _legible(rows: pl.DataFrame) -> pl.DataFrame:
+    """`rows` with the times that a row is judged by as text, or as milliseconds where no calendar has them:
+    turned into one of Python's, such a time ends polars' call with a panic."""
+    return rows.with_columns(
+        pl.coalesce(
+            pl.when(pl.col(name).is_between(_FIRST_DAY, _LAST_DAY))
+            .then(pl.col(name))
+            .dt.to_string("iso:strict"),
+            pl.col(name).to_physical().cast(pl.String),
+        ).alias(name)
+        for name in ("occurred_at", "ingested_at")
+    )
 
 
 def _well_formed(block: pl.DataFrame) -> pl.Expr:

@@ -116,6 +116,22 @@ def test_an_arrow_row_that_the_gateway_would_never_send_is_quarantined_alone() -
     assert refused.select("_off", "_idx", "source", "event_id").rows() == [(5, 1, "handset", "e2")]
 
 
+@pytest.mark.parametrize("name", ["occurred_at", "ingested_at"])
+@pytest.mark.parametrize("milliseconds", [2**62, -(2**62), 10**16, 10**15, -(10**15), 4_102_444_800_001])
+def test_an_arrow_row_of_a_time_that_no_calendar_has_is_quarantined_alone(
+    name: str, milliseconds: int
+) -> None:
+    """polars ends a conversion of such a time with a panic, and the worker with it, again and again."""
+    rows = decoded(record(0, event(1), event(2), event(3)))[0].select(list(EVENT))
+    times = pl.when(pl.col("event_id") == "e2").then(milliseconds).otherwise(pl.col(name).to_physical())
+    spoilt = rows.with_columns(times.cast(EVENT[name]).alias(name))
+    events, refused = decoded(Record(5, 0, ARROW, encode_frame(spoilt)))
+    assert ids(events) == ["e1", "e3"]
+    assert refused.select("_off", "_idx", "source", "event_id").rows() == [(5, 1, "handset", "e2")]
+    told = "2100-01-01" if milliseconds == 4_102_444_800_001 else str(milliseconds)
+    assert f"'{name}': '{told}" in refused["payload"][0]
+
+
 @pytest.mark.parametrize(
     ("document", "source"),
     [
