@@ -17,9 +17,9 @@ from pipeline.runtime.supervisor import Supervisor
 
 #: Memory must be flat within this share after the first third of a soak.
 MEMORY_TOLERANCE: Final = 0.05
-#: What an id that is held for deduplication takes of the store's process at most, bytes: keys, entry, slots.
-#: It is 58 at least: the arrays of these grow by half, or to the double.
-ID_BYTES: Final = 80
+#: What an id that is held for deduplication takes of the store's process at least, bytes: keys, entry, slots.
+#: It is 80 at most, for their arrays grow by half, or to the double; a leak would hide in the difference.
+ID_BYTES: Final = 58
 #: Grow with what was sent, by design: role -> why its memory is not judged.
 NOT_JUDGED: Final = {"broker": "the embedded broker keeps every event until its log is rolled"}
 _SAMPLE_SECONDS: Final = 2.0
@@ -99,7 +99,7 @@ class Memory:
             more = max(0.0, held[1] - held[0])
             later -= more * ID_BYTES / 2**20
             text += (
-                f"; {more:,.0f} more ids and contents are held for deduplication, which take up to "
+                f"; {more:,.0f} more ids and contents are held for deduplication, which take at least "
                 f"{more * ID_BYTES / 2**20:,.0f} MB: {later / earlier - 1:+.1%} without them"
             )
         return text, later / earlier - 1 <= MEMORY_TOLERANCE

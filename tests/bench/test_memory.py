@@ -47,12 +47,14 @@ def test_log_of_the_embedded_broker_is_told_and_not_judged() -> None:
 
 
 def test_memory_of_more_ids_is_no_leak() -> None:
-    ids = 2**20  # as many as 80 MB hold
+    ids = 2**20
     text, flat = sampled("store", 900.0, 1_000.0, 1_100.0, held=(0.0, ids, 2.0 * ids)).verdict("store")
     assert flat
     assert text.startswith("memory of store: +10.0% (+100 MB)")
     assert "1,048,576 more ids and contents are held" in text
-    assert text.endswith("up to 80 MB: +2.0% without them")
+    assert text.endswith("at least 58 MB: +4.2% without them")
+    # what they could take beyond that excuses nothing
+    assert not sampled("store", 900.0, 1_000.0, 1_110.0, held=(0.0, ids, 2.0 * ids)).verdict("store")[1]
     assert not sampled("store", 900.0, 1_000.0, 1_100.0, held=(ids, ids, ids)).verdict("store")[1]
     assert not sampled("http", 900.0, 1_000.0, 1_100.0, held=(0.0, ids, 2.0 * ids)).verdict("http")[1]
 
@@ -68,7 +70,7 @@ def test_what_is_held_stands_beside_the_memory(tmp_path: Path) -> None:
     assert (rows[0], rows[1], rows[-1]) == ("second,store,ids_held", "0,1.0,10", "16,3.0,30")
 
 
-def test_an_id_takes_no_more_than_is_taken_off_for_it() -> None:
+def test_an_id_takes_as_much_as_is_taken_off_for_it() -> None:
     """Of what is touched: what the arrays hold in reserve of uninitialised memory is not resident."""
     seen = SeenIds(timedelta(days=7))
     rng = np.random.default_rng(1)
@@ -77,4 +79,4 @@ def test_an_id_takes_no_more_than_is_taken_off_for_it() -> None:
         at = np.arange(10_000)
         seen.remember(hi, lo, Entry(at, at, hi, np.ones(10_000, np.uint16)))
         reserve = 24 * (len(seen._index._hi) - len(seen))
-        assert 58 <= (seen.nbytes - reserve) / len(seen) <= ID_BYTES
+        assert ID_BYTES <= (seen.nbytes - reserve) / len(seen) <= 80

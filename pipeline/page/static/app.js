@@ -671,9 +671,6 @@ const component = () => ({
   enter() {
     this.sort = null;
     this.mark("pushState");
-    this.wantAreas();
-  },
-  wantAreas() {
     if (this.path.length > 1) this.want(this.level(), this.path[this.path.length - 1]);
     else if (this.path.length === 1) this.want("town", "");
   },
@@ -709,8 +706,7 @@ const component = () => ({
   returned() {
     const before = this.path.join();
     this.arrive();
-    this.wantAreas();
-    this.want(this.dimension, "");
+    this.refresh();
     this.drawTimes();
     if (this.path.join() === before) return;
     this.sort = null;
