@@ -23,11 +23,13 @@ from pipeline.contract.parse import (
     MAX_EVENTS,
     DocumentError,
     EventError,
+    Ids,
     Parsed,
     crowded,
     cut_fine_times,
+    ids_beside,
     malformed,
-    shown_id,
+    shown_ids,
     split_document,
     untyped,
 )
@@ -88,33 +90,33 @@ def parse_cloudevents(
             parsed.events.append(outcome)
             parsed.indexes.append(index)
         else:
-            event_id, found = outcome
+            ids, found = outcome
             assert found.code in CODES, found.code
-            parsed.errors.append(EventError.of(index, event_id, found))
+            parsed.errors.append(EventError.of(index, ids, found))
             parsed.raw.append(raw)
     return parsed
 
 
-def _open(raw: bytes) -> Event | tuple[str | None, Fault]:
-    """The event in one envelope, or its id (if it may be shown) and what is wrong."""
+def _open(raw: bytes) -> Event | tuple[Ids, Fault]:
+    """The event in one envelope, or its ids (where they may be shown) and what is wrong."""
     if (crowd := crowded(raw)) is not None:
-        return None, crowd
+        return Ids(), crowd
     document, malformed_by = untyped(raw) if len(raw) <= LARGE_EVENT_BYTES else _members(raw)
     if malformed_by is not None:
-        return None, Fault("malformed_json", "", malformed(raw, malformed_by))
+        return Ids(), Fault("malformed_json", "", malformed(raw, malformed_by))
     document = document if isinstance(document, dict) else {}
-    event_id = shown_id({"event_id": document.get("id")})
+    ids = shown_ids({"event_id": document.get("id"), "case_id": document.get("subject")})
     try:
         envelope = _ENVELOPE.decode(raw)
     except msgspec.ValidationError as error:
-        return event_id, explain(error, document)
+        return ids, explain(error, document)
     found = _envelope_fault(envelope, document)
     if found is not None:
-        return event_id, found
+        return ids, found
     try:
         rest = _DATA.decode(envelope.data)
     except msgspec.ValidationError as error:
-        return event_id, explain(error, document.get("data"), prefix="data")
+        return ids, explain(error, document.get("data"), prefix="data")
     event = Event(
         event_id=envelope.id,
         source=envelope.source,
@@ -126,9 +128,9 @@ def _open(raw: bytes) -> Event | tuple[str | None, Fault]:
     found = fault(event)
     if found is not None:
         name = _FIELDS.get(found.field, f"data.{found.field}")
-        if found.code == "personal_data_in_id" and name == "id":
-            event_id = None
-        return event_id, found._replace(field=name, message=found.message.replace(found.field, name, 1))
+        return ids_beside(event, found), found._replace(
+            field=name, message=found.message.replace(found.field, name, 1)
+        )
     return event
 
 

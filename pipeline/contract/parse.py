@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -72,19 +72,39 @@ class DocumentError(ContractError):
         self.status = status
 
 
+class Ids(NamedTuple):
+    """Of a refused event, what may be shown: None where there is none, or it is itself at fault."""
+
+    event_id: str | None = None
+    case_id: str | None = None
+
+
 class EventError(msgspec.Struct, frozen=True):
     """Why the event at `index` (position in the request) is refused."""
 
     index: int
-    event_id: str | None  # null where it is itself at fault
+    event_id: str | None
     code: str
     field: str
     message: str
     retryable: bool = False
+    case_id: str | None = None  # for the log; no answer holds it
 
     @classmethod
-    def of(cls, index: int, event_id: str | None, found: Fault) -> EventError:
-        return cls(index, event_id, found.code, found.field, found.message, found.code in RETRYABLE_CODES)
+    def of(cls, index: int, ids: Ids, found: Fault) -> EventError:
+        retryable = found.code in RETRYABLE_CODES
+        return cls(index, ids.event_id, found.code, found.field, found.message, retryable, ids.case_id)
+
+    def answer(self) -> dict[str, Any]:
+        """As the sender is told."""
+        return {
+            "index": self.index,
+            "event_id": self.event_id,
+            "code": self.code,
+            "field": self.field,
+            "message": self.message,
+            "retryable": self.retryable,
+        }
 
 
 @dataclass(slots=True)
@@ -140,7 +160,7 @@ def _parse_one(body: bytes, max_depth: int) -> Parsed:
         return _parse_slowly(body, max_depth, 1)
     found = fault(event, body)
     if found is not None:
-        return Parsed(errors=[EventError.of(0, event_id_beside(event, found), found)], raw=[body])
+        return Parsed(errors=[EventError.of(0, ids_beside(event, found), found)], raw=[body])
     return Parsed(events=[event], indexes=[0])
 
 
@@ -232,7 +252,7 @@ def _parse_lines_slowly(lines: Sequence[bytes], max_depth: int) -> Parsed:
     for index, line in enumerate(lines):
         if deeper_than(max_depth, line):
             found = Fault("too_deep", "", f"the line is nested deeper than {max_depth} levels")
-            _refuse(parsed, index, line, None, found)
+            _refuse(parsed, index, line, Ids(), found)
         else:
             _take(parsed, index, line)
     return parsed
@@ -244,7 +264,7 @@ def parse_record(value: bytes | None, *, max_depth: int = MAX_DEPTH) -> Parsed:
         return parse_ndjson(value or b"", max_depth=max_depth, max_events=None)
     except DocumentError as error:
         found = Fault(error.code, "", error.message)
-        return Parsed(errors=[EventError.of(0, None, found)], raw=[value or b""])
+        return Parsed(errors=[EventError.of(0, Ids(), found)], raw=[value or b""])
 
 
 # --- one event
@@ -253,27 +273,27 @@ def parse_record(value: bytes | None, *, max_depth: int = MAX_DEPTH) -> Parsed:
 def _take(parsed: Parsed, index: int, raw: bytes) -> None:
     """Decode one event exactly and add it, or what is wrong with it, to `parsed`."""
     if (crowd := crowded(raw)) is not None:
-        _refuse(parsed, index, raw, None, crowd)
+        _refuse(parsed, index, raw, Ids(), crowd)
         return
     try:
         event = _EXACT.decode(raw)
     except UnicodeDecodeError as error:
-        _refuse(parsed, index, raw, None, Fault("bad_encoding", "", f"not UTF-8 (byte {error.start})"))
+        _refuse(parsed, index, raw, Ids(), Fault("bad_encoding", "", f"not UTF-8 (byte {error.start})"))
     except msgspec.ValidationError as error:
         document, worse = untyped(raw) if len(raw) <= LARGE_EVENT_BYTES else (None, None)
         if worse is None:
-            _refuse(parsed, index, raw, shown_id(document), explain(error, document))
+            _refuse(parsed, index, raw, shown_ids(document), explain(error, document))
         else:
-            _refuse(parsed, index, raw, None, Fault("malformed_json", "", malformed(raw, worse)))
+            _refuse(parsed, index, raw, Ids(), Fault("malformed_json", "", malformed(raw, worse)))
     except (msgspec.DecodeError, RecursionError) as error:
-        _refuse(parsed, index, raw, None, Fault("malformed_json", "", malformed(raw, error)))
+        _refuse(parsed, index, raw, Ids(), Fault("malformed_json", "", malformed(raw, error)))
     else:
         found = fault(event, raw)
         if found is None:
             parsed.events.append(event)
             parsed.indexes.append(index)
         else:
-            _refuse(parsed, index, raw, event_id_beside(event, found), found)
+            _refuse(parsed, index, raw, ids_beside(event, found), found)
 
 
 def untyped(raw: bytes) -> tuple[Any, Exception | None]:
@@ -286,17 +306,21 @@ def untyped(raw: bytes) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def _refuse(parsed: Parsed, index: int, raw: bytes, event_id: str | None, found: Fault) -> None:
+def _refuse(parsed: Parsed, index: int, raw: bytes, ids: Ids, found: Fault) -> None:
     assert found.code in CODES, found.code
-    parsed.errors.append(EventError.of(index, event_id, found))
+    parsed.errors.append(EventError.of(index, ids, found))
     parsed.raw.append(raw)
 
 
-def shown_id(document: Any) -> str | None:
-    """The event id of an untyped event, if it is one that may be shown."""
-    given = document.get("event_id") if isinstance(document, dict) else None
+def shown_ids(document: Any) -> Ids:
+    """The ids of an untyped event, where they may be shown."""
+    given = document if isinstance(document, dict) else {}
+    return Ids(_shown_id(given.get("event_id")), _shown_id(given.get("case_id")))
+
+
+def _shown_id(given: object) -> str | None:
     good = isinstance(given, str) and _ID.match(given) and not holds_personal_number(given)
-    return given if good else None
+    return str(given) if good else None
 
 
 def check(
@@ -317,14 +341,18 @@ def check(
             parsed.indexes.append(at)
         else:
             raw = raws[at] if raws is not None else msgspec.json.encode(event)
-            _refuse(parsed, at, raw, event_id_beside(event, faults[at]), faults[at])
+            _refuse(parsed, at, raw, ids_beside(event, faults[at]), faults[at])
     return parsed
 
 
-def event_id_beside(event: Event, found: Fault) -> str | None:
-    """The event's id, unless it is what must not be shown."""
-    known = (found.code, found.field) == ("personal_data_in_id", "event_id")
-    return None if known or holds_personal_number(event.event_id) else event.event_id
+def ids_beside(event: Event, found: Fault) -> Ids:
+    """The ids of an event, but what must not be shown."""
+    return Ids(*(_beside(name, getattr(event, name), found) for name in Ids._fields))
+
+
+def _beside(name: str, given: str, found: Fault) -> str | None:
+    known = (found.code, found.field) == ("personal_data_in_id", name)
+    return None if known or holds_personal_number(given) else given
 
 
 # --- cheap looks at bytes

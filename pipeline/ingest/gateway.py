@@ -17,7 +17,7 @@ from pipeline.clock import Clock, utc_now
 from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.contract.cloudevents import parse_cloudevents
 from pipeline.contract.explain import Fault
-from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_ndjson
+from pipeline.contract.parse import DocumentError, EventError, Ids, Parsed, parse_document, parse_ndjson
 from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import to_frame
 from pipeline.errors import UnavailableError
@@ -52,6 +52,9 @@ _UNDECIDED: Final = 16
 #: A producer finds a broker that is back within a second or two.
 _RENEWED_SECONDS: Final = 20.0
 
+
+#: Events that a log line about refused ones names.
+_SHOWN_IDS: Final = 5
 
 #: Labels are looked up once: it takes as long as counting.
 _ACCEPTED: Final = metrics.gateway_events.labels("accepted")
@@ -100,17 +103,7 @@ class Outcome:
         return {
             "accepted": len(self.accepted),
             "rejected": self.count - len(self.accepted),
-            "errors": [
-                {
-                    "index": error.index,
-                    "event_id": error.event_id,
-                    "code": error.code,
-                    "field": error.field,
-                    "message": error.message,
-                    "retryable": error.retryable,
-                }
-                for error in self.errors
-            ],
+            "errors": [error.answer() for error in self.errors],
             "request_id": request_id,
         }
 
@@ -220,11 +213,11 @@ class Gateway:
             raise _away(str(error)) from error
         outcome, good = await _run(call, self._read)
         self._charge(call, outcome, good)
-        self._refuse_if_none_good(outcome, good, call.request_id)
+        self._refuse_if_none_good(call, outcome, good)
         await self._write(call, outcome, good)
         members = {**outcome.members(call.request_id), "durability": self.durability.name}
         _ACCEPTED.inc(len(outcome.accepted))
-        self._count(outcome)
+        self._tell_refusals(call, outcome)
         if not outcome.accepted:
             members["durability"] = None
             raise ProblemError(
@@ -238,7 +231,7 @@ class Gateway:
             raise ProblemError(503, "no_validator", "reference data is not connected here")
         outcome, good, frame = await _run(call, self._frame)
         self._charge(call, outcome, good)
-        self._refuse_if_none_good(outcome, good, call.request_id)
+        self._refuse_if_none_good(call, outcome, good)
         try:
             reports = await self._deciding.run(self.validator.decide, frame)
         except UnavailableError as error:
@@ -248,8 +241,9 @@ class Gateway:
             {"index": index, "event_id": event.event_id, **report}
             for index, event, report in zip(good.indexes, good.events, reports, strict=True)
         ]
-        self._count(outcome)
-        return {**outcome.members(call.request_id), "durability": None, "decisions": decisions}
+        members = {**outcome.members(call.request_id), "durability": None, "decisions": decisions}
+        self._tell_refusals(call, outcome)
+        return members
 
     # --- steps
 
@@ -314,7 +308,9 @@ class Gateway:
                     outcome.accepted.append(index)
                     sound.append(event)
                 else:
-                    outcome.errors.append(EventError.of(index, event.event_id, _NOT_SAFE[state]))
+                    outcome.errors.append(
+                        EventError.of(index, Ids(event.event_id, event.case_id), _NOT_SAFE[state])
+                    )
         self.balance.answered(sound, received_at)
 
     def _charge(self, call: Call, outcome: Outcome, good: Parsed) -> None:
@@ -331,11 +327,11 @@ class Gateway:
             self.quotas.admit_events(call.address, counts)
         self.quotas.charge_events(call.address, counts)
 
-    def _refuse_if_none_good(self, outcome: Outcome, good: Parsed, request_id: str) -> None:
+    def _refuse_if_none_good(self, call: Call, outcome: Outcome, good: Parsed) -> None:
         if good.events:
             return
-        self._count(outcome)
-        members = {**outcome.members(request_id), "durability": None}
+        members = {**outcome.members(call.request_id), "durability": None}
+        self._tell_refusals(call, outcome)
         if all(error.code == "source_not_allowed" for error in outcome.errors):
             raise ProblemError(
                 403,
@@ -346,10 +342,21 @@ class Gateway:
         raise ProblemError(422, "all_refused", "every event breaks the contract; see errors", members=members)
 
     @staticmethod
-    def _count(outcome: Outcome) -> None:
+    def _tell_refusals(call: Call, outcome: Outcome) -> None:
+        """Count what is refused, and leave one line for it; which events all were is in the answer."""
         if not outcome.errors:
             return
         codes = Counter(error.code for error in outcome.errors)
+        shown = outcome.errors[:_SHOWN_IDS]
+        log.info(
+            "events_refused",
+            request_id=call.request_id,
+            # The limiter of the log counts by source: under no name, one mad sender would silence them all.
+            source=min(call.credential.sources, default=""),
+            codes=dict(codes),
+            event_ids=[error.event_id for error in shown],
+            case_ids=[error.case_id for error in shown],
+        )
         for code, number in codes.items():
             metrics.gateway_refusals.labels(code).inc(number)
         unwritten = codes["not_written"] + codes["not_confirmed"]
@@ -377,7 +384,7 @@ def _allowed(parsed: Parsed, credential: Credential) -> Parsed:
     for index, event in zip(parsed.indexes, parsed.events, strict=True):
         if event.source in foreign:
             found = Fault("source_not_allowed", "source", "the key does not cover this source")
-            parsed.errors.append(EventError.of(index, event.event_id, found))
+            parsed.errors.append(EventError.of(index, Ids(event.event_id, event.case_id), found))
             parsed.raw.append(b"")
         else:
             good.events.append(event)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
@@ -36,9 +35,6 @@ _KEY_PARAMETERS: Final = frozenset({"key", "api_key", "apikey", "token", "access
 
 #: Digests of larger bodies are made on a thread.
 _THREAD_BYTES: Final = 262_144
-
-#: Ids of refused events in a log line.
-_SHOWN_IDS: Final = 5
 
 EVENTS: Final = "/v1/events"
 VALIDATE: Final = "/v1/events:validate"
@@ -132,20 +128,13 @@ class EventsCall:
                 hold.verify()
                 gateway.quotas.admit_sources(address, credential.sources)
             call = Call(body, content_type, encoding, credential, request_id, hold.grow, address)
-            # The limiter of the log counts by source: under no name, one mad sender would silence them all.
-            source = min(credential.sources, default="")
-            try:
-                members = await self._handle(call)
-            except ProblemError as problem:
-                _tell_refusals(problem.members, request_id, source)
-                raise
+            members = await self._handle(call)
         finally:
             if waiting is not None:
                 gateway.waiting.end(waiting)
             charged = credential.sources if credential else frozenset[str]()
             hold.give_back()
             gateway.quotas.charge_bytes(address, charged, hold.size if sent is None else sent)
-        _tell_refusals(members, request_id, source)
         headers = [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
         for name, value in gateway.quotas.headers(address, credential.sources).items():
             headers.append((name.lower().encode(), value.encode()))
@@ -168,19 +157,6 @@ def gateway_calls(gateway: Gateway) -> dict[str, EventsCall]:
         EVENTS: EventsCall(gateway, EVENTS, gateway.take, 202),
         VALIDATE: EventsCall(gateway, VALIDATE, gateway.validate, 200),
     }
-
-
-def _tell_refusals(members: Mapping[str, Any], request_id: str, source: str) -> None:
-    """One line for the refused events of a request; which ones all were is in its answer."""
-    errors = members.get("errors")
-    if errors:
-        log.info(
-            "events_refused",
-            request_id=request_id,
-            source=source,
-            codes=dict(collections.Counter(error["code"] for error in errors)),
-            event_ids=[error["event_id"] for error in errors[:_SHOWN_IDS]],
-        )
 
 
 def _text(fields: _Fields, name: bytes) -> str:

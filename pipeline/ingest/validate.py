@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
 import polars as pl
 from clickhouse_connect.driver.client import Client
 
@@ -95,7 +94,7 @@ class LocalCheck:
                 parsed.indexes, parsed.events, _reports(judged, self._catalogues), strict=True
             )
         ]
-        return {"errors": [msgspec.structs.asdict(error) for error in parsed.errors], "decisions": decisions}
+        return {"errors": [error.answer() for error in parsed.errors], "decisions": decisions}
 
 
 def _decoded(frame: pl.DataFrame) -> pl.DataFrame:

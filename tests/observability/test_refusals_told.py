@@ -44,6 +44,8 @@ def refusals(path: Path) -> list[dict[str, Any]]:
 async def test_a_request_with_refused_events_leaves_one_line(tmp_path: Path, log_file: Path) -> None:
     world = make_world(tmp_path)
     bad = [event(number, event_type="NONSENSE") for number in range(2, 12)]
+    bad[1]["case_id"] = f"c-{PHONE}"
+    del bad[2]["case_id"]
     named = event(20, event_id=f"p-{PHONE}", description=f"请回电 {PHONE}")
     answer = await world.post([event(1), *bad, named], X_Request_Id="req-7")
     assert answer.status_code == 202
@@ -51,6 +53,8 @@ async def test_a_request_with_refused_events_leaves_one_line(tmp_path: Path, log
     assert (line["request_id"], line["source"], line["role"]) == ("req-7", "12345", "http")
     assert line["codes"] == {"unknown_value": 10, "personal_data_in_id": 1}
     assert line["event_ids"] == [f"e-{number}" for number in range(2, 7)]
+    assert line["case_ids"] == ["c-2", None, None, "c-5", "c-6"]
+    assert not any("case_id" in error for error in answer.json()["errors"]), "as the contract has it"
     assert PHONE not in text_of(log_file)
 
 
@@ -61,6 +65,22 @@ async def test_a_request_of_nothing_but_refused_events_leaves_one_too(tmp_path: 
     (line,) = refusals(log_file)
     assert (line["request_id"], line["source"]) == ("req-8", "12345")
     assert line["codes"] == {"personal_data_in_id": 1}
+    assert (line["event_ids"], line["case_ids"]) == ([None], ["c-1"])
+    assert PHONE not in text_of(log_file)
+
+
+async def test_the_line_names_the_case_that_an_envelope_is_about(tmp_path: Path, log_file: Path) -> None:
+    world = make_world(tmp_path)
+    envelope = {
+        "specversion": "1.0", "source": "12345", "type": "cn.jiangmen.grid.accepted.v1",
+        "time": event(1)["occurred_at"], "data": {},
+    }  # fmt: skip
+    subjects = ["c-1", f"c-{PHONE}"]
+    body = [{**envelope, "id": f"e-{number}", "subject": case} for number, case in enumerate(subjects)]
+    answer = await world.post(body, Content_Type="application/cloudevents-batch+json")
+    assert answer.status_code == 422
+    (line,) = refusals(log_file)
+    assert (line["event_ids"], line["case_ids"]) == (["e-0", "e-1"], ["c-1", None])
     assert PHONE not in text_of(log_file)
 
 
