@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from infra.grafana.panels import figure, lines, page
+from infra.grafana.panels import SINCE, figure, lines, most, page
 
-_ANSWER_TIME = "histogram_quantile({q}, sum by (le) (rate(gridpipe_http_seconds_bucket[1m])))"
+
+def _answer_time(q: float) -> str:
+    return f"histogram_quantile({q}, sum by (le) (rate(gridpipe_http_seconds_bucket[{SINCE}])))"
 
 
 def load() -> Dashboard:
@@ -39,49 +41,52 @@ def load() -> Dashboard:
                 lines(
                     "接收与入库 Accepted and stored",
                     {
-                        "接收 accepted": 'sum(rate(gridpipe_gateway_events_total{answer="accepted"}[1m]))',
-                        "入库 stored": "sum(outcome:gridpipe_events:rate1m)",
+                        "接收 accepted": "sum(rate("
+                        f'gridpipe_gateway_events_total{{answer="accepted"}}[{SINCE}]))',
+                        "入库 stored": f"sum(rate(gridpipe_events_total[{SINCE}]))",
                     },
                     unit="ops",
                 ),
                 lines(
                     "应答 Answers by status",
-                    {"状态码 {{status}}": "sum by (status) (rate(gridpipe_http_requests_total[1m]))"},
+                    {"状态码 {{status}}": f"sum by (status) (rate(gridpipe_http_requests_total[{SINCE}]))"},
                     unit="reqps",
                 ),
             ],
             "延迟 Latency": [
                 lines(
                     "应答时间 Answer time",
-                    {"p50": _ANSWER_TIME.format(q=0.5), "p99": _ANSWER_TIME.format(q=0.99)},
+                    {"p50": _answer_time(0.5), "p99": _answer_time(0.99)},
                     unit="s",
                 ),
                 lines(
                     "入库延迟 Ingest delay",
                     {
-                        "p50": "gridpipe:ingest_delay_seconds:p50_5m",
-                        "p99": "gridpipe:ingest_delay_seconds:p99_5m",
+                        "p50": most("gridpipe:ingest_delay_seconds:p50_5m"),
+                        "p99": most("gridpipe:ingest_delay_seconds:p99_5m"),
                     },
                     unit="s",
                     limit=5,
                 ),
-                lines("积压（记录） Lag, records", {"记录 records": "gridpipe:consumer_lag_records:sum"}),
+                lines(
+                    "积压（记录） Lag, records", {"记录 records": most("gridpipe:consumer_lag_records:sum")}
+                ),
                 lines(
                     "阶段 Stages",
-                    {"{{stage}}": "stage:gridpipe_stage_seconds:mean5m"},
+                    {"{{stage}}": most("stage:gridpipe_stage_seconds:mean5m")},
                     unit="s",
                 ),
                 lines(
                     "内存 Memory",
                     {
-                        "网关与接口 http {{instance}}": "gridpipe_http_memory_bytes",
-                        "处理 worker {{instance}}": "gridpipe_worker_memory_bytes",
+                        "网关与接口 http {{instance}}": most("gridpipe_http_memory_bytes"),
+                        "处理 worker {{instance}}": most("gridpipe_worker_memory_bytes"),
                     },
                     unit="bytes",
                 ),
                 lines(
                     "网关为请求占用的字节 Bytes held for requests",
-                    {"字节 bytes": "sum(gridpipe_gateway_in_flight_bytes)"},
+                    {"网关 {{instance}}": most("gridpipe_gateway_in_flight_bytes")},
                     unit="bytes",
                 ),
             ],

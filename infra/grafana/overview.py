@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from infra.grafana.panels import figure, lines, of_the_apis, page, per_district
+from infra.grafana.panels import SINCE, figure, lines, of_the_apis, page, per_district
 
 _GOOD_RATE = ((None, "red"), (0.8, "orange"), (0.9, "green"))
 _ZERO = ((None, "green"), (1, "red"))
@@ -85,18 +85,23 @@ def overview() -> Dashboard:
             "流入 Intake": [
                 lines(
                     "来源 By source",
-                    {"来源 {{source}}": "source:gridpipe_events_received:rate1m"},
+                    {"来源 {{source}}": f"sum by (source) (rate(gridpipe_events_received_total[{SINCE}]))"},
                     unit="ops",
                 ),
-                lines("结果 By outcome", {"{{outcome}}": "outcome:gridpipe_events:rate1m"}, unit="ops"),
+                lines(
+                    "结果 By outcome",
+                    {"{{outcome}}": f"sum by (outcome) (rate(gridpipe_events_total[{SINCE}]))"},
+                    unit="ops",
+                ),
                 lines(
                     "不予受理原因 Rejections by reason",
-                    {"{{reason}}": "topk(8, reason:gridpipe_rejections:rate10m)"},
+                    # ten minutes: of most reasons there is hardly one a minute
+                    {"{{reason}}": f"topk(8, avg_over_time(reason:gridpipe_rejections:rate10m[{SINCE}]))"},
                     unit="ops",
                 ),
                 lines(
                     "重复 Duplicates by level",
-                    {"{{level}}": "sum by (level) (rate(gridpipe_duplicates_total[5m]))"},
+                    {"{{level}}": f"sum by (level) (rate(gridpipe_duplicates_total[{SINCE}]))"},
                     unit="ops",
                 ),
             ],

@@ -74,6 +74,42 @@ def _legend() -> common.VizLegendOptions:
     )
 
 
+#: Grafana's word in a curve's query: the time between two points and one scrape, at least four scrapes.
+#: Windows of this length leave nothing out between two points, however long the range; fixed ones do.
+SINCE: Final = "$__rate_interval"
+#: Function of a curve's query → what to say of the points that it gives.
+_OF_POINTS: Final = {
+    "max_over_time": "每点为自上一点以来的最大值 Each point is the greatest since the point before.",
+    "min_over_time": "每点为自上一点以来的最小值 Each point is the least since the point before.",
+    "increase": "一小时内的增量；两点相距更久时为自上一点以来的增量"
+    " Increase within an hour, or since the point before where that is longer ago.",
+}
+
+
+def most(figure: str) -> str:
+    """The most that this gauge or recorded figure was since the point before.
+
+    Asked for itself it would say what it was at each point: of a week at every tenth minute.
+    Not over `$__interval`, which is a single scrape on a short range: one that is late leaves a hole.
+    """
+    return f"max_over_time({figure}[{SINCE}])"
+
+
+def least(figure: str) -> str:
+    """As `most`, of what is bad when it is low."""
+    return f"min_over_time({figure}[{SINCE}])"
+
+
+def in_an_hour(counter: str, by: str = "") -> str:
+    """Its increase within an hour or since the point before, whichever is more. by : the label that stays.
+
+    Either may be missing: there may be no two samples since the point before, or none within an hour.
+    """
+    total = f"sum by ({by})" if by else "sum"
+    hour, since = (f"{total} (increase({counter}[{window}]))" for window in ("1h", SINCE))
+    return f"{since} > {hour} or {hour} or {since}"
+
+
 def of_the_apis(figure: str, label: str) -> str:
     """A business figure by `label`, once: every api exports all of them, and a sum would add those up too.
 
@@ -98,8 +134,13 @@ def lines(
     width: int = 12,
     limit: float | None = None,
 ) -> timeseries.Panel:
-    """Curves over time. limit : a line drawn at the value from which on it is bad."""
-    panel = timeseries.Panel().title(title).description(description).unit(unit).span(width).height(8).min(0)
+    """Curves over time. limit : a line drawn at the value from which on it is bad.
+
+    The windows of its queries begin at the point before (`SINCE`, `most`, `least`).
+    """
+    of_points = [words for name, words in _OF_POINTS.items() if f"{name}(" in " ".join(expressions.values())]
+    panel = timeseries.Panel().title(title).description(" ".join(filter(None, [description, *of_points])))
+    panel = panel.unit(unit).span(width).height(8).min(0)
     panel = panel.show_points(common_models.VisibilityMode.NEVER).fill_opacity(8)
     panel = panel.legend(_legend())
     if limit is not None:
@@ -128,6 +169,7 @@ def figure(
     """One number as it is now; steps : (from this value on, colour); legend : what to name beside it.
 
     An instant query: out of a range Grafana would show the last number of hours ago while gridpipe is down.
+    Its windows are fixed: `SINCE` would make the number of now a mean over as long as the range asks for.
     """
     panel = stat.Panel().title(title).description(description).unit(unit).span(width).height(4)
     panel = panel.graph_mode(common_models.BigValueGraphMode.NONE).no_value(NO_DATA)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from infra.grafana.panels import figure, lines, page, sql_table
+from infra.grafana.panels import SINCE, figure, lines, page, sql_table
 
 _PARTS = """
 SELECT table AS "表 Table", count() AS "数据部分 Parts", sum(rows) AS "行 Rows",
@@ -27,14 +27,14 @@ def sink() -> Dashboard:
             "写入 Inserts": [
                 lines(
                     "插入次数 Inserts by table",
-                    {"{{table}}": "sum by (table) (rate(gridpipe_insert_seconds_count[5m]))"},
+                    {"{{table}}": f"sum by (table) (rate(gridpipe_insert_seconds_count[{SINCE}]))"},
                     unit="ops",
                 ),
                 lines(
                     "平均耗时 Mean time of an insert",
                     {
-                        "{{table}}": "sum by (table) (rate(gridpipe_insert_seconds_sum[5m]))"
-                        " / sum by (table) (rate(gridpipe_insert_seconds_count[5m]))"
+                        "{{table}}": f"sum by (table) (rate(gridpipe_insert_seconds_sum[{SINCE}]))"
+                        f" / sum by (table) (rate(gridpipe_insert_seconds_count[{SINCE}]))"
                     },
                     unit="s",
                 ),

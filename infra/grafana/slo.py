@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from infra.grafana.panels import figure, lines, page
+from infra.grafana.panels import SINCE, figure, in_an_hour, least, lines, most, page
 
 _WINDOWS = {
     "5m": "5 分钟",
@@ -19,7 +19,7 @@ _WINDOWS = {
 
 def _quantile(q: float, metric: str, by: str = "") -> str:
     labels = f"le, {by}" if by else "le"
-    return f"histogram_quantile({q}, sum by ({labels}) (rate({metric}_bucket[5m])))"
+    return f"histogram_quantile({q}, sum by ({labels}) (rate({metric}_bucket[{SINCE}])))"
 
 
 def slo() -> Dashboard:
@@ -44,7 +44,7 @@ def slo() -> Dashboard:
                 lines(
                     "迟到比例 Late share",
                     {
-                        f"{words} {window}": f"gridpipe:freshness_late:ratio_rate{window}"
+                        f"{words} {window}": most(f"gridpipe:freshness_late:ratio_rate{window}")
                         for window, words in _WINDOWS.items()
                     },
                     unit="percentunit",
@@ -54,15 +54,15 @@ def slo() -> Dashboard:
                 lines(
                     "入库延迟 Ingest delay",
                     {
-                        "p50": "gridpipe:ingest_delay_seconds:p50_5m",
-                        "p99": "gridpipe:ingest_delay_seconds:p99_5m",
+                        "p50": most("gridpipe:ingest_delay_seconds:p50_5m"),
+                        "p99": most("gridpipe:ingest_delay_seconds:p99_5m"),
                     },
                     unit="s",
                     limit=5,
                 ),
                 lines(
                     "探测事件延迟 Canary delay by partition",
-                    {"分区 {{partition}}": "max by (partition) (gridpipe_canary_delay_seconds)"},
+                    {"分区 {{partition}}": f"max by (partition) ({most('gridpipe_canary_delay_seconds')})"},
                     unit="s",
                     limit=5,
                 ),
@@ -70,16 +70,16 @@ def slo() -> Dashboard:
             "流 Flow": [
                 lines(
                     "积压（记录） Lag by partition, records",
-                    {"分区 {{partition}}": "max by (partition) (gridpipe_consumer_lag_records)"},
+                    {"分区 {{partition}}": f"max by (partition) ({most('gridpipe_consumer_lag_records')})"},
                 ),
                 lines(
                     "最早未处理 Age of the oldest record",
-                    {"分区 {{partition}}": "max by (partition) (gridpipe_consumer_lag_seconds)"},
+                    {"分区 {{partition}}": f"max by (partition) ({most('gridpipe_consumer_lag_seconds')})"},
                     unit="s",
                 ),
                 lines(
                     "各阶段耗时 Mean time of a stage",
-                    {"{{stage}}": "stage:gridpipe_stage_seconds:mean5m"},
+                    {"{{stage}}": most("stage:gridpipe_stage_seconds:mean5m")},
                     unit="s",
                 ),
                 lines(
@@ -96,38 +96,35 @@ def slo() -> Dashboard:
                 ),
                 lines(
                     "提交 Records committed",
-                    {"分区 {{partition}}": "max by (partition) (deriv(gridpipe_committed_offset[5m]))"},
+                    {"分区 {{partition}}": f"max by (partition) (deriv(gridpipe_committed_offset[{SINCE}]))"},
                     unit="ops",
                 ),
                 lines(
                     "校验器 Verifier, 1 h",
                     {
-                        "偏移异常 offsets": "gridpipe:verifier_anomalies:increase1h",
-                        "案件不符 drifted": "sum(increase(gridpipe_verifier_drift_total[1h]))",
-                        "编号重复 double ids": "sum(increase(gridpipe_verifier_double_ids_total[1h]))",
-                        "提前遗忘 forgotten ids": "sum(increase(gridpipe_dedup_forgotten_total[1h]))",
+                        "偏移异常 offsets": most("gridpipe:verifier_anomalies:increase1h"),
+                        "案件不符 drifted": in_an_hour("gridpipe_verifier_drift_total"),
+                        "编号重复 double ids": in_an_hour("gridpipe_verifier_double_ids_total"),
+                        "提前遗忘 forgotten ids": in_an_hour("gridpipe_dedup_forgotten_total"),
                     },
                     limit=1,
                 ),
                 lines(
                     "写入受阻 Store refuses for",
-                    {"处理 worker {{instance}}": "gridpipe_sink_blocked_seconds"},
+                    {"处理 worker {{instance}}": most("gridpipe_sink_blocked_seconds")},
                     unit="s",
                     limit=60,
                 ),
                 lines(
                     "探测事件缺失 Canaries missing, 1 h",
-                    {
-                        "分区 {{partition}}": "sum by (partition) "
-                        "(increase(gridpipe_canary_missing_total[1h]))"
-                    },
+                    {"分区 {{partition}}": in_an_hour("gridpipe_canary_missing_total", "partition")},
                     limit=1,
                 ),
             ],
             "网关 Gateway": [
                 lines(
                     "请求 Requests by status",
-                    {"状态码 {{status}}": "sum by (status) (rate(gridpipe_http_requests_total[5m]))"},
+                    {"状态码 {{status}}": f"sum by (status) (rate(gridpipe_http_requests_total[{SINCE}]))"},
                     unit="reqps",
                 ),
                 lines(
@@ -137,12 +134,12 @@ def slo() -> Dashboard:
                 ),
                 lines(
                     "事件 Events by answer",
-                    {"{{answer}}": "sum by (answer) (rate(gridpipe_gateway_events_total[5m]))"},
+                    {"{{answer}}": f"sum by (answer) (rate(gridpipe_gateway_events_total[{SINCE}]))"},
                     unit="ops",
                 ),
                 lines(
                     "为请求占用的字节 Bytes held for requests",
-                    {"网关 {{instance}}": "gridpipe_gateway_in_flight_bytes"},
+                    {"网关 {{instance}}": most("gridpipe_gateway_in_flight_bytes")},
                     unit="bytes",
                 ),
             ],
@@ -150,16 +147,16 @@ def slo() -> Dashboard:
                 lines(
                     "进程内存 Memory of our processes",
                     {
-                        "网关与接口 http {{instance}}": "gridpipe_http_memory_bytes",
-                        "处理 worker {{instance}}": "gridpipe_worker_memory_bytes",
+                        "网关与接口 http {{instance}}": most("gridpipe_http_memory_bytes"),
+                        "处理 worker {{instance}}": most("gridpipe_worker_memory_bytes"),
                     },
                     unit="bytes",
                 ),
                 lines(
                     "事件循环延迟 Event loop late by",
                     {
-                        "网关与接口 http {{instance}}": "gridpipe_http_loop_late_seconds",
-                        "处理 worker {{instance}}": "gridpipe_worker_loop_late_seconds",
+                        "网关与接口 http {{instance}}": most("gridpipe_http_loop_late_seconds"),
+                        "处理 worker {{instance}}": most("gridpipe_worker_loop_late_seconds"),
                     },
                     unit="s",
                     limit=1,
@@ -167,8 +164,8 @@ def slo() -> Dashboard:
                 lines(
                     "可用内存 Memory available",
                     {
-                        "网关与接口 http {{instance}}": "gridpipe_http_machine_memory_free_ratio",
-                        "处理 worker {{instance}}": "gridpipe_worker_machine_memory_free_ratio",
+                        "网关与接口 http {{instance}}": least("gridpipe_http_machine_memory_free_ratio"),
+                        "处理 worker {{instance}}": least("gridpipe_worker_machine_memory_free_ratio"),
                     },
                     unit="percentunit",
                 ),
@@ -176,7 +173,7 @@ def slo() -> Dashboard:
                     "ClickHouse 磁盘剩余 Disk free",
                     {
                         "磁盘 {{disk}}": "min by (disk) "
-                        "(gridpipe_store_disk_free_bytes / gridpipe_store_disk_size_bytes)"
+                        f"({least('gridpipe_store_disk_free_bytes')} / gridpipe_store_disk_size_bytes)"
                     },
                     unit="percentunit",
                 ),

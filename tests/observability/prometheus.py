@@ -72,14 +72,17 @@ def branches(expression: str) -> list[str]:
 
 
 class Prometheus:
-    """Our configuration as it is, but for the target, and scraping every other second."""
+    """Our configuration as it is, but for the target, and scraping every other second.
+
+    It begins with the blocks that lie in `directory / "data"` already.
+    """
 
     def __init__(self, directory: Path, target: str) -> None:
         config = yaml.safe_load((RULES / "prometheus.yml").read_text())
         config["global"] |= {"scrape_interval": "2s", "evaluation_interval": "2s", "scrape_timeout": "2s"}
         config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
         config["rule_files"] = [str(RULES / "rules" / "*.yml")]
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
         address = f"127.0.0.1:{free_port()}"
         self._log = (directory / "log").open("w")
@@ -116,10 +119,15 @@ class Prometheus:
         result: list[dict[str, Any]] = self.get("/query", query=expression)["result"]
         return result
 
-    def curves(self, expression: str, *, seconds: float = 60, step: float = 2) -> list[dict[str, Any]]:
-        """Series of a range query that ends now, each {"metric": labels, "values": [[time, text], …]}."""
-        now = time.time()
-        found = self.get("/query_range", query=expression, start=now - seconds, end=now, step=step)
+    def curves(
+        self, expression: str, *, seconds: float = 60, step: float = 2, end: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Series of a range query, each {"metric": labels, "values": [[time, text], …]}.
+
+        end : None is now.
+        """
+        end = time.time() if end is None else end
+        found = self.get("/query_range", query=expression, start=end - seconds, end=end, step=step)
         result: list[dict[str, Any]] = found["result"]
         return result
 

@@ -19,7 +19,7 @@ from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.settings import load_settings
 from pipeline.store.client import connect
 from tests.e2e.service import Service, gridpipe
-from tests.observability.grafana import CLICKHOUSE, PROMETHEUS, PanelQuery, expand, panels
+from tests.observability.grafana import CLICKHOUSE, PROMETHEUS, PanelQuery, expand, panels, promql
 from tests.observability.prometheus import Prometheus, alerts, branches, promtool, records
 from tests.observability.world import GRID, OTHER_GRIDS, history, report, write_reference
 from tests.page.browser import chromium, percent
@@ -322,11 +322,13 @@ def rates(answer: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.parametrize("panel", panels(PROMETHEUS), ids=str)
 def test_every_panel_of_prometheus_has_data(prometheus: Prometheus, panel: PanelQuery) -> None:
-    found = prometheus.wait_for(panel.text)
+    found = prometheus.wait_for(promql(panel.text, 15))
     assert any(math.isfinite(float(sample["value"][1])) for sample in found), found
-    if panel.curve:  # as Grafana asks
-        points = [float(value) for line in prometheus.curves(panel.text) for _, value in line["values"]]
-        assert any(map(math.isfinite, points)), points
+    if panel.curve:  # as Grafana asks, for a quarter of an hour and for a week
+        for seconds, step in ((900, 15), (7 * 86400, 600)):
+            lines = prometheus.curves(promql(panel.text, step), seconds=seconds, step=step)
+            points = [float(value) for line in lines for _, value in line["values"]]
+            assert any(map(math.isfinite, points)), (step, points)
 
 
 @pytest.mark.parametrize("panel", panels(CLICKHOUSE), ids=str)
