@@ -1,38 +1,54 @@
-"""Keeps a source that has gone mad from filling the log: a token bucket per kind of line and source."""
+"""Keeps senders gone mad from filling the log: token buckets per kind of line and source, and per kind."""
 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 #: Lines of one kind and source that may come at once, and then per second.
 BURST: Final = 50
 PER_SECOND: Final = 1.0
+#: Of one kind, whoever they are from: a sender may invent sources.
+KIND_BURST: Final = 500
+KIND_PER_SECOND: Final = 20.0
 #: What was left out is told after this long.
 SUMMARY_SECONDS: Final = 10.0
-#: Kinds and sources remembered; a sender may invent sources.
+#: Buckets remembered.
 _MOST_KEYS: Final = 2_000
+#: Sources of a kind of which a summary tells one by one, those with most lines first.
+_MOST_NAMED: Final = 10
+#: Ports, offsets and counts that libraries write into their messages make no new kind.
+_DIGITS: Final = re.compile("[0-9]+")
 
-_Key = tuple[str, str]
+
+class _Key(NamedTuple):
+    """source : "" where a line has none; None for all lines of the kind."""
+
+    kind: str
+    source: str | None
 
 
 @dataclass(slots=True)
 class _Bucket:
+    whole: _Key  # that of its kind
     tokens: float
     filled_at: float
     suppressed: int = 0
 
 
 class LimitedHandler(logging.Handler):
-    """Hands records on to `handlers`, of one kind and source at most `burst` at once and `per_second` later.
+    """Hands records on to `handlers`: of one kind and source at most `burst` at once and `per_second` later,
+    of one kind KIND_BURST and KIND_PER_SECOND.
 
-    The kind is the event name of a structlog line, the unformatted message of any other. What is left out is
-    counted and told as `lines_suppressed` after `SUMMARY_SECONDS`, and when the handler is closed.
+    The kind is the event name of a structlog line; of any other it is the unformatted message, its numbers
+    left out, and all of its logger together. What is left out is counted and told as `lines_suppressed` after
+    `SUMMARY_SECONDS`, and when the handler is closed.
     """
 
     def __init__(
@@ -52,20 +68,26 @@ class LimitedHandler(logging.Handler):
         self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._allowed(_key(record)):
+        key, whole = _keys(record)
+        of_source = self._allowed(key, whole, self._burst, self._per_second)
+        if of_source and self._allowed(whole, whole, KIND_BURST, KIND_PER_SECOND):
             self._pass_on(record)
 
     def summarise(self) -> None:
         """Tell what was left out since the last time."""
+        left_out: defaultdict[_Key, list[tuple[int, _Key]]] = defaultdict(list)
         with self._own_lock:
             self._timer = None
-            left_out = [
-                (key, bucket.suppressed) for key, bucket in self._buckets.items() if bucket.suppressed
-            ]
-            for key, _ in left_out:
-                self._buckets[key].suppressed = 0
-        for (kind, source), lines in left_out:
-            self._pass_on(_summary(kind, source, lines))
+            for key, bucket in self._buckets.items():
+                if bucket.suppressed:
+                    left_out[bucket.whole].append((bucket.suppressed, key))
+                    bucket.suppressed = 0
+        for whole, found in left_out.items():
+            named = sorted((lines, key) for lines, key in found if key != whole)[-_MOST_NAMED:]
+            for lines, key in reversed(named):
+                self._pass_on(_summary(key, lines))
+            if others := sum(lines for lines, _ in found) - sum(lines for lines, _ in named):
+                self._pass_on(_summary(whole, others))
 
     def flush(self) -> None:
         for handler in self._handlers:
@@ -89,42 +111,54 @@ class LimitedHandler(logging.Handler):
         for handler in self._handlers:
             handler.handle(record)
 
-    def _allowed(self, key: _Key) -> bool:
+    def _allowed(self, key: _Key, whole: _Key, burst: int, per_second: float) -> bool:
         """Take a token; `emit` runs under the handler's lock."""
         now = self._clock()
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = _Bucket(self._burst, now)
+            bucket = self._buckets[key] = _Bucket(whole, burst, now)
             self._forget_old()
         self._buckets.move_to_end(key)
-        bucket.tokens = min(bucket.tokens + (now - bucket.filled_at) * self._per_second, self._burst)
+        bucket.tokens = min(bucket.tokens + (now - bucket.filled_at) * per_second, burst)
         bucket.filled_at = now
         if bucket.tokens >= 1:
             bucket.tokens -= 1
             return True
         bucket.suppressed += 1
+        self._tell_later()
+        return False
+
+    def _tell_later(self) -> None:
         if self._timer is None:
             self._timer = threading.Timer(SUMMARY_SECONDS, self.summarise)
             self._timer.daemon = True
             self._timer.start()
-        return False
 
     def _forget_old(self) -> None:
-        """Buckets of those that were quiet longest; what they still have to tell is told."""
+        """Buckets of those that were quiet longest; what they still have to tell is told of their kind."""
         while len(self._buckets) > _MOST_KEYS:
-            (kind, source), bucket = self._buckets.popitem(last=False)
-            if bucket.suppressed:
-                self._pass_on(_summary(kind, source, bucket.suppressed))
+            key, bucket = self._buckets.popitem(last=False)
+            if not bucket.suppressed:
+                continue
+            kind = self._buckets.get(bucket.whole)
+            if kind is not None:
+                kind.suppressed += bucket.suppressed
+            else:
+                self._pass_on(_summary(key, bucket.suppressed))
 
 
-def _key(record: logging.LogRecord) -> _Key:
+def _keys(record: logging.LogRecord) -> tuple[_Key, _Key]:
+    """That of the line's kind and source, and that of the kind."""
     if isinstance(record.msg, dict):  # as structlog hands it over
-        return str(record.msg.get("event", "")), str(record.msg.get("source", ""))
-    return f"{record.name}: {record.msg}"[:200], ""
+        kind = str(record.msg.get("event", ""))
+        return _Key(kind, str(record.msg.get("source", ""))), _Key(kind, None)
+    message = _DIGITS.sub("0", str(record.msg)[:200])
+    return _Key(f"{record.name}: {message}", ""), _Key(record.name, None)
 
 
-def _summary(kind: str, source: str, lines: int) -> logging.LogRecord:
-    message = f"lines_suppressed: {lines} of {kind!r}" + (f" from {source!r}" if source else "")
+def _summary(key: _Key, lines: int) -> logging.LogRecord:
+    whose = " from others" if key.source is None else f" from {key.source!r}" if key.source else ""
+    message = f"lines_suppressed: {lines} of {key.kind!r}{whose}"
     record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, None, None)
-    record.suppressed = {"of": kind, "source": source, "lines": lines}
+    record.suppressed = {"of": key.kind, "source": key.source, "lines": lines}
     return record

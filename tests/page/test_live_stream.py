@@ -456,6 +456,12 @@ async def test_what_was_stored_each_second_before_the_start_is_read_back(
         "{at:DateTime64(3, 'UTC')}, {at:DateTime64(3, 'UTC')} - toIntervalSecond(number) FROM numbers(120)",
         parameters={"at": at.strftime("%Y-%m-%d %H:%M:%S.000")},
     )
+    for table in ("events", "rejections", "duplicates", "quarantine"):  # canaries, which nobody counts
+        clickhouse.command(
+            f"INSERT INTO {table} (_off, source, ingested_at, stored_at) SELECT 1000 + number, "
+            "'gridpipe-canary', {at:DateTime64(3, 'UTC')}, {at:DateTime64(3, 'UTC')} FROM numbers(12)",
+            parameters={"at": at.strftime("%Y-%m-%d %H:%M:%S.000")},
+        )
     # an api by itself, to which nobody tells what is stored, has no such tile either
     for has_worker, rates in ((True, [1.0, 0.0]), (False, [None, None])):
         live = Live(Board(reader), no_metrics, has_worker=has_worker)

@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from pipeline import logs
-from pipeline.logs_limit import BURST, LimitedHandler
+from pipeline.logs_limit import BURST, KIND_BURST, KIND_PER_SECOND, LimitedHandler
 
 
 @pytest.fixture
@@ -156,32 +156,76 @@ def test_a_libraries_repeated_message_is_one_kind_whatever_its_arguments(log_dir
     assert BURST <= len(lines(log_dir)) < 100
 
 
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(record)
+
+    def told(self) -> list[str]:
+        """What was said of lines left out."""
+        texts = [record.getMessage() for record in self.seen]
+        return [text for text in texts if text.startswith("lines_suppressed")]
+
+
+def ours(source: str, event: str = "x") -> logging.LogRecord:
+    fields = {"event": event, "source": source}
+    return logging.LogRecord("n", logging.INFO, "", 0, fields, None, None)  # type: ignore[arg-type]
+
+
 def test_tokens_come_back_with_time_and_invented_sources_cost_no_memory() -> None:
-    class Kept(logging.Handler):
-        def __init__(self) -> None:
-            super().__init__()
-            self.seen: list[logging.LogRecord] = []
-
-        def emit(self, record: logging.LogRecord) -> None:
-            self.seen.append(record)
-
     kept, now = Kept(), 0.0
     handler = LimitedHandler([kept], burst=2, per_second=0.5, clock=lambda: now)
-
-    def say(source: str = "a") -> None:
-        fields = {"event": "x", "source": source}
-        handler.handle(logging.LogRecord("n", logging.INFO, "", 0, fields, None, None))  # type: ignore[arg-type]
-
     for _ in range(5):
-        say()
+        handler.handle(ours("a"))
     assert len(kept.seen) == 2
     now = 2.0
-    say()
-    say()
+    handler.handle(ours("a"))
+    handler.handle(ours("a"))
     assert len(kept.seen) == 3
     for number in range(10_000):
-        say(f"invented-{number}")
+        handler.handle(ours(f"invented-{number}", "y"))
     assert len(handler._buckets) <= 2_000
     handler.close()
-    told = [record.getMessage() for record in kept.seen if "lines_suppressed" in record.getMessage()]
-    assert told == ["lines_suppressed: 4 of 'x' from 'a'"]
+    assert kept.told() == [
+        "lines_suppressed: 4 of 'x' from 'a'",
+        f"lines_suppressed: {10_000 - KIND_BURST} of 'y' from others",
+    ]
+
+
+@pytest.mark.parametrize("each", [1, 60])
+def test_a_sender_that_invents_sources_is_cut_short_as_one(each: int) -> None:
+    """One line of each source passes every limit of sources, sixty fill the summaries."""
+    kept, now = Kept(), 0.0
+    handler = LimitedHandler([kept], clock=lambda: now)
+    for number in range(20_000):
+        for _ in range(each):
+            handler.handle(ours(f"invented-{number}"))
+    assert len(kept.seen) == KIND_BURST
+    now = 1.0
+    for number in range(1_000):
+        handler.handle(ours(f"later-{number}"))
+    handler.handle(ours("calm", "another"))
+    assert len(kept.seen) == KIND_BURST + KIND_PER_SECOND + 1
+    handler.close()
+    told = kept.told()
+    assert len(told) < 20
+    assert sum(int(text.split()[1]) for text in told) + len(kept.seen) - len(told) == 20_000 * each + 1_001
+
+
+def test_numbers_and_names_in_a_librarys_messages_make_no_flood_of_kinds() -> None:
+    kept = Kept()
+    handler = LimitedHandler([kept], clock=lambda: 0.0)
+    for number in range(5_000):
+        handler.handle(logging.LogRecord("lib", logging.WARNING, "", 0, f"port {number}", None, None))
+    assert len(kept.seen) == BURST
+    words = [
+        format(number, "x").translate(str.maketrans("0123456789", "ghijklmnop")) for number in range(5_000)
+    ]
+    for word in words:
+        handler.handle(logging.LogRecord("lib", logging.WARNING, "", 0, f"topic {word}", None, None))
+    assert len(kept.seen) == KIND_BURST
+    handler.close()
+    assert kept.told() == [f"lines_suppressed: {10_000 - KIND_BURST} of 'lib' from others"]
