@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import clickhouse_connect
 import pyarrow as pa
+from clickhouse_connect.driver import httputil
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
 from clickhouse_connect.driver.httpclient import HttpClient
@@ -31,6 +32,10 @@ Result = TypeVar("Result")
 CONNECT_TIMEOUT_SECONDS = 5
 #: ClickHouse's codes: a profile that only reads; a bound of the profile; no grant.
 NOT_ALLOWED: Final = frozenset({164, 452, 497})
+#: To the store process, kept open: ten threads read, some of which ask several things beside each other. The
+#: driver's own pool keeps 8 and warns of each further one, and follows an `http_proxy` of the environment.
+_CONNECTIONS: Final = 32
+_to_the_store: Final = httputil.get_pool_manager(maxsize=_CONNECTIONS)
 #: Above the server's own limit, so that the server's answer is seen rather than our timeout (reliability C5).
 _GRACE_SECONDS = 30
 
@@ -153,6 +158,7 @@ def connect_bridge(bridge: BridgeAddress, database: str | None, *, timeout: floa
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             send_receive_timeout=int(timeout),
             autogenerate_session_id=False,
+            pool_mgr=_to_the_store,
         )
     except ClickHouseError as error:
         raise UnavailableError(

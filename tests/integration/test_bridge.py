@@ -387,6 +387,32 @@ def test_many_threads_share_one_client(bridge: Bridge, database: str) -> None:
     shared.close()
 
 
+def test_readers_keep_their_connections(bridge: Bridge, caplog: pytest.LogCaptureFixture) -> None:
+    """The driver's own pool keeps eight for all clients together, and warns of each that it closes."""
+    readers = [connect_bridge(BridgeAddress(bridge.url, TOKEN, 0), None, timeout=30) for _ in range(12)]
+    barrier = threading.Barrier(len(readers))
+
+    def ask(reader: Client) -> None:
+        barrier.wait()
+        reader.command("SELECT sleep(0.05)")
+
+    with caplog.at_level("WARNING", "urllib3"), ThreadPoolExecutor(len(readers)) as pool:
+        list(pool.map(ask, readers))
+    assert not caplog.records
+    for reader in readers:
+        reader.close()
+
+
+def test_what_goes_to_the_store_process_passes_no_proxy(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token would go along."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    reader = connect_bridge(BridgeAddress(bridge.url, TOKEN, 0), None, timeout=30)
+    assert reader.command("SELECT 1") == 1
+    reader.close()
+
+
 @pytest.mark.parametrize(
     "headers",
     [
