@@ -114,6 +114,11 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
     ]
 
 
+def _asked_for(request: Request) -> dict[str, str]:
+    """The ids in its address, as they may be shown."""
+    return {name: shown_id(str(value)) for name, value in request.path_params.items()}
+
+
 def _name(source: str, event_id: str) -> str:
     return f"{shown_id(source)}/{shown_id(event_id)}"
 
@@ -191,10 +196,10 @@ def answer(route: str, handler: Handler, *, shared: bool = False) -> Callable[[R
         except ContractError as error:
             return problem_response(ProblemError(400, "bad_parameter", str(error)), request_id)
         except UnavailableError as error:
-            log.warning("read_unavailable", route=route, request_id=request_id)
+            log.warning("read_unavailable", route=route, request_id=request_id, **_asked_for(request))
             return problem_response(ProblemError(503, "store_unavailable", str(error)), request_id)
         except Exception:
-            log.exception("read_failed", route=route, request_id=request_id)
+            log.exception("read_failed", route=route, request_id=request_id, **_asked_for(request))
             failed = ProblemError(500, "internal_error", f"the call failed; its log lines carry {request_id}")
             return problem_response(failed, request_id)
         return Response(

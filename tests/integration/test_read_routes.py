@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog.testing
 from clickhouse_connect.driver.client import Client
 
 from pipeline import metrics
@@ -401,11 +402,18 @@ async def test_a_store_that_does_not_answer_is_503_with_retry_after(factory: Cal
         raise UnavailableError("the store process does not answer")
 
     reader = reader_over(refuse)
-    async with http_over(reader) as http:
-        answer = await http.get("/v1/kpi")
+    with structlog.testing.capture_logs() as lines:
+        async with http_over(reader) as http:
+            answer = await http.get("/v1/kpi")
+            await http.get("/v1/cases/c-1")
+            await http.get("/v1/events/12345/13800001234")
     reader.close()
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.json()["code"] == "store_unavailable"
+    told = [line for line in lines if line["event"] == "read_unavailable"]
+    assert told[0]["request_id"] == answer.headers["x-request-id"]
+    assert told[1]["case_id"] == "c-1"
+    assert (told[2]["source"], told[2]["event_id"]) == ("12345", "this id"), "it looks like a phone's number"
 
 
 async def test_a_lost_connection_is_not_used_again(factory: Callable[[], Client]) -> None:
