@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
@@ -23,6 +26,7 @@ CLIENT_SETTINGS = {"async_insert": "0"}
 #: 243), and nobody takes as much during one insert.
 MIN_FREE_BYTES = 64 * 1024 * 1024
 _FREE_SETTINGS = {"min_free_disk_bytes_to_perform_insert": str(MIN_FREE_BYTES)}
+_CRASHES: Final = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
 
 
 def _connect(path: str) -> Any:
@@ -33,6 +37,20 @@ def _connect(path: str) -> Any:
     return connect(path)
 
 
+def _end_by_native_crashes() -> None:
+    """A native crash ends this process at once, with the tracebacks of its threads on stderr.
+
+    The engine puts handlers of its own before `faulthandler` when it is loaded. They wait up to five minutes
+    for a report that only a server's thread writes, and say nothing.
+    """
+    faulthandler.disable()
+    libc = ctypes.CDLL(None)
+    for number in _CRASHES:
+        # not signal.signal, which works in the main thread only; 0: SIG_DFL, to which `faulthandler` hands on
+        libc.signal(int(number), None)
+    faulthandler.enable(2)  # the descriptor: sys.stderr may stand for something without one
+
+
 class EmbeddedEngine:
     """ClickHouse inside this process, on the directory `path`.
 
@@ -41,7 +59,8 @@ class EmbeddedEngine:
         files lie there, never in a directory that other users can read.
 
     Raises ConfigurationError if another process uses `path` or the engine cannot open it.
-    Source: reliability D2 (lock), D3 (one client per role), D4 (temporary files), D5 (time zone).
+    Source: reliability D2 (lock), D3 (one client per role), D4 (temporary files), D5 (time zone), D6 (native
+    crashes).
     """
 
     def __init__(self, path: Path, tmp_dir: Path) -> None:
@@ -63,6 +82,7 @@ class EmbeddedEngine:
         except BaseException:
             self._lock.release()
             raise
+        _end_by_native_crashes()
         zone = self._anchor.query("SELECT timezone()", "TabSeparated").bytes().decode().strip()
         if zone != "UTC":
             self.close()

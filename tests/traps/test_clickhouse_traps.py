@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -412,6 +414,72 @@ def test_d5_the_embedded_engine_takes_the_hosts_time_zone(tmp_path: Path) -> Non
         env=os.environ | {"TZ": "Asia/Shanghai"}, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert done.stdout.strip() == "Asia/Shanghai"
+
+
+_CRASHING = """
+import ctypes, resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def of_nothing(_): ...
+def of_the_engine(path):
+    import chdb
+    return chdb.connect(path)
+def of_ours(path):
+    from pipeline.runtime.process import harden
+    from pipeline.store.engine import EmbeddedEngine
+    harden()
+    return EmbeddedEngine(Path(path), Path(path + "-tmp"))
+def crash():
+    ctypes.string_at(0)
+keep = globals()[sys.argv[1]](sys.argv[2])
+crash()
+"""
+
+
+def crashing(tmp_path: Path, whose: str, *options: str) -> subprocess.Popen[str]:
+    """A Python whose native code reads where nothing is."""
+    arguments = [sys.executable, *options, "-c", _CRASHING, whose, str(tmp_path / "ch")]
+    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+
+
+def handles(process: subprocess.Popen[str], number: signal.Signals) -> bool:
+    """Whether its main thread is inside a handler of this signal, which is blocked there."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (blocked,) = re.findall(r"^SigBlk:\s+(\w+)$", status, re.MULTILINE)
+    return bool(int(blocked, 16) >> (number - 1) & 1)
+
+
+def test_d6_a_native_crash_ends_python_without_a_word(tmp_path: Path) -> None:
+    bare = crashing(tmp_path, "of_nothing")
+    assert bare.communicate(timeout=60) == (None, "")
+    assert bare.returncode == -signal.SIGSEGV
+
+
+def test_d6_beside_the_engine_a_native_crash_stands_still_without_a_word(tmp_path: Path) -> None:
+    """Up to five minutes, in a handler that the engine puts before `faulthandler`."""
+    bare = crashing(tmp_path, "of_the_engine", "-X", "faulthandler")
+    try:
+        deadline = time.monotonic() + 60
+        while not handles(bare, signal.SIGSEGV):
+            assert bare.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with pytest.raises(subprocess.TimeoutExpired):
+            bare.wait(2)
+    finally:
+        bare.kill()
+    assert bare.communicate(timeout=60) == (None, "")
+
+
+def test_d6_ours_ends_at_once_and_tells_the_frame(tmp_path: Path) -> None:
+    ours = crashing(tmp_path, "of_ours")
+    try:
+        _, said = ours.communicate(timeout=60)
+    finally:
+        ours.kill()
+    assert ours.returncode == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in said
+    assert " in crash\n" in said
 
 
 _MANY = 3_000_000
