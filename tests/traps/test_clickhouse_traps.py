@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ from pipeline.store.engine import MIN_FREE_BYTES
 from tests.conftest import embedded_only
 from tests.integration.test_bridge import TOKEN, _SessionEngine
 from tests.integration.worker_world import count, event, load_reference, record, rules_of
+from tests.security.access_file import Access, statements, write_configuration
 
 ROWS = pa.table({"id": pa.array(range(1000), pa.uint64()), "part": pa.array([0] * 1000, pa.uint8())})
 OTHER = pa.table({"id": pa.array(range(5000, 5100), pa.uint64()), "part": pa.array([0] * 100, pa.uint8())})
@@ -181,6 +182,50 @@ def test_finding_6_defaults_that_moved(open_client: Client) -> None:
         "replicated_deduplication_window_seconds": "3600",  # it was a week
         "fsync_after_insert": "0",
     }
+
+
+def forced(client: Client, insert: Callable[[], object]) -> set[str]:
+    """What an insert forces to disk: "FileSync" for its files, "DirectorySync" for their names."""
+    asked = "SELECT event, value FROM system.events WHERE event IN ('FileSync', 'DirectorySync')"
+    before = set(client.query(asked).result_rows)
+    insert()
+    return {event for event, _ in set(client.query(asked).result_rows) - before}
+
+
+@embedded_only
+def test_c12_an_insert_is_not_forced_to_disk_unless_told(plain: Client) -> None:
+    """A kill costs nothing, for the system has the pages; a loss of power does. Of a server that others use
+    meanwhile the counters tell nothing."""
+    assert forced(plain, lambda: send(plain, "windowed", ROWS, "a")) == set()
+    plain.command("ALTER TABLE windowed MODIFY SETTING fsync_after_insert = 1")
+    assert forced(plain, lambda: send(plain, "windowed", ROWS, "b")) == {"FileSync"}
+    plain.command("ALTER TABLE windowed MODIFY SETTING fsync_part_directory = 1")
+    assert forced(plain, lambda: send(plain, "windowed", ROWS, "c")) == {"FileSync", "DirectorySync"}
+
+
+@embedded_only
+def test_c12_what_a_loss_of_power_takes_is_said_and_the_settings_named_force_our_inserts(
+    clickhouse: Client, tmp_path: Path
+) -> None:
+    """No table of ours forces anything as it comes: whoever needs it has replicas, or these settings."""
+    for readme in ("README.md", "README.zh-CN.md"):
+        text = (Path(__file__).parents[2] / readme).read_text()
+        (line,) = [line for line in text.splitlines() if "fsync_after_insert=1" in line]
+        assert "fsync_part_directory=1" in line
+    load_reference(clickhouse, tmp_path)
+    rules = rules_of(clickhouse)
+
+    def insert(number: int) -> None:
+        block = Block(0, [record(number, event(number))])
+        _write(Sink(clickhouse, "t"), process_block(block, PartitionState.empty(Settings()), rules), 1, block)
+
+    assert forced(clickhouse, lambda: insert(1)) == set()
+    for name in ("events", "case_events"):
+        clickhouse.command(
+            f"ALTER TABLE {name} MODIFY SETTING fsync_after_insert = 1, fsync_part_directory = 1"
+        )
+    assert forced(clickhouse, lambda: insert(2)) == {"FileSync", "DirectorySync"}
+    assert count(clickhouse, "events") == [2]
 
 
 def test_finding_7_arrow_inserts_wrap_and_clamp(clickhouse: Client) -> None:
@@ -414,6 +459,68 @@ def test_d5_the_embedded_engine_takes_the_hosts_time_zone(tmp_path: Path) -> Non
         env=os.environ | {"TZ": "Asia/Shanghai"}, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert done.stdout.strip() == "Asia/Shanghai"
+
+
+_ASKED = """
+import sys, chdb
+handle = chdb.connect(sys.argv[1])
+for statement in sys.argv[2:]:
+    try:
+        print(handle.query(statement, "TSV").bytes().decode().strip() or "done")
+    except RuntimeError as error:
+        print(str(error).replace("\\n", " "))
+"""
+
+
+def told(path: Path, config: Path | None, *statements: str) -> list[str]:
+    """What the engine on `path` answers to each statement, a line each; under a server's configuration."""
+    at = f"{path}?config-file={config}" if config else str(path)
+    asking = [sys.executable, "-c", _ASKED, at, *statements]
+    done = subprocess.run(asking, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.splitlines()
+
+
+def test_c14_a_row_policy_binds_no_insert(tmp_path: Path) -> None:
+    """Who sees one row of two has written both."""
+    access = Access(
+        roles={"both": None}, grants={"both": ["GRANT SELECT, INSERT, CREATE ON d.*"]},
+        policies={"d.t": [("district = 1", ["both"])]},
+    )  # fmt: skip
+    config = write_configuration(tmp_path, access, "both")
+    found = told(
+        tmp_path / "ch", config, "CREATE DATABASE d",
+        "CREATE TABLE d.t (district UInt8) ENGINE = MergeTree ORDER BY district",
+        "INSERT INTO d.t VALUES (1), (2)", "SELECT district FROM d.t",
+        "SELECT total_rows FROM system.tables WHERE database = 'd'",
+    )  # fmt: skip
+    assert found == ["done", "done", "done", "1", "2"]
+
+
+def test_c14_who_sees_a_part_of_the_rows_writes_none(tmp_path: Path) -> None:
+    access = Access.read(statements())
+    bound = {
+        role
+        for of in access.policies.values()
+        for condition, roles in of
+        if condition != "1"
+        for role in roles
+    }
+    assert len(bound) >= 7
+    for name in bound:
+        held = " ".join(
+            grant for role in (name, *access.roles_of(name)) for grant in access.grants.get(role, [])
+        )
+        assert "SELECT" in held
+        assert not re.search("INSERT|ALTER|CREATE|DROP|TRUNCATE|ALL", held), (name, held)
+    made = told(
+        tmp_path / "ch", None, "CREATE DATABASE grid",
+        "CREATE TABLE grid.events (district_code String) ENGINE = MergeTree ORDER BY district_code",
+    )  # fmt: skip
+    assert made == ["done", "done"]
+    config = write_configuration(tmp_path, access, "grid_analyst_440703")
+    inserts = [f"INSERT INTO grid.events VALUES ('{district}')" for district in ("440703", "440704")]
+    answers = told(tmp_path / "ch", config, *inserts)
+    assert ["Not enough privileges" in answer for answer in answers] == [True, True], answers
 
 
 _CRASHING = """

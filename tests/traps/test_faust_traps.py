@@ -10,8 +10,10 @@ import contextlib
 import re
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, Mock
@@ -20,7 +22,7 @@ import faust
 import pytest
 from confluent_kafka import Producer
 from faust.types.enums import ProcessingGuarantee
-from faust.types.tuples import TP
+from faust.types.tuples import TP, Message
 
 from pipeline.process.buffer import Budget, PartitionBuffer, Taken
 from pipeline.process.membership import Membership
@@ -30,6 +32,7 @@ from pipeline.settings import Settings
 from tests.kafka import GroupOffsets
 
 ROOT = Path(__file__).parent.parent.parent
+EVENTS = TP(Settings().topic, 0)
 
 
 # findings 1 and 2 run in CI, where the embedded broker is at hand, the other modes with the fault tests
@@ -92,6 +95,50 @@ async def test_f7_our_member_waits_for_no_ack(tmp_path: Path) -> None:
     await asyncio.wait([leaving], timeout=10)
     assert leaving.done()
     assert message in member._app.consumer._unacked_messages
+
+
+def holding(app: faust.App) -> Any:
+    """The consumer of an app that was given partition EVENTS; what it commits to goes nowhere."""
+    consumer: Any = app.consumer
+    consumer._thread.thread_loop.close()  # of a thread that never starts
+    consumer.assignment = lambda: {EVENTS}
+    consumer._commit = AsyncMock(return_value=True)
+    app.producer.flush = AsyncMock()  # type: ignore[method-assign]
+    return consumer
+
+
+async def acked(app: faust.App) -> Any:
+    """The same, whose stream has acked offsets 0 to 2 since the last commit."""
+    consumer = holding(app)
+    await app.topics._update_indices()
+    for offset in range(3):
+        message = Message(*EVENTS, offset, 0.0, 0, None, None, b"x", None, tp=EVENTS)
+        consumer.track_message(message)
+        assert consumer.ack(message) == app.topics.acks_enabled_for(EVENTS.topic)
+    return consumer
+
+
+@pytest.mark.parametrize("revoked", [False, True])
+async def test_f6_a_revoke_drops_what_was_acked_and_not_committed(tmp_path: Path, revoked: bool) -> None:
+    """Before it commits on its way out, so that whoever takes over reads it once more."""
+    app = faust.App("bare", broker="kafka://127.0.0.1:1", datadir=tmp_path / "bare", web_enabled=False)
+    app.topics.add(app.topic(EVENTS.topic, value_serializer="raw"))
+    consumer = await acked(app)
+    if revoked:
+        await consumer.on_partitions_revoked({EVENTS})
+    await consumer.commit()
+    assert not app.crashed
+    assert [call.args for call in consumer._commit.await_args_list] == ([] if revoked else [({EVENTS: 3},)])
+
+
+async def test_f6_our_member_leaves_faust_no_ack_to_drop(tmp_path: Path) -> None:
+    app = Membership(Settings(data_dir=tmp_path), "127.0.0.1:1", None)._app  # type: ignore[arg-type]
+    (agent,) = app.agents.values()
+    app.topics.add(agent.channel)  # type: ignore[arg-type]
+    consumer = await acked(app)
+    assert EVENTS.topic in app.topics._topic_name_index
+    await consumer.commit()
+    consumer._commit.assert_not_awaited()
 
 
 async def test_f8_faust_takes_a_commit_that_failed_for_made(tmp_path: Path) -> None:
@@ -184,6 +231,46 @@ def test_f1_no_agent_of_ours_uses_what_acks_by_itself() -> None:
     membership = (ROOT / "pipeline/process/membership.py").read_text()
     assert "stream.noack().events()" in membership
     assert ".ack(" not in membership
+
+
+async def test_f12_a_rebalance_goes_through_without_opentracing(tmp_path: Path) -> None:
+    """Every one failed once (issue 786): none of the requirements of Faust is it, and none of ours."""
+    assert find_spec("opentracing") is None
+    member = Membership(Settings(data_dir=tmp_path), "127.0.0.1:1", AsyncMock())
+    bare = faust.App("bare", broker="kafka://127.0.0.1:1", datadir=tmp_path / "bare", web_enabled=False)
+    for app in (bare, member._app):
+        consumer = holding(app)
+        consumer._thread.joined, consumer._thread._consumer = None, Mock()
+        app.tables.on_rebalance = AsyncMock()  # would ask the broker
+        app.on_rebalance_start()
+        await consumer.on_partitions_revoked({EVENTS})
+        await consumer.on_partitions_assigned({EVENTS}, 1)
+        app.on_rebalance_end()
+        assert not app.crashed, app.crash_reason
+        app.tables.on_rebalance.assert_awaited_once()
+
+
+async def test_f10_faust_writes_of_a_stall_into_its_log_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Records wait, and nothing was committed for hours. Where Faust has no acks it does not even say so."""
+    app = faust.App("bare", broker="kafka://127.0.0.1:1", datadir=tmp_path / "bare", web_enabled=False)
+    consumer = holding(app)
+    now, hours = time.monotonic(), 10_000.0
+    fetched = Mock(highwater=1_000, position=5, timestamp=now * 1000)
+    consumer._thread._consumer = client = Mock()
+    client._fetcher._subscriptions.subscription.assignment.state_value = Mock(return_value=fetched)
+    consumer._thread.time_started = now - hours
+    app.monitor.stream_inbound_time[EVENTS] = now - hours
+    told = []
+    for topic in (app.topic(EVENTS.topic, acks=False), app.topic(EVENTS.topic)):
+        app.topics.add(topic)
+        await app.topics._update_indices()
+        await consumer.verify_all_partitions_active()
+        told.append(len([one for one in caplog.records if one.levelname == "ERROR"]))
+    assert told == [0, 1]
+    assert not app.crashed
+    assert not app.should_stop
 
 
 def test_f14_finding_9_faust_keeps_a_leader_topic_and_a_minutes_rebalance_unless_told(tmp_path: Path) -> None:
