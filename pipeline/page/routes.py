@@ -17,9 +17,9 @@ from pipeline.page.assets import Asset, Assets
 from pipeline.page.first import FirstPage
 from pipeline.page.live import MOST_VIEWERS, Live
 from pipeline.page.search import search
-from pipeline.read.matters import matters_in_force
+from pipeline.read.matters import former_matters, matters_in_force
 from pipeline.read.reader import Reader
-from pipeline.read.routes import answer, only
+from pipeline.read.routes import DEFAULT_WINDOW, answer, only
 from pipeline.read.small_cells import for_reader
 from pipeline.rules.model import RULE_COUNT, Channel, Named
 from pipeline.runtime.access import bearer_of, is_passed_on, still_reads
@@ -113,6 +113,8 @@ def live_routes(live: Live, keys: KeyStore, reader: Reader) -> list[BaseRoute]:
         only(request)
         now: datetime = reader.clock()
         return matters_in_force(reader.catalogues, now) | {
+            # of the tables' cases some are theirs
+            "former": former_matters(reader.catalogues, now - DEFAULT_WINDOW, now),
             "departments": _both_names(reader.catalogues.departments),
             "channels": _both_names(reader.catalogues.channels),
             "matter_names": dict(reader.catalogues.matter_names_zh),

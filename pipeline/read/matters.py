@@ -26,6 +26,17 @@ def matters_in_force(catalogues: Catalogues, at: datetime) -> dict[str, Any]:
     }
 
 
+def former_matters(catalogues: Catalogues, since: datetime, at: datetime) -> list[dict[str, Any]]:
+    """The matters that were in force at some time after `since` and are no more at `at`, as
+    `matters_in_force` has them. A version repeats every code of the one before it, so that the one
+    of `at` knows them all."""
+    return [
+        _matter(matter, catalogues)
+        for matter in catalogues.version_at(at).matters.values()
+        if (end := matter.effective_to_instant) is not None and since < end <= at
+    ]
+
+
 def _matter(matter: Matter, catalogues: Catalogues) -> dict[str, Any]:
     return {
         "code": matter.code,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from pipeline.errors import ConfigurationError
+from pipeline.read.matters import former_matters
 from pipeline.rules.catalogue import load_catalogues
 from tests.unit.admit_rows import CATALOGUE, MORNING, PHOTO, catalogues, copy_catalogue, edit, judge, report
 
@@ -54,6 +55,32 @@ def test_a_temporary_matter_is_listed_during_its_days_only() -> None:
     assert not listed(datetime(2022, 10, 28, 15, 59, tzinfo=UTC))
     assert listed(datetime(2022, 10, 28, 16, tzinfo=UTC))
     assert not listed(datetime(2022, 11, 11, 16, tzinfo=UTC))
+
+
+def test_a_matter_is_a_former_one_for_as_long_as_its_last_days_are_looked_at() -> None:
+    def former(at: datetime) -> list[str]:
+        return [matter["code"] for matter in former_matters(catalogues(), at - timedelta(days=30), at)]
+
+    end, hour = datetime(2022, 11, 11, 16, tzinfo=UTC), timedelta(hours=1)
+    assert former(end - hour) == []  # in force
+    assert former(end) == ["TMP-2022-EPI-01"]
+    assert former(end + timedelta(days=30) - hour) == ["TMP-2022-EPI-01"]
+    assert former(end + timedelta(days=30)) == []
+    # before it began, which the list already told
+    assert former(datetime(2022, 10, 1, tzinfo=UTC)) == []
+
+
+def test_a_withdrawn_matter_is_a_former_one_with_its_limits(directory: Path) -> None:
+    file = add_version(directory)
+    head, matter = file.read_text(encoding="utf-8").split("  - code: SA-07\n", 1)
+    matter = matter.replace("effective_to: null", "effective_to: 2026-05-01", 1)
+    file.write_text(f"{head}  - code: SA-07\n{matter}", encoding="utf-8")
+    rules, last = load_catalogues(directory), datetime(2026, 4, 30, 16, tzinfo=UTC)
+    month = timedelta(days=30)
+    assert former_matters(rules, last - timedelta(hours=1) - month, last - timedelta(hours=1)) == []
+    (former,) = former_matters(rules, last - month, last)
+    assert (former["code"], former["response_minutes"]) == ("SA-07", 30)
+    assert former_matters(rules, last, last + month) == []
 
 
 def test_names_and_kinds_can_be_looked_up() -> None:
