@@ -51,6 +51,7 @@ def made_up() -> set[str]:
     keys |= {f"f_{name}" for name in tiles} | {f"n_{name}" for name in arrows}
     keys |= {f"level_{name}" for name in strings("LEVELS", "area.js")}
     keys |= {f"by_{name}" for name in ("department", "matter")}
+    keys |= {f"timesOf_{name}" for name in ("department", "matter")}
     keys |= {f"r_{result}" for result in ("true", "false", "unknown")}
     keys |= {f"away_{why}" for why in get_args(Why)} | {f"of_{role}" for role in ("gateway", "worker")}
     keys |= {*OUTCOMES, MALFORMED, UNSUPPORTED_VERSION, UNSTORABLE, ID_CONFLICT}

@@ -33,6 +33,7 @@ const LINE_REM = 1.3; // of a line in it
 const SHOWN_OF_REASON = 12;
 const MOST_ALARMS = 1000; // as many as one answer holds
 const BEHIND_WARN_SECONDS = 5;
+const STANDING_MS = 10000; // what is held up for so long is said on top of the page
 const LEAST_RATE_SPAN = 0.01; // of a tile's little curve
 
 function remember(storage, name, value) {
@@ -72,6 +73,8 @@ const component = () => ({
   figures: null, // null while the stream is not live, or silent of them: what is running is not known then
   figuresAt: 0, // when they came
   figuresLate: false,
+  since: {}, // where something is held up → since when
+  said: { banner: "", lifeSafety: "", alarms: "" }, // to be read out, and so set only where it changes
   currentAt: null, // the tables hold what was stored until then
   city: null,
   districts: { as_of: null, rows: [] },
@@ -91,10 +94,12 @@ const component = () => ({
   mapFocus: area.CELLS[0].code,
   picked: null, // the cell that was focused or tapped last
   path: [], // codes of the areas gone into: district, town, village
+  byMap: false, // whether the map led there: the focus is not where the table is
   sort: null,
   dimension: "department",
   span: "response_seconds",
   allTimes: false, // or those with most cases, as many as can be read
+  timesAsTable: false,
 
   catalogue: { matters: [], reasons: {}, departments: {}, channels: {}, towns: {}, districts: {}, matter_names: {} },
   matters: [],
@@ -128,6 +133,9 @@ const component = () => ({
     requestAnimationFrame(() => setTimeout(() => this.showRest()));
     this.loadCatalogue();
     setInterval(() => this.tick(), 1000);
+    window.Alpine.effect(() => { this.said.banner = this.bannerText(); });
+    window.Alpine.effect(() => { this.said.lifeSafety = this.lifeSafetyAlert(); });
+    window.Alpine.effect(() => { this.said.alarms = this.alarmsText(); });
     new ResizeObserver(() => this.drawTimes()).observe(this.$refs.times);
     this.$watch("metric", () => { this.mark("replaceState"); this.refresh(); });
     addEventListener("popstate", () => this.returned());
@@ -145,14 +153,17 @@ const component = () => ({
   word(name) { return TEXTS[name] ? this.t(name) : name; },
   stateName(name) { return stateName(name, this.lang); },
   number(value) { return format.count(value, this.lang); },
+  counted(value, one, many) { return this.t(value === 1 ? one : many).replace("{}", this.number(value)); },
   clock(iso) { return format.clock(iso, this.lang); },
   instant(iso) { return format.instant(iso, this.lang); },
   lately(iso) { return format.lately(iso, this.serverNow(), this.lang); },
   matterName(code) {
-    const matter = this.matters.find((item) => item.code === code);
+    const matter = this.allMatters().find((item) => item.code === code);
     if (!matter) return [code, this.catalogue.matter_names[code]].filter(Boolean).join(" ") || "—";
     return `${code} ${this.lang === "zh" ? matter.name_zh : matter.name_en}`;
   },
+  // Those in force, and those that were within the days that the page shows.
+  allMatters() { return [...this.matters, ...(this.catalogue.former || [])]; },
   departmentName(code) { return (this.catalogue.departments[code] || {})[this.lang] || code || "—"; },
   channelName(code) { return (this.catalogue.channels[code] || {})[this.lang] || code; },
   reasonName(code) {
@@ -202,6 +213,7 @@ const component = () => ({
       this.figures = null; // they stood for the present
       this.figuresLate = true;
     }
+    this.watchTroubles();
     // its right edge is the present, whether or not something new comes
     if (this.view === "trend" && this.now - this.drawnAt > TREND_MS) this.drawTrend();
   },
@@ -229,13 +241,41 @@ const component = () => ({
     if (this.connection === "lost") return this.t("lost");
     if (this.connection === "key") return this.t("keyNeeded");
     const { figures } = this;
+    const held = this.troubles().filter(({ at }) => this.stands(at)).map(({ at, held }) => ({ at, said: held }));
     return [
       [figures && figures.log_answers === false, "logDown"],
       [!this.storeWorks, "storeDown"],
       [this.figuresLate, "figuresLate"],
-      [this.ready && figures && !figures.worker && figures.expects_worker && !this.missing().length, "workerDown"],
-    ].filter(([wrong]) => wrong).map(([, name]) => this.t(name)).concat(this.missingText() || []).join(" · ");
+      [this.workerSilent(), this.stands("worker") ? "workerDown" : "workerSilent"],
+    ].filter(([wrong]) => wrong).map(([, name]) => this.t(name)).concat(this.missingText() || [], this.placed(held)).join(" · ");
   },
+  // One that was here. A single late answer is no standstill yet.
+  workerSilent() {
+    const { figures } = this;
+    return Boolean(this.ready && figures && !figures.worker && figures.expects_worker && !this.missing().length);
+  },
+
+  // ---- what holds things up
+  // said: all that an arrow tells; held: without what does not answer, of which the banner speaks at once.
+  troubles() {
+    const found = this.flowArrows().filter(({ alarm }) => alarm).map(({ to, alarm, held }) => ({ at: to, said: alarm, held }));
+    // without figures or the store it follows from that
+    if (!this.figures || !this.storeWorks || !(this.behindSeconds() > BEHIND_WARN_SECONDS)) return found;
+    const late = this.t("tablesLate").replace("{}", BEHIND_WARN_SECONDS);
+    return [...found, { at: "tables", said: late, held: late }];
+  },
+  watchTroubles() {
+    const at = this.troubles().filter(({ held }) => held).map((trouble) => trouble.at).concat(this.workerSilent() ? "worker" : []);
+    this.since = Object.fromEntries(at.map((place) => [place, this.since[place] || this.now]));
+  },
+  stands(at) { return this.now - this.since[at] >= STANDING_MS; },
+  // The same said of two places is said once.
+  placed(troubles) {
+    const places = new Map();
+    for (const { at, said } of troubles) places.set(said, [...(places.get(said) || []), ...(at === "tables" ? [] : [this.t(`n_${at}`)])]);
+    return [...places].map(([said, at]) => [format.listed(at, this.lang), said].filter(Boolean).join(" "));
+  },
+  alarmsText() { return this.placed(this.troubles()).join(this.lang === "zh" ? "；" : "; "); },
 
   // ---- the stream
   connect() {
@@ -545,7 +585,7 @@ const component = () => ({
       const known = to === "gateway" || to === "topic" ? this.figures.gateway : here && flow.topic.known; // by whom it is counted
       return {
         to, rate: known ? per(rate) : "—", facts: known ? facts : facts.map(({ name }) => ({ name, value: "—", bad: false })),
-        look: stuck || gone ? "stuck" : known ? "" : "unknown", alarm: alarm(stuck, gone),
+        look: stuck || gone ? "stuck" : known ? "" : "unknown", alarm: alarm(stuck, gone), held: gone === true ? "" : alarm(stuck, false),
       };
     };
     return [
@@ -568,7 +608,7 @@ const component = () => ({
 
   perSecond(value) { return value === null ? "—" : `${format.rate(value, this.lang)}${this.t("perSecond")}`; },
   // In blocks of up to thousands of events; a worker that begins has no partitions yet.
-  shownQueue(topic) { return topic.known ? `${this.number(topic.lag_records)} ${this.t("blocks")}` : "—"; },
+  shownQueue(topic) { return topic.known ? this.counted(topic.lag_records, "oneBlock", "blocks") : "—"; },
 
   // ---- map
   mapRows(district) { return district ? this.districts.rows : (this.tables["town:"] || { rows: [] }).rows; },
@@ -613,6 +653,7 @@ const component = () => ({
   goTo(code) {
     this.focusCell(code); // a tap need not focus
     this.path = code.length === 6 ? [code] : [code.slice(0, 6), code];
+    this.byMap = true;
     this.enter();
   },
 
@@ -664,10 +705,12 @@ const component = () => ({
   },
   // The button that was pressed is gone with its row: go on from the title, which says where we are.
   focusAreas() {
+    this.byMap = false;
     const title = this.$refs.areasTitle; // found from the button, while that is there
     this.$nextTick(() => title.focus({ preventScroll: true }));
   },
   areasLabel() { return [this.levelText(), ...(this.path.length ? [this.crumbs().map((step) => step.name).join(" ")] : [])].join(" · "); },
+  ledTo() { return this.byMap ? this.areasLabel() : ""; },
   enter() {
     this.sort = null;
     this.mark("pushState");
@@ -727,7 +770,8 @@ const component = () => ({
   },
   limitsOf(key) {
     const [field, unit] = this.span === "response_seconds" ? ["response_minutes", 60] : ["resolution_hours", 3600];
-    const mine = this.matters.filter((matter) => (this.dimension === "matter" ? matter.code : matter.lead_department) === key);
+    // cases of a matter that was withdrawn since are still among those of the 30 days
+    const mine = this.allMatters().filter((matter) => (this.dimension === "matter" ? matter.code : matter.lead_department) === key);
     const limits = mine.map((matter) => matter[field] * unit).filter((value) => value > 0);
     return limits.length ? [Math.min(...limits), Math.max(...limits)] : null;
   },
@@ -736,6 +780,8 @@ const component = () => ({
     if (!table) return [];
     return [...table.rows].filter((row) => row[this.span].p50 !== null).sort((a, b) => b.cases - a.cases).slice(0, this.allTimes ? Infinity : SHOWN_IN_CHART)
       .map((row) => ({
+        key: row.key,
+        n: row[this.timesCount()],
         name: this.dimension === "matter" ? this.matterName(row.key) : this.departmentName(row.key),
         values: row[this.span],
         limits: this.limitsOf(row.key),
@@ -745,6 +791,18 @@ const component = () => ({
     this.allTimes = !this.allTimes;
     this.$nextTick(() => this.drawTimes());
   },
+  // In the place of the picture, for who cannot see it or hover over it.
+  showTimesAsTable() {
+    this.timesAsTable = !this.timesAsTable;
+    this.$nextTick(() => this.drawTimes());
+  },
+  // Where it may be higher than its box, the box is a stop of the keyboard's.
+  timesStop() { return this.timesAsTable || this.allTimes ? 0 : false; },
+  timesCaption() { return [this.t("times"), this.t(`by_${this.dimension}`), this.t(this.span)].join(" · "); },
+  timesCount() { return this.span === "response_seconds" ? "responded" : "closed"; }, // cases that have such a time
+  timeShown(value) { return format.duration(value, this.lang); },
+  limitShown(row) { return row.limits ? [...new Set(row.limits)].map((value) => this.timeShown(value)).join("–") : "—"; },
+  isOver(row, percentile) { return Boolean(row.limits) && row.values[percentile] > row.limits[1]; },
   // As high as its lines need; what does not fit is scrolled to.
   timesSize() { return this.allTimes ? { minHeight: `${this.timesRows().length * LINE_REM + 4}rem` } : {}; },
   drawTimes() {
@@ -769,9 +827,12 @@ const component = () => ({
     if (this.tables[this.timesName()] && !this.timesRows().length) return this.t("noTimes");
     return "";
   },
+  // The picture in short: every figure of it is in the table.
   timesSummary() {
-    return [this.t(this.span), ...this.timesRows().map((row) =>
-      `${row.name}: p50 ${format.duration(row.values.p50, this.lang)}, p90 ${format.duration(row.values.p90, this.lang)}, p99 ${format.duration(row.values.p99, this.lang)}, ${this.limitName()} ${row.limits ? [...new Set(row.limits)].map((v) => format.duration(v, this.lang)).join("–") : "—"}`)].join("; ");
+    const rows = this.timesRows();
+    const over = rows.filter((row) => this.isOver(row, "p90")).length;
+    return [this.timesCaption(), this.counted(rows.length, "oneLine", "lines"),
+      ...(rows.some(({ limits }) => limits) ? [this.t("timesOver").replace("{}", this.number(over))] : [])].join("; ");
   },
 
   // ---- rejections
@@ -905,13 +966,20 @@ const component = () => ({
   },
   async openList(what, query) {
     this.show("reason");
-    this.ofReason = null;
+    this.ofReason = this.shownItem = { ...what, rows: [], cut: false }; // the title says of what, already now
     const answer = await this.ask(`/v1/rejections?${query}`);
     if (answer === undefined) return;
     // an event that was stored twice counts once
     const once = new Map(answer ? answer.rows.map((row) => [`${row.source}/${row.event_id}`, row]) : []);
-    this.ofReason = answer && { ...what, rows: [...once.values()], cut: what.lifeSafety && answer.rows.length >= MOST_ALARMS };
-    this.shownItem = this.ofReason;
+    const most = what.lifeSafety ? MOST_ALARMS : SHOWN_OF_REASON;
+    this.ofReason = this.shownItem = { ...what, rows: [...once.values()], cut: Boolean(answer) && answer.rows.length >= most };
+  },
+  // How many there are beside those that are listed: as the panel, or the alarm, counts them.
+  cutText() {
+    const { lifeSafety, reason, rows } = this.ofReason;
+    const { life_safety: alarms, reasons } = this.rejected;
+    const all = lifeSafety ? alarms : reasons.find((row) => row.reason === reason);
+    return this.t("listCut").replace("{}", this.number(rows.length)) + this.t(lifeSafety ? "ofLastHour" : "ofReason").replace("{}", this.number(all ? all.reports : 0));
   },
   listName() {
     if (!this.ofReason) return "";
