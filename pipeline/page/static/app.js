@@ -1,7 +1,7 @@
 // The page: one Alpine component. Everything shown is text (x-text) or a drawn picture; nothing becomes markup.
 
 import * as area from "./area.js";
-import { drawTimes, drawTrend, loadCharts } from "./charts.js";
+import { drawTimes, drawTrend, linesWithin, loadCharts } from "./charts.js";
 import { describeCase, describeEvent, stateName, word } from "./event.js";
 import * as format from "./format.js";
 import * as place from "./place.js";
@@ -28,7 +28,7 @@ const TREND_MS = 60000; // the large trend is drawn anew
 const PATIENCE_MS = 60000; // for a test event to become queryable
 const LEAST_LOOK_MS = 150; // between two looks for it, and the longest that it grows to
 const MOST_LOOK_MS = 1000;
-const SHOWN_IN_CHART = 14;
+const SHOWN_IN_CHART = 14; // at most
 const LINE_REM = 1.3; // of a line in it
 const SHOWN_OF_REASON = 12;
 const MOST_ALARMS = 1000; // as many as one answer holds
@@ -100,6 +100,7 @@ const component = () => ({
   span: "response_seconds",
   allTimes: false, // or those with most cases, as many as can be read
   timesAsTable: false,
+  linesInChart: SHOWN_IN_CHART, // how many that is
 
   catalogue: { matters: [], reasons: {}, departments: {}, channels: {}, towns: {}, districts: {}, matter_names: {} },
   matters: [],
@@ -778,7 +779,7 @@ const component = () => ({
   timesRows() {
     const table = this.tables[this.timesName()];
     if (!table) return [];
-    return [...table.rows].filter((row) => row[this.span].p50 !== null).sort((a, b) => b.cases - a.cases).slice(0, this.allTimes ? Infinity : SHOWN_IN_CHART)
+    return [...table.rows].filter((row) => row[this.span].p50 !== null).sort((a, b) => b.cases - a.cases).slice(0, this.allTimes ? Infinity : this.linesInChart)
       .map((row) => ({
         key: row.key,
         n: row[this.timesCount()],
@@ -809,6 +810,7 @@ const component = () => ({
     if (!window.echarts || !this.$refs.times || !this.$refs.times.clientWidth) return;
     drawTimes(this.$refs.times, this.timesRows(), {
       names: { limit: this.limitName() },
+    this.linesInChart = Math.min(SHOWN_IN_CHART, linesWithin(this.$refs.times.parentElement.clientHeight));
       format: (value) => format.duration(value, this.lang),
     });
   },

@@ -4,6 +4,9 @@
 import { HOUR_MS } from "./format.js";
 
 const MARKS = [60, 300, 600, 1800, 3600, 21600, 86400, 604800, 2592000]; // of the time axis, seconds
+const ABOVE = 26; // the legend, and below the lines the axis; pixels of 14 px letters
+const BELOW = 22;
+const LEAST_PITCH = 13; // of two lines whose letters do not touch
 const FEWER_MARKS = [60, 3600, 86400, 2592000];
 const FONT = getComputedStyle(document.body).fontFamily;
 
@@ -28,6 +31,9 @@ const axisLine = () => ({ lineStyle: { color: ink("--line") } });
 // Pictures grow with the letters of the page.
 const sized = (pixels) => pixels * parseFloat(getComputedStyle(document.documentElement).fontSize) / 14;
 const quiet = () => ({ color: ink("--quiet"), fontFamily: FONT, fontSize: sized(11.5) });
+
+// How many lines of percentiles can be read in a height, pixels.
+export const linesWithin = (height) => Math.max(1, Math.floor((height - sized(ABOVE + BELOW)) / sized(LEAST_PITCH)));
 
 // The library is most of what the page loads: it comes after the first figures, which do not need it.
 let loading = null;
@@ -60,6 +66,7 @@ export function drawTimes(element, rows, { names, format }) {
   const top = 1.2 * Math.max(3600, ...rows.flatMap((row) => [row.values.p99 || 0, ...(row.limits || [])]));
   const narrow = element.clientWidth < 480;
   const marks = (narrow ? FEWER_MARKS : MARKS).filter((mark) => mark >= low && mark <= top);
+  const pitch = (element.clientHeight - sized(ABOVE + BELOW)) / rows.length;
   const series = [
     ["p50", "circle", 9, ink("--accent")],
     ["p90", "diamond", 11, ink("--accent")],
@@ -83,7 +90,7 @@ export function drawTimes(element, rows, { names, format }) {
     },
   });
   series.push({
-    name: names.limit, type: "scatter", symbol: "rect", symbolSize: [sized(3), sized(15)], itemStyle: { color: ink("--bad") }, z: 5,
+    name: names.limit, type: "scatter", symbol: "rect", symbolSize: [sized(3), Math.min(sized(15), 0.9 * pitch)], itemStyle: { color: ink("--bad") }, z: 5,
     data: rows.flatMap((row, y) => (row.limits ? [...new Set(row.limits)].map((limit) => [x(limit), y]) : [])),
     markLine: {
       silent: true, symbol: "none", label: { show: false }, lineStyle: { color: ink("--bad"), opacity: 0.3, width: 2, type: "dotted" },
@@ -94,7 +101,7 @@ export function drawTimes(element, rows, { names, format }) {
   const option = base();
   Object.assign(option, {
     legend: { top: 0, right: 4, itemWidth: sized(12), itemHeight: sized(10), textStyle: quiet(), data: ["p50", "p90", "p99", names.limit] },
-    grid: { left: 4, right: 18, top: sized(26), bottom: 2, containLabel: true },
+    grid: { left: 4, right: 18, top: sized(ABOVE), bottom: 2, containLabel: true },
     xAxis: {
       type: "log", logBase: 10, min: low, max: top, axisLabel: { ...quiet(), formatter: format, customValues: marks },
       axisTick: { customValues: marks }, splitLine: { show: false }, axisLine: axisLine(),

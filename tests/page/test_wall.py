@@ -1,0 +1,145 @@
+"""A whole city on a wall, a desk and a phone: what they have room for, in quiet times and in an emergency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from playwright.sync_api import Browser, Page
+
+from tests.page.browser import id_of, quiet_page
+from tests.page.canned import CATALOGUE, NOW, instant, open_canned, row, tell
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+SCHEMAS = Path(__file__).parents[2] / "schemas" / "catalogue"
+WALLS = [(1_920, 1_080), (1_920, 950), (1_700, 900), (3_840, 2_160)]
+#: As many cases as a city of millions has in 30 days, and times that take many signs.
+LARGE: dict[str, Any] = {"reports": 45_678, "cases": 43_210, "closed": 41_234, "open": 1_976, "overdue": 123}
+LARGE |= {
+    name: {"p50": 40_920, "p90": 129_540, "p99": 900_000}
+    for name in ("response_seconds", "resolution_seconds")
+}
+#: Beside the messages of a quiet day: a banner, and an emergency mode.
+STORE_DOWN = {"available": False, "at": instant(NOW)}
+MODES = {"modes": [{"mode": "typhoon", "level": "I", "area_code": "4407"}]}
+
+#: The names at the chart's lines, from the top.
+LINES = """() => {
+  const chart = echarts.getInstanceByDom(document.querySelector("[data-testid=times-chart]"));
+  return chart?.getOption()?.yAxis?.[0].data;
+}"""
+#: What cannot be read: names of the map with what they have and need, pixels, the chart, what scrolls.
+ILLEGIBLE = """() => {
+  const chart = echarts.getInstanceByDom(document.querySelector("[data-testid=times-chart]"));
+  const { yAxis, series } = chart.getOption(), lines = yAxis[0].data.length;
+  const letters = yAxis[0].axisLabel.fontSize;
+  const box = document.querySelector(".chart-box");
+  const pitch = chart.getModel().getComponent("grid").coordinateSystem.getRect().height / lines;
+  const limit = series.find(({ symbol }) => symbol === "rect");
+  const cut = [...document.querySelectorAll(".cell .name")].filter((name) => {
+    const cell = name.parentElement.getBoundingClientRect();
+    const beyond = [...name.parentElement.children].map((part) => part.getBoundingClientRect())
+      .some(({ top, bottom }) => top < cell.top - 0.5 || bottom > cell.bottom + 0.5);
+    return !name.textContent || name.clientHeight === 0 || name.scrollHeight > name.clientHeight || beyond;
+  });
+  return [
+    ...cut.map((name) => `${name.textContent} ${name.clientHeight} of ${name.scrollHeight}`),
+    ...(pitch >= letters ? [] : [`letters of ${letters} in lines of ${pitch}`]),
+    ...(pitch >= limit.symbolSize[1] ? [] : [`marks of ${limit.symbolSize[1]} in lines of ${pitch}`]),
+    ...(lines >= 5 ? [] : [`${lines} lines`]),
+    ...(box.scrollHeight <= box.clientHeight ? [] : ["the chart scrolls"]),
+    ...(document.documentElement.scrollHeight <= innerHeight ? [] : ["the page scrolls"]),
+    ...[...document.querySelectorAll(".panel")]
+      .filter((panel) => panel.getBoundingClientRect().bottom > innerHeight)
+      .map((panel) => `${panel.dataset.testid} ends below the screen`),
+  ];
+}"""
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    with quiet_page(browser) as page:
+        yield page
+
+
+def open_city(page: Page, width: int, height: int, **topics: Any) -> None:
+    """The city's own districts, towns and departments, all with something to show."""
+    page.set_viewport_size({"width": width, "height": height})
+    areas = yaml.safe_load((SCHEMAS / "areas.yaml").read_text())["districts"]
+    departments = yaml.safe_load((SCHEMAS / "departments.yaml").read_text())["departments"]
+    names = {one["code"]: {"zh": one["name_zh"], "en": one["name_en"]} for one in departments}
+    towns = {town["code"]: town["name_zh"] for district in areas for town in district["towns"]}
+    catalogue = CATALOGUE | {"departments": names, "towns": towns}
+    catalogue |= {"districts": {district["code"]: district["name_zh"] for district in areas}}
+    catalogue["reasons"] = {
+        "CHANNEL": {"zh": "渠道不受理该事项", "en": "The matter is not taken through this channel"}
+    }
+    catalogue["matters"] = [
+        {"code": f"M-{n}", "lead_department": code, "response_minutes": 30, "resolution_hours": 24}
+        for n, code in enumerate(names)
+    ]
+    table = {"as_of": instant(NOW), "again_in_seconds": 60}
+    village, grid = "440784101001", "440784101001002"
+    answers = {
+        "/v1/live/tables/village": table | {"rows": [row(village, name_zh="龙口镇第1社区")]},
+        "/v1/live/tables/grid": table | {"rows": [row(grid, name_zh="龙口镇第1社区第2网格")]},
+        "/v1/live/matters": catalogue,
+        "/v1/live/tables/town": table | {"rows": [row(code, **LARGE) for code in towns]},
+        "/v1/live/tables/department": table | {"rows": [row(code, **LARGE) for code in names]},
+    }
+    rows = [row(code, name_zh=name, **LARGE) for code, name in catalogue["districts"].items()]
+    total = row("4407", **LARGE | {"reports": 345_678, "cases": 333_210})
+    now = {"as_of": instant(NOW)}
+    topics = {"district": now | {"rows": rows}, "city": now | {"rows": [total]}} | topics
+    open_canned(page, answers, **topics)
+    page.wait_for_selector("[data-testid=times-chart] canvas")
+    page.wait_for_function(LINES)
+
+
+def rejected(reports: int) -> dict[str, Any]:
+    reasons = [{"reason": "CHANNEL", "reports": 3, "life_safety": 0}]
+    return {"reasons": reasons, "newest": [], "life_safety": {"reports": reports, "newest": None}}
+
+
+def in_both_languages(page: Page) -> Iterator[str]:
+    for _ in range(2):
+        page.wait_for_timeout(300)
+        yield str(page.evaluate("document.documentElement.lang"))
+        id_of(page, "language").click()
+
+
+@pytest.mark.parametrize(("width", "height"), WALLS)
+def test_a_wall_can_be_read_in_an_emergency_too(page: Page, width: int, height: int) -> None:
+    """Under two banners the names of towns lost their upper half, and the chart's lay on each other."""
+    open_city(page, width, height)
+    for state, message in {
+        "quiet": ("modes", {"modes": []}),
+        "an alarm": ("rejected", rejected(2)),
+        "both banners": ("store", STORE_DOWN),
+        "and a mode": ("modes", MODES),
+    }.items():
+        tell(page, *message)
+        for language in in_both_languages(page):
+            assert page.evaluate(ILLEGIBLE) == [], (state, language)
+    # beside each other: one line of the screen, not two
+    banners = [id_of(page, name).bounding_box() for name in ("banner", "life-safety")]
+    assert banners[0]["y"] == banners[1]["y"]
+
+
+def test_a_few_lines_of_the_chart_are_those_with_most_cases_and_all_can_be_had(page: Page) -> None:
+    open_city(page, 1_920, 950, store=STORE_DOWN, modes=MODES, rejected=rejected(2))
+    page.wait_for_timeout(300)
+    few = page.evaluate(LINES)
+    assert 5 <= len(few) < 14
+    id_of(page, "times-all").click()
+    page.wait_for_timeout(300)
+    everything = page.evaluate(LINES)
+    assert everything[: len(few)] == few
+    assert len(everything) > 14
+    id_of(page, "times-all").click()
+    page.set_viewport_size({"width": 1_440, "height": 950})
+    page.wait_for_function(f"() => ({LINES})().length === 14")
