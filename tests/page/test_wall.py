@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from tests.page.browser import id_of, quiet_page
 from tests.page.canned import CATALOGUE, NOW, instant, open_canned, row, tell
@@ -37,7 +37,7 @@ ILLEGIBLE = """() => {
   const chart = echarts.getInstanceByDom(document.querySelector("[data-testid=times-chart]"));
   const { yAxis, series } = chart.getOption(), lines = yAxis[0].data.length;
   const letters = yAxis[0].axisLabel.fontSize;
-  const box = document.querySelector(".chart-box");
+  const box = document.querySelector(".chart-box"), table = document.querySelector(".scroll");
   const pitch = chart.getModel().getComponent("grid").coordinateSystem.getRect().height / lines;
   const limit = series.find(({ symbol }) => symbol === "rect");
   const cut = [...document.querySelectorAll(".cell .name")].filter((name) => {
@@ -52,6 +52,8 @@ ILLEGIBLE = """() => {
     ...(pitch >= limit.symbolSize[1] ? [] : [`marks of ${limit.symbolSize[1]} in lines of ${pitch}`]),
     ...(lines >= 5 ? [] : [`${lines} lines`]),
     ...(box.scrollHeight <= box.clientHeight ? [] : ["the chart scrolls"]),
+    ...(table.scrollWidth <= table.clientWidth ? [] : [`a table ${table.scrollWidth} wide`]),
+    ...(table.scrollHeight <= table.clientHeight ? [] : ["the table scrolls"]),
     ...(document.documentElement.scrollHeight <= innerHeight ? [] : ["the page scrolls"]),
     ...[...document.querySelectorAll(".panel")]
       .filter((panel) => panel.getBoundingClientRect().bottom > innerHeight)
@@ -86,7 +88,7 @@ def open_city(page: Page, width: int, height: int, **topics: Any) -> None:
     village, grid = "440784101001", "440784101001002"
     answers = {
         "/v1/live/tables/village": table | {"rows": [row(village, name_zh="龙口镇第1社区")]},
-        "/v1/live/tables/grid": table | {"rows": [row(grid, name_zh="龙口镇第1社区第2网格")]},
+        "/v1/live/tables/grid": table | {"rows": [row(grid, name_zh="龙口镇第1社区新城花园片区第2网格")]},
         "/v1/live/matters": catalogue,
         "/v1/live/tables/town": table | {"rows": [row(code, **LARGE) for code in towns]},
         "/v1/live/tables/department": table | {"rows": [row(code, **LARGE) for code in names]},
@@ -143,3 +145,100 @@ def test_a_few_lines_of_the_chart_are_those_with_most_cases_and_all_can_be_had(p
     id_of(page, "times-all").click()
     page.set_viewport_size({"width": 1_440, "height": 950})
     page.wait_for_function(f"() => ({LINES})().length === 14")
+
+
+@pytest.mark.parametrize("width", [390, 1_024, 1_440, 1_920])
+def test_the_end_of_a_grids_name_is_seen(page: Page, width: int) -> None:
+    """It tells a grid from the others of its village, and was what a phone left out."""
+    open_city(page, width, 950)
+    page.evaluate("location.hash = '#/440784101001'")
+    name = page.locator("tbody th span", has_text="第2网格")
+    expect(name).to_be_visible()
+    cut = """(span) => [span, span.parentElement].some((box) => box.scrollWidth > box.clientWidth
+        && getComputedStyle(box).overflowX !== "visible") || span.getBoundingClientRect().right
+        > span.parentElement.getBoundingClientRect().right + 0.5"""
+    assert not name.evaluate(cut)
+    box = name.bounding_box()
+    assert box["width"] > 100  # and does not stand one sign below the other
+    assert box["x"] + box["width"] <= width
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1_024, 900), (1_280, 900), *WALLS])
+def test_the_counts_behind_a_tile_are_told_without_a_mouse(page: Page, width: int, height: int) -> None:
+    """By keyboard and by touch there is no title, on no screen."""
+    open_city(page, width, height)
+    picked = id_of(page, "map-picked")
+    if width > 760:
+        expect(picked).to_be_hidden()  # nothing is picked yet
+    id_of(page, "metric").select_option("closure_on_time_rate")
+    page.locator(".raster .cell[tabindex='0']").focus()
+    page.keyboard.press("ArrowDown")
+    expect(picked).to_contain_text("（18 / 20）")
+    page.locator(".cell[data-code='440705104']").click()
+    expect(picked).to_contain_text("新会区双水镇 按期办结率 90.0%（18 / 20）")
+    for language in in_both_languages(page):
+        expect(picked).to_be_visible()
+        over = picked.evaluate(
+            """(told) => {
+                const { left, right, top, bottom } = told.getBoundingClientRect();
+                return [...document.querySelectorAll(".cell, .note, .legend")].filter((other) => {
+                    const box = other.getBoundingClientRect();
+                    return box.left < right && box.right > left && box.top < bottom && box.bottom > top;
+                }).map((other) => other.textContent);
+            }"""
+        )
+        assert over == [], language
+        panel = id_of(page, "map").bounding_box()
+        box = picked.bounding_box()
+        assert box["x"] >= panel["x"]
+        assert box["x"] + box["width"] <= panel["x"] + panel["width"]
+
+
+@pytest.mark.parametrize("width", [390, 1_440, 1_920])
+def test_a_reason_is_told_to_its_end(page: Page, width: int) -> None:
+    open_city(page, width, 1_080, rejected=rejected(0))
+    for _ in in_both_languages(page):
+        reason = page.locator(".reasons .what")
+        assert reason.evaluate("(name) => name.scrollWidth <= name.clientWidth")
+        assert reason.get_attribute("title") == f"{reason.inner_text()} · CHANNEL"
+
+
+def test_an_english_phone_shows_names_that_can_be_read(page: Page) -> None:
+    open_city(page, 390, 844)
+    id_of(page, "language").click()
+    page.wait_for_timeout(300)
+    names = """() => [...document.querySelectorAll(".cell .name, .cell.district .value")].map((name) => ({
+        text: name.textContent, size: parseFloat(getComputedStyle(name).fontSize),
+        cut: name.scrollWidth > name.clientWidth || name.scrollHeight > name.clientHeight
+            || [name, name.parentElement].some((box) => box.scrollHeight > box.clientHeight
+                || box.scrollWidth > box.clientWidth),
+    })).filter(({ text, size, cut }) => !text || size < 10 || cut)"""
+    assert page.evaluate(names) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_the_district_that_was_gone_into_stands_out_in_an_empty_store_too(page: Page) -> None:
+    """Its frame was the faintest of all where no district had a case."""
+    open_city(page, 1_920, 1_080, district={"as_of": instant(NOW), "rows": []})
+    page.locator(".cell[data-code='440704']").click()
+    frame = "(cell) => getComputedStyle(cell).borderTopColor"
+    chosen, other = (
+        page.locator(f".cell[data-code='{code}']").evaluate(frame) for code in ("440704", "440703")
+    )
+    ink = page.evaluate("getComputedStyle(document.body).color")
+    assert chosen == ink
+    assert other != ink
+
+
+@pytest.mark.parametrize("width", [390, 1_024, 1_440, 1_920])
+def test_panels_are_reached_in_the_order_in_which_they_stand(page: Page, width: int) -> None:
+    """From top to bottom, and from left to right: by Tab and read aloud as by the eye."""
+    open_city(page, width, 1_080)
+    places = page.locator("main > section").evaluate_all(
+        """(all) => all.map((panel) => {
+            const { left, top } = panel.getBoundingClientRect();
+            return [Math.round(top), Math.round(left)];
+        })"""
+    )
+    assert len(places) == 6
+    assert places == sorted(places)

@@ -639,7 +639,7 @@ const component = () => ({
   countsOnMap() { return area.isCount(this.metric); },
   mapNote() { return [this.t("mapNote"), ...(this.countsOnMap() ? [this.t("legendOfTowns")] : [])].join(this.lang === "zh" ? "；" : "; "); },
   legend() { return area.legend(this.metric, this.scale(), this.lang); },
-  // On a phone: a title needs a mouse, and the tiles have room for names alone.
+  // A title needs a mouse, and on a phone the tiles have room for names alone.
   pickedText() { return this.picked ? this.cellLabel(area.CELLS.find(({ code }) => code === this.picked)) : this.t("mapPick"); },
   focusCell(code) {
     this.mapFocus = code;
@@ -729,6 +729,8 @@ const component = () => ({
     const row = rows.find((item) => item.key === code);
     return (row && row.name_zh) || code;
   },
+  // A long word of English may be broken where the table has no room for it.
+  columnName(column) { return this.t(column).replace(/Satis(?=faction)|Admis(?=sion)|Resolu(?=tion)|Over(?=due)/, "$&\u00AD"); },
   shown(column, row) { return area.shown(column, row, this.lang); },
   cellTone(column, row) { return area.attention(column, row); },
   sortBy(column) {
@@ -808,9 +810,9 @@ const component = () => ({
   timesSize() { return this.allTimes ? { minHeight: `${this.timesRows().length * LINE_REM + 4}rem` } : {}; },
   drawTimes() {
     if (!window.echarts || !this.$refs.times || !this.$refs.times.clientWidth) return;
+    this.linesInChart = Math.min(SHOWN_IN_CHART, linesWithin(this.$refs.times.parentElement.clientHeight));
     drawTimes(this.$refs.times, this.timesRows(), {
       names: { limit: this.limitName() },
-    this.linesInChart = Math.min(SHOWN_IN_CHART, linesWithin(this.$refs.times.parentElement.clientHeight));
       format: (value) => format.duration(value, this.lang),
     });
   },
