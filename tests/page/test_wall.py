@@ -221,6 +221,7 @@ def test_the_district_that_was_gone_into_stands_out_in_an_empty_store_too(page: 
     """Its frame was the faintest of all where no district had a case."""
     open_city(page, 1_920, 1_080, district={"as_of": instant(NOW), "rows": []})
     page.locator(".cell[data-code='440704']").click()
+    page.mouse.move(5, 5)  # what is pointed at has the same frame
     frame = "(cell) => getComputedStyle(cell).borderTopColor"
     chosen, other = (
         page.locator(f".cell[data-code='{code}']").evaluate(frame) for code in ("440704", "440703")
