@@ -22,6 +22,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.contract.privacy import redact_head
 from pipeline.errors import ContractError
 from pipeline.reference.schema import Kind
 
@@ -83,11 +84,12 @@ def _without_values(detail: str) -> str:
 
 
 def _check_columns(path: Path, kind: Kind, names: list[str]) -> None:
+    """Names are redacted where they are shown: the first line of a file without a header is a row."""
     problems = []
     if unknown := [name for name in names if name not in kind.names]:
-        problems.append(f"unknown column {', '.join(unknown[:5])}")
+        problems.append(f"unknown column {', '.join(redact_head(name, 60) for name in unknown[:5])}")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"column {', '.join(repeated[:5])} twice")
+        problems.append(f"column {', '.join(redact_head(name, 60) for name in repeated[:5])} twice")
     if missing := [column.name for column in kind.columns if column.required and column.name not in names]:
         problems.append(f"no column {', '.join(missing)}")
     if problems:

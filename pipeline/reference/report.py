@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from pipeline.reference.validate import Refusals, as_values
+from pipeline.contract.privacy import PHONE_MARK
+from pipeline.reference.validate import Example, Reason, Refusals, as_values
+
+#: What to do, where the reason alone does not say it.
+_ADVICE: Final[dict[Reason, str]] = {
+    "personal_number": "an identity or mobile number must not stand there, give a key or code of your own",
+}
 
 
 @dataclass
@@ -62,19 +68,37 @@ class FileReport:
                 }
                 for (reason, column), count in self.refusals.counts.items()
             ],
+            "redacted": [
+                {
+                    "column": column,
+                    "rows": marked.cells,
+                    "examples": as_values(marked.examples, self.place_word),
+                }
+                for column, marked in self.refusals.marked.items()
+            ],
         }
 
     def lines(self) -> list[str]:
-        """The problem, and one line per reason: what, where."""
+        """The problem, and one line per reason: what, where; then what was redacted."""
         found = [self.problem] if self.problem is not None else []
         for (reason, column), count in self.refusals.counts.items():
-            examples = ", ".join(
-                f"{self.place_word} {example.place}" + (f" ({example.value})" if example.value else "")
-                for example in self.refusals.examples[reason, column]
-            )
             what = reason.replace("_", " ") + (f" {column}" if column else "")
-            found.append(f"{self.file}: {what}: {count} rows, for example {examples}")
+            where = self._where(self.refusals.examples[reason, column])
+            advice = f"; {_ADVICE[reason]}" if reason in _ADVICE else ""
+            found.append(f"{self.file}: {what}: {count} rows, for example {where}{advice}")
+        for column, marked in self.refusals.marked.items():
+            found.append(
+                f"{self.file}: personal number in {column}: {marked.cells} rows, for example "
+                f"{self._where(marked.examples)}; a mark such as {PHONE_MARK} takes its place in what is "
+                "stored, take the number out where the file comes from"
+            )
         return found
+
+    def _where(self, examples: list[Example]) -> str:
+        return ", ".join(
+            f"{self.place_word} {example.place}" + (f" ({example.value})" if example.value else "")
+            for example in examples
+        )
 
 
 @dataclass

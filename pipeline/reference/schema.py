@@ -39,6 +39,8 @@ LEVELS: Final = ("IV", "III", "II", "I")
 #: Masks: the first character of a name is kept, the middle of a phone is hidden.
 Mask = Literal["name", "phone"]
 
+OnNumber = Literal["refused", "redacted"]
+
 
 @dataclass(frozen=True)
 class Column:
@@ -60,6 +62,18 @@ class Column:
     personal: bool = False
     stored: bool = True
     mask: Mask | None = None
+
+    @property
+    def on_number(self) -> OnNumber | None:
+        """What an identity or mobile number in a cell leads to.
+
+        A key, a code or a route with a mark in it would be another one, so the row is refused; in free text
+        a mark takes the number's place. None where there is no room for a number, or nothing is stored.
+        """
+        if self.type == "routes" or self.pattern in (KEY, CODE):
+            return "refused"
+        free = self.type == "text" and not (self.pattern or self.values or self.mask)
+        return "redacted" if free and self.stored else None
 
 
 @dataclass(frozen=True)

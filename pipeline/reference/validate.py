@@ -12,9 +12,18 @@ import polars as pl
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.contract.privacy import holds_personal_number, mask_name, mask_phone, redact_head
-from pipeline.reference.columns import DTYPES, OPEN_END, Mask, convert
-from pipeline.reference.schema import AGE_BANDS, KEY, Column, Kind
+from pipeline.contract.privacy import (
+    CANDIDATE,
+    ID_CANDIDATE,
+    holds_personal_number,
+    mask_name,
+    mask_phone,
+    redact,
+    redact_head,
+)
+from pipeline.reference.columns import DTYPES, OPEN_END, ROUTE, Mask, convert
+from pipeline.reference.lists import flatten, rows_of
+from pipeline.reference.schema import AGE_BANDS, Column, Kind
 
 Reason = Literal[
     "unreadable", "missing", "wrong_type", "out_of_range", "not_allowed", "bad_pattern", "too_long",
@@ -28,9 +37,6 @@ _PLACE: Final = "_place"
 #: Already masked: at most two characters of the name, or the ends of a phone, around stars.
 _MASKED: Final = {"name": r"^[^*]{0,2}\*+$", "phone": r"^\d{0,4}\*+\d{0,4}$"}
 _MASKS: Final[dict[str, Callable[[str], str]]] = {"name": mask_name, "phone": mask_phone}
-
-#: A quick, generous look for keys that may hold a mobile or identity number.
-_DIGITS: Final = r"1[3-9][0-9](?:[0-9]{8}|[._/-][0-9]{4}[._/-]?[0-9]{4})|[0-9](?:[._/:-]{0,4}[0-9]){16}"
 
 #: A region that no grid of the country lies outside of; catches swapped coordinates.
 _LON: Final = (73.0, 136.0)
@@ -48,18 +54,36 @@ class Example(NamedTuple):
 
 
 @dataclass
+class Marked:
+    """Cells of one column that are taken with a mark in the place of a number; where the first stand."""
+
+    cells: int = 0
+    examples: list[Example] = field(default_factory=list)
+
+
+@dataclass
 class Refusals:
-    """Refused rows of one file by reason and column. A row with two faults counts once in `rows`."""
+    """Refused rows of one file by reason and column. A row with two faults counts once in `rows`.
+
+    marked : by column, what was not refused but redacted.
+    """
 
     rows: int = 0
     counts: dict[tuple[Reason, str | None], int] = field(default_factory=dict)
     examples: dict[tuple[Reason, str | None], list[Example]] = field(default_factory=dict)
+    marked: dict[str, Marked] = field(default_factory=dict)
 
     def add(self, reason: Reason, column: str | None, count: int, examples: list[Example]) -> None:
         key = (reason, column)
         self.counts[key] = self.counts.get(key, 0) + count
         kept = self.examples.setdefault(key, [])
         kept.extend(examples[: EXAMPLES_PER_REASON - len(kept)])
+
+    def mark(self, column: str, places: list[int]) -> None:
+        marked = self.marked.setdefault(column, Marked())
+        marked.cells += len(places)
+        fresh = places[: EXAMPLES_PER_REASON - len(marked.examples)]
+        marked.examples += [Example(place, None) for place in fresh]
 
     def unreadable(self, places: list[int]) -> None:
         if places:
@@ -92,6 +116,23 @@ class Judge:
             for row in at
         ]
         self._refusals.add(reason, column.name if column else None, int(faulty.sum()), examples)
+
+    def redact(self, column: Column, texts: pl.Series) -> pl.Series:
+        """`texts` (n,) with marks in the place of personal numbers; what is too long is refused and stays.
+
+        The few distinct texts that may hold one are looked at once each.
+        """
+        doubtful = (texts.str.contains(CANDIDATE) & (texts.str.len_chars() <= column.max_length)).fill_null(
+            False
+        )
+        if not doubtful.any():
+            return texts
+        clean = {text: redact(text) for text in texts.filter(doubtful).unique().to_list()}
+        held = pl.Series([text for text in clean if clean[text] != text], dtype=pl.String)
+        if held.is_empty():
+            return texts
+        self._refusals.mark(column.name, self._places[_true(texts.is_in(held.implode()))].tolist())
+        return texts.replace(held, pl.Series([clean[text] for text in held], dtype=pl.String))
 
     def good(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows without a fault, with their place in column `_place`."""
@@ -176,8 +217,10 @@ def _check_values(column: Column, values: pl.Series, judge: Judge) -> pl.Series:
             judge.refuse("bad_pattern", column, _true(~values.str.contains(column.pattern)), values)
         if column.values:
             judge.refuse("not_allowed", column, _true(~values.is_in(column.values)), values)
-    if column.pattern == KEY:
+    if column.on_number == "refused":
         judge.refuse("personal_number", column, _personal_numbers(values))
+    elif column.on_number == "redacted":
+        values = judge.redact(column, values)
     if column.type == "polygon":
         judge.refuse("bad_geometry", column, _bad_polygons(values), values)
     if column.type in ("integer", "number"):
@@ -200,14 +243,30 @@ def _check_values(column: Column, values: pl.Series, judge: Judge) -> pl.Series:
     return values
 
 
-def _personal_numbers(keys: pl.Series) -> Mask:
-    """Keys are kept and shown in clear: they may hold no identity or mobile number."""
-    texts = keys.list.join("\n") if isinstance(keys.dtype, pl.List) else keys
+def _personal_numbers(values: pl.Series) -> Mask:
+    """(n,) which keys, codes, lists of keys or routes hold an identity or mobile number.
+
+    They are kept and shown in clear.
+    """
+    if values.dtype == pl.List(ROUTE):
+        return _numbers_in_routes(values)
+    texts = values.list.join("\n") if isinstance(values.dtype, pl.List) else values
     mask: Mask = np.zeros(len(texts), bool)
-    doubtful = texts.str.contains(_DIGITS).fill_null(False).arg_true()
+    doubtful = texts.str.contains(ID_CANDIDATE).fill_null(False).arg_true()
     mask[doubtful.to_numpy()] = [
         any(map(holds_personal_number, text.split("\n"))) for text in texts.gather(doubtful)
     ]
+    return mask
+
+
+def _numbers_in_routes(routes: pl.Series) -> Mask:
+    """Their words have no form: a number is looked for as in free text."""
+    flat, counts = flatten(routes)
+    mask: Mask = np.zeros(len(routes), bool)
+    for words in flat.struct.unnest():
+        doubtful = words.filter(words.str.contains(CANDIDATE).fill_null(False)).unique().to_list()
+        held = pl.Series([word for word in doubtful if redact(word) != word], dtype=pl.String)
+        mask[rows_of(counts)[_true(words.is_in(held.implode()))]] = True
     return mask
 
 

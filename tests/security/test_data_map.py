@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from clickhouse_connect.driver.client import Client
 
+from pipeline.reference.schema import KINDS
 from pipeline.store.retention import DETAILS, LINKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "privacy.md"
@@ -15,16 +16,17 @@ REPORTS = ("events", "rejections")
 
 #: Nobody is in these.
 NOT_ABOUT_PEOPLE = {
-    "alembic_version", "incarnations", "pseudonym_keys", "ref_loads", "ref_matters", "ref_modes", "rule_sets",
+    "alembic_version", "incarnations", "pseudonym_keys", "ref_loads", "ref_matters", "rule_sets",
 }  # fmt: skip
-#: Of the other tables: ids as senders gave them, which hold no number of a person; codes, times, counts.
+#: Of the other tables: ids and codes as they were given, which are refused with a number of a person in them;
+#: times, counts, words of fixed lists.
 _PLACE = "_inc _part _off _idx _blk_lo _blk_hi _rules ingested_at stored_at"
 _ID = "event_id source event_type case_id"
-_REFERENCE = "version valid_from valid_to updated_at source_system row_digest load_id loaded_at"
+_REFERENCE = "version valid_from valid_to updated_at row_digest load_id loaded_at"
 _REPORT = f"""
     {_PLACE} {_ID} occurred_at channel matter_code grid_code actor_type crs organisation_code due_at
     primary_case_id rating department self_handled backfill key_version id_hi id_lo content_hash
-    grid_found grid_active grid_version grid_name grid_type grid_risk_tags unit_found point_in_grid
+    grid_found grid_active grid_version grid_type grid_risk_tags unit_found point_in_grid
     point_distance_m staff_found staff_active staff_kind staff_department staff_in_grid staff_in_district
     staff_channel_rights persons_given persons_found organisation_found route_department outcome reasons
     missing_fields rule_results evidence_pending life_safety category urgency lead_department
@@ -36,10 +38,10 @@ HARMLESS = {
     "duplicates": f"""{_PLACE} {_ID} level occurred_at channel matter_code grid_code category lead_department
         original_source original_event_id original_case_id content_hash key_version""",
     "quarantine": f"{_PLACE} reason source event_id event_type content_type payload_bytes",
-    "ref_units": f"{_REFERENCE} unit_code unit_name",
-    "ref_organisations": f"""{_REFERENCE} org_code kind grid_code unit_code industry staff_band
-        key_industry_flag""",
-    "ref_grids": f"""{_REFERENCE} grid_code district_code town_code village_code grid_name grid_type
+    "ref_units": f"{_REFERENCE} unit_code",
+    "ref_organisations": f"{_REFERENCE} org_code grid_code unit_code key_industry_flag",
+    "ref_modes": "mode level area_code version valid_from valid_to row_digest load_id loaded_at",
+    "ref_grids": f"""{_REFERENCE} grid_code district_code town_code village_code grid_type
         village_kind boundary centroid_lon centroid_lat area_km2 unit_count building_count dwelling_count
         rental_count household_count population_registered population_floating elderly_60_count
         elderly_alone_count disabled_count hardship_count children_care_count enterprise_count shop_count
@@ -91,6 +93,19 @@ def test_the_map_names_every_column_that_can_hold_something_about_a_person(
     assert nobody <= everything, "these lists name what is not there"
     assert named(stored) & nobody == set()
     assert everything - named(stored) - nobody == set(), "is it about a person? the map or a list must say"
+
+
+def test_free_texts_of_reference_files_are_in_the_map() -> None:
+    """Whatever somebody types may be about a person; the map names what is redacted while loading."""
+    free = {
+        (kind.table, column.name)
+        for kind in KINDS.values()
+        for column in kind.columns
+        if column.on_number == "redacted" and kind.name not in ("staff", "persons")  # these as a whole
+    }
+    assert free
+    (texts,) = [names for field, names, _ in data_map() if field == "words of reference files"]
+    assert {f"{table}.{column}" for table, column in free} | {"grid_name"} == texts
 
 
 def test_the_map_says_how_long_as_the_tables_do() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import ContractError
 from pipeline.reference import read
 from pipeline.reference.read import read_slices
 from pipeline.reference.schema import KINDS
@@ -33,3 +34,21 @@ def test_bytes_that_are_no_utf8_cost_their_line(
     }
     expected = {number + 2: f"O{number}" for number in range(40) if number != at}
     assert taken == expected | {43: "O99"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "O1,甲 13800001234\nO2,乙\n",
+        "org_code,name,13800001234\nO1,甲,x\n",
+        "a 13800001234,a 13800001234\n1,2\n",
+    ],
+)
+def test_a_file_without_a_header_shows_no_number_of_its_first_row(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "organisations.csv"
+    path.write_text(text)
+    with pytest.raises(ContractError) as refused:
+        list(read_slices(path, KINDS["organisations"]))
+    assert "unknown column" in str(refused.value)
+    assert "[手机号]" in str(refused.value)
+    assert "13800001234" not in str(refused.value)

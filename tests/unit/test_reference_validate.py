@@ -6,9 +6,11 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
+import orjson
 import polars as pl
 import pytest
 
+from pipeline.reference.report import FileReport
 from pipeline.reference.schema import KINDS
 from pipeline.reference.validate import Refusals, check_cells
 
@@ -254,3 +256,117 @@ def test_examples_are_few_and_name_their_place() -> None:
     assert [example.place for example in examples] == [1, 2, 3, 4, 5]
     assert examples[0].value == "s0"
     assert refusals.counts["not_allowed", "status"] == 50
+
+
+#: A row of each kind that is taken.
+ROWS: dict[str, dict[str, Any]] = {
+    "grids": GRID,
+    "units": {"unit_code": "440704001001003-U001", "valid_from": "2022-04-01"},
+    "staff": STAFF,
+    "persons": {"id_number": ID_NUMBER},
+    "organisations": {"org_code": "91440700MA4UABCD1X", "name": "陈记小吃"},
+    "modes": {
+        "mode": "flood",
+        "level": "II",
+        "area_code": "4407",
+        "valid_from": "2022-04-01",
+        "authority": "三防",
+    },
+}
+CODES = [
+    (kind.name, column.name)
+    for kind in KINDS.values()
+    for column in kind.columns
+    if column.on_number == "refused"
+]
+TEXTS = [
+    (kind.name, column.name)
+    for kind in KINDS.values()
+    for column in kind.columns
+    if column.on_number == "redacted"
+]
+MOBILE = "13800001234"
+
+
+def test_every_text_has_a_form_or_is_looked_at_for_numbers() -> None:
+    """What is stored as it is given: nothing but fixed forms, words of a list, masks and boundaries."""
+    left = {
+        (kind.name, column.name)
+        for kind in KINDS.values()
+        for column in kind.columns
+        if column.type in ("text", "list", "routes") and column.on_number is None and not column.values
+    }
+    assert left == {
+        ("grids", "grid_code"), ("units", "unit_code"), ("staff", "grid_code"), ("staff", "district_code"),
+        ("staff", "name_masked"), ("staff", "id_number"), ("staff", "person_key"),
+        ("persons", "name_masked"), ("persons", "phone_masked"), ("persons", "id_number"),
+        ("persons", "person_key"), ("persons", "home_grid_code"), ("persons", "home_unit_code"),
+        ("organisations", "grid_code"), ("organisations", "unit_code"), ("modes", "area_code"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "column"), CODES)
+@pytest.mark.parametrize("number", [ID_NUMBER, MOBILE, f"86{MOBILE}", "138-0000-1234"])
+def test_a_code_that_holds_a_personal_number_is_refused(kind: str, column: str, number: str) -> None:
+    given = f"x-{number}"
+    if KINDS[kind].column(column).type == "routes":
+        given = orjson.dumps({"SA": "fire_rescue", "PS": f"王工 {number}"}).decode()
+    rows, refusals = checked(kind, ROWS[kind], {**ROWS[kind], column: given})
+    assert reasons(refusals) == {("personal_number", column)}
+    assert rows["_place"].to_list() == [1]
+    (line,) = FileReport(kind, f"{kind}.csv", "line", refusals=refusals).lines()
+    assert line.startswith(f"{kind}.csv: personal number {column}: 1 rows, for example line 2; ")
+    assert "a key or code of your own" in line
+    assert number not in line
+
+
+def test_a_category_of_a_route_holds_no_personal_number() -> None:
+    _, refusals = checked(
+        "grids", {**GRID, "department_route": orjson.dumps({MOBILE: "fire_rescue"}).decode()}
+    )
+    assert reasons(refusals) == {("personal_number", "department_route")}
+
+
+@pytest.mark.parametrize(("kind", "column"), TEXTS)
+def test_a_number_in_free_text_becomes_a_mark_and_is_told(kind: str, column: str) -> None:
+    texts = [f"东区 {MOBILE[:3]} {MOBILE[3:7]} {MOBILE[7:]}", "东区12号", f"东区{ID_NUMBER}，{MOBILE}"]
+    rows, refusals = checked(kind, *({**ROWS[kind], column: text} for text in texts))
+    assert rows[column].to_list() == ["东区 [手机号]", "东区12号", "东区[身份证号]，[手机号]"]
+    report = FileReport(kind, f"{kind}.csv", "line", refusals=refusals)
+    assert report.fine
+    assert report.as_dict()["redacted"] == [
+        {"column": column, "rows": 2, "examples": [{"line": 1}, {"line": 3}]}
+    ]
+    (line,) = report.lines()
+    assert f"personal number in {column}: 2 rows, for example line 1, line 3; a mark" in line
+    assert MOBILE not in line + repr(refusals)
+
+
+def test_a_row_that_is_refused_shows_no_number_either() -> None:
+    long = f"{'名' * 200}{MOBILE}"
+    rows, refusals = checked("grids", {**GRID, "grid_name": long}, {**GRID, "status": f"x {MOBILE}"})
+    assert rows.height == 0
+    assert reasons(refusals) == {("too_long", "grid_name"), ("not_allowed", "status")}
+    assert MOBILE not in repr(refusals)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "第110网格", "S270高速K12+300至K13+800", "138小区", "2026-01-17专班", "一三八〇〇〇〇一二三四",
+        "0750-3333333服务站", "400-830-1234", "440704001001003", "粤海街道A区", "1380000小区",
+    ],
+)  # fmt: skip
+def test_a_name_with_digits_stays_as_it_is(name: str) -> None:
+    rows, refusals = checked("grids", {**GRID, "grid_name": name})
+    assert rows["grid_name"].to_list() == [name]
+    assert not refusals.marked
+    assert refusals.rows == 0
+
+
+@pytest.mark.parametrize(
+    "code", ["914407001234567890", "12440700456150000X", "91440700MA4UABCD1X", "ORG-20260117"]
+)
+def test_a_code_of_a_firm_is_no_personal_number(code: str) -> None:
+    _, refusals = checked("organisations", {**ROWS["organisations"], "org_code": code})
+    assert refusals.rows == 0
