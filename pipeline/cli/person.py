@@ -60,7 +60,10 @@ def find(
 def erase(
     *,
     request: Annotated[
-        str | None, typer.Option("--request", help="Id of the request, for the evidence; unset: made up.")
+        str | None,
+        typer.Option(
+            "--request", help="Id of the request, for the evidence, no number of a person; unset: made up."
+        ),
     ] = None,
     numbers: _From = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -77,6 +80,7 @@ def erase(
     from pipeline.clock import utc_now
     from pipeline.store.erase import erase as run
 
+    _check_request(request)
     asked = _asked(numbers, data_dir, clickhouse)
     settings, masks = asked.settings, asked.masks
     if not yes:
@@ -173,6 +177,18 @@ def reapply(
         out.print(f"{evidence.keys} pseudonyms erased again, {left} rows left; evidence: {path}")
     if not evidence.complete:
         raise typer.Exit(EXIT_SOME_REFUSED)
+
+
+def _check_request(given: str | None) -> None:
+    """The id stays in clear in tables and names a file. Raises ConfigurationError without repeating it."""
+    from pipeline.errors import ConfigurationError
+    from pipeline.store.erasure_list import is_request_id
+
+    if given is not None and not is_request_id(given):
+        raise ConfigurationError(
+            "--request must be 1–64 characters from A–Z a–z 0–9 . _ : - without an identity or mobile "
+            "number, for it stays with the evidence; give the id under which the request was noted"
+        )
 
 
 def _settle(settings: Settings) -> Callable[[], None]:

@@ -26,7 +26,7 @@ import msgspec
 from pipeline.clock import utc_now
 from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.contract.event import ID_PATTERN
-from pipeline.contract.privacy import holds_personal_number
+from pipeline.contract.privacy import holds_personal_number, redact_head
 from pipeline.contract.secret import load_secret
 from pipeline.errors import ConfigurationError, PermanentError
 
@@ -154,11 +154,12 @@ class KeyStore:
     ) -> None:
         wrong = [name for name in sources if not _SOURCE.match(name)]
         if unknown := [role for role in roles if role not in ROLES]:
-            raise ConfigurationError(f"role {unknown[0]!r} must be one of {', '.join(ROLES)}")
-        if wrong or (not sources and (not roles or "ingest" in roles)):
             raise ConfigurationError(
-                f"source {wrong[0] if wrong else ''!r} must be 1–64 characters from A–Z a–z 0–9 . _ : -"
+                f"role {redact_head(unknown[0], 64)!r} must be one of {', '.join(ROLES)}"
             )
+        if wrong or (not sources and (not roles or "ingest" in roles)):
+            shown = redact_head(wrong[0], 64) if wrong else ""
+            raise ConfigurationError(f"source {shown!r} must be 1–64 characters from A–Z a–z 0–9 . _ : -")
         if any(holds_personal_number(name) for name in sources):
             raise ConfigurationError("a source must not hold an identity or mobile number")
         if roles and "ingest" not in roles and (backfill or set(sources) - {READ_SOURCE}):
@@ -174,7 +175,7 @@ class KeyStore:
                     if key.revoked_at is None:
                         file.keys[at] = msgspec.structs.replace(key, revoked_at=self._clock())
                     return file.keys[at]
-        raise PermanentError(f"no key {key_id!r}; `gridpipe keys list` shows them")
+        raise PermanentError(f"no key {redact_head(key_id, 64)!r}; `gridpipe keys list` shows them")
 
     def list(self) -> Sequence[StoredKey]:
         """Every key, oldest first; no secrets."""

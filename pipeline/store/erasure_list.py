@@ -7,16 +7,22 @@ One JSON object a line, as in `ref_erasures`: pseudonyms, so the file is for the
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 from clickhouse_connect.driver.client import Client
 
+from pipeline.contract.event import ID_PATTERN
+from pipeline.contract.privacy import holds_personal_number
 from pipeline.errors import ConfigurationError
+
+#: Instead of the id of a request that is none: once any text was taken, also the person's number.
+WITHHELD: Final = "withheld"
 
 
 class Erasure(NamedTuple):
@@ -28,12 +34,20 @@ class Erasure(NamedTuple):
     key_version: int
 
 
+def is_request_id(text: str) -> bool:
+    """Whether `text` may name a request: it stays in clear in tables, in the list and in a file's name."""
+    return re.match(ID_PATTERN, text) is not None and not holds_personal_number(text)
+
+
 def stored_erasures(client: Client) -> set[Erasure]:
     """The list of the database; of several erasures of a pseudonym all that are still told apart."""
     rows = client.query(
         "SELECT toUnixTimestamp64Milli(erased_at), request_id, person_key, key_version FROM ref_erasures"
     ).result_rows
-    return {Erasure(_instant(at), str(request), str(key), int(version)) for at, request, key, version in rows}
+    return {
+        Erasure(_instant(at), _request_id(str(request)), str(key), int(version))
+        for at, request, key, version in rows
+    }
 
 
 def read_list(path: Path) -> set[Erasure]:
@@ -50,7 +64,7 @@ def read_list(path: Path) -> set[Erasure]:
             entry = orjson.loads(line)
             erased_at = datetime.fromisoformat(entry["erased_at"]).astimezone(UTC)
             key, version = str(entry["person_key"]), int(entry["key_version"])
-            found.add(Erasure(erased_at, str(entry["request_id"]), key, version))
+            found.add(Erasure(erased_at, _request_id(str(entry["request_id"])), key, version))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(f"{path}, line {number}: not of a list of erasures") from error
     return found
@@ -72,6 +86,10 @@ def write_list(path: Path, erasures: Iterable[Erasure]) -> None:
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _request_id(text: str) -> str:
+    return text if is_request_id(text) else WITHHELD
 
 
 def _instant(milliseconds: int) -> datetime:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from pipeline.sink.tables import Extent, Sink
 from pipeline.store import retention
 from pipeline.store.cases import refresh_cases
 from pipeline.store.erase import Evidence, entomb, erase, mark_of, scan
-from pipeline.store.erasure_list import read_list
+from pipeline.store.erasure_list import read_list, stored_erasures, write_list
 from pipeline.store.retention import (
     DETAILS,
     LINKS,
@@ -501,6 +502,58 @@ def test_nothing_is_deleted_unless_the_list_holds_the_person(clickhouse: Client,
     with pytest.raises(PermanentError, match="0 of 1"):
         erase(clickhouse, str(clickhouse.database), keys, request_id="R-1", at=ERASED_AT)
     assert scan(clickhouse, str(clickhouse.database), list(keys))["ref_persons"] == 1
+
+
+@pytest.fixture
+def command(
+    clickhouse: Client, engine_path: Path, tmp_path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """command("erase", …): `gridpipe person` on the test's database, with residents in it; erases `MINE`."""
+    database = str(clickhouse.database)
+    load_persons(clickhouse, tmp_path / "reference", Privacy.load(secret, create=False))
+    (tmp_path / "clickhouse").mkdir()
+    monkeypatch.setenv("GRIDPIPE_DATABASE", database)
+    monkeypatch.setattr("pipeline.store.client.connect", lambda *_, **__: new_client(engine_path, database))
+    numbers = tmp_path / "numbers"
+    numbers.write_text(MINE)
+    numbers.chmod(0o600)
+    app = typer.Typer()
+    person_commands.register(app)
+    of_me = {"erase": ["--yes", "--from", str(numbers)]}
+
+    def run(name: str, *more: str) -> Any:
+        place = ["--data-dir", str(tmp_path)]
+        return CliRunner().invoke(app, ["person", name, *of_me.get(name, []), *more, *place])
+
+    return run
+
+
+def test_a_request_is_named_by_no_number_and_no_path(
+    clickhouse: Client, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    """Its id stays in clear in tables and names the evidence."""
+    for given in (MINE, f"R-{PHONE}", f"{PHONE} a", "../../outside", "a/b", "", "a" * 65, "申请1", "R-1\n"):
+        result = command("erase", "--request", given)
+        assert isinstance(result.exception, ConfigurationError), given  # which ends a command with 2
+        assert "--request must be" in str(result.exception)
+        assert MINE not in str(result.exception)
+        assert PHONE not in str(result.exception)
+    assert not (tmp_path / "evidence").exists()
+    assert not [*tmp_path.parent.glob("outside*"), *tmp_path.parent.parent.glob("outside*")]
+    assert rows(clickhouse, "SELECT count() FROM ref_erasures") == [[0]]
+    assert rows(clickhouse, "SELECT uniqExact(person_key) FROM ref_persons") == [[2]]
+    assert command("erase", "--request", "2026-0117").exit_code == 0
+    assert [path.name for path in (tmp_path / "evidence").iterdir()] == ["2026-0117.json"]
+
+
+def test_an_id_of_a_request_that_holds_a_number_goes_no_further(clickhouse: Client, tmp_path: Path) -> None:
+    """Once any text was taken: such a list brings nobody back, and passes the number on to no other."""
+    entomb(clickhouse, PRIVACY.keys_of(id_numbers=[MINE]), MINE, ERASED_AT)
+    (stored,) = stored_erasures(clickhouse)
+    assert stored.request_id == "withheld"
+    path = tmp_path / "erasures"
+    write_list(path, [stored._replace(request_id=MINE), stored._replace(request_id="R-1")])
+    assert {erasure.request_id for erasure in read_list(path)} == {"withheld", "R-1"}
 
 
 def test_evidence_of_a_request_that_is_repeated_stands_beside_the_first(
