@@ -192,7 +192,11 @@ def _check_request(given: str | None) -> None:
 
 
 def _settle(settings: Settings) -> Callable[[], None]:
-    """Waits until running workers hold the list; what they write from then on holds nothing to erase."""
+    """Waits as long as workers with the same settings take to read the list, where any may run.
+
+    Nobody is asked, for no worker tells where it runs: one with a longer interval, one that stands still or
+    one in the middle of a long round may write once more of the person (docs/privacy.md).
+    """
     from pipeline.store.client import BridgeAddress
 
     running = settings.clickhouse is not None or BridgeAddress.read(settings.run_dir) is not None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -544,6 +545,33 @@ def test_a_request_is_named_by_no_number_and_no_path(
     assert rows(clickhouse, "SELECT uniqExact(person_key) FROM ref_persons") == [[2]]
     assert command("erase", "--request", "2026-0117").exit_code == 0
     assert [path.name for path in (tmp_path / "evidence").iterdir()] == ["2026-0117.json"]
+
+
+def test_it_waits_for_workers_between_the_list_and_the_deletion(
+    clickhouse: Client, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[Any] = []
+
+    def sleep(seconds: float) -> None:
+        listed = rows(clickhouse, "SELECT uniqExact(person_key) FROM ref_erasures")
+        stored = rows(clickhouse, "SELECT uniqExact(person_key) FROM ref_persons")
+        waits.append((seconds, listed[0][0], stored[0][0]))
+
+    monkeypatch.setattr(person_commands, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setenv("GRIDPIPE_REFERENCE_REFRESH_SECONDS", "7")
+    server = ("--clickhouse", "http://127.0.0.1:8123")
+    result = command("erase", *server)
+    assert result.exit_code == 0, repr(result.exception)
+    assert waits == [(14.0, 1, 2)]
+    assert rows(clickhouse, "SELECT uniqExact(person_key) FROM ref_persons") == [[1]]
+    (erasure,) = stored_erasures(clickhouse)
+    write_list(tmp_path / "list", [erasure._replace(erased_at=erasure.erased_at + timedelta(hours=1))])
+    result = command("reapply", str(tmp_path / "list"), *server)
+    assert result.exit_code == 0, repr(result.exception)
+    assert waits[1:] == [(14.0, 1, 1)]
+    # without a service there is nobody to wait for
+    assert command("erase").exit_code == 0
+    assert len(waits) == 2
 
 
 def test_an_id_of_a_request_that_holds_a_number_goes_no_further(clickhouse: Client, tmp_path: Path) -> None:
