@@ -104,7 +104,7 @@ def test_free_texts_of_reference_files_are_in_the_map() -> None:
         if column.on_number == "redacted" and kind.name not in ("staff", "persons")  # these as a whole
     }
     assert free
-    (texts,) = [names for field, names, _ in data_map() if field == "words of reference files"]
+    (texts,) = [names for field, names, _ in data_map() if field.strip() == "words of reference files"]
     assert {f"{table}.{column}" for table, column in free} | {"grid_name"} == texts
 
 
