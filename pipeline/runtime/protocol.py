@@ -99,6 +99,14 @@ class BoundedHttp(HttpToolsProtocol):
         if self._idle_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(_too_large())
 
+    def eof_received(self) -> None:
+        """The other end sends no more, and may still read: of a body that is not all there it is told so. The
+        transport closes itself afterwards."""
+        cycle = self.cycle
+        cut_off = cycle is not None and cycle.more_body and not cycle.response_started
+        if cut_off and not self.transport.is_closing():
+            self._refuse(ProblemError(400, "bad_request", "the body was cut off"))
+
     def _arm(self) -> None:
         self._deadline = self.loop.call_later(HEAD_SECONDS, self._too_slow)
 

@@ -100,8 +100,8 @@ class Whole:
 
 @dataclass(frozen=True)
 class Wire:
-    """Bytes on a raw socket. statuses : what each answer on the connection may be; closes : whether the
-    server must end it. Nothing sent this way may be taken for a request of its own (no 2xx)."""
+    """Bytes on a raw socket. statuses : what each answer on the connection may be, one at least; closes :
+    whether the server must end it. Nothing sent this way may be taken for a request of its own (no 2xx)."""
 
     number: int
     name: str
@@ -116,11 +116,11 @@ class Wire:
     def run(self, world: World) -> None:
         reply = world.talk(*self.parts(world), pause=self.pause, shut=self.shut)
         assert set(reply.statuses) <= self.statuses, reply.raw[:600]
-        assert reply.statuses or reply.closed, "no answer, and the connection stays open"
+        assert reply.statuses, "closed without a word" if reply.closed else "no answer, and it stays open"
         assert reply.seconds < patience(), f"{reply.seconds:.1f} s"
         if self.closes:
             assert reply.closed, reply.raw[:300]
-        if reply.statuses and reply.statuses[-1] >= 400:
+        if reply.statuses[-1] >= 400:
             assert PROBLEM.encode() in reply.raw, reply.raw[:300]
             world.is_problem(PROBLEM, reply.problem)
 

@@ -160,6 +160,32 @@ async def test_a_body_that_breaks_off_is_refused_at_once(port: int) -> None:
     assert statuses_of(answer) == [400]
 
 
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", [400]),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{}", [400]),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", [400]),
+        (b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{}", [401]),  # answered already
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", [200]),
+        (b"", []),
+    ],
+)
+async def test_who_shuts_its_half_in_the_middle_of_a_body_is_told_so(
+    port: int, sent: bytes, statuses: list[int]
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    await asyncio.sleep(0.1)
+    writer.write_eof()
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await writer.wait_closed()
+    assert statuses_of(answer) == statuses
+    if statuses == [400]:
+        assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["code"] == "bad_request"
+
+
 async def test_a_slow_head_is_408_and_a_silent_connection_is_closed(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
