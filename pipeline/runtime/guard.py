@@ -138,6 +138,11 @@ def _public(path: Path) -> Iterator[str]:
         yield f"secret file {path} can be read by others; run: chmod 600 {path}"
 
 
+def _kept(path: Path | None) -> bool:
+    """Whether there is nothing to say of the file as a file; of no file neither."""
+    return path is None or not list(_public(path))
+
+
 def _secrets(settings: Settings) -> Iterator[str]:
     folder = settings.pseudonym_key_path.parent
     names = [path for path in (folder.iterdir() if folder.is_dir() else ()) if ".v" in path.name]
@@ -154,9 +159,10 @@ def _secrets(settings: Settings) -> Iterator[str]:
             f"{folder / 'signing.v1'} is missing, and {len(signed)} signing keys need it; "
             "restore it, or revoke them"
         )
-    if settings.kafka_security != "plaintext":
+    # what is missing or open to others is told of already
+    if settings.kafka_security != "plaintext" and _kept(settings.kafka_password_file):
         librdkafka_options(settings)
-    if settings.clickhouse_password_file is not None:
+    if settings.clickhouse_password_file is not None and _kept(settings.clickhouse_password_file):
         load_secret(settings.clickhouse_password_file, create=False, least=MIN_PASSWORD_BYTES)
 
 

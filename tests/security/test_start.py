@@ -74,6 +74,16 @@ def test_secret_files_that_others_can_read(tmp_path: Path) -> None:
     assert all("chmod 600" in line for line in found)
 
 
+def test_a_password_file_that_is_missing_or_open_to_others_is_told_of_once(tmp_path: Path) -> None:
+    missing, open_ = tmp_path / "missing", secret_file(tmp_path / "open", GOOD, 0o640)
+    kafka = {"kafka": "kafka.example:9093", "kafka_security": "sasl_ssl", "kafka_username": "worker"}
+    for path, said in ((missing, "No such file"), (open_, "chmod 600")):
+        for given in ({"clickhouse_password_file": path}, {**kafka, "kafka_password_file": path}):
+            (line,) = problems(Settings(data_dir=tmp_path, **given))
+            assert str(path) in line
+            assert said in line
+
+
 def test_local_key_that_gridpipe_did_not_make(tmp_path: Path) -> None:
     secret_file(tmp_path / "local.key", "password")
     assert ["holds no key" in line for line in problems(Settings(data_dir=tmp_path))] == [True]
