@@ -1,7 +1,8 @@
 """Coverage-guided fuzzing of what reads strangers' bytes: `python -m tests.hostile.atheris_decode TARGET …`.
 
 Further arguments are libFuzzer's: a corpus directory, `-max_total_time=60`, `-seed=1`. Whatever a target does
-not expect is a crash, and libFuzzer leaves the bytes that made it. `test_atheris.py` runs each target.
+not expect is a crash, as is an input that takes too long or leaves too much in memory, and libFuzzer leaves
+the bytes that made it. `test_atheris.py` runs each target.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Final
 
 import atheris
+import psutil
 from aiokafka.structs import TopicPartition
 
 with atheris.instrument_imports(include=["pipeline.contract", "pipeline.ingest", "pipeline.process"]):
@@ -26,8 +28,12 @@ with atheris.instrument_imports(include=["pipeline.contract", "pipeline.ingest",
     from pipeline.process.batches import CheckedRecords, Damage, Fetched
     from pipeline.process.decode import decode
     from pipeline.process.records import Record
+    from tests.hostile.quick import quick
     from tests.integration.worker_world import PRIVACY, event, record
 
+#: Inputs between two looks at the memory; what is there at the first look is where growth begins.
+LOOK_EVERY: Final = 200
+MOST_GROWTH_BYTES: Final = 100_000_000
 _LIMIT: Final = 1_000_000
 _FIRST, _LAST = record(0, event("first")), record(2, event("last"))
 
@@ -84,8 +90,29 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
 }
 
 
+class Watched:
+    """A target, each input of which must be `quick`, and all of which must leave nothing in memory.
+
+    What the first of them load and keep is no growth; nor is the fuzzer's corpus, of some megabytes.
+    """
+
+    def __init__(self, target: Callable[[bytes], None]) -> None:
+        self._target = target
+        self._process = psutil.Process()
+        self._tried = self._before = 0
+
+    def __call__(self, value: bytes) -> None:
+        with quick():
+            self._target(value)
+        self._tried += 1
+        if self._tried % LOOK_EVERY == 0:
+            now = self._process.memory_info().rss
+            self._before = self._before or now
+            assert now - self._before < MOST_GROWTH_BYTES, f"grew by {(now - self._before) / 1e6:.0f} MB"
+
+
 def main() -> None:
-    target = TARGETS[sys.argv.pop(1)]
+    target = Watched(TARGETS[sys.argv.pop(1)])
     atheris.Setup(sys.argv, target)
     atheris.Fuzz()
 

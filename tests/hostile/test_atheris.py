@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ import zstandard
 
 from tests.fault import raw_batches as raw
 from tests.hostile.test_decode_fuzz import BLOCKS, LINES
+from tests.hostile.world import patience
 
 #: Seconds of each target.
 SECONDS: Final = int(os.environ.get("ATHERIS_SECONDS") or (60 if "FUZZ" in os.environ else 5))
@@ -57,7 +59,9 @@ def test_nothing_unexpected_comes_of_any_bytes(target: str, capsys: pytest.Captu
     crashes = _CORPUS / f"{target}-crashes"
     crashes.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "tests.hostile.atheris_decode", target, str(corpus)]
-    command += [f"-max_total_time={SECONDS}", "-max_len=8192", "-timeout=10", "-rss_limit_mb=4096"]
+    # its time-out goes by the clock, for what never ends; what was used is looked at within
+    waiting = math.ceil(patience())
+    command += [f"-max_total_time={SECONDS}", "-max_len=8192", f"-timeout={waiting}", "-rss_limit_mb=4096"]
     command += ["-print_final_stats=1", f"-artifact_prefix={crashes}/"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
     tried = re.search(r"number_of_executed_units:\s+(\d+)", done.stderr)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import os
 import random
@@ -31,6 +32,7 @@ from pipeline.ingest.body import decompress
 from pipeline.ingest.problem import ProblemError
 from pipeline.process.decode import decode
 from pipeline.process.records import Record
+from tests.hostile.quick import quick
 from tests.integration.worker_world import PRIVACY, event, record
 
 pytestmark = pytest.mark.timeout(3_600 if "FUZZ" in os.environ else 180)
@@ -43,17 +45,26 @@ MOST_GROWTH_BYTES: Final = 100_000_000
 tried: Counter[str] = Counter()
 
 
-def some(examples: int) -> Callable[[Any], Any]:
-    """As many inputs, FUZZ times. Each time anew: hypothesis remembers all that it tried, and that memory
-    would pass for the decoders'."""
+def some(examples: int, **inputs: st.SearchStrategy[Any]) -> Callable[[Any], Any]:
+    """As many inputs, FUZZ times, each of them `quick`. Each time anew: hypothesis remembers all that it
+    tried, and that memory would pass for the decoders'."""
     limits = settings(
         max_examples=examples,
-        deadline=None,
+        deadline=None,  # of the clock, which others keep waiting: `quick` looks at what was used
         database=None,
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
-    return lambda test: pytest.mark.parametrize("time", range(FUZZ))(limits(test))
+
+    def timed(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def each(*arguments: Any, **inputs: Any) -> None:
+            with quick():
+                test(*arguments, **inputs)
+
+        return each
+
+    return lambda test: pytest.mark.parametrize("time", range(FUZZ))(limits(given(**inputs)(timed(test))))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,8 +143,7 @@ def _survives(value: bytes, content_type: str | None) -> None:
     assert rows.count(1) >= 1
 
 
-@some(400)
-@given(value=mutated(BLOCKS) | st.binary(max_size=400))
+@some(400, value=mutated(BLOCKS) | st.binary(max_size=400))
 def test_damaged_arrow_blocks(time: int, value: bytes) -> None:
     tried["arrow"] += 1
     with contextlib.suppress(ContractError):
@@ -170,8 +180,7 @@ def extreme(draw: st.DrawFn) -> bytes:
     return encode_frame(frame)
 
 
-@some(400)
-@given(value=extreme())
+@some(400, value=extreme())
 def test_blocks_of_values_that_nobody_would_write(time: int, value: bytes) -> None:
     """Damaged bytes seldom make a sound block of absurd values. The rows beside them may only be refused with
     the whole block."""
@@ -182,18 +191,17 @@ def test_blocks_of_values_that_nobody_would_write(time: int, value: bytes) -> No
     assert {0, 2} <= set(kept) or not kept
 
 
-@some(400)
-@given(
+@some(
+    400,
     value=mutated((LINES, LINES.split(b"\n")[0], b"[" + LINES.replace(b"\n", b",") + b"]"))
-    | st.binary(max_size=400)
+    | st.binary(max_size=400),
 )
 def test_damaged_json_records(time: int, value: bytes) -> None:
     tried["json records"] += 1
     _survives(value, None)
 
 
-@some(1_000)
-@given(value=mutated((LINES, b"[" + LINES.replace(b"\n", b",") + b"]")) | st.binary(max_size=400))
+@some(1_000, value=mutated((LINES, b"[" + LINES.replace(b"\n", b",") + b"]")) | st.binary(max_size=400))
 def test_damaged_json_bodies(time: int, value: bytes) -> None:
     tried["json bodies"] += 1
     for parse in (parse_document, parse_ndjson):
@@ -207,8 +215,8 @@ def test_damaged_json_bodies(time: int, value: bytes) -> None:
             assert all(error.code in CODES for error in parsed.errors)
 
 
-@some(400)
-@given(
+@some(
+    400,
     value=mutated(
         (
             gzip.compress(LINES),
