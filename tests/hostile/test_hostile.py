@@ -84,14 +84,22 @@ def test_hostile_input(world: World, before: int, row: Row) -> None:
     HELD.add(_id(row))
 
 
+def _asked_for(request: pytest.FixtureRequest) -> set[int]:
+    """Numbers of the list all of whose forms this run was to play: every one, unless some were chosen."""
+    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    chosen = {_id(given["row"]) for given in params if "row" in given and given["row"] in TABLE}
+    return {row.number for row in TABLE} - {row.number for row in TABLE if _id(row) not in chosen}
+
+
 def test_the_service_is_as_small_as_before_and_just_the_good_events_are_stored(
-    world: World, before: int, capsys: pytest.CaptureFixture[str]
+    world: World, before: int, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     world.still_well()
     grown = world.http.memory_info().rss - before
     assert grown < GROWTH_BYTES, f"grew by {grown / 1e6:.0f} MB"
     counted = Counter(world.stored_ids())
     lost = world.ledger - counted.keys()
+    twice = world.stored_twice()
     refused = world.refused - world.ledger  # less those that were taken from a better request
     kept = refused & world.traces()
     # of an input all forms must have held in this run
@@ -101,7 +109,7 @@ def test_the_service_is_as_small_as_before_and_just_the_good_events_are_stored(
     with capsys.disabled():
         print(
             f"\nhostile inputs: {len(numbers)} of 62 held in {len(HELD)} forms; "
-            f"{len(world.ledger)} good events, lost {len(lost)}; "
+            f"{len(world.ledger)} good events, lost {len(lost)}, stored twice {len(twice)}; "
             f"{len(refused):,} refused events looked for, stored {len(kept)}; "
             f"memory {grown / 1e6:+.0f} MB, within a row {within / 1e6:+.0f} MB at most, "
             f"of the worker {world.worker_grown / 1e6:+.0f} MB at most "
@@ -109,6 +117,8 @@ def test_the_service_is_as_small_as_before_and_just_the_good_events_are_stored(
             file=sys.stderr,  # the other stream of a test process beside others is lost
         )
     assert not lost, sorted(lost)[:10]
+    assert not twice, twice[:10]
+    assert numbers == _asked_for(request), "not every form of these held"
     assert world.ledger, "nothing was sent"
     assert not kept, f"refused, and stored: {sorted(kept)[:10]}"
     assert refused, "nothing was refused"

@@ -333,6 +333,12 @@ class World:
         )
         return [row[0] for row in found]
 
+    def stored_twice(self) -> list[Sequence[Any]]:
+        """Source and id of what has more than one row among the outcomes, copies that no merge has taken away
+        yet counted."""
+        each = " UNION ALL ".join(f"SELECT source, event_id FROM {t}" for t in ("events", "rejections"))
+        return self.rows(f"SELECT source, event_id, count() FROM ({each}) GROUP BY ALL HAVING count() > 1")
+
     def traces(self) -> set[str]:
         """Ids of every event that left a row, as whatever it counts."""
         each = " UNION DISTINCT ".join(f"SELECT event_id FROM {table}" for table in OUTCOME_TABLES)
