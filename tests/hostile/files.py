@@ -19,6 +19,7 @@ import pytest
 
 from pipeline.errors import ConfigurationError
 from pipeline.rules.catalogue import load_catalogues
+from pipeline.rules.conditions import COLUMNS, compile_condition
 from tests.hostile.world import GRID, Document, World, fresh, patience
 
 #: Grids of ten cities like Jiangmen.
@@ -174,6 +175,8 @@ def _problems(directory: Path) -> Sequence[str]:
 
 
 def rule_files(world: World) -> None:
+    """Unknown columns, no SQL, no condition, a table function, divisions by zero, conditions and rules
+    without end, a pattern that kills other engines, aliases of YAML."""
     place = world.settings.catalogue_dir / "admission.yaml"
     text = place.read_text()
     old = "event_id IS NULL OR case_id IS NULL OR occurred_at IS NULL OR ingested_at IS NULL"
@@ -185,6 +188,8 @@ def rule_files(world: World) -> None:
         "a table function": text.replace(old, "event_id IN (SELECT * FROM read_csv('/etc/passwd'))"),
         "10,000 conditions": text.replace(old, " OR ".join(["event_id IS NULL"] * 10_000)),
     }
+    head, rules, rest = text.partition("\nrules:\n")
+    many_rules = head + rules + "  - number: 1\n" * 10_000 + rest
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "catalogue"
         shutil.copytree(world.settings.catalogue_dir, directory)
@@ -194,6 +199,25 @@ def rule_files(world: World) -> None:
             problems = _problems(directory)
             assert time.monotonic() - began < 10, name
             assert f"admission.yaml:{line}" in problems[0], (name, problems)
+        (directory / "admission.yaml").write_text(many_rules)
+        began = time.monotonic()
+        (problem,) = (text for text in _problems(directory) if "rule entries" in text)
+        assert time.monotonic() - began < 10
+        assert f"admission.yaml:{head.count(chr(10)) + 2}: " in problem, problem
+        # the engine divides by zero without an error: infinity, or unknown, comes of it, of that row alone
+        rows = pl.DataFrame({"age_seconds": [0.0, 1.0, None, 0.5]})
+        for division, results in (
+            ("1 / 0 = 1", [False] * 4),
+            ("1 % 0 = 1", [None] * 4),
+            ("1 / (age_seconds - 1) > 1", [False, True, None, False]),
+        ):
+            judged = rows.with_columns(result=compile_condition(division, COLUMNS))
+            assert judged["result"].to_list() == results, division
+        # and a rule that is unknown by it for all reports is refused by its own examples
+        (directory / "admission.yaml").write_text(text.replace(old, f"{old} OR 1 % 0 = 1"))
+        assert any(
+            "admission.yaml:" in problem and "give unknown" in problem for problem in _problems(directory)
+        )
         # polars' engine is linear in the text: a pattern that kills others is harmless, and is taken
         hard = text.replace(old, f"{old} OR regexp_like(event_id, '^(a+)+$')")
         (directory / "admission.yaml").write_text(hard)
@@ -226,6 +250,10 @@ def configuration(world: World) -> None:
         unreadable.mkdir()
         (unreadable / "keys.json").write_text('{"keys":[]}')
         (unreadable / "keys.json").chmod(0o644)
+        # whoever runs the tests as root may read every file: one that nobody can read is a directory
+        directory = Path(temporary) / "directory"
+        (directory / "keys.json").mkdir(parents=True)
+        directory.chmod(0o700)
         common = {"GRIDPIPE_CLICKHOUSE": f"http://default:{secret}@127.0.0.1:1"}
         asked: list[tuple[str, tuple[str, ...], dict[str, str]]] = [
             ("GRIDPIPE_BLOCK_MAX_ROWS", ("config", "show"), {"GRIDPIPE_BLOCK_MAX_ROWS": "-5"}),
@@ -252,6 +280,21 @@ def configuration(world: World) -> None:
                 "can be read by others",
                 ("up", "--no-simulate", "--data-dir", str(unreadable), "--http", "127.0.0.1:0"),
                 {},
+            ),
+            (
+                f"{directory / 'keys.json'}: Is a directory",
+                ("up", "--no-simulate", "--data-dir", str(directory), "--http", "127.0.0.1:0"),
+                {},
+            ),
+            (
+                f"{directory / 'none'}: No such file",
+                ("up", "--no-simulate", "--data-dir", f"{temporary}/c", "--http", "127.0.0.1:0"),
+                {"GRIDPIPE_CLICKHOUSE_PASSWORD_FILE": str(directory / "none")},
+            ),
+            (
+                f"{directory}: Is a directory",
+                ("up", "--no-simulate", "--data-dir", f"{temporary}/d", "--http", "127.0.0.1:0"),
+                {"GRIDPIPE_CLICKHOUSE_PASSWORD_FILE": str(directory)},
             ),
         ]
         running = [(words, _start(*arguments, **common, **more)) for words, arguments, more in asked]
