@@ -17,7 +17,7 @@ from pipeline.contract.parse import parse_document
 from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import to_frame
 from tests.e2e.service import gridpipe
-from tests.hostile.world import EVENTS, SOURCE, World, patience
+from tests.hostile.world import EVENTS, OTHER, SOURCE, World, patience
 
 #: Of the fictitious region 999999, with a valid check digit.
 ID_NUMBER: Final = "999999199001010016"
@@ -216,11 +216,14 @@ def _id_number(serial: int) -> str:
 
 def deletions(world: World) -> None:
     """A stranger, a person that two sources know, and the same again: one and the same answer for all, which
-    does not tell who was there before; each leaves a line in the audit log, none a number."""
+    does not tell who was there before, nor from where; each leaves a line in the audit log, none a number."""
     person, stranger = _id_number(7), _id_number(8)
     citizen = {"type": "citizen", "id_number": person}
     reported = world.event(actor=citizen, channel="hotline_12345", description="路灯坏了")
     world.take(reported)
+    elsewhere = world.event(source=OTHER, actor=citizen, channel="hotline_12345", description="路灯又坏了")
+    told = world.post(elsewhere, key=world.keys.create(OTHER))
+    assert (told.status_code, told.json()["accepted"]) == (202, 1), told.text
     numbers = world.settings.data_dir / "numbers"
     answers = []
     for request, number in (("H-1", stranger), ("H-2", person), ("H-3", person), ("H-4", "' OR 1=1 --")):
@@ -237,10 +240,10 @@ def deletions(world: World) -> None:
     numbers.unlink()
     assert [code for code, _ in answers] == [0, 0, 0, 0], answers
     assert all(set(answer) == set(answers[0][1]) for _, answer in answers)
-    assert [sum(answer["found"].values()) for _, answer in answers] == [0, 1, 0, 0]
+    assert [sum(answer["found"].values()) for _, answer in answers] == [0, 2, 0, 0]
     assert not any(sum(answer["left"].values()) for _, answer in answers)
-    assert world.column("actor_key", reported["event_id"]) == [None]
-    world.keep(reported)
+    assert world.column("actor_key", reported["event_id"], elsewhere["event_id"]) == [None, None]
+    world.keep(reported, elsewhere)
     audit = "".join(path.read_text() for path in world.settings.audit_dir.glob("*.jsonl"))
     for request in ("H-1", "H-2", "H-3", "H-4"):
         assert request in audit
