@@ -208,6 +208,32 @@ def test_memory_is_bounded_by_the_window() -> None:
     assert seen.forgotten == 0
 
 
+def test_an_id_is_forgotten_an_hour_after_its_window_for_receipts_interleave() -> None:
+    """Of two gateways one may be behind: the newest receipt is no end of the window for what it still sends.
+    A quarter must go, or nothing does."""
+    base = rows(record(0, event(1)))
+
+    def many(first: int, number: int, receipt: datetime) -> pl.DataFrame:
+        return pl.concat([base] * number).with_columns(
+            id_lo=pl.int_range(number, dtype=pl.UInt64, eager=True) + first,
+            ingested_at=pl.lit(receipt).cast(pl.Datetime("ms", "UTC")),
+            _off=pl.int_range(number, dtype=pl.UInt64, eager=True) + first,
+        )
+
+    newest, number = at(-30), 1 << 16
+    gone = many(0, number, newest - WINDOW - timedelta(minutes=61))
+    late = many(number, number, newest - WINDOW - timedelta(minutes=30))
+    seen = SeenIds(WINDOW)
+    for kept in (gone, late, many(2 * number, number + 1, newest)):
+        remember(seen, kept)
+    assert len(seen) == 2 * number + 1
+    copy = late.head(1).with_columns(
+        ingested_at=pl.lit(newest - timedelta(minutes=40)).cast(pl.Datetime("ms", "UTC")),
+        _off=pl.lit(3 * number + 1, pl.UInt64),
+    )
+    assert outcome(deduplicate(copy, {0: seen}, WINDOW), 1) == ([], [3 * number + 1], [])
+
+
 def test_above_the_bound_the_oldest_are_forgotten_and_counted() -> None:
     seen = SeenIds(timedelta(days=1000), max_entries=50_000)
     base = rows(*[record(number, event(number)) for number in range(2_000)])
