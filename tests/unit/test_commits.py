@@ -117,6 +117,39 @@ async def test_commits_never_go_backward_while_one_hangs(monkeypatch: pytest.Mon
     group.assert_never_backward()
 
 
+async def test_what_was_asked_for_behind_a_request_does_not_stand_with_it() -> None:
+    """The request was sent before the later block was stored, and the next one is refused: a block that
+    counted as committed with the first one would be counted again by whoever reads it again."""
+    group = Group()
+    group.answers.clear()
+
+    def refuse_the_next() -> None:
+        if group.tried == 1:
+            group.refuses = KafkaTimeoutError("injected")
+
+    made = Commits(group, returned=refuse_the_next)
+    task = asyncio.create_task(made.run())
+    try:
+        async with asyncio.timeout(5):
+            first = made.ask(0, 10, yes)
+            while group.tried < 1:  # noqa: ASYNC110  its requests are counted, not told
+                await asyncio.sleep(0)
+            behind = made.ask(0, 20, yes)
+            group.answers.set()
+            while group.tried < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert first.result() is True
+            assert group.offsets == {0: 10}
+            assert not behind.done()
+            group.refuses = None
+            assert await behind is True
+        assert group.history == [{0: 10}, {0: 20}]
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
 @pytest.mark.parametrize("error", [KafkaTimeoutError("injected"), CommitFailedError("injected")])
 async def test_what_is_taken_away_is_not_committed(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commits, "PATIENCE_SECONDS", 0.05)
