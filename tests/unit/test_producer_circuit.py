@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipeline.errors import UnavailableError
 from pipeline.ingest import producer as producer_module
@@ -202,3 +202,21 @@ async def test_silence_alone_ends_with_an_answer(circuit: tuple[KafkaProducer, S
     producer._on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
     await until(producer.available)
     assert not scripted.handed
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+async def test_librdkafka_is_told_to_wait_for_all_copies_and_to_write_none_twice(
+    monkeypatch: pytest.MonkeyPatch, idempotent: bool
+) -> None:
+    """What librdkafka itself is given, not what we believe it has: a leader's word alone is lost with it."""
+    given: list[dict[str, Any]] = []
+
+    class Seen(Producer):
+        def __init__(self, config: dict[str, Any]) -> None:
+            given.append(config)
+            super().__init__(config)
+
+    monkeypatch.setattr(producer_module, "Producer", Seen)
+    producer = KafkaProducer(Settings(), "127.0.0.1:1", idempotent=idempotent)
+    await producer.close()
+    assert [(told["acks"], told["enable.idempotence"]) for told in given] == [("all", idempotent)]
