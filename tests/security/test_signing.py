@@ -128,6 +128,27 @@ async def test_an_empty_secret_and_a_header_left_out_are_refused(tmp_path: Path)
     assert world.stored().is_empty()
 
 
+async def test_signatures_are_compared_in_equal_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`==` ends at the first letter that differs, which tells a forger how far the guess was right."""
+    compared: list[tuple[str, str]] = []
+    compare = hmac.compare_digest
+
+    def watched(expected: str, given: str) -> bool:
+        compared.append((expected, given))
+        return compare(expected, given)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    world = make_world(tmp_path)
+    request = await signed_request(world.keys.create("12345", signed=True))
+    claim = Claim.of(request.headers["authorization"])
+    assert claim is not None
+    forged = _edited(request, claim.signature, "0" * 64)
+    async with client(world) as http:
+        assert (await http.send(forged)).status_code == 401
+        assert (await http.send(request)).status_code == 202
+    assert compared == [(claim.signature, "0" * 64), (claim.signature, claim.signature)]
+
+
 def _with(request: httpx.Request, name: str, value: str) -> httpx.Request:
     headers = {**request.headers, name.lower(): value}
     return httpx.Request("POST", request.url, headers=headers, content=request.content)
