@@ -29,7 +29,7 @@ from pipeline import metrics
 from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import WorkerFailedError
-from pipeline.process import account, looks, membership
+from pipeline.process import account, earlier, looks, membership
 from pipeline.process import worker as module
 from pipeline.process.membership import Membership
 from pipeline.process.records import Record
@@ -42,6 +42,7 @@ from pipeline.sink.retry import Stopping
 from pipeline.sink.tables import Sink
 from tests.conftest import new_client
 from tests.fault.system import Store
+from tests.fault.verdict import keep_copies
 from tests.integration.worker_world import (
     PRIVACY,
     arrow,
@@ -369,6 +370,71 @@ async def test_a_crash_in_the_middle_of_the_inserts_is_completed(
     assert column(town.client, "SELECT count() FROM cases FINAL") == [24]
 
 
+@pytest.mark.parametrize("dies", ["between two inserts", "before the commit"])
+async def test_a_block_of_nothing_but_copies_and_broken_events_is_finished_in_its_bounds(
+    town: Town, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    """No row of it is in the tables that all others look at first. The next worker cuts a block of each
+    record, so that one that was cut anew would have other bounds, and go out under another token."""
+    keep_copies(town.client)
+    monkeypatch.setattr(module, "_QUIET_LINGER_SECONDS", 1.0)
+    old = [event(number) for number in range(4)]
+    town.send(record(0, *old), partition=1)
+    async with town.worker():
+        await town.until(lambda: town.committed()[1] == 1)
+    before = totals()
+
+    def sends(name: str) -> Record:
+        return record(0, *old, event(f"{name}1", grid_code="44"), event(f"{name}2", grid_code="44"))
+
+    send, calls = Sink._send, []
+
+    def crash(self: Sink, table: str, rows: Any, token: str) -> None:
+        calls.append(table)
+        if len(calls) > 1:
+            raise RuntimeError("killed between two tables")
+        send(self, table, rows, token)
+
+    async def refuse(*_: Any) -> None:
+        raise RuntimeError("killed before the commit")
+
+    town.send(*[sends(f"x{number}") for number in range(3)], partition=1)
+    town.settings = town.settings.model_copy(update={"block_linger_seconds": 1.0})
+    with monkeypatch.context() as patch:
+        if dies == "before the commit":
+            patch.setattr(Membership, "commit", refuse)
+        else:
+            patch.setattr(Sink, "_send", crash)
+        await town.worker_that_fails()
+
+    def bounds() -> list[tuple[int, int]]:
+        each = " UNION ALL ".join(f"SELECT _off, _blk_lo, _blk_hi FROM {table}" for table in OUTCOME_TABLES)
+        return list(
+            town.client.query(
+                f"SELECT DISTINCT _blk_lo, _blk_hi FROM ({each}) WHERE _off > 0 ORDER BY ALL"
+            ).result_rows
+        )
+
+    assert bounds() == [(1, 3)]
+    assert count(town.client, *OUTCOME_TABLES) == [4, 0, 12, 0 if dies == "between two inserts" else 6]
+    town.settings = town.settings.model_copy(update={"block_max_rows": 1})
+    town.send(*[sends(f"y{number}") for number in range(3)], partition=1)
+    async with town.worker():
+        await town.until(lambda: town.committed()[1] == 7)
+    assert bounds() == [(1, 3), (4, 4), (5, 5), (6, 6)]
+    assert count(town.client, *OUTCOME_TABLES) == [4, 0, 24, 12]
+    town.assert_every_position_once()
+    after = totals()
+    grown = {
+        name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)
+    }
+    assert grown == {
+        "events_received_total/handset": 36,
+        "events_total/duplicate": 24,
+        "events_total/quarantined": 12,
+    }
+
+
 async def test_a_block_that_was_begun_is_finished_by_its_own_rules(
     town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -579,6 +645,52 @@ async def test_a_topic_replaced_under_a_worker_ends_it_and_the_next_one_reads_it
     async with town.worker():
         await town.until(lambda: town.rows() == 10)
     assert column(town.client, "SELECT uniqExact(event_id) FROM events") == [10]
+
+
+@pytest.mark.parametrize("dies", [None, "case_events", "fold"])
+async def test_what_a_worker_stored_and_did_not_tell_the_cases_reaches_them_from_the_next_log(
+    town: Town, monkeypatch: pytest.MonkeyPatch, dies: str | None
+) -> None:
+    """It died between two inserts, and its log went before anybody read it again. The copies that come to
+    the new log are redeliveries, which tell the cases nothing: the next worker must, before its first
+    block. dies : where one that began with that dies, too."""
+    old = [event(number) for number in range(4)]
+    send = Sink._send
+
+    def crash(self: Sink, table: str, rows: Any, token: str) -> None:
+        if table != "events":
+            raise RuntimeError("killed between two tables")
+        send(self, table, rows, token)
+
+    def crash_at_the_fold(*_: Any) -> None:
+        raise RuntimeError("killed before the fold")
+
+    town.send(record(0, *old), partition=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Sink, "_send", crash)
+        await town.worker_that_fails()
+    assert count(town.client, "events", "case_events") == [4, 0]
+    town.admin.delete_topics([town.settings.topic])[town.settings.topic].result(10)
+    broker.ensure_topic(town.admin, town.settings.topic, PARTITIONS)
+    if dies is not None:
+        with monkeypatch.context() as patch:
+            if dies == "fold":
+                patch.setattr(earlier, "refresh_cases", crash_at_the_fold)
+            else:
+                patch.setattr(Sink, "_send", crash)
+            async with town.worker() as task:
+                assert isinstance(task.exception(), RuntimeError)
+    town.send(record(0, *old), record(0, event(4)), partition=1)
+    async with town.worker():
+        assert town.client.query(
+            "SELECT case_id, report_count FROM case_current ORDER BY case_id"
+        ).result_rows[:4] == [(f"c{number}", 1) for number in range(4)]  # fmt: skip
+        await town.until(lambda: town.committed()[1] == 2)
+    assert count(town.client, *OUTCOME_TABLES) == [5, 0, 4, 0]
+    assert column(town.client, "SELECT count() FROM incarnations") == [2]
+    assert town.client.query(
+        "SELECT case_id, report_count, state FROM case_current ORDER BY case_id"
+    ).result_rows == [(f"c{number}", 1, "ADMITTED") for number in range(5)]  # fmt: skip
 
 
 async def test_new_reference_data_are_used_without_a_restart(town: Town, tmp_path: Path) -> None:
