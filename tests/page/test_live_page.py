@@ -53,7 +53,7 @@ def reasons_of(page: Page) -> dict[str, int]:
     """The same on the page."""
     told: dict[str, str] = page.locator(".reasons li:has(button)").evaluate_all(
         """(all) => Object.fromEntries(all.map((li) =>
-            [li.querySelector("button").title, li.querySelector("b").innerText]))"""
+            [li.querySelector("button").dataset.reason, li.querySelector("b").innerText]))"""
     )
     return {reason: int(reports.replace(",", "")) for reason, reports in told.items()}
 
@@ -270,6 +270,7 @@ def painted(page: Page) -> float:
     share = page.evaluate(
         """() => {
             const canvas = document.querySelector('[data-testid=times-chart] canvas');
+            if (!canvas) return 0;
             const copy = document.createElement('canvas');
             [copy.width, copy.height] = [canvas.width, canvas.height];
             const context = copy.getContext('2d', {willReadFrequently: true});
@@ -715,7 +716,7 @@ def test_of_a_matter_about_a_person_the_facts_are_looked_up_and_the_words_withhe
 def test_a_reason_lists_its_newest_reports(new_page: NewPage, service: Service) -> None:
     page = new_page()
     reason = page.locator(".reasons button").first
-    name, code = reason.inner_text(), str(reason.get_attribute("title"))
+    name, code = reason.inner_text(), str(reason.get_attribute("data-reason"))
     reason.click()
     dialog, rows = id_of(page, "dialog"), id_of(page, "of-reason").locator("li")
     told = [row["event_id"] for row in service.get("/v1/rejections", reason=code, limit="12")["rows"]]
@@ -766,7 +767,7 @@ def test_reports_from_too_long_ago_and_from_the_future_are_among_the_reasons(
         service.send(citizen_report(number, occurred_at=(now + timedelta(days=days)).isoformat()))
     page = new_page()
     for code, name in (("TOO_OLD", "超过30天"), ("TIME_IN_FUTURE", "发生时间晚于接收时间")):
-        button = page.locator(f".reasons button[title={code}]")
+        button = page.locator(f".reasons button[data-reason={code}]")
         expect(button).to_have_text(name)
         button.click()
         expect(id_of(page, "of-reason").locator("li").first).to_be_visible()

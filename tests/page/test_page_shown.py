@@ -951,7 +951,7 @@ def test_words(page: Page) -> None:
     # not the one that an active mode sets, which changes nothing of the resolution
     expect(id_of(page, "modes")).to_be_hidden()
     expect(heads.last).to_have_text("所辖事项的时限（平时）")
-    expect(line).to_have_text(re.compile("^公安局 *19 *10分钟 *2小时 *25小时 *30分钟$"))
+    expect(line).to_have_text(re.compile(r"^公安局\s*19\s*10分钟\s*2小时\s*25小时\s*30分钟\s*$"))
     id_of(page, "language").click()
     expect(foot).to_have_text("50.0% of open")
     expect(unproven).to_have_text("Cases reported without the required photo")
