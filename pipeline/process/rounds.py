@@ -214,25 +214,25 @@ class _Runner:
     def _rebuild(self, work: Work, rules: Rules, result: BlockResult) -> Stored:
         """Finish a block that an earlier process began, whatever part of it arrived.
 
-        What is missing goes out under the block's own token, which still stops an insert of the earlier
-        process that arrives only now, if it held nothing else. That token also refuses rows for a part that
-        did arrive: if reference data have changed since, rows can be missing there, and go out under a token
-        of their own.
+        What is missing goes out under the token of all that the block holds, which still stops an insert of
+        the earlier process that arrives only now, if it held nothing else. That token also refuses rows for a
+        part that did arrive: if some are missing there (a torn insert, or one that was taken out again), they
+        go out under a token of their own.
         """
         extent = work.extent
         name = self.sink.token(inc=self.inc, blocks=[extent])
         log.info("rebuilding_block", block=name, rules=rules.digest, by_earlier_rules=rules is not self.rules)
         added = self._without_stored(result, extent)
         if added.received:
-            added = self._write(added, [extent], rules)
+            added = self._write(added, [extent], rules, result)
             left = self._without_stored(added, extent)
             if left.received:
                 digest = hashlib.sha256(repr(_positions(left)).encode()).hexdigest()[:16]
-                self._write(left, [extent], rules, suffix=f":rest-{digest}")
+                self._write(left, [extent], rules, result, suffix=f":rest-{digest}")
                 # refused as well where an earlier rebuild stored them so, and they were taken out since
                 left = self._without_stored(left, extent)
                 if left.received:
-                    self._write(left, [extent], rules, suffix=f":rest-{uuid.uuid4()}")
+                    self._write(left, [extent], rules, result, suffix=f":rest-{uuid.uuid4()}")
         cases = persist(
             lambda: stored_case_events(self.client, self.inc, extent), stopping=self.stopping, what=name
         )
@@ -254,9 +254,16 @@ class _Runner:
         return unread
 
     def _write(
-        self, result: BlockResult, blocks: Sequence[Extent], rules: Rules, suffix: str = ""
+        self,
+        result: BlockResult,
+        blocks: Sequence[Extent],
+        rules: Rules,
+        whole: BlockResult | None = None,
+        suffix: str = "",
     ) -> BlockResult:
-        return self.sink.write(result, inc=self.inc, blocks=blocks, rules=rules.digest, suffix=suffix)
+        return self.sink.write(
+            result, inc=self.inc, blocks=blocks, rules=rules.digest, whole=whole, suffix=suffix
+        )
 
     def _without_stored(self, result: BlockResult, extent: Extent) -> BlockResult:
         present = persist(

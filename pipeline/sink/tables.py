@@ -6,6 +6,7 @@ says which block it belongs to, and recovery goes by those rows: it needs to kno
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -110,12 +111,20 @@ class Sink:
         self._stopping = stopping or threading.Event()
 
     def write(
-        self, result: BlockResult, *, inc: int, blocks: Sequence[Extent], rules: str, suffix: str = ""
+        self,
+        result: BlockResult,
+        *,
+        inc: int,
+        blocks: Sequence[Extent],
+        rules: str,
+        whole: BlockResult | None = None,
+        suffix: str = "",
     ) -> BlockResult:
         """Insert every row of these blocks; returns when all are stored.
 
         Passing failures are repeated for ever with the same token. A row that ClickHouse refuses is found by
         halving the rows (a repetition halves alike, and sends the same parts) and quarantined.
+        whole : all that the blocks hold, where `result` is what is left of it to store (recovery).
         suffix : of the token, for rows of a block that its own token would not let in (recovery).
         Returns the result as it was stored. Raises Stopping, what could not be classified, and RuntimeError
         when so many rows are refused that the fault must be ours.
@@ -123,9 +132,12 @@ class Sink:
         token = self.token(inc=inc, blocks=blocks) + suffix
         refusals = _Refusals(most_unstorable(result.received))
         place = _Place(inc, blocks, rules, token, refusals)
-        events, refused_events = self._insert("events", result.events, place)
-        rejections, refused_rejections = self._insert("rejections", result.rejections, place)
-        self._insert("duplicates", result.duplicates, place, may_refuse=False)
+        named = whole or result
+        events, refused_events = self._insert("events", result.events, place, named.events)
+        rejections, refused_rejections = self._insert(
+            "rejections", result.rejections, place, named.rejections
+        )
+        self._insert("duplicates", result.duplicates, place, named.duplicates, may_refuse=False)
         quarantined = result.quarantined
         refused = [rows for rows in (refused_events, refused_rejections) if not rows.is_empty()]
         if refused:
@@ -143,7 +155,8 @@ class Sink:
                 quarantined=quarantined,
                 case_events=case_events_of(pl.concat([events, rejections]), resent),
             )
-        self._insert("quarantine", quarantined, place, may_refuse=False)
+        named_so = quarantined if whole is None else whole.quarantined
+        self._insert("quarantine", quarantined, place, named_so, may_refuse=False)
         self.write_case_events(result.case_events, inc, token)
         return result
 
@@ -157,12 +170,17 @@ class Sink:
             self._send("case_events", pack_case_events(case_events, inc), token)
 
     def _insert(
-        self, table: str, rows: pl.DataFrame, place: _Place, *, may_refuse: bool = True
+        self, table: str, rows: pl.DataFrame, place: _Place, named: pl.DataFrame, *, may_refuse: bool = True
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """(stored, refused) rows."""
+        """(stored, refused) rows.
+
+        named : all rows of the blocks in this table, which its token names: an insert of a worker that is
+        gone may arrive late, and if that one judged the same blocks by other reference data, its rows must
+        not stand for ours.
+        """
         if rows.is_empty():
             return rows, rows
-        return self._insert_part(table, rows, place, place.token, may_refuse)
+        return self._insert_part(table, rows, place, f"{place.token}:{_digest(named)}", may_refuse)
 
     def _insert_part(
         self, table: str, rows: pl.DataFrame, place: _Place, token: str, may_refuse: bool
@@ -180,7 +198,7 @@ class Sink:
             return rows, rows.clear()
         middle = rows.height // 2
         done = [
-            self._insert_part(table, half, place, f"{place.token}/{_name(half)}", may_refuse)
+            self._insert_part(table, half, place, f"{token.partition('/')[0]}/{_name(half)}", may_refuse)
             for half in (rows[:middle], rows[middle:])
         ]
         return pl.concat([stored for stored, _ in done]), pl.concat([refused for _, refused in done])
@@ -227,6 +245,14 @@ def _in_range(times: pl.Series) -> bool:
     instants = times.cast(pl.Int64)
     first, last = instants.min(), instants.max()
     return first is None or bool(first >= _EARLIEST_MS and last <= _LATEST_MS)  # type: ignore[operator]
+
+
+def _digest(rows: pl.DataFrame) -> str:
+    """Of the positions of rows, in their order: part of a token."""
+    at = hashlib.blake2b(digest_size=8)
+    for name in POSITION:
+        at.update(rows[name].to_numpy().tobytes())
+    return at.hexdigest()
 
 
 def _name(rows: pl.DataFrame) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline.process.buffer import Budget, PartitionBuffer
 from pipeline.process.case_memory import CaseMemory
-from pipeline.process.flow import Block, PartitionState
+from pipeline.process.flow import Block, PartitionState, process_block
 from pipeline.process.partition import Span
 from pipeline.process.rounds import AbandonedError, Finished, Work, run_round
 from pipeline.rules.archive import RuleArchive
 from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping
-from tests.integration.worker_world import count, event, load_reference, record, rules_of
+from pipeline.sink.tables import Extent, Sink
+from tests.integration.worker_world import column, count, event, load_reference, record, rules_of
 
 TABLES = ("events", "rejections", "duplicates", "quarantine", "case_events")
 
@@ -134,3 +136,41 @@ def test_a_block_is_rebuilt_again_and_again(
         for table in ("events", "case_events"):
             clickhouse.command(f"ALTER TABLE {table} DELETE WHERE 1 SETTINGS mutations_sync = 2")
         assert rebuild() == [3, 3, 3]
+
+
+def test_a_late_insert_that_was_judged_by_other_reference_data_stands_for_no_row_of_ours(
+    clickhouse: Client, tmp_path: Path
+) -> None:
+    """A worker died with its insert on the way. It arrives between the look of the next one, which found
+    nothing, and that one's own insert of the same offsets: under one token that was refused, and what the
+    dead worker had not admitted was in no table, and committed."""
+    block = Block(0, [record(0, event("a"), event("x"))])
+    load_reference(clickhouse, tmp_path / "reference")
+    rules = rules_of(clickhouse)
+    full = process_block(block, PartitionState.empty(Settings()), rules)
+    assert full.events["event_id"].to_list() == ["ea", "ex"]
+    # by the reference data of then x was to go to `rejections`, which this worker never came to
+    early = replace(full, events=full.events[:1], case_events=full.case_events.clear(), received=1)
+    arrived = []
+
+    def heard() -> bool:
+        if not arrived:
+            arrived.append(True)
+            Sink(clickhouse, "t").write(early, inc=1, blocks=[Extent(0, 0, 0)], rules=rules.digest)
+        return True
+
+    buffer = PartitionBuffer(0, max_rows=100, budget=Budget(1_000_000))
+    buffer.state = PartitionState.empty(Settings())
+    run_round(
+        [Work(buffer, block, None)],
+        clickhouse,
+        topic="t",
+        inc=1,
+        rules=rules,
+        earlier=RuleArchive(tmp_path),
+        stopping=threading.Event(),
+        heard=heard,
+        memory=CaseMemory(),
+    )
+    assert arrived
+    assert sorted(set(column(clickhouse, "SELECT event_id FROM events"))) == ["ea", "ex"]

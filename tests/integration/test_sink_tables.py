@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import replace
 from datetime import timedelta
@@ -218,7 +219,8 @@ def test_passing_failures_repeat_the_same_insert_until_it_works(
     ]
     flaky = Flaky(clickhouse, errors, late=late)
     Sink(flaky, "t").write(block(rules), **PLACE)  # type: ignore[arg-type]
-    assert flaky.tokens[:4] == ["t:5:0:0-9:events"] * 4
+    assert re.fullmatch("t:5:0:0-9:[0-9a-f]{16}:events", flaky.tokens[0])
+    assert flaky.tokens[:4] == flaky.tokens[:1] * 4
     assert count(clickhouse, "events", "rejections", "duplicates", "quarantine") == [2, 1, 2, 2]
 
 
@@ -263,10 +265,10 @@ def test_failures_are_told_apart(error: Exception, failure: Failure) -> None:
 
 def test_tokens_hide_other_data_under_the_same_name(clickhouse: Client, rules: Rules) -> None:
     """What the incarnation in the token protects from; if the engine ever changes this, we want to know."""
-    sink = Sink(clickhouse, "t")
-    sink.write(block(rules), **PLACE)
-    other = process_block(Block(0, [record(0, event(99))]), PartitionState.empty(Settings()), rules)
-    sink.write(other, **PLACE)
+    sink, result = Sink(clickhouse, "t"), block(rules)
+    sink.write(result, **PLACE)
+    other = result.events.with_columns(event_id=pl.lit("e99"))
+    sink.write(replace(result, events=other), **PLACE)
     assert "e99" not in column(clickhouse, "SELECT event_id FROM events")
 
 
@@ -382,3 +384,16 @@ def test_a_group_without_offsets_begins_where_the_log_does(
     found = recover(clickhouse, inc=5, partition=0, committed=None, settings=Settings(), log_start=log_start)
     assert found.committed is None
     assert [(span.lo, span.hi) for span in found.spans] == spans
+
+
+@pytest.mark.parametrize("rest", [False, True])
+def test_a_late_insert_that_was_judged_alike_is_refused(clickhouse: Client, rules: Rules, rest: bool) -> None:
+    """rest : whether who came afterwards found a part of the blocks, and stored the rest alone."""
+    result, sink = block(rules), Sink(clickhouse, "t")
+    assert result.events.height > 1
+    left = replace(result, events=result.events[1:], received=result.received - 1) if rest else result
+    sink.write(left, **PLACE, whole=result)
+    before = count(clickhouse, *TABLES)
+    assert before[0] == left.events.height
+    sink.write(result, **PLACE)
+    assert count(clickhouse, *TABLES) == before

@@ -206,8 +206,16 @@ class World:
         return f"t:{inc}:{'+'.join(map(str, named))}"
 
     def write(
-        self, result: BlockResult, *, inc: int, blocks: Sequence[Extent], rules: str, suffix: str = ""
+        self,
+        result: BlockResult,
+        *,
+        inc: int,
+        blocks: Sequence[Extent],
+        rules: str,
+        whole: BlockResult | None = None,
+        suffix: str = "",
     ) -> BlockResult:
+        """Under the blocks alone; a real token names what they hold in a table, too, and refuses less."""
         token = self.token(inc=inc, blocks=blocks) + suffix
         attempts = 0
         while True:
