@@ -104,6 +104,7 @@ def check(result: dict[str, Any]) -> None:
     assert min(events["rejected"], events["duplicates"], events["quarantined"] + 1) > 0
 
 
+@pytest.mark.slow
 def test_demo_measures_the_published_year_twice_in_a_row(demo: Demo) -> None:
     results = []
     for _ in range(2):

@@ -223,6 +223,7 @@ def direct_records(producer: Producer, number: int) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_direct_records_hold_the_roll_back_and_doctor_says_so(service: Service) -> None:
     rolls = settled(service).rolls
     line = " ".join(service.children()["tansu"].cmdline())

@@ -40,6 +40,7 @@ def closing() -> Iterator[ExitStack]:
         yield stack
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_worker_whose_store_does_not_answer(
     tmp_path: Path, closing: ExitStack
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_second_signal_ends_a_worker_whose_store_does_not_answer(
     assert found.offset <= 0, "committed what is not stored"
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_whole_service(tmp_path: Path) -> None:
     service = Service(tmp_path / "data", "--no-simulate", "--http", "127.0.0.1:0")
     try:

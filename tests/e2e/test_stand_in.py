@@ -16,6 +16,7 @@ from tests.e2e.test_up import report
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
+@pytest.mark.slow
 def test_without_its_broker_it_answers_503_within_a_second(tmp_path: Path) -> None:
     admin = f"127.0.0.1:{broker.free_port()}"
     service = Service(tmp_path, "--no-simulate", "--http", "127.0.0.1:0", "--admin-http", admin)

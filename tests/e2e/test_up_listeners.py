@@ -21,7 +21,10 @@ PUBLIC = "[::ffff:127.0.0.1]:0"
 
 @pytest.mark.parametrize(
     ("http", "admin_http", "form"),
-    [("127.0.0.1:0", "127.0.0.1:0", ("--json",)), (PUBLIC, PUBLIC, ())],
+    [
+        ("127.0.0.1:0", "127.0.0.1:0", ("--json",)),
+        pytest.param(PUBLIC, PUBLIC, (), marks=pytest.mark.slow),
+    ],
     ids=["loopback", "public"],
 )
 def test_the_city_is_fed_with_its_backlog(

@@ -73,7 +73,9 @@ def database(open_client: Client) -> Iterator[str]:
     open_client.database = "default"
 
 
-@pytest.mark.parametrize("written", ["before the migration", "by an older worker after it"])
+@pytest.mark.parametrize(
+    "written", ["before the migration", pytest.param("by an older worker after it", marks=pytest.mark.slow)]
+)
 def test_words_in_the_levels_of_stored_cases_go(
     open_client: Client, database: str, written: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

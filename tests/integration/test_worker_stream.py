@@ -370,7 +370,9 @@ async def test_a_crash_in_the_middle_of_the_inserts_is_completed(
     assert column(town.client, "SELECT count() FROM cases FINAL") == [24]
 
 
-@pytest.mark.parametrize("dies", ["between two inserts", "before the commit"])
+@pytest.mark.parametrize(
+    "dies", [pytest.param("between two inserts", marks=pytest.mark.slow), "before the commit"]
+)
 async def test_a_block_of_nothing_but_copies_and_broken_events_is_finished_in_its_bounds(
     town: Town, monkeypatch: pytest.MonkeyPatch, dies: str
 ) -> None:
@@ -647,7 +649,10 @@ async def test_a_topic_replaced_under_a_worker_ends_it_and_the_next_one_reads_it
     assert column(town.client, "SELECT uniqExact(event_id) FROM events") == [10]
 
 
-@pytest.mark.parametrize("dies", [None, "case_events", "fold"])
+@pytest.mark.parametrize(
+    "dies",
+    [pytest.param(None, marks=pytest.mark.slow), "case_events", pytest.param("fold", marks=pytest.mark.slow)],
+)
 async def test_what_a_worker_stored_and_did_not_tell_the_cases_reaches_them_from_the_next_log(
     town: Town, monkeypatch: pytest.MonkeyPatch, dies: str | None
 ) -> None:

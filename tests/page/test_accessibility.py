@@ -105,7 +105,9 @@ def faults(page: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "size", [pytest.param(size, marks=() if size == "wall" else pytest.mark.slow) for size in SIZES]
+)
 def test_axe_finds_nothing_on_the_page_in_either_language(page: Page, size: str) -> None:
     open_full(page, size)
     assert faults(page) == []

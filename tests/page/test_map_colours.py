@@ -114,6 +114,7 @@ def test_the_map_is_coloured_by_all_that_a_row_tells(service: Service) -> None:
     assert told - OTHERS == set(METRICS)
 
 
+@pytest.mark.slow
 def test_every_metric_is_shown_coloured_by_its_bounds_and_explained(
     new_page: NewPage, service: Service
 ) -> None:

@@ -446,6 +446,7 @@ def test_with_the_key_goes_what_it_opened(page: Page) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_behind_counts_the_way_to_this_screen(page: Page) -> None:
     """The clock was set anew by each message, however long that had been on its way."""
     page.clock.install(time=NOW)
