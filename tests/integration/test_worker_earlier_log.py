@@ -104,6 +104,38 @@ def test_who_remembers_sets_reads_those_anew_that_a_block_without_records_told(
     assert sets["_off"].sort().to_list() == [0, 1]
 
 
+def test_who_remembers_sets_reads_those_anew_that_a_rebuilt_block_told(
+    clickhouse: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, of a block whose records are there still."""
+    load_reference(clickhouse, tmp_path / "reference")
+    block, result = judged(clickhouse, 1)
+    with monkeypatch.context() as patch:  # the process died between two inserts
+        patch.setattr(Sink, "write_case_events", lambda *_: None)
+        Sink(clickhouse, TOPIC).write(result, inc=LATER, blocks=[extent(block)], rules="r")
+    memory = CaseMemory()
+    memory.begin(on=True)
+    memory.know(clickhouse)
+    buffer = PartitionBuffer(3, max_rows=10, budget=Budget(10_000), state=PartitionState.empty(Settings()))
+    run_round(
+        [Work(buffer, block, Span(0, 0, "r"))],
+        clickhouse,
+        topic=TOPIC,
+        inc=LATER,
+        rules=rules_of(clickhouse),
+        earlier=RuleArchive(tmp_path),
+        stopping=threading.Event(),
+        heard=lambda: True,
+        memory=memory,
+    )
+    accepted = Block(3, [record(1, event(1, event_id="e1-accepted", event_type="ACCEPTED"))])
+    result = process_block(accepted, PartitionState.empty(Settings()), rules_of(clickhouse))
+    Sink(clickhouse, TOPIC).write(result, inc=LATER, blocks=[extent(accepted)], rules="r")
+    sets = memory.sets(clickhouse, case_sets(result.case_events, LATER))
+    assert sets is not None
+    assert sets["_off"].sort().to_list() == [0, 1]
+
+
 @pytest.mark.timeout(30)
 def test_a_stop_ends_the_telling_of_cases_that_the_store_does_not_take(
     clickhouse: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
