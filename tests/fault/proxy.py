@@ -37,6 +37,11 @@ class Proxy:
         self._answer: tuple[bytes, bytes] | None = None
         self._within: tuple[bytes, float, Callable[[], object]] | None = None
         self._unanswered: set[asyncio.StreamWriter] = set()
+        self._late: tuple[bytes, Callable[[], float]] | None = None
+        #: Requests that wait, and clients whose late request the far end has and has not answered.
+        self.waiting = 0
+        self._owed: set[asyncio.StreamWriter] = set()
+        self.late = 0
         self.dropped = 0
         self.answered = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -81,6 +86,11 @@ class Proxy:
         """Whether what `within` asked for is still to come."""
         return self._within is not None
 
+    def delay(self, request: bytes, seconds: Callable[[], float] | None) -> None:
+        """Requests that hold `request` reach the far end so many seconds later, also where who sent them
+        is gone by then; None: those that come from now on reach it at once."""
+        self._late = None if seconds is None else (request, seconds)
+
     def answer(self, request: bytes, reply: bytes | None) -> None:
         """Answer requests that hold `request` with `reply`, unforwarded; None: forward again."""
         self._answer = None if reply is None else (request, reply)
@@ -116,12 +126,18 @@ class Proxy:
         dropping = asyncio.Event()
         try:
             await asyncio.gather(
-                self._pump(reader, far_writer, lambda chunk: self._request(chunk, writer, dropping)),
+                self._pump(
+                    reader,
+                    far_writer,
+                    lambda chunk: self._request(chunk, writer, dropping),
+                    lambda: writer in self._owed and not (far_reader.at_eof() or far_reader.exception()),
+                ),
                 self._pump(far_reader, writer, lambda _: self._reply(writer, dropping)),
             )
         finally:
             self._writers -= {writer, far_writer}
             self._unanswered.discard(writer)
+            self._owed.discard(writer)
             for one in (writer, far_writer):
                 with contextlib.suppress(OSError):
                     one.close()
@@ -131,7 +147,9 @@ class Proxy:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         look: Callable[[bytes], Coroutine[Any, Any, bool]],
+        open_still: Callable[[], bool] = lambda: False,
     ) -> None:
+        """open_still : the far end is not told of the end yet: it drops a request whose sender is gone."""
         with contextlib.suppress(OSError):
             while chunk := await reader.read(_CHUNK):
                 while self.hold:  # noqa: ASYNC110  set from another thread
@@ -141,6 +159,8 @@ class Proxy:
                 if await look(chunk):
                     writer.write(chunk)
                     await writer.drain()
+            while open_still():  # noqa: ASYNC110  few requests, and no reply may come
+                await asyncio.sleep(0.02)
             writer.write_eof()
 
     async def _request(self, chunk: bytes, writer: asyncio.StreamWriter, dropping: asyncio.Event) -> bool:
@@ -156,6 +176,14 @@ class Proxy:
         if self._within is not None and self._within[0] in chunk:
             self._unanswered.add(writer)
             self._loop.call_later(self._within[1], self._act_within, writer)
+        if self._late is not None and self._late[0] in chunk:
+            self._owed.add(writer)
+            self.waiting += 1
+            try:
+                await asyncio.sleep(self._late[1]())
+            finally:
+                self.waiting -= 1
+            self.late += 1
         return True
 
     def _act_within(self, writer: asyncio.StreamWriter) -> None:
@@ -166,6 +194,7 @@ class Proxy:
 
     async def _reply(self, writer: asyncio.StreamWriter, dropping: asyncio.Event) -> bool:
         self._unanswered.discard(writer)
+        self._owed.discard(writer)
         if dropping.is_set():
             self.dropped += 1
             _reset(writer)

@@ -25,6 +25,8 @@ from tests.fault.system import PARTITIONS, Process, System, share
 from tests.fault.verdict import judge, keep_copies
 
 Report = dict[str, object]
+#: Only inserts of the sink carry it, in the request line.
+TOKEN = b"insert_deduplication_token"
 #: Every so many turns of the storm it stops until the group has settled.
 SETTLE = 5
 
@@ -99,6 +101,54 @@ def test_16_worker_frozen_right_before_an_insert(town: System, report: Report, t
     assert verdict.zeros, verdict
     assert first.said("round_abandoned") > 0, first.tail()
     assert first.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(1800)
+def test_16_insert_that_arrives_after_its_partitions_were_rebuilt(
+    town: System, report: Report, seed: int
+) -> None:
+    """Nobody is frozen: inserts take 8 to 15 s to reach the store, longer than a revocation waits (4 s) and
+    longer than the session of a dead member (6 s). Of two workers the older one is killed with inserts on
+    their way, which arrive all the same, and a third one joins, which takes partitions from the one that is
+    left. Every other turn only what was on its way at the kill is slow: the next owner is done before it."""
+    rng, turns = random.Random(seed), max(ROUNDS // 5, 4)
+    town.start_gateway()
+    running = [town.start_worker(), town.start_worker()]
+    # an answer waits for the commit, which comes after five inserts of a round
+    town.start_load(patience=600, timeout=60)
+    _until_all_move(town)
+
+    def slow() -> float:
+        return min(rng.uniform(8, 15) * share(), 25)  # the worker itself gives up after 30
+
+    for turn in range(turns):
+        town.store_proxy.delay(TOKEN, slow)
+        deadline = time.monotonic() + 60 * share()
+        while town.store_proxy.waiting < 2:
+            assert time.monotonic() < deadline, "no insert is on its way" + town.tails()
+            time.sleep(0.1)
+        if turn % 2 == 0:
+            town.store_proxy.delay(TOKEN, None)
+        town.kill(running.pop(0))
+        running.append(town.start_worker())
+        _until_said(running[-1], "partition_recovered")
+        town.store_proxy.delay(TOKEN, None)
+        _until_all_move(town)
+        assert all(worker.running for worker in running), town.tails()
+    deadline = time.monotonic() + 60
+    while town.store_proxy.waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    town.drained()
+    verdict, twice = town.audited()
+    report |= {
+        "rounds": turns, "kills": town.kills, "late_inserts": town.store_proxy.late,
+        "twice_before_merges": twice, "verdict": verdict,
+    }  # fmt: skip
+    assert verdict.zeros, verdict
+    assert verdict.acked > 0
+    assert town.store_proxy.late >= turns
 
 
 @pytest.mark.fault
