@@ -149,6 +149,11 @@ class Memory:
         """By which share of its first size each grew at most."""
         return {name: round(self.most[name] / size - 1, 3) for name, size in self.first.items()}
 
+    @property
+    def grown_mb(self) -> dict[str, int]:
+        """By how much each grew at most."""
+        return {name: round((self.most[name] - size) / 1e6) for name, size in self.first.items()}
+
 
 class Store:
     """ClickHouse as a process: the embedded engine behind its HTTP bridge, on a port that it keeps.

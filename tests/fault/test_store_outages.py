@@ -249,17 +249,29 @@ def test_18_half_open_connection_to_the_store(town: System, report: Report) -> N
 @pytest.mark.fault
 @pytest.mark.timeout(600)
 def test_19_slow_link_to_the_store(town: System, report: Report) -> None:
-    town.start_gateway()
-    worker = town.start_worker()
-    town.start_load(pace=4)
+    """20 kB/s and 300 ms: what waits is bounded by the requests under way, or it waits in Kafka, so that
+    nobody needs to be sent away; memory stays all the same."""
+    gateway, worker = town.start_gateway(), town.start_worker()
+    load = town.start_load(pace=4)
     town.until_stored()
-    town.store_proxy.bytes_per_second = 20_000
-    town.store_proxy.delay_reply = 0.3
-    time.sleep(30)
+    taken = load.statuses.get(202, 0)
+    with Memory(worker, gateway) as memory:
+        town.store_proxy.bytes_per_second = 20_000
+        town.store_proxy.delay_reply = 0.3
+        time.sleep(30)
+        taken = load.statuses.get(202, 0) - taken
     town.store_proxy.bytes_per_second = None
     town.store_proxy.delay_reply = 0.0
-    finish(town, report)
+    answers, slowest = load.statuses, load.slowest
+    finish(town, report, answers=answers, slowest=slowest, taken_meanwhile=taken, grew_mb=memory.grown_mb)
     assert worker.running
+    assert memory.samples >= 15
+    assert max(memory.grown_mb.values()) < 100, memory.grown_mb
+    assert taken > 0, "nothing was taken while the link was slow"
+    # told to come again by a gateway that waits for the store, and by no other
+    assert answers.keys() <= ({202, "202 in part", 503} if town.embedded else {202}), answers
+    longest = town.settings.durability_timeout_seconds + 2
+    assert max(slowest.values()) <= longest, slowest
 
 
 @pytest.mark.fault
