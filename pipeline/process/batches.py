@@ -170,12 +170,13 @@ def _unpack(codec: int, packed: bytes) -> bytes:
         return _unsnappy(packed)
     if codec not in _STREAMS:
         raise UnreadableBatchError(f"compression {codec} is unknown")
-    parts: list[bytes] = []
+    parts: list[pa.Buffer] = []
     size = 0
     with pa.CompressedInputStream(pa.BufferReader(packed), _STREAMS[codec]) as stream:
-        while part := stream.read(_CHUNK_BYTES):
+        # not `read`: when that fails, the bytes it had made for what it reads are never freed
+        while (part := stream.read_buffer(_CHUNK_BYTES)).size:
             parts.append(part)
-            size += len(part)
+            size += part.size
             _bound(size)
     return b"".join(parts)
 

@@ -1,23 +1,30 @@
 """Coverage-guided fuzzing of what reads strangers' bytes: `python -m tests.hostile.atheris_decode TARGET …`.
 
 Further arguments are libFuzzer's: a corpus directory, `-max_total_time=60`, `-seed=1`. Whatever a target does
-not expect is a crash, as is an input that takes too long or leaves too much in memory, and libFuzzer leaves
-the bytes that made it. `test_atheris.py` runs each target.
+not expect is a crash, as is an input that takes too long, and libFuzzer leaves the bytes that made it. With
+REPLAY in the environment the corpus is played, each input bent a little, without libFuzzer and without what
+atheris puts into our code, which leaves some of what it passes in memory: nothing else may be left there.
+`test_atheris.py` runs each target, both ways.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import random
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import atheris
 import psutil
 from aiokafka.structs import TopicPartition
 
-with atheris.instrument_imports(include=["pipeline.contract", "pipeline.ingest", "pipeline.process"]):
+_REPLAY: Final = int(os.environ.get("REPLAY", "0"))
+_ours = ["pipeline.contract", "pipeline.ingest", "pipeline.process"]
+with contextlib.nullcontext() if _REPLAY else atheris.instrument_imports(include=_ours):
     from pipeline.contract.cloudevents import parse_cloudevents
     from pipeline.contract.event import CODES
     from pipeline.contract.parse import DocumentError, parse_document, parse_ndjson
@@ -31,9 +38,8 @@ with atheris.instrument_imports(include=["pipeline.contract", "pipeline.ingest",
     from tests.hostile.quick import quick
     from tests.integration.worker_world import PRIVACY, event, record
 
-#: Inputs between two looks at the memory; what is there at the first look is where growth begins.
-LOOK_EVERY: Final = 200
-MOST_GROWTH_BYTES: Final = 100_000_000
+#: What all inputs of a replay but the first tenth, which load and keep what they need, may leave in memory.
+MOST_GROWTH_BYTES: Final = 20_000_000
 _LIMIT: Final = 1_000_000
 _FIRST, _LAST = record(0, event("first")), record(2, event("last"))
 
@@ -90,30 +96,33 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
 }
 
 
-class Watched:
-    """A target, each input of which must be `quick`, and all of which must leave nothing in memory.
-
-    What the first of them load and keep is no growth; nor is the fuzzer's corpus, of some megabytes.
-    """
-
-    def __init__(self, target: Callable[[bytes], None]) -> None:
-        self._target = target
-        self._process = psutil.Process()
-        self._tried = self._before = 0
-
-    def __call__(self, value: bytes) -> None:
-        with quick():
-            self._target(value)
-        self._tried += 1
-        if self._tried % LOOK_EVERY == 0:
-            now = self._process.memory_info().rss
-            self._before = self._before or now
-            assert now - self._before < MOST_GROWTH_BYTES, f"grew by {(now - self._before) / 1e6:.0f} MB"
+def replay(target: Callable[[bytes], None], corpus: Path, inputs: int) -> None:
+    """Bytes of the corpus, up to four of each changed; all of them together may leave nothing in memory."""
+    kept = [path.read_bytes() for path in sorted(corpus.iterdir())]
+    rng, process, before = random.Random(1), psutil.Process(), 0
+    for number in range(inputs):
+        if number == inputs // 10:
+            before = process.memory_info().rss
+        value = bytearray(rng.choice(kept))
+        for _ in range(rng.randint(0, 4) if value else 0):
+            value[rng.randrange(len(value))] = rng.randrange(256)
+        target(bytes(value))
+    grown = process.memory_info().rss - before
+    print(f"grown {grown / 1e6:.1f} MB")
+    assert grown < MOST_GROWTH_BYTES, f"grew by {grown / 1e6:.0f} MB in {inputs:,} inputs"
 
 
 def main() -> None:
-    target = Watched(TARGETS[sys.argv.pop(1)])
-    atheris.Setup(sys.argv, target)
+    target = TARGETS[sys.argv.pop(1)]
+
+    def watched(value: bytes) -> None:
+        with quick():
+            target(value)
+
+    if _REPLAY:
+        replay(watched, Path(sys.argv[1]), _REPLAY)
+        return
+    atheris.Setup(sys.argv, watched)
     atheris.Fuzz()
 
 

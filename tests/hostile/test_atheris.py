@@ -36,6 +36,9 @@ pytestmark = [
     pytest.mark.timeout(SECONDS + 300),
 ]
 
+#: Inputs that are played again for their memory, for each minute of fuzzing: some 15 s of each.
+REPLAYED: Final = {"body": 40_000, "compressed": 40_000, "record": 2_000, "batch": 80_000}
+
 SEEDS: Final = {
     "body": (LINES, LINES.split(b"\n")[0], b"[" + LINES.replace(b"\n", b",") + b"]"),
     "compressed": (gzip.compress(LINES), zstandard.compress(LINES), gzip.compress(bytes(2_000_000))),
@@ -68,10 +71,22 @@ def test_nothing_unexpected_comes_of_any_bytes(target: str, capsys: pytest.Captu
     assert done.returncode == 0, done.stdout[-1_000:] + done.stderr[-3_000:]
     assert tried is not None, done.stderr[-1_000:]
     covered = re.findall(r"cov: (\d+)", done.stderr)
+    inputs = str(REPLAYED[target] * SECONDS // 60)
+    again = subprocess.run(
+        command[:5],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=_ROOT,
+        env=os.environ | {"REPLAY": inputs},
+    )
+    assert again.returncode == 0, again.stdout[-1_000:] + again.stderr[-3_000:]
+    told = re.search(r"(grown -?[\d.]+ MB)", again.stdout)
+    assert told is not None, again.stdout[-1_000:]
     with capsys.disabled():
         print(
             f"\natheris {target}: inputs tried {int(tried[1]):,} in {SECONDS} s, {covered[-1]} branches "
-            f"covered, corpus {len(list(corpus.iterdir()))}, crashes 0",
+            f"covered, corpus {len(list(corpus.iterdir()))}, crashes 0; {inputs} again, {told[1]}",
             file=sys.stderr,
         )
     assert int(tried[1]) > 100

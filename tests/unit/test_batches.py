@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import cramjam
+import psutil
+import pyarrow as pa
 import pytest
 import zstandard
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -154,3 +158,21 @@ def test_a_record_that_the_batch_hides_moves_no_position_backward() -> None:
     """The embedded broker takes batches whose last offset lies before the first."""
     checked = reader(placed(raw.batch(raw.record(b"a"), 1, last_delta=-10), 6) + sound(0, 7, b"next"), 6)
     assert [record.offset for record in checked] == [6, 7]
+
+
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "zstd"])
+def test_a_batch_that_breaks_off_leaves_nothing_in_memory(codec: str) -> None:
+    """pyarrow's `read` keeps the megabyte for good that it had made for what could not be read."""
+    words = random.Random(7).randbytes(900_000)
+    packed = pa.compress(words + bytes(3_000_000), codec=codec, asbytes=True)
+    number = {"gzip": 1, "lz4": 3, "zstd": 4}[codec]
+    broken = packed[:850_000]
+
+    def left() -> int:
+        for _ in range(40):
+            with pytest.raises(OSError, match=r"\S"):
+                batches._unpack(number, broken)
+        return psutil.Process().memory_info().rss
+
+    before = left()
+    assert left() - before < 10_000_000
