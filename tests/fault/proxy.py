@@ -42,6 +42,7 @@ class Proxy:
         self.waiting = 0
         self._owed: set[asyncio.StreamWriter] = set()
         self.late = 0
+        #: Connections whose reply was dropped.
         self.dropped = 0
         self.answered = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -73,7 +74,7 @@ class Proxy:
         self._call(self._cut())
 
     def drop_reply_to(self, request: bytes) -> None:
-        """Break the next connection whose request holds `request`, once the far end has answered it."""
+        """Break the next connection whose request holds `request`, at the first reply after it."""
         self._drop_reply_to = request
 
     def within(self, request: bytes, seconds: float, do: Callable[[], object]) -> None:
@@ -196,8 +197,10 @@ class Proxy:
         self._unanswered.discard(writer)
         self._owed.discard(writer)
         if dropping.is_set():
-            self.dropped += 1
-            _reset(writer)
+            # once per connection: what was asked on it before has a reply, too, and a long one comes in parts
+            if not writer.transport.is_closing():
+                self.dropped += 1
+                _reset(writer)
             return False
         if self.delay_reply:
             await asyncio.sleep(self.delay_reply)
