@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
 
 from pipeline.contract.canary import CANARY_SOURCE
-from pipeline.read.kpi import kpi, kpi_of_city_and_districts
+from pipeline.read.kpi import kpi, kpi_together
 from pipeline.read.modes import modes_in_force
 from pipeline.read.names import KpiNames
 from pipeline.read.reader import Reader
@@ -23,13 +24,15 @@ from pipeline.read.rejected import LIFE_SAFETY, life_safety_rejections, rejectio
 from pipeline.read.rejections import rejections
 from pipeline.read.routes import DEFAULT_WINDOW
 from pipeline.read.times import parameter
+from pipeline.store.kpi_views import TOGETHER
 
 #: A table that time alone may change is read again after so long. Seconds.
 STALE_SECONDS: Final = 15.0
 #: Newest rejections shown.
 _NEWEST: Final = 12
 
-_CITY_AND_DISTRICTS: Final = "kpi:city_and_district"
+_OVERVIEW: Final = "kpi:overview"
+_DISTRICTS: Final = "kpi:city_and_district"
 _OUTCOMES: Final = ("events", "rejections", "duplicates", "quarantine")
 _STORED: Final = (*_OUTCOMES, "cases", "ref_grids", "ref_modes")
 
@@ -48,6 +51,10 @@ class Table:
         and a fifth while that keeps it for up to `most` seconds."""
         rests = max(every, min(5 * self.took, most), 2 * self.took)
         return rests - (time.monotonic() - self.asked_at)
+
+    def holds(self, mark: str) -> bool:
+        """Whether nothing was stored since, nor did time alone change it."""
+        return self.mark == mark and time.monotonic() - self.asked_at < STALE_SECONDS
 
 
 @dataclass
@@ -79,14 +86,17 @@ class Board:
         """The KPI call's default answer with the counts behind each rate, as of about now.
 
         every, most : of `Table.kept_for`, during which an answer is not asked for again even if something
-        was stored since. After that it is no older than the districts' answer, beside which it stands.
+        was stored since. After that it is no older than the overview, beside which it stands.
         """
+        if by in TOGETHER:
+            together = await self.overview(mark=mark, every=every)
+            return replace(together, answer=together.answer[by])
 
         def ask(client: Client) -> dict[str, Any]:
             return self._kpi(client, by, self.reader.clock())
 
-        districts = self._tables.get(_CITY_AND_DISTRICTS)
-        since = districts.answer["district"]["as_of"] if districts is not None else ""
+        overview = self._tables.get(_OVERVIEW)
+        since = overview.answer["city"]["as_of"] if overview is not None else ""
         return await self._shared(f"kpi:{by}", ask, mark=mark, every=every, most=most, since=since)
 
     async def kpi_at(self, at: datetime) -> dict[str, Any]:
@@ -116,22 +126,27 @@ class Board:
 
         return await self.reader.run(ask)
 
-    async def city_and_districts(self, *, mark: str | None = None, every: float = 0.0) -> Table:
-        """Two such answers, {"city": …, "district": …}, as of the same instant."""
-
-        def ask(client: Client) -> dict[str, Any]:
-            now = self.reader.clock()
-            city, districts = kpi_of_city_and_districts(
-                client, from_=now - DEFAULT_WINDOW, to=now, as_of=now, names=self._names(client)
-            )
-            return {"city": city, "district": districts}
-
-        return await self._shared(_CITY_AND_DISTRICTS, ask, mark=mark, every=every)
+    async def overview(self, *, mark: str | None = None, every: float = 0.0) -> Table:
+        """What a page that was just opened shows: the answers of TOGETHER, `by` → answer, of one instant."""
+        return await self._shared(_OVERVIEW, self._together(TOGETHER), mark=mark, every=every)
 
     async def districts(self, *, every: float) -> dict[str, Any]:
-        """The districts' rows of that answer, for others than the page."""
-        answer: dict[str, Any] = (await self.city_and_districts(every=every)).answer["district"]
+        """The districts' rows, for others than the page: of the page's answer while it is watched."""
+        held = self._tables.get(_OVERVIEW)
+        if held is None or held.kept_for(every) <= 0:
+            mark = await self.mark()
+            if held is None or not held.holds(mark):
+                held = await self._shared(_DISTRICTS, self._together(TOGETHER[:2]), mark=mark, every=every)
+        answer: dict[str, Any] = held.answer["district"]
         return answer
+
+    def _together(self, by: tuple[str, ...]) -> Callable[[Client], dict[str, Any]]:
+        def ask(client: Client) -> dict[str, Any]:
+            now = self.reader.clock()
+            window = {"from_": now - DEFAULT_WINDOW, "to": now, "as_of": now}
+            return kpi_together(client, by, names=self._names(client), **window)
+
+        return ask
 
     async def rejected(self, *, mark: str | None = None, every: float = 0.0) -> Table:
         """Rejected reports of the default window by primary reason, the newest of them, and the alarms."""
@@ -168,13 +183,15 @@ class Board:
 
         since : an older one is asked for again, whether or not something was stored.
         """
+        held = self._tables.get(name)
+        if held is not None and every and held.kept_for(every, most) > 0:
+            return held  # also while the next one is being read
         async with self._locks.setdefault(name, asyncio.Lock()):
             now, held = time.monotonic(), self._tables.get(name)
             if held is not None and every and held.kept_for(every, most) > 0:
                 return held
             mark = mark or await self.mark()
-            new = held is not None and held.mark == mark and held.answer.get("as_of", "") >= since
-            if held is not None and new and now - held.asked_at < STALE_SECONDS:
+            if held is not None and held.holds(mark) and held.answer.get("as_of", "") >= since:
                 return held
             answer = await self.reader.run(ask)
             self._tables[name] = Table(answer, mark, now, time.monotonic() - now)

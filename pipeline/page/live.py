@@ -229,7 +229,7 @@ class Live:
         """`current` tells until when the shown tables hold what was stored. Returns how long to rest."""
         started, before = time.monotonic(), self._shown.get("kpi")
         asked_at, mark = self._now(), await self.board.mark()
-        self._show_city(await self.board.city_and_districts(mark=mark))
+        self._show_overview(await self.board.overview(mark=mark))
         self._show("rejected", await self.board.rejected(mark=mark))
         self._show("modes", await self.board.modes(mark=mark))
         self._publish("current", {"at": asked_at})
@@ -244,15 +244,16 @@ class Live:
             self._shown[name] = table
             self._publish(name, table.answer)
 
-    def _show_city(self, table: Table) -> None:
+    def _show_overview(self, table: Table) -> None:
+        """Pages ask for its larger tables when they are told of these."""
         if self._shown.get("kpi") is not table:
             self._shown["kpi"] = table
-            for name, answer in table.answer.items():
-                self._publish(name, answer)
+            for name in ("city", "district"):
+                self._publish(name, table.answer[name])
 
     async def _keep_point(self) -> None:
-        table = await self.board.city_and_districts(every=TICK_SECONDS)
-        self._show_city(table)  # who comes next sees figures at once, a minute old at most
+        table = await self.board.overview(every=TICK_SECONDS)
+        self._show_overview(table)  # who comes next sees figures at once, a minute old at most
         row = table.answer["city"]["rows"][0]
         self._history.add(self.board.reader.clock(), row, self._known_figures())
         self._publish("trend", {"points": self._history.points()})

@@ -33,8 +33,8 @@ POLICY: Final = (
 #: `Table.kept_for` of the page's tables, whoever asks, seconds. A page asks after each of the districts'
 #: answers, which come less than two seconds apart: so long a least would skip every other one.
 _EVERY: Final = 1.0
-#: Percentiles by these are dear where there are many cases, and move slowly there.
-_MOST: Final = {"matter": 10.0, "department": 10.0}
+#: Percentiles by matter are a reading of their own, dear where there are many cases, and move slowly there.
+_MOST: Final = {"matter": 10.0}
 #: Digits of a parent's code, by what is listed below it.
 _PARENT_DIGITS: Final = {"town": 6, "village": 9, "grid": 12}
 

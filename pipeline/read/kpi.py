@@ -15,12 +15,12 @@ from pipeline.read.times import instant, parameter
 from pipeline.store.client import at_once
 from pipeline.store.kpi_views import (
     BY,
-    CITY_AND_DISTRICT,
     COHORT_RATES,
     DURATIONS,
     LOOK,
     PERCENTILES,
     RATES,
+    TOGETHER,
     cases_query,
     orphans_query,
     reports_query,
@@ -103,16 +103,27 @@ def kpi(
     return _answer(found, by, view, names, parts=parts, **window)
 
 
-def kpi_of_city_and_districts(
-    client: Client, *, from_: datetime, to: datetime, as_of: datetime, names: Names
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `kpi` answers for `by=city` and for `by=district` (cohort, with parts), for the price of one."""
+def kpi_together(
+    client: Client,
+    by: tuple[str, ...] = TOGETHER,
+    *,
+    from_: datetime,
+    to: datetime,
+    as_of: datetime,
+    names: Names,
+) -> dict[str, dict[str, Any]]:
+    """What `kpi` answers for each of `by` (cohort, with parts), of TOGETHER four for half of their price.
+
+    by : the first so many of TOGETHER, two or more.
+    """
     window = {"from_": from_, "to": to, "as_of": as_of}
-    found = _rows(client, "cohort", CITY_AND_DISTRICT, names, **window)
-    city, districts = (
-        _answer(found, by, "cohort", names, parts=True, **window) for by in ("city", "district")
-    )
-    return city, districts
+    found = _rows(client, "cohort", by, names, **window)
+    answers = {}
+    for name in by:
+        mine = found.filter(pl.col("key").str.starts_with(f"{name}:"))
+        rows = mine.with_columns(pl.col("key").str.strip_prefix(f"{name}:")).filter(pl.col("key") != "")
+        answers[name] = _answer(rows, name, "cohort", names, parts=True, **window)
+    return answers
 
 
 def _answer(
@@ -160,9 +171,16 @@ def _answer(
 
 
 def _rows(
-    client: Client, view: str, by: str, names: Names, *, from_: datetime, to: datetime, as_of: datetime
+    client: Client,
+    view: str,
+    by: str | tuple[str, ...],
+    names: Names,
+    *,
+    from_: datetime,
+    to: datetime,
+    as_of: datetime,
 ) -> pl.DataFrame:
-    """The view's rows for one `by`: its parts, asked for at once and joined.
+    """The view's rows for one `by`, or for several: its parts, asked for at once and joined.
 
     Where nothing happened after `as_of` the stored states suffice; whether that still holds is asked again
     afterwards, for a case may have moved on meanwhile.

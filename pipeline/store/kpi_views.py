@@ -6,7 +6,8 @@ corners: docs/metrics.md. Beside the rates stand the numerators and denominators
 
 A view joins three parts: the cases, the reports and the orphans. `cases_query`, `reports_query` and
 `orphans_query` give each part for one `by`: without the choice of the key, the joins and the nesting in a
-view, the parts are analysed in a third of the time and can be asked for at once.
+view, the parts are analysed in a third of the time and can be asked for at once. They also give the rows of
+several at once, for half of what these cost one by one.
 """
 
 from __future__ import annotations
@@ -52,18 +53,17 @@ _KEYS: Final = {
 _OF_CASES: Final = "department"
 _OF_REPORTS: Final = "lead_department"
 BY: Final = tuple(_KEYS)
-#: Both in one query, for who shows them together: analysing a query costs more than its rows.
-CITY_AND_DISTRICT: Final = "city_and_district"
-_BOTH: Final = f"[{_KEYS['city']}, {_KEYS['district']}]"
+#: What can be asked for at once, some or all of it: reading the cases and analysing the query costs more than
+#: the rows. Each key then has the name of its `by` before it, as `town:440703001`.
+TOGETHER: Final = ("city", "district", "town", "department")
+_Keys = str | tuple[str, ...] | None
 
 
 def _key(by: str | None, department: str) -> str:
     """SQL: the key that a row counts under, '' where it has none; `by` None: as the parameter says.
 
-    department : the column of that name. A row that counts under several keys is repeated for each.
+    department : the column of that name.
     """
-    if by == CITY_AND_DISTRICT:
-        return f"arrayJoin({_BOTH})"
     keys = {name: f"ifNull(toString({key.format(department=department)}), '')" for name, key in _KEYS.items()}
     if by is not None:
         return keys[by]
@@ -71,17 +71,22 @@ def _key(by: str | None, department: str) -> str:
     return f"multiIf({choices}, '')"
 
 
-def _groups(by: str | None, department: str) -> tuple[str, str, str]:
-    """SQL of a row's group, of the key that it is told under, and of the grouping, for `by` and
-    `department` as of `_key`.
+def _groups(by: _Keys, department: str) -> tuple[dict[str, str], str, str]:
+    """SQL of what a row is grouped by (column → key), of the key that a group is told under, and of the
+    grouping.
 
-    City and districts: rows are grouped by district and the groups joined for the city. To repeat each row
-    for both keys, as `_key` says, costs a third more.
+    by : one of BY, None as of `_key`, or some of TOGETHER, where what has no key has the mere name of its
+    `by`; the city is among them.
     """
-    if by == CITY_AND_DISTRICT:
-        told = f"if(grouping(area) = 1, '{CITY}', area)"
-        return _key("district", department), told, "GROUP BY area WITH ROLLUP"
-    return _key(by, department), "area", "WHERE area != '' GROUP BY area"
+    if not isinstance(by, tuple):
+        return {"area": _key(by, department)}, "area", "WHERE area != '' GROUP BY area"
+    areas = {f"of_{name}": _key(name, department) for name in by if name != "city"}
+    if "of_town" in areas:  # a shorter row while copies of reports are found
+        areas.pop("of_district", None)
+    sets = {name: f"of_{name}" if f"of_{name}" in areas else "substring(of_town, 1, 6)" for name in by[1:]}
+    told = ", ".join(f"grouping({column}) = 0, concat('{name}:', {column})" for name, column in sets.items())
+    grouping = "".join(f"({column}), " for column in sets.values())
+    return areas, f"multiIf({told}, 'city:{CITY}')", f"GROUP BY GROUPING SETS ({grouping}())"
 
 
 def _in_window(time: str) -> str:
@@ -119,10 +124,11 @@ _ENDS: Final = {
 
 
 # --- reports: one count per (source, event_id), its first copy; one per position for L1 and L2 copies
-def reports_query(by: str | None) -> str:
-    """SQL query: what was reported, one row per key; `by` as of `_key`."""
+def reports_query(by: _Keys) -> str:
+    """SQL query: what was reported, one row per key; `by` as of `_groups`."""
     where = f"event_type = 'REPORTED' AND {_in_window('occurred_at')} AND occurred_at <= {_AS_OF}"
-    area, told, grouping = _groups(by, _OF_REPORTS)
+    areas, told, grouping = _groups(by, _OF_REPORTS)
+    given, any_of = _columns(areas), _columns({name: f"any({name})" for name in areas})
     # position and kind as one number (42 bits of milliseconds, then 16, 46, 22 and 2 bits): its minimum tells
     # the kind of the first copy, at half the cost of argMin
     first = (
@@ -130,7 +136,7 @@ def reports_query(by: str | None) -> str:
         "bitOr(bitShiftLeft(toUInt128(_off), 24), toUInt128(bitOr(bitShiftLeft(_idx, 2), {kind})))))"
     )
     stored = " UNION ALL ".join(
-        f"SELECT id_hi, id_lo, {first.format(kind=kind)} AS first, {area} AS area FROM {table} WHERE {where}"
+        f"SELECT id_hi, id_lo, {first.format(kind=kind)} AS first, {given} FROM {table} WHERE {where}"
         for kind, table in ((1, "events"), (2, "rejections"))
     )
     return f"""
@@ -141,11 +147,11 @@ def reports_query(by: str | None) -> str:
             admitted_reports / nullIf(admitted_reports + rejected_reports, 0) AS admission_rate,
             1 AS has_reports
         FROM (
-            SELECT any(area) AS area, bitAnd(toUInt8(min(first)), 3) AS kind
+            SELECT {any_of}, bitAnd(toUInt8(min(first)), 3) AS kind
             FROM ({stored})
             GROUP BY id_hi, id_lo
             UNION ALL
-            SELECT {area} AS area, if(level = 'L1', 3, 4) AS kind FROM duplicates FINAL WHERE {where}
+            SELECT {given}, if(level = 'L1', 3, 4) AS kind FROM duplicates FINAL WHERE {where}
         )
         {grouping}"""
 
@@ -163,22 +169,26 @@ LOOK: Final = f"""
     FROM cases"""
 
 
-def orphans_query(by: str | None) -> str:
-    """SQL query: events of cases without a report, one row per key that has any; `by` as of `_key`."""
+def orphans_query(by: _Keys) -> str:
+    """SQL query: events of cases without a report, one row per key that has any; `by` as of `_groups`."""
     attributes = ("grid_code", "channel", "matter_code", "category", "lead_department")
+    areas, told, grouping = _groups(by, _OF_REPORTS)
     return f"""
-        SELECT {_key(by, _OF_REPORTS)} AS key, count() AS orphans,
+        SELECT {told} AS key, count() AS orphans,
             countIf(occurred_at < {_AS_OF} - toIntervalDay({HORIZON_DAYS})) AS orphans_overdue
         FROM (
-            SELECT e.occurred_at AS occurred_at, {_columns({name: f"e.{name}" for name in attributes})}
-            FROM case_events
-            ARRAY JOIN events AS e
-            WHERE case_id IN (SELECT case_id FROM cases FINAL WHERE {_IS_ORPHAN})
-            ORDER BY e._inc, e._part, e._off, e._idx
-            LIMIT 1 BY case_id, e.source, e.event_id
+            SELECT *, {_columns(areas)}
+            FROM (
+                SELECT e.occurred_at AS occurred_at, {_columns({name: f"e.{name}" for name in attributes})}
+                FROM case_events
+                ARRAY JOIN events AS e
+                WHERE case_id IN (SELECT case_id FROM cases FINAL WHERE {_IS_ORPHAN})
+                ORDER BY e._inc, e._part, e._off, e._idx
+                LIMIT 1 BY case_id, e.source, e.event_id
+            )
+            WHERE {_in_window("occurred_at")} AND occurred_at <= {_AS_OF}
         )
-        WHERE {_in_window("occurred_at")} AND occurred_at <= {_AS_OF} AND key != ''
-        GROUP BY key"""
+        {grouping}"""
 
 
 _ATTRIBUTES: Final = ("grid_code", "channel", "matter_code", "category", "department")
@@ -242,14 +252,14 @@ COHORT_RATES: Final = {
 }
 
 
-def _cohort_cases(by: str | None, past: bool) -> str:
+def _cohort_cases(by: _Keys, past: bool) -> str:
     cases = states_at(
         _AS_OF,
         _COHORT_COLUMNS,
         f"is_admitted AND {_in_window('reported_at')} AND reported_at <= {_AS_OF}",
         past=past,
     )
-    area, told, grouping = _groups(by, _OF_CASES)
+    areas, told, grouping = _groups(by, _OF_CASES)
     # milliseconds here, so that a negative fraction of a second is still seen as negative
     ms = {f"{name}_ms": _ms(*ends) for name, ends in _ENDS.items()}
     ms["resolution_seconds_ms"] = f"if(is_closed, {ms['resolution_seconds_ms']}, NULL)"
@@ -267,7 +277,7 @@ def _cohort_cases(by: str | None, past: bool) -> str:
             SELECT {told} AS key, {_columns(_ADMITTED_COUNTS)}, countIf(is_counted) AS cases,
                 {_columns(counts)}, {_columns(sums)}, {_columns(values)}
             FROM (
-                SELECT *, {area} AS area, ifNull(due_at <= {_AS_OF}, 0) AS due,
+                SELECT *, {_columns(areas)}, ifNull(due_at <= {_AS_OF}, 0) AS due,
                     isNotNull(first_response_at) AS has_response,
                     has({{citizen_channels:Array(String)}}, channel) AS citizen, {_columns(ms)}
                 FROM ({cases})
@@ -330,12 +340,16 @@ def _flow_cases(by: str | None, past: bool) -> str:
         )"""
 
 
-def cases_query(view: str, by: str | None, *, past: bool = True) -> str:
-    """SQL query: the cases of a view (cohort, flow), one row per key; `by` as of `_key`.
+def cases_query(view: str, by: _Keys, *, past: bool = True) -> str:
+    """SQL query: the cases of a view (cohort, flow), one row per key; `by` as of `_groups`, of a flow as of
+    `_key`.
 
     past : False where no case has an event after `as_of`: the stored states suffice.
     """
-    return _cohort_cases(by, past) if view == "cohort" else _flow_cases(by, past)
+    if view == "cohort":
+        return _cohort_cases(by, past)
+    assert not isinstance(by, tuple)
+    return _flow_cases(by, past)
 
 
 #: SQL over the joined parts. The KPI call, which joins them itself, repeats the formula.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -31,11 +32,12 @@ from pipeline.page.live import Live, rest_after
 from pipeline.page.routes import live_routes
 from pipeline.page.search import search
 from pipeline.read.gauges import refresh
-from pipeline.read.kpi import kpi, kpi_of_city_and_districts
+from pipeline.read.kpi import kpi, kpi_together
 from pipeline.read.reader import Reader
 from pipeline.read.times import instant
 from pipeline.runtime.broker import free_port
 from pipeline.settings import Settings
+from pipeline.store.kpi_views import TOGETHER
 from tests.integration.case_world import Event, KpiNames, World, at
 from tests.integration.read_world import http_over, reader_over, store_block
 from tests.integration.test_gateway_kafka import Broker
@@ -166,18 +168,18 @@ async def test_a_table_is_shared_until_something_is_stored(
 ) -> None:
     monkeypatch.setattr("pipeline.page.board.STALE_SECONDS", 3600.0)  # however slow this machine is
     board = Board(reader)
-    first, second = await asyncio.gather(board.kpi("town"), board.kpi("town"))
+    first, second = await asyncio.gather(board.kpi("village"), board.kpi("village"))
     assert first is second
-    assert await board.kpi("town") is first
+    assert await board.kpi("village") is first
     clickhouse.command("INSERT INTO quarantine (reason) VALUES ('MALFORMED')")
-    assert await board.kpi("town", every=60) is first
-    second = await board.kpi("town")
+    assert await board.kpi("village", every=60) is first
+    second = await board.kpi("village")
     assert second is not first
     clickhouse.command("INSERT INTO quarantine (reason) VALUES ('ID_CONFLICT')")
     mark = await board.mark()
     clickhouse.command("OPTIMIZE TABLE quarantine FINAL")
     assert await board.mark() == mark  # parts that merge hold nothing new
-    assert await board.kpi("town") is not second
+    assert await board.kpi("village") is not second
 
 
 async def test_areas_are_no_older_than_the_districts_beside_them(
@@ -185,14 +187,45 @@ async def test_areas_are_no_older_than_the_districts_beside_them(
 ) -> None:
     monkeypatch.setattr("pipeline.page.board.STALE_SECONDS", 3600.0)
     board = Board(reader)
-    held = await board.kpi("town")
+    held = await board.kpi("village")
     now = reader.clock() + timedelta(seconds=1)
     reader.clock = lambda: now
-    await board.city_and_districts()
-    assert await board.kpi("town", every=60) is held  # for a while, whatever came
-    newer = await board.kpi("town")
+    await board.overview()
+    assert await board.kpi("village", every=60) is held  # for a while, whatever came
+    newer = await board.kpi("village")
     assert newer.answer["as_of"] > held.answer["as_of"]
-    assert await board.kpi("town") is newer
+    assert await board.kpi("village") is newer
+
+
+async def test_the_tables_that_a_page_opens_with_cost_one_reading(reader: Reader) -> None:
+    """Of one instant: the towns add up to the districts above them."""
+    board = Board(reader)
+    counted = Counted(reader)
+    tables = await asyncio.gather(*(board.kpi(by, every=60) for by in TOGETHER))
+    assert counted.asked == 2  # the mark, and the reading
+    assert len({table.answer["as_of"] for table in tables}) == 1
+    live = Live(board, no_metrics)
+    live._show_overview(await board.overview(every=60))
+    assert sorted(live.known([*TOGETHER, "kpi"])) == ["city", "district"]  # the larger ones are asked for
+    assert counted.asked == 2
+
+
+async def test_a_table_that_may_still_be_shown_does_not_wait_for_the_next_one(reader: Reader) -> None:
+    board = Board(reader)
+    held = await board.overview()
+    original, asked, told = board.reader.run, asyncio.Event(), asyncio.Event()
+
+    async def slow(ask: Any) -> Any:
+        asked.set()
+        await told.wait()
+        return await original(ask)
+
+    board.reader.run = slow  # type: ignore[method-assign]
+    reading = asyncio.create_task(board.overview(mark="another"))
+    await asked.wait()
+    assert (await asyncio.wait_for(board.kpi("town", every=60), 5)).answer is held.answer["town"]
+    told.set()
+    assert (await reading) is not held
 
 
 def test_a_table_that_is_read_slowly_is_kept_for_twice_as_long_as_that_took() -> None:
@@ -216,10 +249,9 @@ async def test_a_page_may_ask_for_percentiles_again_as_soon_as_they_are_cheap_en
     routes = live_routes(Live(board, no_metrics), KeyStore(tmp_path / "keys"), reader)
     transport = httpx.ASGITransport(Starlette(routes=routes))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        for by in ("department", "matter"):
-            answer = await http.get(f"/v1/live/tables/{by}")
-            took = board._tables[f"kpi:{by}"].took
-            assert answer.json()["again_in_seconds"] <= max(1.0, 5 * took), took
+        answer = await http.get("/v1/live/tables/matter")
+        took = board._tables["kpi:matter"].took
+        assert answer.json()["again_in_seconds"] <= max(1.0, 5 * took), took
 
 
 async def test_what_may_concern_life_and_limb_is_an_alarm_for_an_hour(
@@ -303,12 +335,27 @@ async def test_the_gauges_take_what_the_page_has_just_read(reader: Reader) -> No
     told, at = closure(), metrics.REGISTRY.get_sample_value("gridpipe_business_as_of_timestamp_seconds")
     metrics.closure_ratio.clear()
     board = Board(reader)
-    await board.city_and_districts()
+    await board.overview()
     counted = Counted(reader)
     await refresh(reader, partial(board.districts, every=60))
     assert counted.asked == 1  # breaches and disks
     assert closure() == told is not None
     assert metrics.REGISTRY.get_sample_value("gridpipe_business_as_of_timestamp_seconds") == at
+
+
+async def test_while_nobody_watches_the_gauges_read_their_own_tables_alone(
+    reader: Reader, clickhouse: Client
+) -> None:
+    board = Board(reader)
+    await board.districts(every=5)
+    assert set(board._tables) == {"kpi:city_and_district"}
+    shown = await board.overview()
+    board._tables["kpi:overview"] = replace(shown, asked_at=shown.asked_at - 10)  # no longer as they ask for
+    counted = Counted(reader)
+    assert await board.districts(every=5) is shown.answer["district"]  # nothing was stored since
+    assert counted.asked == 1  # the mark
+    clickhouse.command("INSERT INTO quarantine (reason) VALUES ('MALFORMED')")
+    assert await board.districts(every=1e-6) is not shown.answer["district"]
 
 
 def test_a_quick_store_is_asked_seldom_and_a_slow_one_has_a_rest() -> None:
@@ -345,7 +392,7 @@ async def test_the_modes_in_force_are_told(reader: Reader, clickhouse: Client) -
     running.cancel()
 
 
-def test_city_and_districts_together_are_the_two_answers_apart(clickhouse: Client) -> None:
+def test_answers_together_are_the_answers_apart(clickhouse: Client) -> None:
     world = World(clickhouse)
     report, rejected = Event("a", "REPORTED", at(0)), Event("b", "REPORTED", at(1), outcome="rejected")
     elsewhere = Event("d", "REPORTED", at(2), attributes={"grid_code": "440703002001001"})
@@ -353,14 +400,19 @@ def test_city_and_districts_together_are_the_two_answers_apart(clickhouse: Clien
     resend = Event("c", "REPORTED", at(2), outcome="resent", attributes={"primary_case_id": "a"})
     orphan = Event("f", "SIGNED", at(3))
     closed = [Event("d", kind, at(3 + n)) for n, kind in enumerate(("ACCEPTED", "DISPATCHED", "SIGNED"))]
-    world.write(report, rejected, elsewhere, nowhere, resend, orphan, *closed)
+    unknown = Event("g", "REPORTED", at(1), outcome="rejected", attributes={"matter_code": None})
+    world.write(report, rejected, elsewhere, nowhere, resend, orphan, unknown, *closed)
     world.redeliver(report, rejected)
     for as_of in (at(48), at(2.5)):
         asked: dict[str, Any] = {"from_": at(0), "to": at(48), "as_of": as_of, "names": KpiNames()}
-        together = kpi_of_city_and_districts(clickhouse, **asked)
-        apart = [kpi(clickhouse, by=by, view="cohort", parts=True, **asked) for by in ("city", "district")]
-        assert list(together) == apart
-        assert together[0]["rows"][0]["reports"] > sum(row["reports"] for row in together[1]["rows"])
+        together = kpi_together(clickhouse, **asked)
+        of_areas = kpi_together(clickhouse, ("city", "district"), **asked)
+        assert of_areas == {by: together[by] for by in of_areas}
+        assert together == {by: kpi(clickhouse, by=by, view="cohort", parts=True, **asked) for by in TOGETHER}
+        reports = {by: sum(row["reports"] for row in found["rows"]) for by, found in together.items()}
+        assert reports["city"] == reports["town"] > reports["district"]  # one lies in none of the seven
+        assert reports["city"] == reports["department"] + 1  # its matter is not known
+        assert sum(row["orphans"] for row in together["town"]["rows"]) == int(as_of == at(48))
 
 
 @pytest.mark.parametrize("error", [UnavailableError("no answer"), ValueError("no such column")])
@@ -493,14 +545,14 @@ async def test_the_trend_goes_on_while_the_store_is_away(
 ) -> None:
     board, live_since = Board(reader), reader.clock()
     live = Live(board, no_metrics)
-    original, away = board.city_and_districts, True
+    original, away = board.overview, True
 
     async def now_and_then(**how: Any) -> Table:
         if away:
             raise UnavailableError("ClickHouse does not answer")
         return await original(**how)
 
-    monkeypatch.setattr(board, "city_and_districts", now_and_then)
+    monkeypatch.setattr(board, "overview", now_and_then)
     started = time.monotonic()
     for second in range(4):
         await live._read_store(started + second)
