@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LIMIT = 0.2
 #: What none may take: a tenth of what Prometheus waits for by default.
 MOST = 1.0
+#: Seconds for which a process that dies may seem to run once its connections are closed.
+_DYING = 0.25
 
 
 class Scraper:
@@ -73,14 +75,20 @@ class Scraper:
             answer = type(error).__name__
         seconds = time.monotonic() - started
         # one that was ended or replaced meanwhile owes no answer; an answer counts in any case
-        if isinstance(answer, str) and (
-            self._excused or process.ending or not process.running or self._process() is not process
-        ):
+        if isinstance(answer, str) and self._is_gone(process):
             return
         self.answers[answer] += 1
         took = self.seconds if process is self._known else self.firsts
         took.append(seconds / self._share())
         self._known = process
+
+    def _is_gone(self, process: Process) -> bool:
+        if self._excused or process.ending or not process.running or self._process() is not process:
+            return True
+        until = time.monotonic() + _DYING
+        while process.running and time.monotonic() < until:
+            time.sleep(0.01)
+        return not process.running and not process.ending  # it died by itself, not by us since
 
     @property
     def figures(self) -> dict[str, object]:
