@@ -25,7 +25,7 @@ from typing import Any, Final
 import orjson
 import polars as pl
 
-from benchmarks.workload import SEED, VERSION, City, Ledger, Workload, as_dict, expected, today
+from benchmarks.workload import SEED, VERSION, City, Ledger, Workload, as_dict, expected, feedback, today
 from pipeline.contract.parse import parse_ndjson
 from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import to_frame
@@ -172,6 +172,34 @@ def events(count: int, persons: int, seed: int = SEED, salt: str = "w") -> Event
     ledger = expected(ledgers, heights)
     _finish(work, directory, {"base": base.isoformat(), "seed": seed, "ledger": as_dict(ledger)})
     return Events(directory, ledger, base)
+
+
+def steps(source: Events, count: int, seed: int) -> pl.DataFrame:
+    """So many of its events that are no reports, at random: `json`, `grid_code`."""
+    frames = [
+        chunk.filter(~pl.col("json").str.contains('"event_type":"REPORTED"', literal=True))
+        for chunk in source.chunks()
+    ]
+    return pl.concat(frames).sample(count, seed=seed).select("json", "grid_code")
+
+
+def with_feedback(source: Events, cases: pl.DataFrame, tag: str) -> Events:
+    """The same events and among them a FEEDBACK for the case of each of `cases` (`workload.feedback`)."""
+    directory = source.directory.with_name(f"{source.directory.name}-{len(cases)}-more")
+    work, files = _fresh(directory), sorted(source.directory.glob("chunk-*.parquet"))
+    more = feedback(cases, tag=tag, at=source.base).with_columns(
+        file=pl.int_range(pl.len()) % len(files), place=pl.int_range(pl.len()) / pl.len()
+    )
+    for number, (file, chunk) in enumerate(zip(files, source.chunks(), strict=True)):
+        mine = more.filter(pl.col("file") == number).drop("file")
+        places = (pl.int_range(pl.len()) / pl.len()).alias("place")
+        mixed = pl.concat([chunk.with_columns(places), mine]).sort("place", maintain_order=True)
+        mixed.drop("place").write_parquet(work / file.name, compression="lz4")
+    ledger = source.ledger + Ledger(
+        sent=len(more), recorded=len(more), stored_checksum=int(more["number"].sum())
+    )
+    _finish(work, directory, {"base": source.base.isoformat(), "ledger": as_dict(ledger)})
+    return Events(directory, ledger, source.base)
 
 
 @dataclass(frozen=True)

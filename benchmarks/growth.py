@@ -4,6 +4,7 @@
 
 cost : chunks of a million events one after the other into one store, each from a topic of its own that is
        deleted once drained (the embedded broker frees nothing else): CPU seconds and memory per million.
+       A twentieth more are of cases of any age, so that old parts are read as a city's would be.
        A process that ends leaves merges to the next one, which begins with them before its first round: they
        are counted, and told apart.
 soak : the whole service (`benchmarks.together`) on one Kafka node for `--minutes`, the same processes all the
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import polars as pl
 
 from benchmarks import cache, together
 from benchmarks.harness import (
@@ -54,6 +56,10 @@ from pipeline.store.client import connect
 
 WHAT = ("cost", "soak", "partitions", "workers", "dedup")
 _SOAK_SHARE = 0.6
+#: Of a chunk, on top of it: events of cases of this chunk and of all before it, alike.
+_FEEDBACK_SHARE = 0.05
+#: Cases of each chunk that may still hear of something.
+_CASES_KEPT = 5_000
 _WINDOWS = (1_000_000, 10_000_000, 50_000_000)
 
 
@@ -68,15 +74,20 @@ def cost(series: Series, events: int, chunk_events: int, persons: int) -> None:
     shutil.rmtree(place, ignore_errors=True)
     cache.copy_store(persons, place)
     before = dict.fromkeys(("stored", "rejected", "duplicates"), 0)
-    number = 0
+    cases, number = list[pl.DataFrame](), 0
     try:
         while number * chunk_events < events:
             # ids of every chunk are its own: the window of known ids grows as it would
-            source = cache.events(chunk_events, persons, seed=1_000 + number, salt=f"g{number:03d}.")
+            alone = cache.events(chunk_events, persons, seed=1_000 + number, salt=f"g{number:03d}.")
+            cases.append(cache.steps(alone, min(_CASES_KEPT, chunk_events // 10), seed=number))
+            more = round(chunk_events * _FEEDBACK_SHARE)
+            known = pl.concat(cases).sample(more, seed=number, with_replacement=True)
+            source = cache.with_feedback(alone, known, f"g{number:03d}.")
+            sent = source.ledger.sent
             with broker() as to:
                 fill(to.bootstrap, cache.records(source, "arrow"))
                 result = run_program(
-                    python("-m", "benchmarks.worker_run", str(place), to.bootstrap, str(chunk_events))
+                    python("-m", "benchmarks.worker_run", str(place), to.bootstrap, str(sent))
                 )
             found = {name: result["counts"][name] - before[name] for name in before}
             wanted = {name: getattr(source.ledger, name) for name in before}
@@ -84,20 +95,20 @@ def cost(series: Series, events: int, chunk_events: int, persons: int) -> None:
                 raise WrongCountsError(f"chunk {number}: {found}, ledger {wanted}")
             before = {name: result["counts"][name] for name in before}
             number += 1
-            result |= costs(result, chunk_events) | {
-                "events": chunk_events,
-                "events_per_second": chunk_events / result["seconds"],
-                "events_before": (number - 1) * chunk_events,
+            result |= costs(result, sent) | {
+                "events": sent,
+                "events_per_second": sent / result["seconds"],
+                "events_before": (number - 1) * sent,
             }
             series.add("cost", number - 1, result)
             out.print(
-                f"cost: {number * chunk_events:,} events, "
+                f"cost: {number * sent:,} events, "
                 f"{result['cpu_seconds_per_million']:.2f} CPU s per million (without the merges of before "
                 f"{result['cpu_seconds_per_million_from_first_round']:.2f}, with the start "
                 f"{result['cpu_seconds_per_million_with_start']:.2f}), "
                 f"ready {result['ready_mb']:,.0f} MB, peak {result['peak_mb']:,.0f} MB"
             )
-            for old in (source.directory, cache.records(source, "arrow").directory):
+            for old in (alone.directory, source.directory, cache.records(source, "arrow").directory):
                 shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)

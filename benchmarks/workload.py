@@ -310,6 +310,26 @@ def _with_copies(rng: np.random.Generator, rows: pl.DataFrame, texts: pl.Series)
     return pl.concat([frame, copied]).sort("key", maintain_order=True).select("json", "grid_code", "number")
 
 
+def feedback(cases: pl.DataFrame, *, tag: str, at: datetime) -> pl.DataFrame:
+    """One more event, FEEDBACK at `at`, for each of `cases`: `json`, `grid_code`, `number`.
+
+    cases : `json` of an event of the case other than its report, `grid_code`. tag : begins the ids.
+    """
+    ids = pl.concat_str(pl.lit(f'"event_id":"{tag}f-'), pl.col("number").cast(pl.String).str.zfill(ID_DIGITS))
+    return (
+        cases.drop("number", strict=False)
+        .with_row_index("number")
+        .select(
+            pl.col("json")
+            .str.replace(r'"event_id":"[^"]*', ids)
+            .str.replace(r'"event_type":"[^"]*', '"event_type":"FEEDBACK')
+            .str.replace(r'"occurred_at":"[^"]*', f'"occurred_at":"{at.isoformat()}'),
+            "grid_code",
+            pl.col("number").cast(pl.Int64),
+        )
+    )
+
+
 def expected(chunks: list[Ledger], frames: list[int]) -> Ledger:
     """Sum of chunk ledgers with what was sent and redelivered filled in."""
     total = Ledger()

@@ -11,8 +11,9 @@ import orjson
 import polars as pl
 import pytest
 
+from benchmarks import cache
 from benchmarks.load_bodies import MARK, running_outcomes
-from benchmarks.workload import City, Workload, expected
+from benchmarks.workload import City, Workload, as_dict, expected
 from pipeline.contract.parse import parse_ndjson
 from pipeline.settings import load_settings
 from pipeline.simulate.city import generate_city
@@ -72,6 +73,37 @@ def test_ledger_is_what_the_events_hold(city: City) -> None:
     assert ledger.sent == EVENTS == ledger.stored + ledger.rejected + ledger.duplicates
     assert ledger.duplicates == round(0.05 * EVENTS)
     assert ledger.rejected == round(0.03 * EVENTS)
+
+
+def test_later_chunks_hear_of_cases_of_earlier_ones(
+    city: City, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Growth wrote each case within one chunk, so that the cost of old ones did not show."""
+    monkeypatch.setattr(cache, "CACHE", tmp_path)
+    chunks = [Workload(city, base=BASE, salt=salt).chunk(0, EVENTS) for salt in ("g000.", "g001.")]
+    sources = []
+    for number, chunk in enumerate(chunks):
+        directory = tmp_path / f"events-{number}"
+        directory.mkdir()
+        chunk.frame.write_parquet(directory / "chunk-000.parquet")
+        ledger = expected([chunk.ledger], [chunk.frame.height])
+        sources.append(cache.Events(directory, ledger, BASE))
+    old = cache.steps(sources[0], 200, seed=1)
+    mixed = cache.with_feedback(sources[1], old, "g001.")
+    (frame,) = mixed.chunks()
+    parsed = parse_ndjson("\n".join(frame["json"]).encode())
+    assert parsed.errors == []
+    later = [event for event in parsed.events if event.event_type == "FEEDBACK"]
+    assert len(later) == 200
+    cases = {event["case_id"]: event["grid_code"] for event in map(orjson.loads, old["json"])}
+    assert {event.case_id: event.grid_code for event in later} == cases
+    assert len({event.event_id for event in parsed.events}) == EVENTS + 200 - sources[1].ledger.duplicates
+    places = [at for at, event in enumerate(parsed.events) if event.event_type == "FEEDBACK"]
+    assert places[20] < EVENTS / 5 < 4 * EVENTS / 5 < places[-20]  # among the others, not behind them
+    assert as_dict(mixed.ledger) == as_dict(sources[1].ledger) | {
+        name: getattr(sources[1].ledger, name) + 200 for name in ("sent", "recorded", "stored")
+    } | {"stored_checksum": sources[1].ledger.stored_checksum + sum(range(200))}
+    assert frame["number"].sum() == chunks[1].frame["number"].sum() + sum(range(200))
 
 
 def test_a_pass_with_its_own_mark_has_no_report_of_another_pass(city: City) -> None:
