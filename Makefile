@@ -38,7 +38,7 @@ demo: setup ## feed the districts' published year, print published and measured 
 	@exec $(BIN)/gridpipe demo
 
 test: setup ## every test that needs no other machine, on WORKERS=2 processes (a file stays on one)
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 --durations-min 10
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 60 --durations-min 4
 
 test-slow: setup ## the tests that `make test` names as slow (some minutes; CI runs them too)
 	@SLOW=1 $(BIN)/pytest -m slow
