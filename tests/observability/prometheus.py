@@ -85,17 +85,17 @@ class Prometheus:
         directory.mkdir(exist_ok=True)
         (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
         address = f"127.0.0.1:{free_port()}"
-        self._log = (directory / "log").open("w")
-        self.process = subprocess.Popen(
-            [
-                binary("prometheus"),
-                f"--config.file={directory / 'prometheus.yml'}",
-                f"--storage.tsdb.path={directory / 'data'}",
-                f"--web.listen-address={address}",
-            ],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
+        with (directory / "log").open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    binary("prometheus"),
+                    f"--config.file={directory / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={directory / 'data'}",
+                    f"--web.listen-address={address}",
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         self.client = httpx.Client(base_url=f"http://{address}/api/v1", timeout=20, trust_env=False)
         self._wait_ready(f"http://{address}/-/ready")
 
@@ -144,4 +144,3 @@ class Prometheus:
         self.client.close()
         self.process.terminate()
         self.process.wait(20)
-        self._log.close()
