@@ -168,7 +168,10 @@ def main() -> None:
     digest = hashlib.sha256(Path(arguments[0]).read_bytes()).hexdigest()
     sys.stderr.write(f"embedded broker on port {order.details['port']}, sha256 {digest}\n")
     sys.stderr.flush()
-    os.execv(arguments[0], arguments)  # noqa: S606  the pinned binary of an installed package
+    # It takes options from the environment, and from an `.env` here or above: a collector to which it reports
+    # how its topics are used, a registry of schemas. None of these was meant for it.
+    os.chdir("/")
+    os.execve(arguments[0], arguments, {"TZ": "UTC"})  # noqa: S606  the pinned binary of an installed package
 
 
 if __name__ == "__main__":

@@ -32,10 +32,11 @@ Result = TypeVar("Result")
 CONNECT_TIMEOUT_SECONDS = 5
 #: ClickHouse's codes: a profile that only reads; a bound of the profile; no grant.
 NOT_ALLOWED: Final = frozenset({164, 452, 497})
-#: To the store process, kept open: ten threads read, some of which ask several things beside each other. The
-#: driver's own pool keeps 8 and warns of each further one, and follows an `http_proxy` of the environment.
+#: Kept open: ten threads read, some of which ask several things beside each other. The driver's own pool
+#: keeps 8 and warns of each further one, and follows an `http_proxy` of the environment, which would see
+#: password and data.
 _CONNECTIONS: Final = 32
-_to_the_store: Final = httputil.get_pool_manager(maxsize=_CONNECTIONS)
+_plain: Final = httputil.get_pool_manager(maxsize=_CONNECTIONS)
 #: Above the server's own limit, so that the server's answer is seen rather than our timeout (reliability C5).
 _GRACE_SECONDS = 30
 
@@ -106,7 +107,9 @@ def connect_server(settings: Settings, database: str | None) -> Client:
     if settings.clickhouse_password_file is not None:
         secret = load_secret(settings.clickhouse_password_file, create=False, least=16)
         options["password"] = secret.decode()
-    if parts.scheme == "https":
+    if parts.scheme == "http":
+        options["pool_mgr"] = _plain
+    else:
         client_context(
             settings.clickhouse_ca,
             settings.clickhouse_cert,
@@ -158,7 +161,7 @@ def connect_bridge(bridge: BridgeAddress, database: str | None, *, timeout: floa
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             send_receive_timeout=int(timeout),
             autogenerate_session_id=False,
-            pool_mgr=_to_the_store,
+            pool_mgr=_plain,
         )
     except ClickHouseError as error:
         raise UnavailableError(

@@ -136,6 +136,15 @@ def test_it_says_where_it_is_and_keeps_the_key_to_its_user(service: Service) -> 
     assert set(ready["checks"]) == {"broker", "store", "catalogue", "keys", "worker", "process"}
 
 
+def test_the_embedded_broker_sees_neither_the_environment_nor_the_directory_of_the_start(
+    service: Service,
+) -> None:
+    """It would report to the collector that either names (`tests/security/test_nothing_leaves.py`)."""
+    broker = service.children()["tansu"]
+    assert broker.environ() == {"TZ": "UTC"}
+    assert broker.cwd() == "/"
+
+
 def test_it_sets_the_retention_of_its_tables(service: Service) -> None:
     lines = (service.data_dir / "log" / "store.log").read_text().splitlines()
     (told,) = [line for line in map(json.loads, lines) if line["event"] == "retention_set"]
