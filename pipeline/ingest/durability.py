@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 #: Pause between looks at the committed offsets while a request waits; one look takes under a millisecond.
 POLL_SECONDS: Final = 0.01
 _CALL_SECONDS: Final = 2.0
+#: For a look, at least, where all the time went before the broker had the events.
+_LEAST_SECONDS: Final = 0.5
 
 #: partitions -> committed offset of each (the next one to read), absent where nothing is committed.
 ReadCommitted = Callable[[Sequence[int]], dict[int, int]]
@@ -31,8 +33,12 @@ class Durability(Protocol):
 
     name: str
 
-    async def confirm(self, written: Sequence[Written]) -> list[bool]:
-        """For each block, in order, whether its events are safe; returns when all are or time is up."""
+    async def confirm(self, written: Sequence[Written], *, since: float | None = None) -> list[bool]:
+        """For each block, in order, whether its events are safe; returns when all are or time is up.
+
+        since : when they were handed to the log, as `time.monotonic` tells it, from where the time counts;
+            None: now.
+        """
 
     async def close(self) -> None: ...
 
@@ -43,7 +49,7 @@ class Replicated:
 
     name = "replicated"
 
-    async def confirm(self, written: Sequence[Written]) -> list[bool]:
+    async def confirm(self, written: Sequence[Written], *, since: float | None = None) -> list[bool]:
         return [True] * len(written)
 
     async def close(self) -> None:
@@ -75,7 +81,7 @@ class Stored:
         self._waiters: list[_Waiter] = []
         self._poller: asyncio.Task[None] | None = None
 
-    async def confirm(self, written: Sequence[Written]) -> list[bool]:
+    async def confirm(self, written: Sequence[Written], *, since: float | None = None) -> list[bool]:
         if not written:
             return []
         targets: dict[int, int] = {}
@@ -86,8 +92,9 @@ class Stored:
         self._waiters.append(waiter)
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll(), name="committed-offsets")
+        spent = 0.0 if since is None else time.monotonic() - since
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(max(self._timeout - spent, min(self._timeout, _LEAST_SECONDS))):
                 await waiter.done
         except TimeoutError:
             log.warning("events sent but not stored in time", partitions=sorted(waiter.targets))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,13 +167,14 @@ class GroupWriter:
         states = np.full(events, UNWRITTEN, np.uint8)
         try:
             async with self._gate:
+                since = time.monotonic()
                 deliveries = await self.producer.send(blocks)
                 written = [
                     (block, delivery)
                     for block, delivery in zip(blocks, deliveries, strict=True)
                     if isinstance(delivery, Written)
                 ]
-                confirmed = await self.durability.confirm([delivery for _, delivery in written])
+                confirmed = await self.durability.confirm([each for _, each in written], since=since)
         except asyncio.CancelledError:
             _fail(group, UnavailableError("the gateway stops; send again"))
             raise

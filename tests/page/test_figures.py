@@ -161,7 +161,7 @@ class Held(Replicated):
     def __init__(self) -> None:
         self.asked, self.safe = asyncio.Event(), asyncio.Event()
 
-    async def confirm(self, written: Sequence[Written]) -> list[bool]:
+    async def confirm(self, written: Sequence[Written], *, since: float | None = None) -> list[bool]:
         self.asked.set()
         await self.safe.wait()
         return await super().confirm(written)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from confluent_kafka import KafkaError, KafkaException
 
+from pipeline.ingest.blocks import Block
 from pipeline.ingest.durability import Replicated, Stored
-from pipeline.ingest.producer import Written
+from pipeline.ingest.memory import MemoryLog
+from pipeline.ingest.producer import Delivery, Written
 from tests.unit.gateway_world import event, make_world
 
 
@@ -105,6 +107,22 @@ async def test_stored_outlives_a_broker_that_does_not_answer_for_a_while() -> No
     commits.failing, commits.offsets = False, {0: 1}
     assert await asyncio.wait_for(waiting, 2) == [True]
     await durability.close()
+
+
+async def test_what_the_broker_took_of_the_time_is_not_waited_for_again(tmp_path: Path) -> None:
+    """Over a slow link a request waited for its broker, and then as long for its commit."""
+
+    class Slow(MemoryLog):
+        async def send(self, blocks: Sequence[Block]) -> list[Delivery]:
+            await asyncio.sleep(1.5)
+            return await super().send(blocks)
+
+    world = make_world(tmp_path, durability=Stored(Commits(), 2.0))
+    world.connect(producer=Slow())
+    began = time.monotonic()
+    answer = await world.post([event(1)])
+    assert 2.0 <= time.monotonic() - began < 3.0
+    assert answer.status_code == 503
 
 
 async def test_gateway_answers_stored_only_after_the_commit(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class CountingLog(MemoryLog):
 
 
 class NeverConfirmed(Replicated):
-    async def confirm(self, written: Sequence[Written]) -> list[bool]:
+    async def confirm(self, written: Sequence[Written], *, since: float | None = None) -> list[bool]:
         return [False] * len(written)
 
 

@@ -319,7 +319,7 @@ class Held(Replicated):
     def __init__(self) -> None:
         self.may, self.asked = asyncio.Event(), 0
 
-    async def confirm(self, written: Sequence[Written]) -> list[bool]:
+    async def confirm(self, written: Sequence[Written], *, since: float | None = None) -> list[bool]:
         self.asked += 1
         await self.may.wait()
         return await super().confirm(written)
