@@ -82,6 +82,8 @@ class Load:
     statuses: dict[int | str, int] = field(default_factory=dict)
     slowest: dict[int | str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    #: refusals that did not say when to come again
+    unscheduled: int = 0
     #: seconds of each request that was answered 202
     taken: list[float] = field(default_factory=list)
 
@@ -141,7 +143,7 @@ class Load:
 
     def post(self, client: httpx.Client, batch: list[dict[str, Any]]) -> bool:
         """Send once; True if every event was answered 2xx."""
-        started = time.monotonic()
+        started, unscheduled = time.monotonic(), 0
         status: int | str
         try:
             answer = client.post(
@@ -156,9 +158,12 @@ class Load:
                 self.ledger.answered([event for at, event in enumerate(batch) if at not in bad])
                 if bad:
                     status = "202 in part"
-            elif status not in {503, 429}:
+            elif status in {503, 429}:
+                unscheduled = int("Retry-After" not in answer.headers)
+            else:
                 self.problems.append(f"{status} {answer.text[:200]}")
         with self._lock:
+            self.unscheduled += unscheduled
             self.statuses[status] = self.statuses.get(status, 0) + 1
             seconds = time.monotonic() - started
             self.slowest[status] = max(self.slowest.get(status, 0.0), seconds)

@@ -497,6 +497,46 @@ def test_19_slow_link_to_the_broker(far_broker: tuple[System, Proxy], report: Re
 
 @pytest.mark.fault
 @pytest.mark.timeout(900)
+def test_19_more_than_a_slow_link_to_the_broker_takes(
+    far_broker: tuple[System, Proxy], report: Report
+) -> None:
+    """20 kB/s and 300 ms each way, and more to send than it takes in the time of a request: whoever is not
+    served is told to come again, memory stays, and once the link is as before what was refused is taken."""
+    town, proxy = far_broker
+    gateway, worker = town.start_gateway(), town.start_worker()
+    first = town.start_load(pace=10)
+    town.until_stored(50)
+    first.stop()
+    proxy.bytes_per_second, proxy.delay_reply = 20_000, 0.3
+    # a block holds about 300 bytes of each report: 24 requests of 100 are half a minute of the link
+    load = town.start_load(pace=100, threads=24, size=100, text=600, copies=0.0, patience=400)
+    with Memory(gateway, worker) as memory:
+        time.sleep(45)
+    sent = len(load.ledger.sent)
+    answers = dict(load.statuses)
+    proxy.bytes_per_second, proxy.delay_reply = None, 0.0
+    load.stop(200 * share())
+    unanswered = set(town.ledger.sent) - town.ledger.acked
+    town.drained()
+    verdict = town.verdict()
+    report |= {
+        "answers_meanwhile": answers, "answers": load.statuses, "slowest": load.slowest, "sent": sent,
+        "grew_mb": memory.grown_mb, "verdict": verdict,
+    }  # fmt: skip
+    assert verdict.zeros, verdict
+    refused = answers.get(503, 0) + answers.get("202 in part", 0)
+    assert refused >= 10, "hardly anybody was told to come again"
+    assert load.unscheduled == 0
+    answered_in_time(load, town)
+    assert not unanswered, "refused, and not taken afterwards"
+    assert memory.samples >= 20
+    assert memory.grown_mb["gateway"] < 100, memory.grown_mb
+    assert gateway.running
+    assert worker.running
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
 def test_gateway_killed_under_load(town: System, report: Report, seed: int) -> None:
     """A request without an answer may be stored or not; sent again, it is stored once."""
     rng = random.Random(seed)
