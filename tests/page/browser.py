@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+#: Chromium's sandbox refuses root, which is what containers run tests as.
+FLAGS = ["--no-sandbox"] if os.geteuid() == 0 else []
 
 T = TypeVar("T")
 
@@ -26,11 +31,9 @@ def chromium() -> Iterator[Browser]:
     """
     if CHROMIUM is None:
         pytest.skip("needs Chromium: make browser")
-    # Chromium's sandbox refuses root, which is what containers run tests as.
-    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         expect.set_options(timeout=90_000)  # the machine may be busy with other tests
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield running
         running.close()
 
@@ -39,12 +42,36 @@ def chromium() -> Iterator[Browser]:
 def quiet_page(browser: Browser, **context: Any) -> Iterator[Page]:
     """A page of a context of its own, closed when this is left. Nothing may be written to its console until
     then, but what is refused to it."""
+    with _quiet(browser.new_context(locale="zh-CN", **context)) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def zoomed_page(browser: Browser, profile: Path, zoom: float, width: int, height: int) -> Iterator[Page]:
+    """A quiet page of a Chromium of its own, whose user has all pages zoomed.
+
+    profile : a directory that is not there yet; zoom : 1.5 is 150 %; width, height : of the screen, pixels.
+    """
+    (profile / "Default").mkdir(parents=True)
+    # "x" is what Chromium calls the profile's own partition; each level of zooming is a fifth more
+    preferences = {"partition": {"default_zoom_level": {"x": math.log(zoom, 1.2)}}}
+    (profile / "Default" / "Preferences").write_text(json.dumps(preferences))
+    screen: Any = {"width": width, "height": height}
+    launch = browser.browser_type.launch_persistent_context
+    with _quiet(
+        launch(profile, executable_path=CHROMIUM, args=FLAGS, viewport=screen, locale="zh-CN")
+    ) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def _quiet(context: BrowserContext) -> Iterator[Page]:
     noise: list[str] = []
-    page = browser.new_context(locale="zh-CN", **context).new_page()
+    page = context.new_page()
     page.on("console", lambda line: noise.append(line.text) if line.type in {"error", "warning"} else None)
     page.on("pageerror", lambda error: noise.append(f"uncaught: {error}"))
     yield page
-    page.context.close()
+    context.close()
     unexpected = [line for line in noise if not line.startswith("Failed to load resource")]
     assert unexpected == [], unexpected
 

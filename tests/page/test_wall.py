@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 SCHEMAS = Path(__file__).parents[2] / "schemas" / "catalogue"
 WALLS = [(1_920, 1_080), (1_920, 950), (1_700, 900), (3_840, 2_160)]
+#: Larger ones: of other shapes, and two beside each other with and without what a browser has around a page.
+WIDE = [(2_560, 1_440), (3_440, 1_440), (3_840, 1_080), (3_840, 950)]
 #: As many cases as a city of millions has in 30 days, and times that take many signs.
 LARGE: dict[str, Any] = {"reports": 45_678, "cases": 43_210, "closed": 41_234, "open": 1_976, "overdue": 123}
 LARGE |= {
@@ -114,7 +116,7 @@ def in_both_languages(page: Page) -> Iterator[str]:
         id_of(page, "language").click()
 
 
-@pytest.mark.parametrize(("width", "height"), WALLS)
+@pytest.mark.parametrize(("width", "height"), [*WALLS, *WIDE])
 def test_a_wall_can_be_read_in_an_emergency_too(page: Page, width: int, height: int) -> None:
     """Under two banners the names of towns lost their upper half, and the chart's lay on each other."""
     open_city(page, width, height)
@@ -194,6 +196,32 @@ def test_the_counts_behind_a_tile_are_told_without_a_mouse(page: Page, width: in
         assert box["x"] + box["width"] <= panel["x"] + panel["width"]
 
 
+#: Screens → their letters, pixels.
+LETTERS = {(1_920, 1_080): 15, (2_560, 1_440): 20, (3_840, 2_160): 30, (3_440, 1_440): 20, (3_840, 1_080): 16}
+
+
+@pytest.mark.parametrize(("width", "height"), LETTERS)
+def test_panels_fill_a_wall_of_any_shape(page: Page, width: int, height: int) -> None:
+    """Two screens beside each other had the picture of one, twice as wide."""
+    open_city(page, width, height)
+    letters = LETTERS[width, height]
+    assert page.evaluate("getComputedStyle(document.documentElement).fontSize") == f"{letters}px"
+    panels = page.locator("main > section.panel").evaluate_all(
+        """(all) => all.map((panel) => {
+            const { left, right, top, bottom } = panel.getBoundingClientRect();
+            return { name: panel.dataset.testid, left, right, top, bottom };
+        })"""
+    )
+    assert max(panel["bottom"] for panel in panels) > height - 1.5 * letters
+    for panel in panels:
+        if panel["name"] == "flow":
+            continue  # it is a line
+        shape = (panel["right"] - panel["left"]) / (panel["bottom"] - panel["top"])
+        assert 0.7 < shape < 5, panel
+        if width > 3 * height:  # and where they touch, there is no panel but them
+            assert panel["right"] < width / 2 or panel["left"] > width / 2, panel
+
+
 @pytest.mark.parametrize("width", [390, 1_440, 1_920])
 def test_a_reason_is_told_to_its_end(page: Page, width: int) -> None:
     open_city(page, width, 1_080, rejected=rejected(0))
@@ -231,7 +259,7 @@ def test_the_district_that_was_gone_into_stands_out_in_an_empty_store_too(page: 
     assert other != ink
 
 
-@pytest.mark.parametrize("width", [390, 1_024, 1_440, 1_920])
+@pytest.mark.parametrize("width", [390, 1_024, 1_440, 1_920, 3_840])
 def test_panels_are_reached_in_the_order_in_which_they_stand(page: Page, width: int) -> None:
     """From top to bottom, and from left to right: by Tab and read aloud as by the eye."""
     open_city(page, width, 1_080)

@@ -64,7 +64,7 @@ export function drawTimes(element, rows, { names, format }) {
   const low = Math.max(...MARKS.filter((mark) => mark <= Math.min(...times)), MARKS[0]);
   const x = (value) => Math.max(value, low);
   const top = 1.2 * Math.max(3600, ...rows.flatMap((row) => [row.values.p99 || 0, ...(row.limits || [])]));
-  const narrow = element.clientWidth < 480;
+  const narrow = element.clientWidth < sized(480);
   const marks = (narrow ? FEWER_MARKS : MARKS).filter((mark) => mark >= low && mark <= top);
   const pitch = (element.clientHeight - sized(ABOVE + BELOW)) / rows.length;
   const series = [
@@ -100,7 +100,7 @@ export function drawTimes(element, rows, { names, format }) {
   });
   const option = base();
   Object.assign(option, {
-    legend: { top: 0, right: 4, itemWidth: sized(12), itemHeight: sized(10), textStyle: quiet(), data: ["p50", "p90", "p99", names.limit] },
+    legend: { top: 0, right: 4, itemWidth: sized(12), itemHeight: sized(10), itemGap: sized(10), textStyle: quiet(), data: ["p50", "p90", "p99", names.limit] },
     grid: { left: 4, right: 18, top: sized(ABOVE), bottom: 2, containLabel: true },
     xAxis: {
       type: "log", logBase: 10, min: low, max: top, axisLabel: { ...quiet(), formatter: format, customValues: marks },
@@ -108,7 +108,7 @@ export function drawTimes(element, rows, { names, format }) {
     },
     yAxis: {
       type: "category", inverse: true, data: rows.map((row) => row.name), axisTick: { show: false }, axisLine: axisLine(),
-      axisLabel: { ...quiet(), color: ink("--text"), width: narrow ? 92 : sized(150), overflow: "truncate", interval: 0 },
+      axisLabel: { ...quiet(), color: ink("--text"), width: narrow ? sized(92) : sized(150), overflow: "truncate", interval: 0 },
     },
     series,
   });
