@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,18 @@ ILLEGIBLE = """() => {
       .some(({ top, bottom }) => top < cell.top - 0.5 || bottom > cell.bottom + 0.5);
     return !name.textContent || name.clientHeight === 0 || name.scrollHeight > name.clientHeight || beyond;
   });
+  const text = document.createRange();
+  const wider = [...document.querySelectorAll(".cell .name, .cell.district .value")].filter((part) => {
+    text.selectNodeContents(part);
+    const { left, right } = text.getBoundingClientRect();
+    const inside = part.parentElement.getBoundingClientRect(), frame = part.parentElement.clientLeft;
+    return left < inside.left + frame - 0.5 || right > inside.right - frame + 0.5;
+  });
+  const raster = document.querySelector(".raster");
   return [
     ...cut.map((name) => `${name.textContent} ${name.clientHeight} of ${name.scrollHeight}`),
+    ...wider.map((part) => `${part.textContent} is wider than its tile`),
+    ...(raster.scrollWidth <= raster.clientWidth ? [] : [`a map ${raster.scrollWidth} wide`]),
     ...(pitch >= letters ? [] : [`letters of ${letters} in lines of ${pitch}`]),
     ...(pitch >= limit.symbolSize[1] ? [] : [`marks of ${limit.symbolSize[1]} in lines of ${pitch}`]),
     ...(lines >= 5 ? [] : [`${lines} lines`]),
@@ -222,6 +233,43 @@ def test_panels_fill_a_wall_of_any_shape(page: Page, width: int, height: int) ->
             assert panel["right"] < width / 2 or panel["left"] > width / 2, panel
 
 
+@pytest.mark.parametrize(("width", "height"), [(1_700, 900), (1_920, 1_080), (3_840, 1_080)])
+def test_a_walls_map_has_room_for_counts_beside_the_names(page: Page, width: int, height: int) -> None:
+    open_city(page, width, height)
+    id_of(page, "metric").select_option("reports")
+    expect(page.locator(".cell[data-code='440703'] .value")).to_have_text("45,678")
+    for language in in_both_languages(page):
+        assert page.evaluate(ILLEGIBLE) == [], language
+
+
+@pytest.mark.parametrize("width", [900, 1_240])
+def test_a_map_by_itself_has_room_for_english_names(page: Page, width: int) -> None:
+    open_city(page, width, 900)
+    id_of(page, "language").click()
+    for metric in ("closure_rate", "reports"):
+        id_of(page, "metric").select_option(metric)
+        page.wait_for_timeout(300)
+        cut = [said for said in page.evaluate(ILLEGIBLE) if re.search("tile|a map", said)]
+        assert cut == [], metric
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_departments_are_named_at_their_lines(page: Page, language: str) -> None:
+    """English ones ended in dots, but where the longest does."""
+    open_city(page, 1_920, 1_080)
+    if language == "en":
+        id_of(page, "language").click()
+    page.wait_for_timeout(300)
+    cut = page.evaluate(
+        """() => {
+            const chart = echarts.getInstanceByDom(document.querySelector("[data-testid=times-chart]"));
+            const drawn = chart.getZr().storage.getDisplayList().map((item) => item.style.text || "");
+            return drawn.filter((text) => /(…|[.]{3})$/.test(text));
+        }"""
+    )
+    assert [name[:10] for name in cut] == ([] if language == "zh" else ["Political "])
+
+
 @pytest.mark.parametrize("width", [390, 1_440, 1_920])
 def test_a_reason_is_told_to_its_end(page: Page, width: int) -> None:
     open_city(page, width, 1_080, rejected=rejected(0))
@@ -229,6 +277,15 @@ def test_a_reason_is_told_to_its_end(page: Page, width: int) -> None:
         reason = page.locator(".reasons .what")
         assert reason.evaluate("(name) => name.scrollWidth <= name.clientWidth")
         assert reason.get_attribute("title") == f"{reason.inner_text()} · CHANNEL"
+
+
+def test_why_the_newest_were_rejected_is_told_to_its_end(page: Page) -> None:
+    """English reasons ended in dots before the place for a label that few have."""
+    example = {"source": "local", "event_id": "e1", "matter_code": "M-1", "primary_reason": "CHANNEL"}
+    example |= {"ingested_at": instant(NOW), "grid_code": "440784101001002"}
+    open_city(page, 1_920, 1_080, rejected=rejected(0) | {"newest": [example]})
+    for _ in in_both_languages(page):
+        assert page.locator(".why-not").evaluate("(reason) => reason.scrollWidth <= reason.clientWidth")
 
 
 def test_an_english_phone_shows_names_that_can_be_read(page: Page) -> None:

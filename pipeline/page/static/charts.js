@@ -108,7 +108,7 @@ export function drawTimes(element, rows, { names, format }) {
     },
     yAxis: {
       type: "category", inverse: true, data: rows.map((row) => row.name), axisTick: { show: false }, axisLine: axisLine(),
-      axisLabel: { ...quiet(), color: ink("--text"), width: narrow ? sized(92) : sized(150), overflow: "truncate", interval: 0 },
+      axisLabel: { ...quiet(), color: ink("--text"), width: narrow ? sized(92) : Math.min(sized(250), 0.3 * element.clientWidth), overflow: "truncate", interval: 0 },
     },
     series,
   });
