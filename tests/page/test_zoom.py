@@ -13,6 +13,8 @@ from tests.page.test_wall import STORE_DOWN, open_city, rejected
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
+#: Of the screens and zooms below those that `make test` looks at.
+ALWAYS = [((3_840, 2_160), 1.25), ((3_840, 2_160), 2), ((3_840, 1_080), 1.5)]
 #: Text of every part of the page → its height in pixels of the screen.
 LETTERS = """() => {
   const parts = ["h1", "h2", ".brand p", ".behind", ".now", ".bar button", ".bar input", ".banner",
@@ -44,8 +46,14 @@ def letters_of(page: Page, width: int, height: int) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("zoom", [1.25, 1.5, 2])
-@pytest.mark.parametrize(("width", "height"), [(3_840, 2_160), (1_920, 1_080), (3_840, 1_080)])
+@pytest.mark.parametrize(
+    ("width", "height", "zoom"),
+    [
+        pytest.param(*screen, zoom, marks=() if (screen, zoom) in ALWAYS else pytest.mark.slow)
+        for screen in ((3_840, 2_160), (1_920, 1_080), (3_840, 1_080))
+        for zoom in (1.25, 1.5, 2)
+    ],
+)
 def test_zooming_makes_letters_larger(
     browser: Browser, tmp_path: Path, width: int, height: int, zoom: float
 ) -> None:
