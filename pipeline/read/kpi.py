@@ -112,7 +112,7 @@ def kpi_together(
     as_of: datetime,
     names: Names,
 ) -> dict[str, dict[str, Any]]:
-    """What `kpi` answers for each of `by` (cohort, with parts), of TOGETHER four for half of their price.
+    """What `kpi` answers for each of `by` (cohort, with parts): four cost half of what they do one by one.
 
     by : the first so many of TOGETHER, two or more.
     """
