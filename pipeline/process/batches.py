@@ -111,9 +111,9 @@ class CheckedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                 if _count(raw) > MAX_RECORDS:
                     raise UnreadableBatchError(f"{_count(raw)} records")
                 yield from self._records_of(batch, base, last)
-            except MemoryError:
-                raise
             except Exception as error:  # whatever bytes can make the libraries raise
+                if isinstance(error, MemoryError) and not _asks_for_too_much(raw):
+                    raise  # memory is short: read again, it may be sound
                 if self.next_fetch_offset <= last:
                     why = f"{type(error).__name__}: {error}"
                     yield self._unreadable(base, last, why, batch.max_timestamp)
@@ -145,6 +145,18 @@ class CheckedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
     ) -> ConsumerRecord:
         at = self._tp.topic, self._tp.partition, offset, timestamp_ms
         return ConsumerRecord(*at, 0, None, value, None, -1, len(value), headers)
+
+
+def _asks_for_too_much(raw: bytes) -> bool:
+    """Whether an unpacked batch cannot be read though there is memory for all that it can hold: a text may
+    claim to be so long that aiokafka's own look at its end overflows. Raises MemoryError."""
+    bytearray(len(raw))
+    try:
+        for _ in DefaultRecordBatch(raw):
+            pass
+    except Exception:
+        return True
+    return False
 
 
 def _count(raw: bytes) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import cramjam
 import psutil
@@ -37,6 +40,12 @@ def sound(codec: int, base: int, *values: bytes) -> bytes:
     for number, value in enumerate(values):
         builder.append(number, 1_000, None, value, [("content-type", b"text")])
     return placed(bytes(builder.build()), base)
+
+
+def claiming(size: int) -> bytes:
+    """A second record of sound length, whose value says that it has so many bytes."""
+    record = b"\x00" + raw.varint(0) + raw.varint(1) + raw.varint(-1) + raw.varint(size) + b"b"
+    return raw.varint(len(record)) + record
 
 
 @pytest.mark.parametrize("codec", [0, raw.GZIP, raw.SNAPPY, raw.LZ4, raw.ZSTD])
@@ -83,6 +92,8 @@ def test_snappy_without_javas_blocks_is_read_too() -> None:
         (raw.batch(b"\x80\xff" * 40, 3), 0),
         (raw.batch(raw.record(b"a"), 3), 1),
         (raw.batch(raw.record(b"a") + raw.record(b"b", length=100, delta=1), 3), 1),
+        (raw.batch(raw.record(b"a") + claiming((1 << 63) - 50), 3), 1),
+        (raw.batch(raw.record(b"a") + claiming((1 << 63) - 1), 3), 1),
         (raw.batch(raw.record(b"a", headers=[(b"\xff\xfe", b"x")]), 3), 0),
         (raw.batch(raw.record(b"a", delta=1_000) + raw.record(b"b", delta=1_001), 2, last_delta=2), 0),
         (raw.batch(raw.record(b"a") + raw.record(b"b"), 2, last_delta=2), 1),
@@ -98,6 +109,8 @@ def test_snappy_without_javas_blocks_is_read_too() -> None:
         "no records",
         "fewer than told",
         "length beyond the end",
+        "length that no memory has",
+        "length that no text has",
         "header no text",
         "offset outside",
         "one too many",
@@ -119,6 +132,21 @@ def test_an_unreadable_batch_gives_one_record_and_the_next_batch_follows(made: b
     assert told.timestamp == raw.time_of(made), "its row is dated by it"
     # read again from within, as after a restart, it gives the same record
     assert [record.offset for record in reader(placed(made, 6) + sound(0, 9, b"next"), 7)] == [8, 9]
+
+
+def test_where_memory_is_short_a_sound_batch_is_no_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends and reads it again; in quarantine its events would be lost."""
+    read_on = CheckedRecords._records_of
+
+    def short(self: CheckedRecords, batch: Any, base: int, last: int) -> Iterator[Any]:
+        yield from itertools.islice(read_on(self, batch, base, last), 1)
+        raise MemoryError
+
+    monkeypatch.setattr(CheckedRecords, "_records_of", short)
+    records = iter(reader(sound(0, 5, b"a", b"b")))
+    assert next(records).offset == 5
+    with pytest.raises(MemoryError):
+        next(records)
 
 
 @pytest.mark.parametrize("codec", [raw.GZIP, raw.LZ4, raw.ZSTD, raw.SNAPPY])
