@@ -112,8 +112,8 @@ class CheckedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                     raise UnreadableBatchError(f"{_count(raw)} records")
                 yield from self._records_of(batch, base, last)
             except Exception as error:  # whatever bytes can make the libraries raise
-                if isinstance(error, MemoryError) and not _asks_for_too_much(raw):
-                    raise  # memory is short: read again, it may be sound
+                if isinstance(error, MemoryError) and (batch.compression_type or not _asks_for_too_much(raw)):
+                    raise  # memory is short, perhaps for unpacking: it may be sound, and is read again
                 if self.next_fetch_offset <= last:
                     why = f"{type(error).__name__}: {error}"
                     yield self._unreadable(base, last, why, batch.max_timestamp)
@@ -150,7 +150,7 @@ class CheckedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 def _asks_for_too_much(raw: bytes) -> bool:
     """Whether an unpacked batch cannot be read though there is memory for all that it can hold: a text may
     claim to be so long that aiokafka's own look at its end overflows. Raises MemoryError."""
-    bytearray(len(raw))
+    bytearray(len(raw))  # no text of it is longer
     try:
         for _ in DefaultRecordBatch(raw):
             pass

@@ -149,6 +149,19 @@ def test_where_memory_is_short_a_sound_batch_is_no_damaged_one(monkeypatch: pyte
         next(records)
 
 
+def test_where_memory_is_short_for_unpacking_nothing_is_read_a_second_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """aiokafka unpacks without a bound, and what it then lacked would cost a sound batch."""
+
+    def short(*_: Any) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(batches, "unpacked_batch", short)
+    with pytest.raises(MemoryError):
+        read(raw.batch(b"none", 3, codec=raw.ZSTD))
+
+
 @pytest.mark.parametrize("codec", [raw.GZIP, raw.LZ4, raw.ZSTD, raw.SNAPPY])
 def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch, codec: int) -> None:
     monkeypatch.setattr(batches, "MAX_UNPACKED_BYTES", 1_500_000)
