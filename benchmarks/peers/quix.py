@@ -26,18 +26,21 @@ from benchmarks.peers.common import (
 
 
 class ClickHouse(BatchingSink):
-    """Keeps rows until there are enough for an insert; the last insert ends the run."""
+    """Keeps rows until there are enough for an insert; the last insert ends the run. Batches come partition
+    by partition: when all events are judged, those of other partitions may be still to come."""
 
     def __init__(self, task: Task, work: Work, clock: Clock) -> None:
         super().__init__()
         self.task, self.work, self.clock = task, work, clock
         self.sink = Sink(task.path)
         self.rows: list[tuple[Any, ...]] = []
+        self.written = 0
 
     def write(self, batch: SinkBatch) -> None:
         for item in batch:
             self.rows.extend(item.value)
-        last = self.work.taken == self.task.events
+            self.written += len(item.value)
+        last = self.work.taken == self.task.events and self.written == self.work.stored
         if len(self.rows) >= self.task.insert_rows or last:
             self.sink.insert_beside(self.rows)
             self.rows = []
