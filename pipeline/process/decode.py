@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.contract.canary import CANARY_SOURCE
 from pipeline.contract.clean import cleaned
@@ -37,7 +38,7 @@ from pipeline.contract.event import (
 )
 from pipeline.contract.parse import DocumentError, EventError, Parsed, parse_document, parse_record
 from pipeline.contract.privacy import CUT_MARGIN, Privacy, cut_address, holds_personal_number, redact_head
-from pipeline.contract.rows import to_frame
+from pipeline.contract.rows import to_batch
 from pipeline.errors import ContractError
 from pipeline.frames import DECODED, EVENT, EVENT_TYPES, PIPELINE_EVENT_TYPES, POSITION, QUARANTINED, expect
 from pipeline.ingest.blocks import frame_of, read_batches
@@ -67,8 +68,9 @@ _CONTROLS: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 #: Quotes and backslashes stay escaped, for the text would end there. Looked for only where a run of
 #: backslashes begins: a look at each of them would cost the square of their number.
 _ESCAPE: Final = re.compile(r"(?<!\\)\\+u(?!00(?:22|27|5[cC]))([0-9a-fA-F]{4})")
-#: Lines parsed at once; bounds the objects alive between parsing and the frame.
-_BULK_LINES: Final = 20_000
+#: Events of JSON that are parsed, and turned into columns, at once: few enough for their objects to stay in
+#: the processor's cache.
+_EVENTS_AT_ONCE: Final = 500
 
 _REQUIRED: Final = (
     "event_id", "source", "event_type", "case_id", "occurred_at", "ingested_at", "channel", "grid_code",
@@ -120,17 +122,43 @@ _NAMED: Final = msgspec.json.Decoder(_Named)
 
 @dataclass
 class _Collected:
-    """Events and refusals of a round, gathered before the frames are built."""
+    """Events and refusals of a round, gathered before the frames are built.
+
+    backfill_sources : see decode. batches : rows of events that came as JSON, in places: (n, 4) partition,
+    offset, index and timestamp of each.
+    """
 
     privacy: Privacy
+    backfill_sources: frozenset[str]
     frames: list[pl.DataFrame] = field(default_factory=list)
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    places: list[NDArray[np.int64]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    positions: list[tuple[int, int, int, int]] = field(default_factory=list)  # part, off, idx, timestamp
+    positions: list[tuple[int, int, int, int]] = field(default_factory=list)
     refused: list[dict[str, object]] = field(default_factory=list)
 
     def take(self, source: _Source, index: int, event: Event) -> None:
         self.events.append(event)
         self.positions.append((source.partition, source.record.offset, index, source.record.timestamp_ms))
+        if len(self.events) >= _EVENTS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Turn the events that were taken into rows."""
+        if not self.events:
+            return
+        exempt = self.backfill_sources
+        self.batches.append(
+            to_batch(
+                self.events,
+                ingested_at=_EARLIEST,  # of all: the records' times follow as a column
+                request_id=None,
+                backfill=[event.source in exempt for event in self.events] if exempt else False,
+                privacy=self.privacy,
+            )
+        )
+        self.places.append(np.array(self.positions, np.int64))
+        self.events, self.positions = [], []
 
     def refuse(
         self,
@@ -178,7 +206,7 @@ def decode(
     `ingested_at` is the gateway's receipt (Arrow block) or the record's timestamp (direct records), so that a
     replay gives the same rows. `_idx` is the row in an Arrow block, the element of an array or the line.
     """
-    collected = _Collected(privacy)
+    collected = _Collected(privacy, frozenset(backfill_sources))
     single: list[tuple[_Source, bytes]] = []
     arrow: list[_Source] = []
     for source in (_Source(partition, record) for partition, records in blocks for record in records):
@@ -195,9 +223,10 @@ def decode(
             else:
                 _take_parsed(source, _parse(record, body), collected)
     _take_arrow(arrow, collected)
-    for start in range(0, len(single), _BULK_LINES):
-        _take_lines(single[start : start + _BULK_LINES], collected)
-    return _frames(collected, frozenset(backfill_sources))
+    for start in range(0, len(single), _EVENTS_AT_ONCE):
+        _take_lines(single[start : start + _EVENTS_AT_ONCE], collected)
+    collected.flush()
+    return _frames(collected)
 
 
 def redacted_payload(raw: bytes) -> str:
@@ -453,13 +482,13 @@ def _detail(error: EventError) -> str:
     )
 
 
-def _frames(collected: _Collected, backfill_sources: frozenset[str]) -> Decoded:
+def _frames(collected: _Collected) -> Decoded:
     frames = list(collected.frames)
-    if collected.events:
-        frames.append(_rows_of(collected, backfill_sources))
+    if collected.batches:
+        frames.append(_rows_of(collected))
     events = pl.concat(frames) if frames else pl.DataFrame(schema={**EVENT, **POSITION})
     # single lines were parsed after the others; Arrow blocks come in order
-    if collected.events and not (len(frames) == 1 and _in_order(events)):
+    if collected.batches and not (len(frames) == 1 and _in_order(events)):
         events = events.sort("_part", "_off", "_idx", maintain_order=True)
     events = events.with_columns(*id_hash(events), content_hash(events))
     quarantined = pl.DataFrame(collected.refused, schema=QUARANTINED)
@@ -477,20 +506,13 @@ def _in_order(rows: pl.DataFrame) -> bool:
     return bool(rises.all())
 
 
-def _rows_of(collected: _Collected, backfill_sources: frozenset[str]) -> pl.DataFrame:
-    positions = np.array(collected.positions, np.int64)
-    exempt = [event.source in backfill_sources for event in collected.events] if backfill_sources else False
-    rows = to_frame(
-        collected.events,
-        ingested_at=_EARLIEST,  # of all: the records' times follow as a column
-        request_id=None,
-        backfill=exempt,
-        privacy=collected.privacy,
-    )
-    received = np.clip(positions[:, 3], _EARLIEST_MS, _LATEST_MS)
+def _rows_of(collected: _Collected) -> pl.DataFrame:
+    rows = pl.DataFrame(pl.from_arrow(pa.concat_batches(collected.batches)))
+    places = np.concatenate(collected.places)
+    received = np.clip(places[:, 3], _EARLIEST_MS, _LATEST_MS)
     return expect(rows, EVENT, "parsed events").with_columns(
         pl.Series("ingested_at", received).cast(EVENT["ingested_at"]),
-        *(pl.Series(name, positions[:, column]).cast(POSITION[name]) for column, name in enumerate(POSITION)),
+        *(pl.Series(name, places[:, column]).cast(POSITION[name]) for column, name in enumerate(POSITION)),
     )
 
 

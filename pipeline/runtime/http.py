@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 import socket
 import sys
@@ -26,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pipeline import logs, metrics
 from pipeline.audit import AuditLog
 from pipeline.clock import utc_now
+from pipeline.collector import spare_collections
 from pipeline.contract.privacy import Privacy
 from pipeline.contract.rows import warm_up
 from pipeline.errors import ConfigurationError, GridpipeError, UnavailableError
@@ -82,8 +82,6 @@ _LOOK_SECONDS: Final = 0.1
 #: For the queries that still run then: nobody waits for what they bring.
 _LAST_QUERIES_SECONDS: Final = 0.2
 
-#: Objects made before the collector of reference cycles looks at the young ones.
-_YOUNG_OBJECTS: Final = 50_000
 
 log = logs.get_logger(__name__)
 
@@ -491,21 +489,10 @@ def serve(
     # uvicorn raises the signal again when it has stopped; it must not end this process with an error.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    _spare_collections()
+    spare_collections()
     with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(run())
         leave(0)
-
-
-def _spare_collections() -> None:
-    """Keep the collector of reference cycles off what lives for ever, and let it come less often.
-
-    A request of some thousand events makes as many tuples, which would start collections of everything that
-    start-up has built: a third of the gateway's time. Cycles are still found, some megabytes later.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 class _First(uvicorn.Server):
