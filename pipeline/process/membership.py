@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import faust
 import structlog
 from aiokafka.errors import IllegalGenerationError
-from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from aiokafka.structs import ConsumerRecord, OffsetAndMetadata, TopicPartition
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.types import TP
@@ -42,7 +42,7 @@ _SILENCE_SECONDS: Final = _SESSION_SECONDS / 2
 _FETCH_WAIT_MS: Final = 50
 #: Records taken out of the Kafka client at once; a small batch may unpack to many.
 _MOST_RECORDS: Final = 5_000
-#: Records handed to the agent's queue before it gets its turn; far less than the queue holds.
+#: Records handed to the agent's queue before it gets its turn.
 _HANDED_AT_ONCE: Final = 100
 
 
@@ -53,6 +53,22 @@ class Partitions(Protocol):
     def damaged(self, partition: int, offset: int, reason: str) -> None: ...
     async def assigned(self, partitions: set[int]) -> None: ...
     async def revoked(self, partitions: set[int]) -> None: ...
+
+
+class _Together(bytes):
+    """Value of the one message that Faust sees of records of a partition that were fetched together: a
+    message, an event and its way through the stream cost several times what everything else of a record
+    costs."""
+
+    records: Sequence[ConsumerRecord]
+
+    @classmethod
+    def of(cls, records: Sequence[ConsumerRecord]) -> ConsumerRecord:
+        """A record that stands for all of these, at the place of the last."""
+        value, last = cls(), records[-1]
+        value.records = records
+        at = last.topic, last.partition, last.offset, last.timestamp
+        return ConsumerRecord(*at, 0, None, value, None, -1, 0, ())
 
 
 @dataclass(frozen=True)
@@ -111,23 +127,29 @@ class _Consumer(FaustConsumer):
         self._fed.set()
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:  # noqa: ASYNC109  Faust's name
-        """Hands the records of a fetch on by itself; what it yields Faust would hand on, with two tasks and
-        three turns of the event loop for each record: most of what a record costs."""
-        handed = 0
+        """Hands what was fetched on by itself; what it yields Faust would hand on, with two tasks and three
+        turns of the event loop for each message."""
         async for tp, message in super().getmany(timeout):
             if not self.app.flow_control.is_active():
                 yield tp, message  # Faust's way, which waits until a rebalance is over or takes it away
                 continue
             await self.callback(message)
-            handed += 1
-            if handed % _HANDED_AT_ONCE == 0:
-                await asyncio.sleep(0)  # the agent empties its queue
+            await asyncio.sleep(0)  # the agent empties its queue
 
     async def _wait_next_records(self, timeout: float) -> Any:  # noqa: ASYNC109  Faust's name
         self._fed.clear()
         if self.flow_active and self._buffered_partitions and not self._get_active_partitions():
             await self.wait_first(self._fed.wait(), self.suspend_flow.wait(), timeout=timeout)
-        return await super()._wait_next_records(timeout)
+        fetched, active = await super()._wait_next_records(timeout)
+        if fetched:
+            fetched = {
+                tp: [
+                    _Together.of(records[first : first + _HANDED_AT_ONCE])
+                    for first in range(0, len(records), _HANDED_AT_ONCE)
+                ]
+                for tp, records in fetched.items()
+            }
+        return fetched, active
 
 
 class Membership:
@@ -221,18 +243,14 @@ class Membership:
             raise
 
     def _take(self, message: Any) -> None:
-        if isinstance(message.value, batches.Damage):
-            self._partitions.damaged(message.partition, message.offset, message.value.decode())
-            return
-        self._partitions.take(
-            message.partition,
-            Record.of(
-                message.offset,
-                round((message.timestamp or 0) * 1000),
-                message.value,
-                _headers(message.headers),
-            ),
-        )
+        for record in message.value.records:
+            if isinstance(record.value, batches.Damage):
+                self._partitions.damaged(record.partition, record.offset, record.value.decode())
+            else:
+                self._partitions.take(
+                    record.partition,
+                    Record.of(record.offset, record.timestamp or 0, record.value, record.headers),
+                )
 
     async def _on_assigned(self, _app: Any, assigned: set[TP], **_: Any) -> None:
         self._heard_at = time.monotonic()
@@ -348,9 +366,3 @@ class Membership:
         """Call the Kafka consumer in the thread whose event loop it belongs to."""
         thread = self._app.consumer._thread  # type: ignore[attr-defined]
         return await thread.call_thread(getattr(thread._ensure_consumer(), method), *arguments)
-
-
-def _headers(headers: Any) -> list[tuple[str, bytes | None]]:
-    if not headers:
-        return []
-    return list(headers.items()) if isinstance(headers, Mapping) else list(headers)
