@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.contract.event import EARLIEST, LATEST, SCHEMA_VERSION
+from pipeline.contract.rows import EVENT_ARROW
 from pipeline.errors import ContractError
 from pipeline.frames import EVENT, expect
 
@@ -165,6 +166,42 @@ def _stream(batch: pa.RecordBatch) -> bytes:
     return payload
 
 
+def _stream_of_nothing() -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, EVENT_ARROW, options=_PLAIN):
+        pass
+    nothing: bytes = sink.getvalue().to_pybytes()
+    return nothing
+
+
+def is_single(payload: bytes) -> bool:
+    """Whether the bytes are our schema, one record batch that is not packed, and the end of a stream: what
+    the gateway makes of small requests. Nothing is said of what the batch holds."""
+    return _rows_of_single(payload) is not None
+
+
+def read_together(payloads: Sequence[bytes]) -> tuple[pa.RecordBatch, list[int]]:
+    """The checked rows of blocks that are `is_single`, as one batch, and how many are of each block.
+
+    As one stream: pyarrow lets other threads of Python run at each of a dozen calls per block, and then waits
+    for its turn. A round of 960 blocks beside one busy thread took 22 to 50 µs an event to decode, alone 7.
+    Raises ContractError where any of them is unsound; `read_batches` tells which.
+    """
+    bodies = [memoryview(payload)[len(_BEGIN) : -len(_END)] for payload in payloads]
+    try:
+        with pa.ipc.open_stream(b"".join([_BEGIN, *bodies, _END]), options=_ONE_THREAD) as stream:
+            table = stream.read_all()
+        table.validate(full=True)
+        heights = [len(chunk) for chunk in table.column(0).chunks]
+        if len(heights) != len(payloads):
+            raise ContractError("not one record batch in each of the Arrow streams")
+        return table.combine_chunks().to_batches()[0], heights
+    except (pa.ArrowException, OSError, ValueError, OverflowError, IndexError) as error:
+        raise ContractError(f"not an Arrow stream: {type(error).__name__}") from error
+    except MemoryError as error:
+        raise ContractError("not a sound Arrow stream: MemoryError") from error
+
+
 def read_batches(payload: bytes) -> list[pa.RecordBatch]:
     """The checked record batches of one block. Raises ContractError if the bytes are no sound Arrow stream.
 
@@ -192,11 +229,37 @@ def rows_in(payload: bytes) -> int:
     pyarrow reads; or more, where it is packed and would unpack to more than so many events take: a round of
     such records would fill the memory. 1 where the bytes are no Arrow stream: such a record becomes one row
     of `quarantine`."""
+    single = _rows_of_single(payload)
+    if single is not None:
+        return max(single, 1)
     try:
         rows, unpacked = _sizes(payload)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, struct.error):
         return 1
     return max(rows, unpacked // _UNPACKED_ROW_BYTES, 1)
+
+
+def _rows_of_single(payload: bytes) -> int | None:
+    """Rows of a block that is `is_single`, as its head says; else None."""
+    if not (payload.startswith(_BEGIN) and payload.endswith(_END)):
+        return None
+    begin = len(_BEGIN)
+    try:
+        mark, size = struct.unpack_from("<Ii", payload, begin)
+        head = memoryview(payload)[begin + 8 : begin + 8 + max(size, 0)]
+        message = _at(head, 0)
+        kind, body = _slot(head, message, _HEADER_TYPE), _slot(head, message, _BODY_LENGTH)
+        batch = _table(head, message, _HEADER)
+        length = _slot(head, batch, _LENGTH)
+        if kind is None or body is None or length is None or _slot(head, batch, _COMPRESSION) is not None:
+            return None
+        whole = begin + 8 + size + struct.unpack_from("<q", head, body)[0] + len(_END)
+        if mark != _CONTINUATION or head[kind] != _RECORD_BATCH or whole != len(payload):
+            return None
+        rows = int(struct.unpack_from("<q", head, length)[0])
+    except (struct.error, ValueError, IndexError):
+        return None
+    return rows if rows >= 0 else None
 
 
 def _sizes(payload: bytes) -> tuple[int, int]:
@@ -234,12 +297,20 @@ def _sizes(payload: bytes) -> tuple[int, int]:
 
 
 #: Slots of the fields in Arrow's flatbuffers.
+_HEADER_TYPE: Final = 1
 _HEADER: Final = 2
+_BODY_LENGTH: Final = 3
 _LENGTH: Final = 0
 _DICTIONARY_DATA: Final = 1
 _BUFFERS: Final = 2
 _COMPRESSION: Final = 3
 _LENGTH_BYTES: Final = 8
+#: What stands before each message, and which kind of it a record batch is.
+_CONTINUATION: Final = 0xFFFFFFFF
+_RECORD_BATCH: Final = 3
+#: The stream of no rows: its schema message, and its end.
+_END: Final = struct.pack("<II", _CONTINUATION, 0)
+_BEGIN: Final = _stream_of_nothing().removesuffix(_END)
 
 
 def _at(head: memoryview, place: int) -> int:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import compress
 from typing import Final, NamedTuple, get_args
 
 import msgspec
@@ -41,7 +42,7 @@ from pipeline.contract.privacy import CUT_MARGIN, Privacy, cut_address, holds_pe
 from pipeline.contract.rows import to_batch
 from pipeline.errors import ContractError
 from pipeline.frames import DECODED, EVENT, EVENT_TYPES, PIPELINE_EVENT_TYPES, POSITION, QUARANTINED, expect
-from pipeline.ingest.blocks import frame_of, read_batches
+from pipeline.ingest.blocks import frame_of, is_single, read_batches, read_together
 from pipeline.process.hashes import content_hash, id_hash
 from pipeline.process.records import JSON_TYPES, MAX_EVENTS_PER_RECORD, SCHEMA_VERSION, Record
 
@@ -68,6 +69,8 @@ _CONTROLS: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 #: Quotes and backslashes stay escaped, for the text would end there. Looked for only where a run of
 #: backslashes begins: a look at each of them would cost the square of their number.
 _ESCAPE: Final = re.compile(r"(?<!\\)\\+u(?!00(?:22|27|5[cC]))([0-9a-fA-F]{4})")
+#: So many Arrow blocks are read as one.
+_FEW_BLOCKS: Final = 2
 #: Events of JSON that are parsed, and turned into columns, at once: few enough for their objects to stay in
 #: the processor's cache.
 _EVENTS_AT_ONCE: Final = 500
@@ -222,6 +225,9 @@ def decode(
                 single.append((source, body))
             else:
                 _take_parsed(source, _parse(record, body), collected)
+    small = [is_single(source.record.value or b"") for source in arrow]
+    if _take_together(list(compress(arrow, small)), collected):
+        arrow = [source for source, taken in zip(arrow, small, strict=True) if not taken]
     _take_arrow(arrow, collected)
     for start in range(0, len(single), _EVENTS_AT_ONCE):
         _take_lines(single[start : start + _EVENTS_AT_ONCE], collected)
@@ -289,6 +295,21 @@ def _unreadable(record: Record) -> tuple[str, str] | None:
     return None
 
 
+def _take_together(sources: Sequence[_Source], collected: _Collected) -> bool:
+    """Small Arrow blocks, read as one; False where any of them is at fault: they must be read one by one."""
+    if len(sources) < _FEW_BLOCKS:
+        return False
+    try:
+        batch, rows = read_together([source.record.value or b"" for source in sources])
+        block = frame_of([batch])
+    except DATA_ERRORS:
+        return False
+    if not all(0 < height < MAX_EVENTS_PER_RECORD for height in rows):
+        return False
+    _take_rows(sources, rows, block, collected)
+    return True
+
+
 def _take_arrow(sources: Sequence[_Source], collected: _Collected) -> None:
     """Arrow blocks, all turned into one frame; one by one only where one of them is at fault."""
     sound: list[tuple[_Source, list[pa.RecordBatch]]] = []
@@ -316,17 +337,24 @@ def _take_arrow(sources: Sequence[_Source], collected: _Collected) -> None:
             for source, _ in sound:
                 _take_arrow([source], collected)
         return
+    _take_rows([source for source, _ in sound], rows, block, collected)
+
+
+def _take_rows(
+    sources: Sequence[_Source], rows: Sequence[int], block: pl.DataFrame, collected: _Collected
+) -> None:
+    """Rows of Arrow blocks, which lie behind one another. rows : of each block."""
     heights = np.array(rows, np.int64)
     starts = np.repeat(np.cumsum(heights) - heights, heights)
     block = block.with_columns(
-        pl.Series("_part", np.repeat(np.array([at.partition for at, _ in sound], np.uint16), heights)),
-        pl.Series("_off", np.repeat(np.array([at.record.offset for at, _ in sound], np.uint64), heights)),
+        pl.Series("_part", np.repeat(np.array([at.partition for at in sources], np.uint16), heights)),
+        pl.Series("_off", np.repeat(np.array([at.record.offset for at in sources], np.uint64), heights)),
         pl.Series("_idx", (np.arange(block.height) - starts).astype(np.uint32)),
     )
     block, in_clear = cleaned(block, collected.privacy)
     good = block.select(_well_formed(block)).to_series() & pl.Series(~in_clear)
     if not good.all():
-        by_position = {(at.partition, at.record.offset): at for at, _ in sound}
+        by_position = {(at.partition, at.record.offset): at for at in sources}
         for row in _legible(block.filter(~good)).iter_rows(named=True):
             collected.refuse(
                 by_position[row["_part"], row["_off"]],
@@ -487,8 +515,8 @@ def _frames(collected: _Collected) -> Decoded:
     if collected.batches:
         frames.append(_rows_of(collected))
     events = pl.concat(frames) if frames else pl.DataFrame(schema={**EVENT, **POSITION})
-    # single lines were parsed after the others; Arrow blocks come in order
-    if collected.batches and not (len(frames) == 1 and _in_order(events)):
+    # lines were parsed behind documents, small Arrow blocks read before the others
+    if (collected.batches or len(frames) > 1) and not (len(frames) == 1 and _in_order(events)):
         events = events.sort("_part", "_off", "_idx", maintain_order=True)
     events = events.with_columns(*id_hash(events), content_hash(events))
     quarantined = pl.DataFrame(collected.refused, schema=QUARANTINED)
