@@ -2,9 +2,10 @@
 
     python -m benchmarks.kpi_speed [--cases 100000]
 
-The rows are what the pipeline writes: case events through `pack_case_events`, folded by `refresh_cases`. The
-calls go as the API's go: over HTTP, to the engine's bridge (answers are decoded, not sent on as JSON).
-Beside wall time stands the CPU time of the process, which other work on the machine disturbs less.
+The rows are what the pipeline writes: case events through `pack_case_events`, folded with the sets that the
+worker remembers (`process.case_memory`). The calls go as the API's go: over HTTP, to the engine's bridge
+(answers are decoded, not sent on as JSON). Beside wall time stands the CPU time of the process, which other
+work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ import polars as pl
 from clickhouse_connect.driver.client import Client
 
 from pipeline.frames import CASE_EVENT, RANK, STORED
+from pipeline.process.case_memory import CaseMemory
 from pipeline.read.kpi import BY, VIEWS, kpi
 from pipeline.store.bridge import Bridge
-from pipeline.store.cases import pack_case_events, refresh_cases
+from pipeline.store.cases import case_sets, pack_case_events, refresh_cases, store_cases
 from pipeline.store.client import BridgeAddress, connect_bridge
 from pipeline.store.engine import EmbeddedEngine
 from pipeline.store.migrate import migrate
@@ -37,6 +39,9 @@ _TOKEN = "known-to-this-process-only"  # pragma: allowlist secret
 BLOCK_ROWS = 50_000
 #: Cases whose events are made at once: all of ten million would be 14.5 GB, and a sorted copy.
 SLICE_CASES = 1_000_000
+#: Entries of sets: those of a slice, for its cases come anew all the time. A worker's hold the last few
+#: minutes.
+_REMEMBERED = 10_000_000
 INC = 1
 LIFE = ("REPORTED", "ACCEPTED", "DISPATCHED", "SIGNED", "ARRIVED", "HANDLING", "RESOLVED", "CLOSED")
 NOW = datetime(2024, 7, 1, tzinfo=UTC)
@@ -138,8 +143,11 @@ def life_events(cases: int, seed: int = 1, first: int = 0, offset: int = 0) -> p
     return frame
 
 
-def load(client: Client, events: pl.DataFrame) -> None:
-    """Insert block by block and fold each block's cases, as a worker does; prints what a block costs."""
+def load(client: Client, events: pl.DataFrame, memory: CaseMemory) -> None:
+    """Insert block by block and fold each block's cases, as a worker does; prints what a block costs.
+
+    memory : the sets of the cases that are loaded.
+    """
     tables: list[float] = []
     folds: list[float] = []
     offset = events["_off"][0]
@@ -165,7 +173,9 @@ def load(client: Client, events: pl.DataFrame) -> None:
         client.insert_arrow("case_events", packed.to_arrow(compat_level=oldest))
         tables.append(time.perf_counter() - middle)
         started = time.perf_counter()
-        refresh_cases(client, INC, [(0, low, high)])
+        sets = memory.sets(client, case_sets(case_events, INC))
+        assert sets is not None
+        store_cases(client, sets)
         folds.append(time.perf_counter() - started)
     print(
         f"block of {BLOCK_ROWS:,} events: case_events {statistics.median(tables) * 1000:.0f} ms, "
@@ -175,10 +185,13 @@ def load(client: Client, events: pl.DataFrame) -> None:
 
 def load_cases(client: Client, cases: int) -> int:
     """Make and load the events of so many cases, a slice after the other; how many these are."""
+    memory = CaseMemory(most_entries=_REMEMBERED)
+    memory.begin(on=True)
+    memory.know(client)
     events = 0
     for number, first in enumerate(range(0, cases, SLICE_CASES)):
         part = life_events(min(SLICE_CASES, cases - first), 1 + number, first, events)
-        load(client, part)
+        load(client, part, memory)
         events += len(part)
     return events
 

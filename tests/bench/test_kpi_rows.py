@@ -11,7 +11,8 @@ from benchmarks import kpi_speed
 def test_slices_share_no_case_and_no_position(monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[pl.DataFrame] = []
     monkeypatch.setattr(kpi_speed, "SLICE_CASES", 20)
-    monkeypatch.setattr(kpi_speed, "load", lambda _, part: parts.append(part))
+    monkeypatch.setattr(kpi_speed, "load", lambda _, part, __: parts.append(part))
+    monkeypatch.setattr(kpi_speed.CaseMemory, "know", lambda *_: None)
     events = kpi_speed.load_cases(None, 50)  # type: ignore[arg-type]  # nothing is loaded
     assert [part["case_id"].n_unique() for part in parts] == [20, 20, 10]
     whole = pl.concat(parts)
