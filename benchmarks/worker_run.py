@@ -31,7 +31,7 @@ from benchmarks.workload import ID_DIGITS
 from pipeline import metrics
 from pipeline.contract.privacy import Privacy
 from pipeline.process import worker
-from pipeline.process.rounds import run_round
+from pipeline.process.rounds import fold_round, store_round
 from pipeline.process.worker import run_worker
 from pipeline.settings import Settings, load_settings
 from pipeline.store.engine import EmbeddedEngine
@@ -106,6 +106,8 @@ def stored(client: Client) -> dict[str, int]:
     }
 
 
+#: What runs in the threads of rounds, but for inserts beside each other.
+_ROUND = {store_round.__code__, fold_round.__code__}
 #: Kinds of threads by the beginning of their names.
 _THREADS = {
     "polars": ("polars-",),
@@ -142,7 +144,7 @@ class Calls:
 
     def _profile(self, frame: Any, event: str, argument: Any) -> None:
         thread = threading.get_ident()
-        if frame.f_code is run_round.__code__ and event in {"call", "return"}:
+        if frame.f_code in _ROUND and event in {"call", "return"}:
             (self._rounds.add if event == "call" else self._rounds.discard)(thread)
         if self.on and thread in self._rounds:
             if event == "call":
@@ -163,15 +165,15 @@ class Begin:
         self.at: float | None = None
         self._client = client  # for this alone: no two threads may share one
         self._first = threading.Lock()
-        worker.run_round = self._run_round  # type: ignore[assignment]
+        worker.store_round = self._store_round  # type: ignore[assignment]
 
-    def _run_round(self, *arguments: Any, **more: Any) -> Any:
+    def _store_round(self, *arguments: Any, **more: Any) -> Any:
         with self._first:
             if self.at is None:
                 self.engine = engine_events(self._client)
                 self.cpu, self.threads = resource.getrusage(resource.RUSAGE_SELF), thread_seconds()
                 self.at = time.perf_counter()
-        return run_round(*arguments, **more)
+        return store_round(*arguments, **more)
 
 
 async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | None) -> dict[str, Any]:

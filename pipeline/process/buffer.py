@@ -90,7 +90,7 @@ class PartitionBuffer:
     braked: bool = False  # too much cannot be read: nothing more is taken up before the next assignment
     closed: bool = False  # nothing more is buffered before the next assignment; what is there is taken up
     recovered: bool = False
-    in_flight: bool = False
+    in_flight: bool = False  # its last block is not written yet: no other is cut
     leaving: bool = False  # being taken away: finish what is on the way, begin nothing
     revoked: bool = False
     paused: bool = False
@@ -102,7 +102,8 @@ class PartitionBuffer:
         self._rows = 0
         # expected offset, offset that came instead (None: not seen yet), when they were asked for
         self._missing: tuple[int, int | None, float] | None = None
-        self._cut_timestamp_ms: int | None = None
+        # of the first record of each block that is cut and neither committed nor owed
+        self._cut_timestamps_ms: deque[int] = deque()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -130,7 +131,7 @@ class PartitionBuffer:
         """Take nothing up before the next assignment."""
         self.braked = self.closed = True
         if not self.in_flight and self._records:
-            self._cut_timestamp_ms = self._records[0][0].timestamp_ms
+            self._cut_timestamps_ms.append(self._records[0][0].timestamp_ms)
         self.drop()
 
     @property
@@ -201,8 +202,8 @@ class PartitionBuffer:
         """Timestamp of the oldest record that is not committed."""
         if self.owed:
             return self.owed[0].timestamp_ms
-        if self.in_flight or self.braked:
-            return self._cut_timestamp_ms
+        if self._cut_timestamps_ms:
+            return self._cut_timestamps_ms[0]
         return self._records[0][0].timestamp_ms if self._records else None
 
     @property
@@ -255,8 +256,12 @@ class PartitionBuffer:
             self._pop()
         while span is not None and self.spans and self.spans[0].hi <= span.hi:
             self.spans.popleft()
-        self._cut_timestamp_ms = records[0].timestamp_ms
+        self._cut_timestamps_ms.append(records[0].timestamp_ms)
         return records, span, rows
+
+    def settle(self) -> None:
+        """The oldest block that was cut is committed, or owed."""
+        self._cut_timestamps_ms.popleft()
 
     def _recovered_span(self, most_rows: int) -> Span:
         """The next recovered block, or several at once that are complete, follow on each other and were

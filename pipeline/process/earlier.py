@@ -16,7 +16,7 @@ import polars as pl
 import structlog
 from clickhouse_connect.driver.client import Client
 
-from pipeline.process.partition import stored_case_events
+from pipeline.process.partition import UNFOLDED_BLOCKS, stored_case_events
 from pipeline.sink.retry import Stopping
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import refresh_cases
@@ -28,23 +28,22 @@ _TABLES: Final = ("events", "rejections", "duplicates")
 
 
 def complete_earlier_log(client: Client, topic: str, inc: int, stopping: threading.Event) -> int:
-    """Hand the last stored block of each partition of the log before `inc` to its cases; returns how many.
+    """Hand the last stored blocks of each partition of the log before `inc` to their cases; returns how many.
 
-    A partition has one block on the way at a time, so that only its last one can be incomplete. Rows of `inc`
-    itself prove that this was done before.
-    Raises Stopping as `tell_cases`.
+    Of a partition only the last one can be incomplete, and only the last UNFOLDED_BLOCKS may not be folded.
+    Rows of `inc` itself prove that this was done before. Raises Stopping as `tell_cases`.
     """
     if _latest(client, "_inc = {inc:UInt64}", inc):
         return 0
     earlier = _latest(client, "_inc < {inc:UInt64}", inc)
     if not earlier:
         return 0
+    each = " UNION ALL ".join(
+        f"SELECT _part, _blk_lo, _blk_hi FROM {table} WHERE _inc = {{inc:UInt64}}" for table in _TABLES
+    )
     blocks = client.query(
-        "SELECT _part, max(_blk_lo) AS lo, argMax(_blk_hi, _blk_lo) FROM ("
-        + " UNION ALL ".join(
-            f"SELECT _part, _blk_lo, _blk_hi FROM {table} WHERE _inc = {{inc:UInt64}}" for table in _TABLES
-        )
-        + ") GROUP BY _part ORDER BY _part",
+        f"SELECT _part, _blk_lo, max(_blk_hi) FROM ({each}) GROUP BY _part, _blk_lo "
+        f"ORDER BY _part, _blk_lo DESC LIMIT {UNFOLDED_BLOCKS} BY _part",
         parameters={"inc": earlier},
     ).result_rows
     tell_cases(client, topic, earlier, [Extent(*block) for block in blocks], stopping)

@@ -59,7 +59,7 @@ class Looks:
         self,
         settings: Settings,
         buffers: Mapping[int, PartitionBuffer],
-        on_the_way: Collection[int],
+        on_the_way: Callable[[], Collection[int]],
         budget: Budget,
         *,
         member: Membership,
@@ -129,7 +129,7 @@ class Looks:
         )
         blocked = refused_for()
         self._account.blocked(blocked)
-        refused = sorted(self._on_the_way) if blocked > _REFUSED_SECONDS else []
+        refused = sorted(self._on_the_way()) if blocked > _REFUSED_SECONDS else []
         self._standing.look(self._stall.suspected(still), refused)
         if stalled := self._stall.stalled(still):
             raise WorkerFailedError(f"partitions {stalled} do not move though nothing holds them up")

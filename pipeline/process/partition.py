@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 OUTCOME_TABLES: Final = ("events", "rejections", "duplicates", "quarantine")
 
+#: Of a partition so many blocks may be written and not folded yet: the rounds that may be on the way.
+UNFOLDED_BLOCKS: Final = 2
 #: Receipts of several gateways interleave; look this much further back than the oldest row to come.
 _SLACK: Final = timedelta(hours=1)
 #: Of so many offsets at a time it is counted what is stored of each block.
@@ -82,7 +84,7 @@ def recover(
     committed : the group's committed offset, None if none. It is not believed, and everything is read, where
     nothing before it is stored from this incarnation: it is an offset of an earlier log then.
     log_start : the first offset that the log still holds; where nothing is committed the blocks from there on
-    are taken for unfinished, and the one before them.
+    are taken for unfinished, and the last ones before them.
     Raises what the client raises.
     """
     if committed is not None and not _any_before(client, inc, partition, committed):
@@ -102,16 +104,18 @@ def recover(
 
 
 def _begin(client: Client, inc: int, partition: int, log_start: int) -> int:
-    """Where the last block begins that lies before `log_start`, in part at least. A partition has one block
-    on the way at a time, so that those before it are whole."""
+    """Where the last blocks begin that lie before `log_start`, in part at least, and may not be folded. Those
+    before them are whole, and their cases know them."""
     each = " UNION ALL ".join(
-        f"SELECT maxOrNull(_blk_lo) AS last FROM {table} "
+        f"SELECT DISTINCT _blk_lo FROM {table} "
         "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} AND _off < {offset:UInt64}"
         for table in OUTCOME_TABLES
     )
-    parameters = {"inc": inc, "part": partition, "offset": log_start}
-    last = client.query(f"SELECT max(last) FROM ({each})", parameters=parameters).result_rows[0][0]
-    return log_start if last is None else int(last)
+    last = client.query(
+        f"SELECT DISTINCT _blk_lo FROM ({each}) ORDER BY _blk_lo DESC LIMIT {UNFOLDED_BLOCKS}",
+        parameters={"inc": inc, "part": partition, "offset": log_start},
+    ).result_rows
+    return int(last[-1][0]) if last else log_start
 
 
 def _any_before(client: Client, inc: int, partition: int, offset: int) -> bool:

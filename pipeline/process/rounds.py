@@ -1,4 +1,4 @@
-"""The part of a round that runs in a thread: judge its blocks, write them, fold the cases touched."""
+"""The parts of a round that run in a thread: judge its blocks and write them; fold the cases touched."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.frames import POSITION
 from pipeline.process.buffer import PartitionBuffer
 from pipeline.process.case_memory import CaseMemory
-from pipeline.process.flow import Block, BlockResult, Rules, process_blocks
+from pipeline.process.flow import Block, BlockResult, Rules, process_blocks, remember
 from pipeline.process.partition import (
     Span,
     stored_case_events,
@@ -30,7 +30,7 @@ from pipeline.process.partition import (
 )
 from pipeline.rules.archive import RuleArchive
 from pipeline.sink.retry import Stopping, persist
-from pipeline.sink.tables import Extent, Sink
+from pipeline.sink.tables import AtOnce, Extent, Sink, in_turn
 from pipeline.store.cases import case_sets, refresh_cases, store_cases
 
 log = structlog.get_logger(__name__)
@@ -85,7 +85,7 @@ class AbandonedError(Exception):
     """The round's partitions belong to others now, who rebuild what is stored of it."""
 
 
-def run_round(
+def store_round(
     works: Sequence[Work],
     client: Client,
     *,
@@ -95,13 +95,16 @@ def run_round(
     earlier: RuleArchive,
     stopping: threading.Event,
     heard: Callable[[], bool],
-    memory: CaseMemory,
+    at_once: AtOnce = in_turn,
 ) -> Finished:
     """Store the blocks of a round; left out are those whose partition was taken away meanwhile or must stop.
 
+    What is stored is remembered by its partition: positions tell what is read again from what is sent again,
+    so that the next block can be judged while the cases of this one are folded and its commit is asked for.
+
     rules : in force; earlier : those that blocks to be rebuilt were begun with.
     heard : whether the group has lately said that we belong to it. Until it does, nothing is inserted.
-    memory : the sets of recent cases; what is stored is added to them.
+    at_once : see Sink.
     Raises Stopping when asked to end before a passing failure passed, AbandonedError when every partition of
     the round was taken away before its last insert, or whatever cannot be classified.
     """
@@ -120,12 +123,51 @@ def run_round(
             if stopping.wait(_ASK_AGAIN_SECONDS):
                 raise Stopping("the group does not answer")
 
-    runner = _Runner(client, Sink(client, topic, stopping, still_ours), inc, rules, earlier, stopping)
+    runner = _Runner(
+        client, Sink(client, topic, stopping, still_ours, at_once), inc, rules, earlier, stopping
+    )
     done = runner.store(works)
-    started = time.perf_counter()
-    runner.refresh(done, memory)
-    metrics.stage_seconds.labels("fold").observe(time.perf_counter() - started)
+    for stored in done:
+        _remember(stored)
     return Finished(done, runner.braked)
+
+
+def fold_round(
+    done: Sequence[Stored], client: Client, *, inc: int, stopping: threading.Event, memory: CaseMemory
+) -> None:
+    """Fold the cases again that the stored blocks touched.
+
+    memory : the sets of recent cases; what is stored is added to them. Raises Stopping as `store_round`.
+    """
+
+    def read(call: Callable[[], T], /) -> T:
+        return persist(call, stopping=stopping, what=f"{inc} cases")
+
+    started = time.perf_counter()
+    left: list[Extent] = []
+    for stored in done:
+        sets = None
+        if stored.rebuilt is not None:
+            memory.forget(stored.rebuilt)  # an earlier process had stored some of its entries
+        elif memory.on:
+            sets = memory.sets(client, case_sets(stored.result.case_events, inc), read)
+        if sets is None:
+            left += [work.extent for work in stored.works]
+        else:
+            read(partial(store_cases, client, sets))
+    if left:
+        read(lambda: refresh_cases(client, inc, left))
+    metrics.stage_seconds.labels("fold").observe(time.perf_counter() - started)
+
+
+def _remember(stored: Stored) -> None:
+    works = [work for work in stored.works if work.buffer.state is not None and not work.buffer.revoked]
+    states = {work.block.partition: work.buffer.state for work in works if work.buffer.state is not None}
+    if not states:
+        return
+    remember(states, stored.added if len(works) == len(stored.works) else stored.added.of(states))
+    for work in works:
+        work.buffer.brake.remember(work.block, stored.result)
 
 
 @dataclass(frozen=True)
@@ -175,26 +217,6 @@ class _Runner:
             return self._rebuild(ours[0], rules, result)
         stored = self._write(result, [work.extent for work in ours], rules)
         return Stored(ours, stored, stored)
-
-    def refresh(self, done: Sequence[Stored], memory: CaseMemory) -> None:
-        """Fold the cases again that the stored blocks touched."""
-
-        def read(call: Callable[[], T], /) -> T:
-            return persist(call, stopping=self.stopping, what=f"{self.inc} cases")
-
-        left: list[Extent] = []
-        for stored in done:
-            sets = None
-            if stored.rebuilt is not None:
-                memory.forget(stored.rebuilt)  # an earlier process had stored some of its entries
-            elif memory.on:
-                sets = memory.sets(self.client, case_sets(stored.result.case_events, self.inc), read)
-            if sets is None:
-                left += [work.extent for work in stored.works]
-            else:
-                read(partial(store_cases, self.client, sets))
-        if left:
-            read(lambda: refresh_cases(self.client, self.inc, left))
 
     def _rules_of(self, span: Span) -> Rules:
         """Those that judged what is stored of a block: the rest of it is judged alike."""

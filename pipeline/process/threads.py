@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from clickhouse_connect.driver.client import Client
 
 from pipeline.sink.retry import persist
 
 T = TypeVar("T")
+
+#: Calls of one thread that run at once: its own, and these.
+_BESIDE: Final = 2
 
 
 class Threads:
@@ -24,6 +27,7 @@ class Threads:
 
     def __init__(self, most: int, client_factory: Callable[[], Client], stopping: threading.Event) -> None:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="block")
+        self._beside = ThreadPoolExecutor(most * _BESIDE, thread_name_prefix="block-beside")
         self._client_factory = client_factory
         self._clients: SimpleQueue[Client] = SimpleQueue()
         self._stopping = stopping
@@ -33,14 +37,25 @@ class Threads:
     async def __call__(self, call: Callable[[Client], T]) -> T:
         """Run `call` in a thread with a client of its own."""
 
-        def run() -> T:
-            client = self._client()
-            try:
-                return call(client)
-            finally:
-                self._clients.put(client)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._with_client, call)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, run)
+    def at_once(self, client: Client, calls: Sequence[Callable[[Client], T]]) -> list[T]:
+        """Results of `calls` in their order, from within a call of ours: the first with `client`, the others
+        beside it with clients of their own. All have ended when it returns, or raises what the first failing
+        one raised.
+        """
+        others = [self._beside.submit(self._with_client, call) for call in calls[1:]]
+        try:
+            return [calls[0](client), *(other.result() for other in others)]
+        finally:
+            wait(others)  # nothing may be written any more once somebody hears of a failure
+
+    def _with_client(self, call: Callable[[Client], T]) -> T:
+        client = self._client()
+        try:
+            return call(client)
+        finally:
+            self._clients.put(client)
 
     def _client(self) -> Client:
         try:
@@ -53,5 +68,6 @@ class Threads:
     def close(self) -> None:
         """Begin nothing new; what runs is not waited for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._beside.shutdown(wait=False, cancel_futures=True)
         while not self._clients.empty():
             self._clients.get().close()

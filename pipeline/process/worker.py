@@ -2,8 +2,8 @@
 
 The event loop only moves records and decides; polars and ClickHouse run in threads, so that heartbeats never
 starve. A round is one block each of several partitions: judged, written, folded and committed together. At
-most two rounds are on the way, and a partition is in one of them at most: its blocks are stored and committed
-in offset order.
+most two rounds are on the way. A partition's next block is judged once its last one is written; its blocks
+are folded and committed in offset order (ADR 0023).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -22,6 +23,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from clickhouse_connect.driver.client import Client
 
+from pipeline.collector import spare_collections
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import WorkerFailedError
 from pipeline.kafka_access import librdkafka_options
@@ -32,12 +34,12 @@ from pipeline.process.case_memory import CaseMemory
 from pipeline.process.commits import Commits
 from pipeline.process.drift import LAST_RECORDS, watch_drift
 from pipeline.process.earlier import complete_earlier_log, tell_cases
-from pipeline.process.flow import Block, BlockResult, Rules, remember
+from pipeline.process.flow import Block, BlockResult, Rules
 from pipeline.process.looks import Helped, Looks
 from pipeline.process.membership import Membership
-from pipeline.process.partition import Recovered, recover, stored_of_blocks, stored_offsets
+from pipeline.process.partition import UNFOLDED_BLOCKS, Recovered, recover, stored_of_blocks, stored_offsets
 from pipeline.process.records import Record
-from pipeline.process.rounds import AbandonedError, Stored, Work, run_round
+from pipeline.process.rounds import AbandonedError, Stored, Work, fold_round, store_round
 from pipeline.process.rules_in_force import RulesInForce
 from pipeline.process.standing import Standing
 from pipeline.process.threads import Threads
@@ -54,7 +56,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-ROUNDS_IN_FLIGHT: Final = 2
+ROUNDS_IN_FLIGHT: Final = UNFOLDED_BLOCKS
 #: A stop must be over within 25 s: blocks on the way, then the group, then the rest.
 _DRAIN_SECONDS: Final = 14.0
 _GIVE_UP_SECONDS: Final = 2.0
@@ -71,6 +73,40 @@ _ANSWER_SECONDS: Final = 60.0
 _INSTANTS_OF_OWED: Final = 20
 #: Blocks without records that are completed at once; what is done stays done whatever comes in between.
 _GONE_AT_ONCE: Final = 200
+
+
+@dataclass(eq=False)
+class _Round:
+    """Blocks that are stored together.
+
+    before : rounds under way that hold earlier blocks of its partitions. written : whether the next blocks of
+    its partitions may be cut. in_order : True once the commits of its blocks have been asked for, False where
+    that will not happen: nothing behind them may be committed.
+    """
+
+    works: Sequence[Work]
+    before: Sequence[_Round]
+    written: bool = False
+    in_order: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def holds(self, buffer: PartitionBuffer) -> bool:
+        return any(work.buffer is buffer for work in self.works)
+
+    async def may_commit(self) -> bool:
+        """Wait until the commits of all blocks before have been asked for; False where one's never will."""
+        return all([await one.in_order for one in self.before])
+
+    async def first(self) -> None:
+        """Wait until the rounds before are over."""
+        for one in self.before:
+            await one.over.wait()
+
+    def end(self) -> None:
+        if not self.in_order.done():
+            self.in_order.set_result(False)
+        self.before = ()
+        self.over.set()
 
 
 def _stands(asked: asyncio.Future[bool]) -> bool:
@@ -146,7 +182,7 @@ class Worker:
         self._standing = Standing(self._buffers, braked)
         self._budget = Budget(settings.worker_buffer_bytes)
         self._rounds: set[asyncio.Task[None]] = set()
-        self._on_the_way: set[int] = set()  # partitions whose block a round holds, revoked ones included
+        self._under_way: list[_Round] = []
         self._beside: set[asyncio.Task[None]] = set()  # recoveries, and what is read again
         self._wake = asyncio.Event()
         self._failed = asyncio.Event()
@@ -351,7 +387,9 @@ class Worker:
         for buffer in gone:
             buffer.leaving = True
         deadline = time.monotonic() + _REVOKE_SECONDS
-        await self._until(lambda: not any(buffer.in_flight for buffer in gone), _REVOKE_SECONDS)
+        await self._until(
+            lambda: not any(one.holds(buffer) for one in self._under_way for buffer in gone), _REVOKE_SECONDS
+        )
         await self._commits.finish(partitions, deadline - time.monotonic())
         for buffer in gone:
             buffer.revoked = True
@@ -418,13 +456,14 @@ class Worker:
         known = self._rules is not None and self._rules.knows(self._awaits)
         if self._ready is not None and recovered and known:
             ready, self._ready = self._ready, None
+            spare_collections()
             self._standing.ready()
             ready()
 
     async def _recover(self, buffer: PartitionBuffer) -> None:
         """Rebuild a partition's memory, once nothing of its last assignment is on the way any more."""
         partition = buffer.partition
-        await self._until(lambda: partition not in self._on_the_way)
+        await self._until(lambda: partition not in self._on_the_way())
         # granted after we read what is committed, a request of the last assignment would be followed by a
         # lower one
         await self._until(lambda: not self._commits.on_the_way(partition), _ANSWER_SECONDS)
@@ -552,7 +591,7 @@ class Worker:
             if not self._draining and len(self._rounds) < ROUNDS_IN_FLIGHT:
                 works = self._cut_round()
                 if works:
-                    task = asyncio.create_task(self._round(works))
+                    task = asyncio.create_task(self._round(self._begun(works)))
                     self._rounds.add(task)
                     task.add_done_callback(self._round_ended)
                     continue
@@ -579,10 +618,20 @@ class Worker:
             records, span, rows = buffer.cut(room)
             room -= rows
             buffer.in_flight = True
-            self._on_the_way.add(buffer.partition)
             works.append(Work(buffer, Block(buffer.partition, records), span))
         self._feed()
         return works
+
+    def _begun(self, works: Sequence[Work]) -> _Round:
+        begun = _Round(
+            works, [one for one in self._under_way if any(one.holds(work.buffer) for work in works)]
+        )
+        self._under_way.append(begun)
+        return begun
+
+    def _on_the_way(self) -> set[int]:
+        """Partitions whose blocks rounds hold, revoked ones included."""
+        return {work.block.partition for one in self._under_way for work in one.works}
 
     def _hold(self) -> None:
         """Enough is buffered by all together: fetch no more."""
@@ -611,13 +660,13 @@ class Worker:
         configured = self._settings.block_linger_seconds
         return configured if self._rounds else min(configured, _QUIET_LINGER_SECONDS)
 
-    async def _round(self, works: Sequence[Work]) -> None:
+    async def _round(self, this: _Round) -> None:
         assert self._rules is not None
-        rules = self._rules.now
+        rules, works = self._rules.now, this.works
         done = False
         try:
             finished = await self._in_thread(
-                lambda client: run_round(
+                lambda client: store_round(
                     works,
                     client,
                     topic=self._settings.topic,
@@ -626,16 +675,28 @@ class Worker:
                     earlier=self._earlier_rules,
                     stopping=self._stopping,
                     heard=self._member.heard,
-                    memory=self._cases,
+                    at_once=self._in_thread.at_once,
                 )
             )
-            await self._commit(finished.stored)
             self._brake(works, finished.braked)
+            self._let_go(this)
+            if not await this.may_commit():
+                raise Stopping("a block before is not folded")
+            await self._in_thread(
+                lambda client: fold_round(
+                    finished.stored, client, inc=self._inc, stopping=self._stopping, memory=self._cases
+                )
+            )
+            await self._commit(this, finished.stored)
+            for item in finished.stored:
+                for work in item.works:
+                    work.buffer.settle()
             done = True
         except Stopping:
-            pass  # not stored; the records are read again after the next start
+            pass  # not stored or not folded; the records are read again after the next start
         except AbandonedError:
             log.warning("round_abandoned", blocks=[str(work.extent) for work in works])
+            this.in_order.set_result(True)  # to none of them there will be a commit of ours
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # see `_watched`
@@ -646,17 +707,30 @@ class Worker:
                     # The next block must not be cut in the moment before the worker ends: it would be stored,
                     # and its commit would pass over this one, which is not.
                     work.buffer.stand_still()
-                work.buffer.in_flight = False
-                self._on_the_way.discard(work.buffer.partition)
-            self._settled.set()
+            self._let_go(this)
+            self._ended(this)
 
-    async def _commit(self, stored: Sequence[Stored]) -> None:
-        """Ask for the commit, and remember meanwhile what is stored: positions tell what is read again from
-        what is sent again. Counted is what cannot be read again, once its commit stands."""
+    def _ended(self, this: _Round) -> None:
+        self._under_way.remove(this)
+        this.end()
+        self._settled.set()
+
+    def _let_go(self, this: _Round) -> None:
+        """Its blocks are written, or never will be: the next ones of its partitions may be cut."""
+        if this.written:
+            return
+        this.written = True
+        for work in this.works:
+            work.buffer.in_flight = False
+        self._wake.set()
+
+    async def _commit(self, this: _Round, stored: Sequence[Stored]) -> None:
+        """Ask for the commit. Counted is what cannot be read again, once its commit stands, in offset
+        order."""
         asked = {work.block.partition: self._ask(work) for item in stored for work in item.works}
-        for item in stored:
-            await self._remember(item)
+        this.in_order.set_result(True)
         await self._commits.wait(asked)
+        await this.first()
         for item in stored:
             standing = [work for work in item.works if _stands(asked[work.block.partition])]
             for work in standing:
@@ -677,16 +751,6 @@ class Worker:
     def _ask(self, work: Work) -> asyncio.Future[bool]:
         buffer = work.buffer  # not the work: what is owed must not hold its records
         return self._commits.ask(buffer.partition, work.extent.hi + 1, ours=lambda: not buffer.revoked)
-
-    async def _remember(self, item: Stored) -> None:
-        works = [work for work in item.works if work.buffer.state is not None and not work.buffer.revoked]
-        states = {work.block.partition: work.buffer.state for work in works if work.buffer.state is not None}
-        if not states:
-            return
-        added = item.added if len(works) == len(item.works) else item.added.of(states)
-        await self._in_thread(lambda _: remember(states, added))
-        for work in works:
-            work.buffer.brake.remember(work.block, item.result)
 
     def _owe(self, buffer: PartitionBuffer, owed: Owed) -> None:
         """Count a block once its commit stands, which was not granted in time."""

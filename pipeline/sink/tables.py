@@ -1,7 +1,9 @@
 """Rows of blocks to ClickHouse: five tables, each insert under a token that a repetition repeats.
 
-An insert costs the engine some 10 ms however few its rows: the blocks of a round go out together. Each row
-says which block it belongs to, and recovery goes by those rows: it needs to know nothing of the round.
+An insert costs the engine some 10 ms however few its rows: the blocks of a round go out together, and the
+tables of outcomes beside each other. Each row says which block it belongs to, and recovery goes by those
+rows: it needs to know nothing of the round. Of the outcomes any may be there after a crash; the cases are
+told behind them.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -58,6 +61,15 @@ _NULLABLE_DUPLICATE: Final = frozenset({"matter_code", "category", "lead_departm
 _NULLABLE_QUARANTINED: Final = frozenset({"source", "event_id", "event_type", "content_type"})
 
 
+#: Runs calls, the first with this client, and returns what they return (process.threads.Threads.at_once).
+AtOnce = Callable[[Client, Sequence[Callable[[Client], Any]]], list[Any]]
+
+
+def in_turn(client: Client, calls: Sequence[Callable[[Client], Any]]) -> list[Any]:
+    """Where there are no threads: one after the other."""
+    return [call(client) for call in calls]
+
+
 class Extent(NamedTuple):
     """A block: the record offsets `lo` … `hi`, both included, of one partition."""
 
@@ -80,6 +92,21 @@ class _Place:
     refusals: _Refusals
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """What is inserted into a table.
+
+    named : all rows of the blocks in this table, which its token names: an insert of a worker that is gone
+    may arrive late, and if that one judged the same blocks by other reference data, its rows must not stand
+    for ours. may_refuse : whether rows that the store refuses are told instead of raised.
+    """
+
+    table: str
+    rows: pl.DataFrame
+    named: pl.DataFrame
+    may_refuse: bool = True
+
+
 @dataclass
 class _Refusals:
     """Counts rows that the store refuses one by one. Too many point at our code or its tables, not at the
@@ -87,9 +114,11 @@ class _Refusals:
 
     most: float
     count: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, error: Exception) -> None:
-        self.count += 1
+        with self.lock:
+            self.count += 1
         if self.count > self.most:
             raise RuntimeError(f"{self.count} rows of a block cannot be stored") from error
 
@@ -103,9 +132,13 @@ class Sink:
         topic: str,
         stopping: threading.Event | None = None,
         before_insert: Callable[[], None] = lambda: None,
+        at_once: AtOnce = in_turn,
     ) -> None:
-        """before_insert : called right before each attempt; what it raises ends the write."""
+        """before_insert : called right before each attempt, on whatever thread; what it raises ends the
+        write. at_once : what may be inserted beside each other.
+        """
         self._client = client
+        self._at_once = at_once
         self._topic = topic
         self._before_insert = before_insert
         self._stopping = stopping or threading.Event()
@@ -133,11 +166,14 @@ class Sink:
         refusals = _Refusals(most_unstorable(result.received))
         place = _Place(inc, blocks, rules, token, refusals)
         named = whole or result
-        events, refused_events = self._insert("events", result.events, place, named.events)
-        rejections, refused_rejections = self._insert(
-            "rejections", result.rejections, place, named.rejections
+        (events, refused_events), (rejections, refused_rejections), _ = self._insert_all(
+            [
+                _Rows("events", result.events, named.events),
+                _Rows("rejections", result.rejections, named.rejections),
+                _Rows("duplicates", result.duplicates, named.duplicates, may_refuse=False),
+            ],
+            place,
         )
-        self._insert("duplicates", result.duplicates, place, named.duplicates, may_refuse=False)
         quarantined = result.quarantined
         refused = [rows for rows in (refused_events, refused_rejections) if not rows.is_empty()]
         if refused:
@@ -156,7 +192,7 @@ class Sink:
                 case_events=case_events_of(pl.concat([events, rejections]), resent),
             )
         named_so = quarantined if whole is None else whole.quarantined
-        self._insert("quarantine", quarantined, place, named_so, may_refuse=False)
+        self._insert_all([_Rows("quarantine", quarantined, named_so, may_refuse=False)], place)
         self.write_case_events(result.case_events, inc, token)
         return result
 
@@ -167,28 +203,31 @@ class Sink:
     def write_case_events(self, case_events: pl.DataFrame, inc: int, token: str) -> None:
         """Hand the block's events to their cases. Repeating it changes nothing: a case is a set."""
         if not case_events.is_empty():
-            self._send("case_events", pack_case_events(case_events, inc), token)
+            self._send("case_events", pack_case_events(case_events, inc), token, self._client)
 
-    def _insert(
-        self, table: str, rows: pl.DataFrame, place: _Place, named: pl.DataFrame, *, may_refuse: bool = True
-    ) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """(stored, refused) rows.
+    def _insert_all(self, tables: Sequence[_Rows], place: _Place) -> list[tuple[pl.DataFrame, pl.DataFrame]]:
+        """(stored, refused) rows of each table, inserted at once."""
+        given = [rows for rows in tables if not rows.rows.is_empty()]
+        calls = [partial(self._insert, rows, place) for rows in given]
+        done = (
+            dict(zip([rows.table for rows in given], self._at_once(self._client, calls), strict=True))
+            if calls
+            else {}
+        )
+        return [done.get(rows.table, (rows.rows, rows.rows)) for rows in tables]
 
-        named : all rows of the blocks in this table, which its token names: an insert of a worker that is
-        gone may arrive late, and if that one judged the same blocks by other reference data, its rows must
-        not stand for ours.
-        """
-        if rows.is_empty():
-            return rows, rows
-        return self._insert_part(table, rows, place, f"{place.token}:{_digest(named)}", may_refuse)
+    def _insert(self, given: _Rows, place: _Place, client: Client) -> tuple[pl.DataFrame, pl.DataFrame]:
+        return self._insert_part(given, given.rows, place, f"{place.token}:{_digest(given.named)}", client)
 
     def _insert_part(
-        self, table: str, rows: pl.DataFrame, place: _Place, token: str, may_refuse: bool
+        self, given: _Rows, rows: pl.DataFrame, place: _Place, token: str, client: Client
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """rows : those of `given`, or a part of them."""
+        table = given.table
         try:
-            self._send(table, _with_block(_checked(table, rows), place), token)
+            self._send(table, _with_block(_checked(table, rows), place), token, client)
         except Exception as error:
-            if not may_refuse or classify(error) is not Failure.DATA:
+            if not given.may_refuse or classify(error) is not Failure.DATA:
                 raise
             if rows.height == 1:
                 log.error("a row cannot be stored", table=table, token=token, error=type(error).__name__)
@@ -198,19 +237,19 @@ class Sink:
             return rows, rows.clear()
         middle = rows.height // 2
         done = [
-            self._insert_part(table, half, place, f"{token.partition('/')[0]}/{_name(half)}", may_refuse)
+            self._insert_part(given, half, place, f"{token.partition('/')[0]}/{_name(half)}", client)
             for half in (rows[:middle], rows[middle:])
         ]
         return pl.concat([stored for stored, _ in done]), pl.concat([refused for _, refused in done])
 
-    def _send(self, table: str, rows: pl.DataFrame, token: str) -> None:
+    def _send(self, table: str, rows: pl.DataFrame, token: str, client: Client) -> None:
         data = to_arrow(rows, _WORDS.get(table, ()), _NULLABLE.get(table, ()))
         settings = {**INSERT_SETTINGS, "insert_deduplication_token": f"{token}:{table}"}
 
         def insert() -> None:
             self._before_insert()
             started = time.perf_counter()
-            insert_table(self._client, table, data, settings=settings)
+            insert_table(client, table, data, settings=settings)
             metrics.insert_seconds.labels(table).observe(time.perf_counter() - started)
 
         persist(insert, stopping=self._stopping, what=f"{token} {table}")

@@ -33,9 +33,9 @@ POINTS = (
     "insert:rejections",
     "insert:duplicates",
     "insert:case_events",
+    "remember",  # ids and anchors of what is stored
     "fold",  # the states of the cases that a round touched
     "commit",  # the offsets
-    "remember",  # ids and anchors of what is committed
 )
 #: Those of a gateway.
 GATEWAY_POINTS = (
@@ -113,8 +113,8 @@ def install(point: str, hit: int, blow: Callable[[], object] = _die) -> None:
         module, attribute = {
             "recover": (worker, "recover"),
             "judge": (rounds, "process_blocks"),
-            "fold": (rounds._Runner, "refresh"),
-            "remember": (worker, "remember"),
+            "remember": (rounds, "remember"),
+            "fold": (worker, "fold_round"),
         }[name]
         setattr(module, attribute, fuse.around(getattr(module, attribute)))
 

@@ -14,12 +14,12 @@ from pipeline.process.buffer import Budget, PartitionBuffer
 from pipeline.process.case_memory import CaseMemory
 from pipeline.process.flow import Block, PartitionState, process_block
 from pipeline.process.partition import Span
-from pipeline.process.rounds import AbandonedError, Finished, Work, run_round
+from pipeline.process.rounds import AbandonedError, Finished, Work
 from pipeline.rules.archive import RuleArchive
 from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping
 from pipeline.sink.tables import Extent, Sink
-from tests.integration.worker_world import column, count, event, load_reference, record, rules_of
+from tests.integration.worker_world import column, count, event, load_reference, record, rules_of, run_round
 
 TABLES = ("events", "rejections", "duplicates", "quarantine", "case_events")
 

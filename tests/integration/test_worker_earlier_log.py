@@ -20,14 +20,14 @@ from pipeline.process.earlier import complete_earlier_log, tell_cases
 from pipeline.process.flow import Block, BlockResult, PartitionState, process_block
 from pipeline.process.partition import Span
 from pipeline.process.records import Record
-from pipeline.process.rounds import Work, run_round
+from pipeline.process.rounds import Work
 from pipeline.process.worker import Worker
 from pipeline.rules.archive import RuleArchive
 from pipeline.settings import Settings
 from pipeline.sink.retry import Stopping
 from pipeline.sink.tables import Extent, Sink
 from pipeline.store.cases import case_sets, refresh_cases
-from tests.integration.worker_world import PRIVACY, event, load_reference, record, rules_of
+from tests.integration.worker_world import PRIVACY, event, load_reference, record, rules_of, run_round
 
 EARLIER, LATER = 1_000, 2_000
 TOPIC = "grid.events"

@@ -289,7 +289,7 @@ async def test_a_stop_that_the_store_does_not_let_end_gives_its_blocks_up_and_is
     monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.3)
     send, asked = Sink._send, threading.Event()
 
-    def hang(self: Sink, table: str, rows: Any, token: str) -> None:
+    def hang(self: Sink, table: str, rows: Any, token: str, client: Client) -> None:
         asked.set()
         self._stopping.wait(20)
         raise Stopping("not stored")
@@ -339,11 +339,11 @@ async def test_what_failed_is_never_committed(town: Town, monkeypatch: pytest.Mo
     (`tests/traps/test_faust_traps.py`), ours none."""
     send, calls = Sink._send, []
 
-    def fail_twice(self: Sink, table: str, rows: Any, token: str) -> None:
+    def fail_twice(self: Sink, table: str, rows: Any, token: str, client: Client) -> None:
         calls.append(token)
         if len(calls) <= 2:
             raise RuntimeError("the store is down")
-        send(self, table, rows, token)
+        send(self, table, rows, token, client)
 
     monkeypatch.setattr(Sink, "_send", fail_twice)
     town.send(*[record(0, event(number)) for number in range(10)], partition=0)
@@ -364,11 +364,11 @@ async def test_a_crash_in_the_middle_of_the_inserts_is_completed(
     town.send(*[record(0, event(number), event(f"x{number}", matter_code="NO-SUCH")) for number in range(12)])
     send, calls = Sink._send, []
 
-    def crash(self: Sink, table: str, rows: Any, token: str) -> None:
+    def crash(self: Sink, table: str, rows: Any, token: str, client: Client) -> None:
         calls.append(token)
         if len(calls) > at:
             raise RuntimeError("killed between two tables")
-        send(self, table, rows, token)
+        send(self, table, rows, token, client)
 
     with monkeypatch.context() as patch:
         patch.setattr(Sink, "_send", crash)
@@ -401,11 +401,11 @@ async def test_a_block_of_nothing_but_copies_and_broken_events_is_finished_in_it
 
     send, calls = Sink._send, []
 
-    def crash(self: Sink, table: str, rows: Any, token: str) -> None:
+    def crash(self: Sink, table: str, rows: Any, token: str, client: Client) -> None:
         calls.append(table)
         if len(calls) > 1:
             raise RuntimeError("killed between two tables")
-        send(self, table, rows, token)
+        send(self, table, rows, token, client)
 
     async def refuse(*_: Any) -> None:
         raise RuntimeError("killed before the commit")
@@ -458,10 +458,10 @@ async def test_a_block_that_was_begun_is_finished_by_its_own_rules(
     town.send(*[record(0, event(number), event(f"x{number}", matter_code="SA-99")) for number in range(12)])
     send = Sink._send
 
-    def crash(self: Sink, table: str, rows: Any, token: str) -> None:
+    def crash(self: Sink, table: str, rows: Any, token: str, client: Client) -> None:
         if table != "events":
             raise RuntimeError("killed between two tables")
-        send(self, table, rows, token)
+        send(self, table, rows, token, client)
 
     with monkeypatch.context() as patch:
         patch.setattr(Sink, "_send", crash)
@@ -671,10 +671,10 @@ async def test_what_a_worker_stored_and_did_not_tell_the_cases_reaches_them_from
     old = [event(number) for number in range(4)]
     send = Sink._send
 
-    def crash(self: Sink, table: str, rows: Any, token: str) -> None:
+    def crash(self: Sink, table: str, rows: Any, token: str, client: Client) -> None:
         if table != "events":
             raise RuntimeError("killed between two tables")
-        send(self, table, rows, token)
+        send(self, table, rows, token, client)
 
     def crash_at_the_fold(*_: Any) -> None:
         raise RuntimeError("killed before the fold")

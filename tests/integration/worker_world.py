@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -15,9 +16,11 @@ from clickhouse_connect.driver.client import Client
 from pipeline.contract.privacy import Privacy
 from pipeline.frames import EVENT
 from pipeline.ingest.blocks import ARROW, encode_frame
+from pipeline.process.case_memory import CaseMemory
 from pipeline.process.decode import decode
 from pipeline.process.flow import Rules
 from pipeline.process.records import Record
+from pipeline.process.rounds import Finished, Work, fold_round, store_round
 from pipeline.reference.load import load_directory
 from pipeline.reference.snapshot import Reference
 from pipeline.rules.catalogue import Catalogues, load_catalogues
@@ -57,6 +60,21 @@ def rules_of(client: Client, settings: Settings | None = None) -> Rules:
     settings = settings or Settings()
     reference = Reference.load(client, tolerance_m=settings.grid_tolerance_m)
     return Rules(reference, catalogues(), PRIVACY, settings)
+
+
+def run_round(
+    works: Sequence[Work],
+    client: Client,
+    *,
+    inc: int,
+    stopping: threading.Event,
+    memory: CaseMemory,
+    **more: Any,
+) -> Finished:
+    """Both parts of a round, as the worker runs them where no other is under way."""
+    finished = store_round(works, client, inc=inc, stopping=stopping, **more)
+    fold_round(finished.stored, client, inc=inc, stopping=stopping, memory=memory)
+    return finished
 
 
 def event(number: int | str, *, minutes: float = 0, **changes: Any) -> dict[str, Any]:

@@ -94,6 +94,13 @@ def stored(buffer: PartitionBuffer, lo: int, hi: int, size: int = 10) -> Stored:
     return Stored([Work(buffer, Block(PARTITION, records), None)], NO_ROWS, NO_ROWS)
 
 
+async def commit(worker: Worker, item: Stored) -> None:
+    """As at the end of its round."""
+    this = worker._begun(item.works)
+    await worker._commit(this, [item])
+    worker._ended(this)
+
+
 async def settled(buffer: PartitionBuffer) -> None:
     """Every commit that is owed came out, and who waits for it was told."""
     await asyncio.gather(*[owed.stands for owed in buffer.owed])
@@ -125,10 +132,10 @@ async def test_blocks_are_counted_in_their_order_whoever_is_woken_first(
             stands.set_result(True)
 
     monkeypatch.setattr(worker._commits, "ask", noted)
-    await worker._commit([stored(buffer, 0, 9)])
+    await commit(worker, stored(buffer, 0, 9))
     assert buffer.committed is None
     monkeypatch.setattr(worker._commits, "wait", granted)
-    await worker._commit([stored(buffer, 10, 19)])
+    await commit(worker, stored(buffer, 10, 19))
     assert buffer.committed == 20
     await settled(buffer)
     assert buffer.committed == 20
@@ -142,7 +149,7 @@ async def test_what_is_owed_holds_no_records_and_is_told(worker: Worker, group: 
         for number in range(5):
             item = stored(buffer, 10 * number, 10 * number + 9, size=BYTES // 10)
             blocks.append(weakref.ref(item.works[0].block))
-            await worker._commit([item])
+            await commit(worker, item)
             del item
         gc.collect()
         assert not any(block() for block in blocks), "the records of blocks that are stored are held"
@@ -184,12 +191,12 @@ def test_a_new_worker_does_not_know_of_earlier_direct_records(tmp_path: Path) ->
 async def test_what_was_taken_away_meanwhile_moves_no_offset(worker: Worker, group: Group) -> None:
     buffer = buffer_of(worker)
     async with asyncio.timeout(20):
-        await worker._commit([stored(buffer, 0, 9)])
+        await commit(worker, stored(buffer, 0, 9))
         await worker.revoked({PARTITION})
         await settled(buffer)
         group.refuses = False
         again = buffer_of(worker)
-        await worker._commit([stored(again, 0, 4)])
+        await commit(worker, stored(again, 0, 4))
         await settled(again)
         assert again.committed == 5
     assert buffer.committed is None
@@ -203,7 +210,7 @@ async def test_an_end_commits_what_is_owed(
     monkeypatch.setattr(commits, "_LONGEST_WAIT_SECONDS", 60.0)
     buffer = buffer_of(worker)
     async with asyncio.timeout(20):
-        await worker._commit([stored(buffer, 0, 9)])
+        await commit(worker, stored(buffer, 0, 9))
         group.refuses = False
         await worker._drain()
     assert group.offsets == {PARTITION: 10}

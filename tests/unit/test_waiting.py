@@ -11,7 +11,9 @@ from pipeline import metrics
 from pipeline.errors import TransientError
 from pipeline.process import looks as module
 from pipeline.process.buffer import Budget, PartitionBuffer
+from pipeline.process.flow import Block
 from pipeline.process.records import Record
+from pipeline.process.rounds import Work
 from pipeline.process.worker import Worker
 from pipeline.settings import Settings
 from pipeline.sink import retry
@@ -72,7 +74,8 @@ async def test_a_store_that_takes_nothing_makes_its_partitions_not_ready(
 ) -> None:
     told: list[object] = []
     worker = made(tmp_path, told)
-    worker._on_the_way |= {4, 2}
+    buffers = [PartitionBuffer(partition, max_rows=10, budget=Budget(1_000)) for partition in (4, 2)]
+    worker._begun([Work(buffer, Block(buffer.partition, []), None) for buffer in buffers])
     monkeypatch.setattr(module, "refused_for", lambda: 11.0)
     worker._looks._look_for_stalls()
     worker._looks._look_for_stalls()

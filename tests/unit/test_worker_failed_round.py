@@ -33,7 +33,7 @@ async def test_no_block_is_cut_behind_one_that_failed(
     def fail(*_: Any, **__: Any) -> NoReturn:
         raise error
 
-    monkeypatch.setattr("pipeline.process.worker.run_round", fail)
+    monkeypatch.setattr("pipeline.process.worker.store_round", fail)
     worker = Worker(Settings(data_dir=tmp_path), _Store, "127.0.0.1:1", Privacy(b"k" * 32))  # type: ignore[arg-type]
     worker._rules = type("Rules", (), {"now": None})()  # type: ignore[assignment]
     buffer, beside = (
@@ -46,7 +46,7 @@ async def test_no_block_is_cut_behind_one_that_failed(
     assert [work.block.lo for work in works] == [0]
     for late in (buffer, beside):  # while it is on the way
         late.take(Record(1, 0, None, b"{}"), long_ago)
-    await worker._round(works)
+    await worker._round(worker._begun(works))
     # the worker ends within a few turns of its loop; the dispatcher may have one of them
     assert [(work.block.partition, work.block.lo) for work in worker._cut_round()] == [(1, 1)]
     buffer.take(Record(2, 0, None, b"{}"), long_ago)
