@@ -45,7 +45,7 @@ _PARTS: Final[dict[str, tuple[ModuleType, list[str]]]] = {
     "latency": (latency, ["--seconds", "15"]),
     "together": (together, ["--minutes", "1", "--embedded"]),
     "profile": (profile, ["--events", _EVENTS]),
-    "reads": (reads, ["--cases", "100000"]),
+    "reads": (reads, ["--cases", "100000", "--rounds", "5"]),
 }
 _QUICK: Final = {"processor": ["--form", "arrow"]}
 

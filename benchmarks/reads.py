@@ -3,11 +3,10 @@
     python -m benchmarks reads [--quick] [--cases N …] [--rounds N]
 
 The rows are made by `kpi_speed.load_cases` and folded as a worker folds them. A call is measured `rounds`
-times after one that warms up, 20 times at least where it takes less than a second or a goal is about so many
-cases; p95 and the CPU time of the process are kept. Calls are of three kinds: `now`, `past` (ten days ago,
-both views) and `scrape`, which is no KPI call: what the gauges of /metrics cost when they are refreshed (the
-call by district, cases whose limit passed in the last hour, rejections that may concern life and limb, free
-disk).
+times after one that warms up, 20 times at least where a goal is about so many cases; p95 and the CPU time of
+the process are kept. Calls are of three kinds: `now`, `past` (ten days ago, both views) and `scrape`, which
+is no KPI call: what the gauges of /metrics cost when they are refreshed (the call by district, cases whose
+limit passed in the last hour, rejections that may concern life and limb, free disk).
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ import orjson
 from benchmarks.harness import PLACE, RunFailedError, Series, out, python, run_program
 from benchmarks.peers.common import peak_mb
 
-#: So many rounds have a p95; of fewer it is the slowest one. Slow calls get them where a goal asks for it.
-_FAST_SECONDS, _FULL_ROUNDS = 1.0, 20
+#: So many rounds have a p95; of fewer it is the slowest one.
+_FULL_ROUNDS = 20
 _MOST_SECONDS = 7_200.0
 #: ms of the p95: (calls for now, a past as_of)
 GOALS = {1_000_000: (150, 1_500), 10_000_000: (1_000, None)}
 
 
-def rounds_of(cases: int, first_seconds: float, rounds: int) -> int:
-    """How often a call is measured that took so long the first time."""
-    return max(rounds, _FULL_ROUNDS) if cases in GOALS or first_seconds < _FAST_SECONDS else rounds
+def rounds_of(cases: int, rounds: int) -> int:
+    """How often a call is measured."""
+    return max(rounds, _FULL_ROUNDS) if cases in GOALS else rounds
 
 
 def kinds(calls: dict[str, dict[str, Any]], kind: str) -> dict[str, float]:
@@ -81,10 +80,9 @@ def measure(cases: int, rounds: int, place: Path) -> dict[str, Any]:
     wanted["scrape"] = ("scrape", scrape)
     counted = kpi(client, by="city", view="cohort", as_of=NOW, **month)["rows"][0]["cases"]
     for name, (kind, call) in wanted.items():
-        begin = time.perf_counter()
         call()
         wall, cpu = [], []
-        for _ in range(rounds_of(cases, time.perf_counter() - begin, rounds)):
+        for _ in range(rounds_of(cases, rounds)):
             begin, used = time.perf_counter(), time.process_time()
             call()
             wall.append((time.perf_counter() - begin) * 1_000)

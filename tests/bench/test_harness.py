@@ -279,14 +279,9 @@ def test_reads_that_end_without_a_figure_fail_and_leave_no_store(
     assert reads.main(["--quick", "--cases", "5"]) == 0
 
 
-@pytest.mark.parametrize(
-    ("cases", "seconds", "rounds"),
-    [(1_000_000, 5.0, 20), (100_000, 5.0, 7), (100_000, 0.5, 20), (10_000_000, 1.0, 20)],
-)
-def test_calls_that_a_goal_is_about_have_a_p95_however_slow_they_are(
-    cases: int, seconds: float, rounds: int
-) -> None:
-    assert reads.rounds_of(cases, seconds, 7) == rounds
+@pytest.mark.parametrize(("cases", "rounds"), [(1_000_000, 20), (100_000, 7), (10_000_000, 20)])
+def test_calls_that_a_goal_is_about_have_a_p95(cases: int, rounds: int) -> None:
+    assert reads.rounds_of(cases, 7) == rounds
 
 
 def test_soak_without_kafka_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
