@@ -6,6 +6,7 @@ Times are `Datetime("ms", "UTC")`. A frame is named for its rows. The tables of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import polars as pl
@@ -253,15 +254,29 @@ RANK: Final = {event_type: number for number, event_type in enumerate(EVENT_TYPE
 PIPELINE_EVENT_TYPES: Final = ("ADMITTED", "REJECTED")
 
 
+NO_DUPLICATES: Final = pl.DataFrame(schema=DUPLICATE)
+NO_QUARANTINED: Final = pl.DataFrame(schema=QUARANTINED)
+
+
+def beside(columns: Sequence[pl.Series]) -> pl.DataFrame:
+    """A frame of these columns. The constructor takes 50 to 160 µs for twenty of them, this 7."""
+    first, *others = columns
+    return first.to_frame().hstack(others)
+
+
+def null_counts(frame: pl.DataFrame) -> dict[str, int]:
+    """How many nulls each column holds."""
+    return dict(zip(frame.columns, frame.null_count().row(0), strict=True))
+
+
 def expect(frame: pl.DataFrame, schema: Schema, name: str) -> pl.DataFrame:
     """Return `frame` with exactly the columns of `schema`, in its order.
 
     Raises ContractError naming every column that is missing or has another dtype.
     """
-    found = frame.schema
-    # a selection is a query to polars, and most frames come as they must be
-    if list(found.items()) == list(schema.items()):
+    if frame.columns == list(schema) and frame.dtypes == list(schema.values()):
         return frame
+    found = frame.schema
     wrong = [
         f"{column} is {found.get(column, 'missing')}, must be {dtype}"
         for column, dtype in schema.items()
@@ -269,4 +284,4 @@ def expect(frame: pl.DataFrame, schema: Schema, name: str) -> pl.DataFrame:
     ]
     if wrong:
         raise ContractError(f"{name}: " + "; ".join(wrong))
-    return frame.select(list(schema))
+    return frame[list(schema)]

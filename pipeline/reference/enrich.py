@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from pipeline import frames
 from pipeline.reference.erased import without_erased
@@ -45,7 +46,7 @@ def _bits(flags: tuple[str, ...]) -> int:
 
 
 def _visible_flags() -> pl.Expr:
-    """Bits of the flags that a row's matter may see, from its code, category and `mode`: UInt16.
+    """`visible`: bits of the flags that a row's matter may see, from its code, category and `mode`, UInt16.
 
     The category is the catalogue's: the code of a temporary matter does not tell it.
     """
@@ -56,7 +57,17 @@ def _visible_flags() -> pl.Expr:
     for code, flags in _BY_MATTER.items():
         bits |= pl.when(matter == code).then(_bits(flags)).otherwise(0).cast(pl.UInt16)
     emergency = pl.col("mode").is_not_null() & category.is_in(_EMERGENCY_CATEGORIES)
-    return bits | pl.when(emergency).then(_bits(EMERGENCY_FLAGS)).otherwise(0).cast(pl.UInt16)
+    bits |= pl.when(emergency).then(_bits(EMERGENCY_FLAGS)).otherwise(0).cast(pl.UInt16)
+    return bits.alias("visible")
+
+
+#: What a row tells by itself.
+_PLACES_AND_FLAGS: Final = (
+    pl.col("grid_code").str.head(6).alias("district_code"),
+    pl.col("grid_code").str.head(9).alias("town_code"),
+    pl.col("grid_code").str.head(12).alias("village_code"),
+    _visible_flags(),
+)
 
 
 def enrich(judged: pl.DataFrame, reference: Reference) -> pl.DataFrame:
@@ -66,34 +77,23 @@ def enrich(judged: pl.DataFrame, reference: Reference) -> pl.DataFrame:
     A fact per person given, in the same order; `found` is false and the rest null for an unknown key. Events
     without a matter, and the matters of special groups (PO-05 to PO-07), see no flags.
     """
-    grid = pl.col("grid_code")
     judged = without_erased(judged, reference.erased)
-    return judged.with_columns(
-        grid.str.head(6).alias("district_code"),
-        grid.str.head(9).alias("town_code"),
-        grid.str.head(12).alias("village_code"),
-        _person_facts(judged, reference),
-    )
+    *places, visible = judged.select(_PLACES_AND_FLAGS).get_columns()
+    return judged.hstack([*places, _person_facts(judged, visible.to_numpy(), reference)])
 
 
-def _person_facts(judged: pl.DataFrame, reference: Reference) -> pl.Series:
+def _person_facts(judged: pl.DataFrame, visible: NDArray[np.uint16], reference: Reference) -> pl.Series:
+    """visible : (n,) bits of the flags that a row's matter may see."""
     flat, counts = flatten(judged["persons"])
     persons = flat.struct.unnest()
     positions = reference.people.find(persons["key"], instant_ms(judged["occurred_at"])[rows_of(counts)])
-    visible = judged.select(_visible_flags()).to_series().to_numpy()
     known = reference.people.facts(positions)
     bits = known["flags"].to_numpy() & np.repeat(visible, counts)
-    facts = (
-        pl.DataFrame(
-            {
-                "key": persons["key"],
-                "role": persons["role"],
-                "found": pl.Series(positions >= 0),
-                **{name: known[name] for name in ("age_band", "gender", "residence_kind", "home_grid_code")},
-                "flags": _FLAG_NAMES.gather(pl.Series(bits.astype(np.uint32))),
-            }
-        )
-        .to_struct()
-        .cast(frames.PERSON_FACT)
+    facts = persons[["key", "role"]].hstack(
+        [
+            pl.Series("found", positions >= 0),
+            *known[["age_band", "gender", "residence_kind", "home_grid_code"]].get_columns(),
+            _FLAG_NAMES[bits.astype(np.uint32)].alias("flags"),
+        ]
     )
-    return regroup(facts.alias("person_facts"), counts)
+    return regroup(facts.to_struct("person_facts").cast(frames.PERSON_FACT), counts)

@@ -6,6 +6,8 @@ import binascii
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.reference.hash_index import HashIndex, Int64s, UInt64s
@@ -14,17 +16,41 @@ Mask = NDArray[np.bool_]
 
 _FOREVER_MS = (1 << 43) - 1  # the year 2248
 _TIME_BITS = np.int64(43)
+_WORDS = (pl.col("key").hash(1).alias("hi"), pl.col("key").hash(2).alias("lo"))
+
+
+def is_given(values: pl.Series) -> Mask:
+    """(n,) where there is a value."""
+    if not values.null_count():  # either answer below takes 40 µs
+        return np.ones(len(values), bool)
+    valid: Mask = (
+        values.to_arrow(compat_level=pl.CompatLevel.newest()).is_valid().to_numpy(zero_copy_only=False)
+    )
+    return valid
+
+
+def is_true(flags: pl.Series) -> Mask:
+    """(n,) where a Boolean is true; false where it is null."""
+    holds: Mask = (flags.fill_null(False) if flags.null_count() else flags).to_numpy()
+    return holds
+
+
+def integers(values: pl.Series, absent: int) -> Int64s:
+    """(n,) whole numbers of a column: of times their units; `absent` for null and for what is no number."""
+    cast = values.cast(pl.Int64, strict=False)
+    numbers: Int64s = (cast.fill_null(absent) if cast.null_count() else cast).to_numpy()
+    return numbers
 
 
 def instant_ms(times: pl.Series) -> Int64s:
     """Milliseconds since 1970 of a Datetime("ms") series without nulls, cut to what VersionIndex holds."""
-    clipped: Int64s = np.clip(times.to_physical().to_numpy(), 0, _FOREVER_MS)
+    clipped: Int64s = np.clip(times.cast(pl.Int64).to_numpy(), 0, _FOREVER_MS)
     return clipped
 
 
 def end_ms(times: pl.Series) -> Int64s:
     """`instant_ms` of ends; null, the open end, lies beyond every instant."""
-    clipped: Int64s = np.clip(times.to_physical().fill_null(_FOREVER_MS).to_numpy(), 0, _FOREVER_MS)
+    clipped: Int64s = np.clip(integers(times, _FOREVER_MS), 0, _FOREVER_MS)
     return clipped
 
 
@@ -33,14 +59,13 @@ def text_words(keys: pl.Series) -> tuple[UInt64s, UInt64s]:
 
     Two texts with equal words are taken for one: below 1 in 10^24 for millions of keys.
     """
-    words = keys.to_frame("key").select(pl.col("key").hash(1).alias("hi"), pl.col("key").hash(2).alias("lo"))
+    words = keys.to_frame("key").select(_WORDS)
     return words["hi"].to_numpy(), words["lo"].to_numpy()
 
 
 def grid_numbers(codes: pl.Series) -> Int64s:
     """Grid codes (15 digits) as integers, -1 for null and for what is no number."""
-    numbers: Int64s = codes.cast(pl.Int64, strict=False).fill_null(-1).to_numpy()
-    return numbers
+    return integers(codes, -1)
 
 
 class KeyIndex:
@@ -56,7 +81,7 @@ class KeyIndex:
             return np.full(len(asked), -1, np.int64)
         found = self._index.find(*text_words(asked))
         if asked.null_count():
-            found[asked.is_null().to_numpy()] = -1
+            found[~is_given(asked)] = -1
         return found
 
     def __len__(self) -> int:
@@ -111,35 +136,34 @@ def owners(keys: pl.Series) -> tuple[Mask, Int64s]:
 
 def hex_words(keys: pl.Series) -> tuple[Mask, UInt64s]:
     """Whether each key is 64 hex digits (n,), and its four big-endian words (4, n), 0 where it is not."""
-    usable = (keys.str.len_bytes() == 64).fill_null(False)
-    try:
-        words = _decoded(keys.filter(usable))
-    except binascii.Error:  # rare: a source's own key of just that length
-        usable = keys.str.contains(r"^[0-9A-Fa-f]{64}$").fill_null(False)
-        words = _decoded(keys.filter(usable))
-    given = usable.to_numpy()
-    if given.all():
-        return given, words
-    complete = np.zeros((4, len(keys)), np.uint64)
-    complete[:, given] = words
-    return given, complete
-
-
-def _decoded(keys: pl.Series) -> UInt64s:
-    """Words of keys of 64 bytes each, straight from the column's memory: ten times polars' own decoder."""
-    if keys.is_empty():
-        return np.empty((4, 0), np.uint64)
     text = keys.to_arrow(compat_level=pl.CompatLevel.oldest())
-    start = 64 * text.offset
-    raw = binascii.unhexlify(memoryview(text.buffers()[2])[start : start + 64 * len(keys)])
+    usable: Mask = pc.binary_length(text).fill_null(0).to_numpy(zero_copy_only=False) == 64
+    try:
+        words = _decoded(text if usable.all() else text.filter(usable))
+    except binascii.Error:  # rare: a source's own key of just that length
+        usable = is_true(keys.str.contains(r"^[0-9A-Fa-f]{64}$"))
+        words = _decoded(text.filter(usable))
+    if usable.all():
+        return usable, words
+    complete = np.zeros((4, len(keys)), np.uint64)
+    complete[:, usable] = words
+    return usable, complete
+
+
+def _decoded(keys: pa.LargeStringArray) -> UInt64s:
+    """Words of keys of 64 bytes each, straight from the column's memory: ten times polars' own decoder."""
+    if not len(keys):
+        return np.empty((4, 0), np.uint64)
+    start = 64 * keys.offset
+    raw = binascii.unhexlify(memoryview(keys.buffers()[2])[start : start + 64 * len(keys)])
     return np.ascontiguousarray(np.frombuffer(raw, ">u8").reshape(-1, 4).T, dtype=np.uint64)
 
 
 def encode(words: pl.Series) -> tuple[Int64s, list[str]]:
     """Codes (n,) of a text column of few distinct values, -1 for null, and the values by code."""
     encoded = words.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
-    codes: Int64s = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes, encoded.dictionary.to_pylist()
+    codes = encoded.indices.fill_null(-1) if encoded.null_count else encoded.indices
+    return codes.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 
 
 def with_nothing(facts: pl.DataFrame) -> pl.DataFrame:
@@ -152,5 +176,4 @@ def with_nothing(facts: pl.DataFrame) -> pl.DataFrame:
 
 def take(facts: pl.DataFrame, positions: Int64s) -> pl.DataFrame:
     """Rows of a frame made by `with_nothing` at `positions` (n,)."""
-    wanted = pl.Series(np.where(positions < 0, facts.height - 1, positions).astype(np.uint32))
-    return facts.select(pl.all().gather(wanted))
+    return facts[np.where(positions < 0, facts.height - 1, positions).astype(np.uint32)]

@@ -10,6 +10,7 @@ import polars as pl
 from clickhouse_connect.driver.client import Client
 from numpy.typing import NDArray
 
+from pipeline.frames import beside
 from pipeline.reference.hash_index import HashIndex, Int64s, UInt64s
 from pipeline.reference.keys import hex_words
 from pipeline.reference.query import read_by_keys, read_frame
@@ -24,6 +25,12 @@ GENDERS: Final = PERSONS.column("gender").values
 RESIDENCE_KINDS: Final = PERSONS.column("residence_kind").values
 #: Read by first hex digit, so that a slice of 4.8 million is some 300,000 rows.
 _PREFIXES: Final = "0123456789abcdef"
+
+#: Words by the codes of a person's row; code 0 stands for none.
+_WORDS: Final = {
+    name: pl.Series(name, [None, *words], dtype=pl.String)
+    for name, words in (("age_band", AGE_BANDS), ("gender", GENDERS), ("residence_kind", RESIDENCE_KINDS))
+}
 
 _FLAG_SUM: Final = " + ".join(f"{bit} * ifNull({flag}_flag, false)" for flag, bit in FLAG_BIT.items())
 
@@ -118,14 +125,12 @@ class People:
             name: values[place] if len(values) else np.zeros(len(positions), values.dtype)
             for name, values in self._columns.items()
         }
-        return pl.DataFrame(
-            {
-                "age_band": _words(raw["age_band"], unknown, AGE_BANDS),
-                "gender": _words(raw["gender"], unknown, GENDERS),
-                "residence_kind": _words(raw["residence_kind"], unknown, RESIDENCE_KINDS),
-                "home_grid_code": _grid_codes(raw["home_grid"], unknown),
-                "flags": pl.Series(np.where(unknown, 0, raw["flags"]).astype(np.uint16)),
-            }
+        return beside(
+            [
+                *(words[np.where(unknown, 0, raw[name]).astype(np.uint32)] for name, words in _WORDS.items()),
+                _grid_codes(raw["home_grid"], unknown).alias("home_grid_code"),
+                pl.Series("flags", np.where(unknown, 0, raw["flags"]).astype(np.uint16)),
+            ]
         )
 
     def __len__(self) -> int:
@@ -163,12 +168,6 @@ def _resized(values: NDArray[Any], size: int) -> NDArray[Any]:
     fresh = np.empty(size, values.dtype)
     fresh[: len(values)] = values
     return fresh
-
-
-def _words(codes: NDArray[Any], unknown: NDArray[np.bool_], values: tuple[str, ...]) -> pl.Series:
-    """Words for codes from 1; null for code 0 and unknown persons."""
-    lookup = pl.Series([None, *values], dtype=pl.String)
-    return lookup.gather(pl.Series(np.where(unknown, 0, codes).astype(np.uint32)))
 
 
 def _grid_codes(numbers: NDArray[Any], unknown: NDArray[np.bool_]) -> pl.Series:

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import xxhash
 from clickhouse_connect.driver.client import Client
 from numpy.typing import NDArray
@@ -29,6 +30,8 @@ from pipeline.reference.keys import (
     end_ms,
     grid_numbers,
     instant_ms,
+    is_given,
+    is_true,
     owners,
     take,
     with_nothing,
@@ -106,7 +109,7 @@ class _Grids:
         nothing = len(self.categories)
         columns = [self.categories.get(categories.get(name, ""), nothing) for name in names]
         column = np.array([*columns, nothing], np.int64)[codes]  # code -1 takes the last
-        return self.departments.gather(pl.Series(self.routes[version, column]))
+        return self.departments[self.routes[version, column]]
 
 
 class _Staff:
@@ -268,28 +271,29 @@ class Reference:
             "grid_found": pl.Series(owner >= 0),
             "grid_active": pl.Series(active),
             **{name: facts[name] for name in facts.columns},
-            "unit_found": _where(units.is_not_null(), self._parts.units.find(units) >= 0),
+            "unit_found": _where(is_given(units), self._parts.units.find(units) >= 0),
             **self._point(events, version),
             **self._staff(events, grid, at_ms),
             **self._persons(events, at_ms),
             "organisation_found": _where(
-                organisations.is_not_null(), self._parts.organisations.find(organisations) >= 0
+                is_given(organisations), self._parts.organisations.find(organisations) >= 0
             ),
             "route_department": grids.route(events["matter_code"], version, categories),
         }
-        return pl.DataFrame({name: columns[name].cast(dtype) for name, dtype in frames.FEATURES.items()})
+        return frames.beside(
+            [columns[name].cast(dtype).alias(name) for name, dtype in frames.FEATURES.items()]
+        )
 
     def _point(self, events: pl.DataFrame, version: Int64s) -> dict[str, pl.Series]:
-        lon = events["lon"].fill_null(np.nan).to_numpy()
-        lat = events["lat"].fill_null(np.nan).to_numpy()
+        lon, lat = events["lon"].to_numpy(), events["lat"].to_numpy()  # NaN for null
         asked = np.flatnonzero((version >= 0) & np.isfinite(lon) & np.isfinite(lat))
         lon, lat, version_asked = lon[asked], lat[asked], version[asked]
-        shifted = (events["crs"] == "gcj02").fill_null(False).to_numpy()[asked]
+        shifted = is_true(events["crs"] == "gcj02")[asked]
         if shifted.any():
             lon[shifted], lat[shifted] = gcj02_to_wgs84(lon[shifted], lat[shifted])
         distance = np.full(events.height, np.nan)
         distance[asked] = self._parts.grids.boundaries.distance_m(version_asked, lon, lat)
-        measured = pl.Series(distance).fill_nan(None)
+        measured = pl.Series(distance, nan_to_null=True)
         return {"point_in_grid": measured <= self._tolerance_m, "point_distance_m": measured}
 
     def _staff(self, events: pl.DataFrame, grid: Int64s, at_ms: Int64s) -> dict[str, pl.Series]:
@@ -312,7 +316,7 @@ class Reference:
 
     def _persons(self, events: pl.DataFrame, at_ms: Int64s) -> dict[str, pl.Series]:
         persons, given = flatten(events["persons"])
-        keys = persons.struct.field("key")
+        keys = persons.struct.unnest()["key"]
         row = rows_of(given)
         # whoever was erased was a resident: what is judged again must be judged as before
         known = (self._parts.people.find(keys, at_ms[row]) >= 0) | self.erased.holds(keys)
@@ -324,12 +328,12 @@ def _scattered(values: Mask, rows: NDArray[np.int64], height: int) -> pl.Series:
     """`values` at `rows`, null elsewhere."""
     complete, given = np.zeros(height, bool), np.zeros(height, bool)
     complete[rows], given[rows] = values, True
-    return _where(pl.Series(given), complete)
+    return _where(given, complete)
 
 
-def _where(condition: pl.Series, values: NDArray[np.bool_]) -> pl.Series:
+def _where(condition: Mask, values: Mask) -> pl.Series:
     """`values` where `condition`, else null."""
-    return pl.Series(values).set(~condition, None)
+    return pl.Series(pa.array(values, mask=~condition))
 
 
 def _mentioned(values: pl.Series) -> list[str]:
