@@ -12,14 +12,40 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipeline.frames import DECISION, DECODED, FEATURES, MODE, TIMESTAMP, expect
-from pipeline.rules.admission import CompiledRule
+from pipeline.frames import DECISION, DECODED, FEATURES, MODE, TIMESTAMP, beside, expect
+from pipeline.reference.keys import is_true
+from pipeline.rules.admission import CompiledCondition, CompiledRule
 from pipeline.rules.catalogue import Catalogues
-from pipeline.rules.features import Terms, add_features, add_terms, matter_terms
+from pipeline.rules.conditions import columns_used
+from pipeline.rules.features import FEATURES_FROM, Terms, add_features, add_terms, matter_terms
 from pipeline.rules.model import RULE_COUNT
 
 PASSED, FAILED, UNKNOWN = 1, 0, 2
+#: What a condition gives for a row, as a number; null, not known, is one of its own.
+_HOLDS, _NOT_KNOWN = 1, 2
 _RESULT_WORDS: Final = {PASSED: "true", FAILED: "false", UNKNOWN: "unknown"}
+_OUTCOMES: Final = pl.Series("outcome", ["admitted", "rejected"])
+#: The decision on an event that is no report.
+_RECORDED: Final = pl.DataFrame(
+    {
+        "outcome": ["recorded"],
+        "reasons": [[]],
+        "missing_fields": [[]],
+        "rule_results": [[]],
+        "evidence_pending": [False],
+        "life_safety": [False],
+        "response_limit_seconds": [None],
+        "resolution_limit_seconds": [None],
+        "mode": [None],
+        "mode_level": [None],
+    },
+    schema_overrides=DECISION,
+)
+_JUDGED_BY: Final = {**DECODED, **FEATURES}
+#: What every event is told of its matter: names of the terms and of the decision.
+_OF_MATTER: Final = {
+    "matter_category": "category", "matter_urgency": "urgency", "matter_lead_department": "lead_department",
+}  # fmt: skip
 
 
 def admit(
@@ -40,22 +66,16 @@ def admit(
     """
     expect(modes, MODE, "modes")
     judge = _judge(catalogues)
-    judged = add_terms(expect(events, {**DECODED, **FEATURES}, "events to admit"), judge.terms)
-    is_report = judged.select(pl.col("event_type").eq_missing("REPORTED")).to_series()
-    reports = _decide_reports(judged.filter(is_report), judge, modes, districts)
-    decided = _common(judged, judge.terms, catalogues)
+    judged = add_terms(expect(events, _JUDGED_BY, "events to admit"), judge.terms)
+    is_report = is_true(judged["event_type"] == "REPORTED")
+    # a filter would copy every column
+    reports = _decide_reports(judged[judge.looked_at][np.flatnonzero(is_report)], judge, modes, districts)
     if reports.height < events.height:
-        others = _recorded(events.height - reports.height)
+        # every event's decision: those of reports come first, then the one of all others
+        place = np.where(is_report, is_report.cumsum() - 1, reports.height).astype(np.uint32)
         # one chunk: gathering across chunks costs ten times as much
-        reports = pl.concat([reports, others], rechunk=True)
-        # position of every event's decision: reports come first, then the others, both in order
-        mask = is_report.to_numpy()
-        order = np.empty(events.height, np.uint32)
-        order[np.concatenate([np.flatnonzero(mask), np.flatnonzero(~mask)])] = np.arange(
-            events.height, dtype=np.uint32
-        )
-        reports = reports[order]
-    decision = pl.concat([reports, decided], how="horizontal")
+        reports = pl.concat([reports, _RECORDED], rechunk=True)[place]
+    decision = pl.concat([reports, _common(judged, judge)], how="horizontal")
     return pl.concat([events, expect(decision, DECISION, "decision")], how="horizontal")
 
 
@@ -65,10 +85,10 @@ def matter_facts(events: pl.DataFrame, catalogues: Catalogues) -> pl.DataFrame:
     events : (n, k) with matter_code, occurred_at and ingested_at; nothing is decided about them.
     """
     terms = _judge(catalogues).terms
-    known = add_terms(events.select("matter_code", "occurred_at", "ingested_at"), terms)
-    return matter_terms(known, terms, ("matter_category", "matter_lead_department")).rename(
-        {"matter_category": "category", "matter_lead_department": "lead_department"}
-    )
+    known = add_terms(events[["matter_code", "occurred_at", "ingested_at"]], terms)
+    columns = ("matter_category", "matter_lead_department")
+    category, department = matter_terms(known, terms, columns).get_columns()
+    return pl.DataFrame([category.alias("category"), department.alias("lead_department")])
 
 
 def explain_rules(row: Mapping[str, Any], catalogues: Catalogues) -> list[dict[str, Any]]:
@@ -103,9 +123,12 @@ class _Judge:
     terms: Terms
     reasons: tuple[str, ...]
     fields: tuple[str, ...]
-    verdict: tuple[pl.Expr, ...]  # a column per reason and per missing field: true, false or null
-    bits: tuple[pl.Expr, ...]  # these as numbers: failed, unknown, missing
+    looked_at: tuple[str, ...]  # columns that a report is judged by
+    derived: tuple[pl.Expr, ...]
+    verdict: tuple[pl.Expr, ...]  # a column per reason, then one per missing field, as a number
     rule_bits: npt.NDArray[np.uint64]  # per rule the bits of its reasons
+    of_report: tuple[pl.Expr, ...]  # what is said of a report beside its verdict
+    of_event: tuple[pl.Expr, ...]  # flags of every event
 
 
 @lru_cache(maxsize=4)
@@ -116,29 +139,41 @@ def _judge(catalogues: Catalogues) -> _Judge:
         sum(bit[code] for code in catalogues.admission.reason_codes(number))
         for number in range(1, RULE_COUNT + 1)
     ]
+    terms, admission = Terms(catalogues), catalogues.admission
+    conditions = {**reasons, **fields}
+    # an unknown channel leaves open whether it carries photos: a rule that needs to know is unknown, too
+    derived = tuple(condition.holds.alias(condition.name) for condition in admission.derived)
+    of_report = (*_flags(admission.report_flags), _response_limit(terms).alias("response_limit_seconds"))
+    used = FEATURES_FROM.union(*map(columns_used, (*conditions.values(), *derived, *of_report)))
     return _Judge(
-        terms=Terms(catalogues),
+        terms=terms,
         reasons=tuple(reasons),
         fields=tuple(fields),
-        verdict=tuple(condition.alias(name) for name, condition in (reasons | fields).items()),
-        bits=(
-            _bits([pl.col(code) for code in reasons]).alias("failed"),
-            _bits([pl.col(code).is_null() for code in reasons]).alias("unknown"),
-            _bits([pl.col(name) for name in fields]).alias("missing"),
+        looked_at=tuple(name for name in (*_JUDGED_BY, "age_seconds", "_row") if name in used),
+        derived=derived,
+        verdict=tuple(
+            condition.cast(pl.UInt8).fill_null(_NOT_KNOWN).alias(name)
+            for name, condition in conditions.items()
         ),
         rule_bits=np.array(rule_bits, np.uint64),
+        of_report=of_report,
+        of_event=_flags(admission.event_flags),
     )
 
 
-def _common(judged: pl.DataFrame, terms: Terms, catalogues: Catalogues) -> pl.DataFrame:
+def _flags(conditions: Sequence[CompiledCondition]) -> tuple[pl.Expr, ...]:
+    return tuple(flag.holds.fill_null(value=False).alias(flag.name) for flag in conditions)
+
+
+def _common(judged: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
     """What is said of every event: the matter's terms, the catalogue's version, lateness."""
-    columns = ("matter_category", "matter_urgency", "matter_lead_department")
-    return pl.concat([judged, matter_terms(judged, terms, columns)], how="horizontal").select(
-        pl.col("matter_category").alias("category"),
-        pl.col("matter_urgency").alias("urgency"),
-        pl.col("matter_lead_department").alias("lead_department"),
-        terms.version_names.gather(judged["_version"]).alias("catalogue_version"),
-        *(flag.holds.fill_null(value=False).alias(flag.name) for flag in catalogues.admission.event_flags),
+    terms = matter_terms(judged, judge.terms, list(_OF_MATTER)).get_columns()
+    return beside(
+        [
+            *(term.alias(_OF_MATTER[term.name]) for term in terms),
+            judge.terms.version_names[judged["_version"]].alias("catalogue_version"),
+            *judged.hstack(terms).select(judge.of_event).get_columns(),
+        ]
     )
 
 
@@ -146,41 +181,32 @@ def _decide_reports(
     reports: pl.DataFrame, judge: _Judge, modes: pl.DataFrame, districts: Sequence[str]
 ) -> pl.DataFrame:
     """The decision on REPORTED events, but for the columns of `_common`."""
-    admission = judge.terms.catalogues.admission
-    features = add_features(reports, judge.terms, modes, districts).with_columns(
-        # an unknown channel leaves open whether it carries photos: a rule that needs to know is unknown, too
-        condition.holds.alias(condition.name)
-        for condition in admission.derived
-    )
-    bits = features.select(judge.verdict).select(judge.bits)
-    failed, unknown, missing = (bits[name].to_numpy() for name in bits.columns)
+    features = add_features(reports, judge.terms, modes, districts).with_columns(judge.derived)
+    verdict, reasons = features.select(judge.verdict).to_numpy(), len(judge.reasons)
+    failed, missing = _bits(verdict[:, :reasons] == _HOLDS), _bits(verdict[:, reasons:] == _HOLDS)
+    unknown = _bits(verdict[:, :reasons] == _NOT_KNOWN)
     results = np.full((reports.height, RULE_COUNT), PASSED, np.uint8)
     results[(unknown[:, None] & judge.rule_bits) != 0] = UNKNOWN
     results[(failed[:, None] & judge.rule_bits) != 0] = FAILED
-    judged = features.with_columns(
-        pl.Series("outcome", ["admitted", "rejected"])
-        .gather((failed != 0).astype(np.uint32))
-        .alias("outcome")
-    )
-    return judged.select(
-        "outcome",
-        _names(failed, judge.reasons).alias("reasons"),
-        _names(missing, judge.fields).alias("missing_fields"),
-        pl.Series("rule_results", results).cast(pl.List(pl.UInt8())),
-        *(flag.holds.fill_null(value=False).alias(flag.name) for flag in admission.report_flags),
-        _response_limit(judge.terms).alias("response_limit_seconds"),
-        pl.col("matter_resolution_seconds").alias("resolution_limit_seconds"),
-        "mode",
-        "mode_level",
+    outcome = _OUTCOMES[(failed != 0).astype(np.uint32)]
+    return beside(
+        [
+            outcome,
+            _names(failed, judge.reasons).alias("reasons"),
+            _names(missing, judge.fields).alias("missing_fields"),
+            pl.Series("rule_results", results).cast(pl.List(pl.UInt8())),
+            *features.hstack([outcome]).select(judge.of_report).get_columns(),
+            features["matter_resolution_seconds"].alias("resolution_limit_seconds"),
+            features["mode"],
+            features["mode_level"],
+        ]
     )
 
 
-def _bits(conditions: Sequence[pl.Expr]) -> pl.Expr:
-    """One number per row: bit i is set where condition i is true. Unknown is not set."""
-    return pl.sum_horizontal(
-        pl.when(condition).then(pl.lit(1 << position, pl.UInt64())).otherwise(pl.lit(0, pl.UInt64()))
-        for position, condition in enumerate(conditions)
-    )
+def _bits(conditions: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
+    """One number per row, (n,): bit i is set where condition i of (n, k) is true."""
+    numbers: npt.NDArray[np.uint64] = conditions @ (1 << np.arange(conditions.shape[1], dtype=np.uint64))
+    return numbers
 
 
 def _names(bits: npt.NDArray[np.uint64], names: Sequence[str]) -> pl.Series:
@@ -190,7 +216,7 @@ def _names(bits: npt.NDArray[np.uint64], names: Sequence[str]) -> pl.Series:
     """
     distinct, position = np.unique(bits, return_inverse=True)
     lists = [[name for bit, name in enumerate(names) if int(mask) >> bit & 1] for mask in distinct]
-    return pl.Series(lists, dtype=pl.List(pl.String())).gather(position.astype(np.uint32))
+    return pl.Series(lists, dtype=pl.List(pl.String()))[position.astype(np.uint32)]
 
 
 def _conditions(rules: Sequence[CompiledRule]) -> tuple[dict[str, pl.Expr], dict[str, pl.Expr]]:
@@ -230,21 +256,3 @@ def _response_limit(terms: Terms) -> pl.Expr:
     # a matter whose own limit lies under the floor keeps it: a mode never makes a limit longer
     shortened = pl.min_horizontal((base * factor).round().clip(lower_bound=floor), base)
     return pl.when(factor.is_not_null()).then(shortened).otherwise(base).cast(pl.UInt32())
-
-
-def _recorded(height: int) -> pl.DataFrame:
-    """The decision on events that are not reports."""
-    values: dict[str, Any] = {
-        "outcome": "recorded",
-        "reasons": [],
-        "missing_fields": [],
-        "rule_results": [],
-        "evidence_pending": False,
-        "life_safety": False,
-        "response_limit_seconds": None,
-        "resolution_limit_seconds": None,
-        "mode": None,
-        "mode_level": None,
-    }
-    row = pl.DataFrame({name: pl.Series([value], dtype=DECISION[name]) for name, value in values.items()})
-    return row[np.zeros(height, np.uint32)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,22 +11,16 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.frames import TIMESTAMP
-from pipeline.reference.keys import encode
+from pipeline.reference.keys import encode, hex_words, integers, is_given, is_true, with_nothing
+from pipeline.reference.lists import flatten
 from pipeline.rules.catalogue import Catalogues
 from pipeline.rules.model import REQUIRED_FIELDS, Matter
-from pipeline.rules.modes import mode_bits, strongest_active
+from pipeline.rules.modes import Record, known_records, mode_bits, strongest_active
 
-_SHA256_HEX_DIGITS: Final = 64
 _MILLISECONDS: Final = 1_000.0
 
-_MODE_SETS: Final = ("_modes", "_only_modes")
-
-#: Terms of a matter in one version of the catalogue. `_row` numbers the entry; the bit sets are of modes
-#: and channels.
+#: Terms of a matter in one version of the catalogue; the bit sets are of modes and channels.
 _TERMS: Final[dict[str, Any]] = {
-    "_row": pl.Int32(),
-    "_version": pl.Int32(),
-    "matter_code": pl.String(),
     "matter_temporary": pl.Boolean(),
     "matter_effective_from": TIMESTAMP,
     "matter_effective_to": TIMESTAMP,
@@ -52,35 +46,41 @@ class Terms:
         modes = mode_bits(catalogues.modes)
         channels = {code: 1 << number for number, code in enumerate(catalogues.channels)}
         rows = [
-            _terms_row(index, matter, modes, channels)
-            for index, version in enumerate(catalogues.versions)
+            _terms_row(matter, modes, channels)
+            for version in catalogues.versions
             for matter in version.matters.values()
         ]
-        self.matters = pl.DataFrame(rows, schema=_TERMS, orient="row").with_columns(
-            pl.int_range(pl.len(), dtype=pl.Int32()).alias("_row")
-        )
-        self._rows = [
-            dict(self.matters.filter(pl.col("_version") == index).select("matter_code", "_row").iter_rows())
-            for index in range(len(catalogues.versions))
-        ]
-        self.channels = pl.DataFrame(
+        #: By `_row`; the last row, of nulls, is that of unknown matters.
+        self.matters = with_nothing(pl.DataFrame(rows, schema=_TERMS, orient="row"))
+        self._rows: list[dict[str, int]] = []
+        for version in catalogues.versions:
+            first = sum(map(len, self._rows))
+            self._rows.append({code: first + place for place, code in enumerate(version.matters)})
+        self.channels = _ByCode(
+            catalogues.channels,
             [
-                (code, channels[code], channel.carries_photo, channel.reporter)
+                (channels[code], channel.carries_photo, channel.reporter)
                 for code, channel in catalogues.channels.items()
             ],
-            schema={
-                "channel": pl.String(),
+            {
                 "_channel": pl.Int64(),
                 "channel_carries_photo": pl.Boolean(),
                 "channel_reporter": pl.String(),
             },
+        )
+        self.referrals = _ByCode(
+            catalogues.referrals,
+            [(referral.reason,) for referral in catalogues.referrals.values()],
+            {"referral_reason": pl.String()},
+        )
+        #: Behind a first of null, for what is at -1, the modes and the levels from the weakest.
+        self.mode_names = pl.Series("mode", [None, *catalogues.modes.names], dtype=pl.String())
+        self.levels = pl.DataFrame(
+            [(None, None), *((level.code, level.response_factor) for level in catalogues.modes.levels)],
+            schema={"mode_level": pl.String(), "_response_factor": pl.Float64()},
             orient="row",
         )
-        self.referrals = pl.DataFrame(
-            [(code, referral.reason) for code, referral in catalogues.referrals.items()],
-            schema={"matter_code": pl.String(), "referral_reason": pl.String()},
-            orient="row",
-        )
+        self._records: tuple[pl.DataFrame, list[Record]] = (pl.DataFrame(), [])
         self._starts = np.array(
             [int(version.effective_from.timestamp() * _MILLISECONDS) for version in catalogues.versions]
         )
@@ -88,34 +88,49 @@ class Terms:
             [version.version for version in catalogues.versions], dtype=pl.String()
         )
 
-    def rows(self, matter_codes: pl.Series, version: npt.NDArray[np.int32]) -> pl.Series:
-        """Entries of `matters`, Int32, of codes in a version each; null where the code is unknown or null.
+    def rows(self, matter_codes: pl.Series, version: npt.NDArray[np.uint32]) -> pl.Series:
+        """`_row`, UInt32, of codes in a version each.
 
         By code, of which there are few: a join costs a small block a millisecond.
         """
         codes, words = encode(matter_codes)
-        known = np.full((len(self._rows), len(words) + 1), -1, np.int32)  # the last is that of null
-        for index, rows in enumerate(self._rows):
-            known[index, :-1] = [rows.get(word, -1) for word in words]
-        found = known[version, codes]
-        return pl.Series("_row", pa.array(found, mask=found < 0))
+        unknown = self.matters.height - 1
+        rows = [[*(known.get(word, unknown) for word in words), unknown] for known in self._rows]
+        return pl.Series("_row", np.array(rows, np.uint32)[version, codes])  # code -1, null, takes the last
 
-    def version_index(self, occurred_at: pl.Series) -> npt.NDArray[np.int32]:
+    def records(self, modes: pl.DataFrame) -> list[Record]:
+        """Of rows of frames.MODE; read once as long as the same frame is given, which a snapshot holds."""
+        of, records = self._records
+        if of is not modes:
+            records = known_records(modes, self.catalogues.modes)
+            self._records = (modes, records)
+        return records
+
+    def version_index(self, occurred_at: pl.Series) -> npt.NDArray[np.uint32]:
         """Version that decides on each instant; the first one on everything before it."""
         if len(self._starts) == 1:
-            return np.zeros(len(occurred_at), np.int32)
-        instants = occurred_at.to_physical().fill_null(0).to_numpy()
-        index = np.searchsorted(self._starts, instants, side="right") - 1
-        return np.asarray(index.clip(0), np.int32)
+            return np.zeros(len(occurred_at), np.uint32)
+        index = np.searchsorted(self._starts, integers(occurred_at, 0), side="right") - 1
+        return np.asarray(index.clip(0), np.uint32)
 
 
-def _terms_row(
-    version: int, matter: Matter, modes: dict[str, int] | Any, channels: dict[str, int]
-) -> tuple[Any, ...]:
+class _ByCode:
+    """A small table by code."""
+
+    def __init__(self, codes: Iterable[str], rows: Sequence[tuple[Any, ...]], schema: dict[str, Any]) -> None:
+        self._places = {code: place for place, code in enumerate(codes)}
+        self._rows = with_nothing(pl.DataFrame(rows, schema=schema, orient="row"))
+
+    def of(self, words: pl.Series) -> list[pl.Series]:
+        """Its columns for `words` (String, nulls allowed), null where a word is unknown."""
+        codes, distinct = encode(words)
+        unknown = len(self._places)
+        places = [*(self._places.get(word, unknown) for word in distinct), unknown]
+        return self._rows[np.array(places, np.uint32)[codes]].get_columns()  # code -1, null, takes the last
+
+
+def _terms_row(matter: Matter, modes: dict[str, int] | Any, channels: dict[str, int]) -> tuple[Any, ...]:
     return (
-        0,
-        version,
-        matter.code,
         matter.temporary,
         matter.effective_from_instant,
         matter.effective_to_instant,
@@ -134,20 +149,21 @@ def _terms_row(
 
 
 def add_terms(events: pl.DataFrame, terms: Terms) -> pl.DataFrame:
-    """Append `age_seconds`, `_version` and `_row`, the matter's entry in `terms.matters` or null."""
+    """Append `age_seconds`, `_version` and `_row`, the matter's entry in `terms.matters`."""
     version = terms.version_index(events["occurred_at"])
-    return events.with_columns(
-        pl.Series("_version", version),
-        ((pl.col("ingested_at") - pl.col("occurred_at")).dt.total_milliseconds() / _MILLISECONDS).alias(
-            "age_seconds"
-        ),
-        terms.rows(events["matter_code"], version),
+    age = (events["ingested_at"].cast(pl.Int64) - events["occurred_at"].cast(pl.Int64)) / _MILLISECONDS
+    return events.hstack(
+        [
+            age.alias("age_seconds"),
+            pl.Series("_version", version),
+            terms.rows(events["matter_code"], version),
+        ]
     )
 
 
 def matter_terms(events: pl.DataFrame, terms: Terms, columns: Sequence[str]) -> pl.DataFrame:
     """Columns of `terms.matters` for events prepared by `add_terms`; null where the matter is unknown."""
-    return terms.matters.select(pl.col(columns).gather(events["_row"]))
+    return terms.matters[list(columns)][events["_row"]]
 
 
 def add_features(
@@ -158,23 +174,18 @@ def add_features(
     modes : rows of frames.MODE; districts : 6-digit codes of the districts that take part.
     Also appends the `mode` that acts, its `mode_level` and `_response_factor`, null where none does.
     """
-    names = [name for name in terms.matters.columns if name not in reports.columns]
-    reports = pl.concat([reports, matter_terms(reports, terms, names)], how="horizontal")
-    reports = reports.join(terms.channels, on="channel", how="left", maintain_order="left").join(
-        terms.referrals, on="matter_code", how="left", maintain_order="left"
+    reports = reports.hstack(
+        [
+            *matter_terms(reports, terms, list(_TERMS)).get_columns(),
+            *terms.channels.of(reports["channel"]),
+            *terms.referrals.of(reports["matter_code"]),
+            pl.Series("matter_known", reports["_row"].to_numpy() < terms.matters.height - 1),
+            *_evidence(reports),
+        ]
     )
-    reports = reports.with_columns(
-        pl.col("_row").is_not_null().alias("matter_known"),
-        ((pl.col("_channels") & pl.col("_channel").fill_null(0)) != 0).alias("channel_allowed"),
-        pl.col("grid_code").str.slice(0, 6).is_in(list(districts)).alias("grid_in_scope"),
-        *(pl.when("grid_found").then(pl.col(name)).otherwise(0).fill_null(0) for name in _MODE_SETS),
-        *_reporter(),
-        *_completeness(),
-        (pl.when(pl.col("persons").list.len() > 0).then(pl.col("persons_found") >= 1)).alias(
-            "person_resolved"
-        ),
+    return reports.hstack(_modes(reports, terms, modes)).with_columns(
+        pl.col("grid_code").str.slice(0, 6).is_in(list(districts)).alias("grid_in_scope"), *_FEATURES
     )
-    return reports.with_columns(*_modes(reports, terms, modes), *_evidence(reports))
 
 
 def _reporter() -> list[pl.Expr]:
@@ -199,10 +210,9 @@ def _reporter() -> list[pl.Expr]:
 
 
 def _completeness() -> list[pl.Expr]:
-    """What each of a matter's required fields means (design, the event)."""
+    """What each of a matter's required fields means (design, the event), but for `has_photo`."""
     present = {
         "has_location": pl.col("lon").is_not_null() & pl.col("lat").is_not_null(),
-        "has_photo": pl.col("photos").list.len() > 0,
         "has_person": pl.col("persons").list.len() > 0,
         "has_organisation": pl.col("organisation_code").is_not_null()
         | pl.col("organisation_name").is_not_null(),
@@ -211,38 +221,46 @@ def _completeness() -> list[pl.Expr]:
     return [value.fill_null(value=False).alias(name) for name, value in present.items()]
 
 
-def _evidence(reports: pl.DataFrame) -> list[pl.Expr]:
-    """Usability of each report's photos: all hashes well formed, and the farthest time taken.
+#: Of one row alone; built once, for building expressions costs as much as evaluating them on a small block.
+_FEATURES: Final = (
+    ((pl.col("_channels") & pl.col("_channel").fill_null(0)) != 0).alias("channel_allowed"),
+    *_reporter(),
+    *_completeness(),
+    pl.when(pl.col("persons").list.len() > 0).then(pl.col("persons_found") >= 1).alias("person_resolved"),
+)
+
+
+#: The columns of events, prepared by `add_terms`, that features are made of.
+FEATURES_FROM: Final = frozenset(
+    {"_row", "channel", "matter_code", "photos", "occurred_at", "grid_code", "grid_found"}
+).union(*(feature.meta.root_names() for feature in _FEATURES))
+
+
+def _evidence(reports: pl.DataFrame) -> list[pl.Series]:
+    """`has_photo`, and the usability of each report's photos: all hashes well formed, and the farthest time
+    taken.
 
     The photos of all reports lie behind one another; reduceat folds each report's stretch.
     """
-    valid = np.zeros(reports.height, bool)
-    offset = np.zeros(reports.height)
-    has = reports["has_photo"].to_numpy()
-    if has.any():
-        with_photos = reports.lazy().filter("has_photo").select("occurred_at", "photos").collect()
-        sha256, taken_at = (pl.col("photos").struct.field(name) for name in ("sha256", "taken_at"))
-        well_formed = (sha256.str.len_bytes() == _SHA256_HEX_DIGITS) & sha256.str.decode(
-            "hex", strict=False
-        ).is_not_null()
-        distance = (taken_at - pl.col("occurred_at")).dt.total_milliseconds().abs()
-        photos = (
-            with_photos.lazy()
-            .explode("photos")
-            .select(
-                well_formed.fill_null(value=False).alias("well_formed"),
-                distance.fill_null(0).alias("distance"),
-            )
-            .collect()
+    photos, counts = flatten(reports["photos"])
+    has = counts > 0
+    valid, offset = np.zeros(reports.height, bool), np.zeros(reports.height)
+    if len(photos):
+        photo = photos.struct.unnest()
+        well_formed, _ = hex_words(photo["sha256"])
+        # with a null the numbers are floats, NaN among them
+        taken, occurred = (
+            time.cast(pl.Int64).to_numpy() for time in (photo["taken_at"], reports["occurred_at"])
         )
-        counts = with_photos["photos"].list.len().to_numpy().astype(np.int64)
-        starts = counts.cumsum() - counts
-        valid[has] = np.logical_and.reduceat(photos["well_formed"].to_numpy(), starts)
-        offset[has] = np.maximum.reduceat(photos["distance"].to_numpy(), starts) / _MILLISECONDS
+        distance = np.nan_to_num(np.abs(taken - np.repeat(occurred, counts)), nan=0)
+        starts = (counts.cumsum() - counts)[has]
+        valid[has] = np.logical_and.reduceat(well_formed, starts)
+        offset[has] = np.maximum.reduceat(distance, starts) / _MILLISECONDS
     # null without photos: there is nothing to judge
     return [
-        pl.when("has_photo").then(pl.Series(valid)).alias("photo_hash_valid"),
-        pl.when("has_photo").then(pl.Series(offset)).alias("photo_offset_seconds"),
+        pl.Series("has_photo", has),
+        pl.Series("photo_hash_valid", pa.array(valid, mask=~has)),
+        pl.Series("photo_offset_seconds", pa.array(offset, mask=~has)),
     ]
 
 
@@ -251,27 +269,15 @@ def _modes(reports: pl.DataFrame, terms: Terms, modes: pl.DataFrame) -> list[pl.
 
     While nobody has looked for the grid, it is unknown whether one does: every matter has its modes.
     """
-    catalogue = terms.catalogues.modes
-    wanted, only = (reports[name].to_numpy() for name in _MODE_SETS)
-    prioritised = strongest_active(reports, wanted, modes, catalogue)
-    required = strongest_active(reports, only, modes, catalogue)
-    levels = [level.code for level in catalogue.levels]
-    factors = [level.response_factor for level in catalogue.levels]
-    flags = [
-        pl.Series("mode_prioritises", prioritised.active),
-        pl.Series("only_mode_active", required.active),
-    ]
-    if reports["grid_found"].null_count():
-        looked_for = reports["grid_found"].is_not_null()
-        flags = pl.DataFrame(flags).select(pl.when(looked_for).then(pl.all())).get_columns()
+    grid_found = is_true(reports["grid_found"])
+    wanted, only = (np.where(grid_found, integers(reports[name], 0), 0) for name in ("_modes", "_only_modes"))
+    records = terms.records(modes)
+    prioritised = strongest_active(reports, wanted, records)
+    required = strongest_active(reports, only, records)
+    not_looked_for = ~is_given(reports["grid_found"])
     return [
-        *flags,
-        _pick("mode", prioritised.mode, pl.Series([None, *catalogue.names], dtype=pl.String())),
-        _pick("mode_level", prioritised.level, pl.Series([None, *levels], dtype=pl.String())),
-        _pick("_response_factor", prioritised.level, pl.Series([None, *factors], dtype=pl.Float64())),
+        pl.Series("mode_prioritises", pa.array(prioritised.active, mask=not_looked_for)),
+        pl.Series("only_mode_active", pa.array(required.active, mask=not_looked_for)),
+        terms.mode_names[(prioritised.mode + 1).astype(np.uint32)],
+        *terms.levels[(prioritised.level + 1).astype(np.uint32)].get_columns(),
     ]
-
-
-def _pick(name: str, index: npt.NDArray[np.int8], table: pl.Series) -> pl.Series:
-    """Values of a table behind its first, by position; the first, null, for -1."""
-    return table.gather((index + 1).astype(np.uint32)).alias(name)
