@@ -26,6 +26,7 @@ from pipeline.contract.privacy import (
     redact,
 )
 from pipeline.contract.rows import canonical_attributes, shown_address
+from pipeline.frames import null_counts
 
 #: Kept in clear, so that none may hold a personal number.
 _IDS: Final = (
@@ -75,25 +76,17 @@ def cleaned(rows: pl.DataFrame, privacy: Privacy) -> tuple[pl.DataFrame, NDArray
     return _clean_people(rows, privacy), refused
 
 
-def _doubts(rows: pl.DataFrame) -> dict[str, NDArray[np.uint32]]:
+def _doubts(rows: pl.DataFrame) -> dict[str, NDArray[np.intp]]:
     """Column → numbers of the rows that must be read one by one, where there are any. One query for all."""
-    looks = {
-        **{name: pl.col(name).str.contains(f"{_NUMBERS}|{_NOT_ASCII}") for name in _IDS},
-        **{name: pl.col(name).str.contains(_UNCLEAN) for name in (*_TEXTS, "attributes")},
-        "address": pl.col("address").str.contains(f"{_UNCLEAN}|{ROOM_CANDIDATE}"),
-        "actor_name": ~pl.col("actor_name").str.contains(_MASKED_NAME),
-        "actor_phone": ~pl.col("actor_phone").str.contains(_MASKED_PHONE),
-        "actor_key": _own_number(pl.col("actor_key")),
-    }
-    held = {name: look for name, look in looks.items() if rows[name].null_count() < rows.height}
-    found = rows.select([look.fill_null(False).alias(name) for name, look in held.items()])
-    return {name: found[name].arg_true().to_numpy() for name in held if found[name].any()}
+    nulls = null_counts(rows)
+    held = [name for name in _LOOKS if nulls[name] < rows.height]
+    found = rows.select([_LOOKS[name] for name in held])
+    return {name: np.flatnonzero(found[name].to_numpy()) for name in held if found[name].any()}
 
 
 def _clean_people(rows: pl.DataFrame, privacy: Privacy) -> pl.DataFrame:
-    keys = rows["persons"].explode(empty_as_null=False).struct.field("key")  # one look at all lists together
-    others = keys.filter(~keys.str.contains(_PSEUDONYM))
-    if not others.to_frame("key").select(_own_number(pl.col("key")).any()).item():
+    others = rows.select(_OTHER_KEYS)  # one look at all lists together
+    if others.is_empty() or not others.select(_own_number(pl.col("key")).any()).item():
         return rows
 
     def cleaner(persons: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,8 +101,24 @@ def _own_number(key: pl.Expr) -> pl.Expr:
     return key.str.contains(f"{_NUMBERS}|{_NOT_ASCII}") & ~key.str.contains(_PSEUDONYM)
 
 
+_KEYS: Final = pl.col("persons").explode(empty_as_null=False).struct.field("key")
+_OTHER_KEYS: Final = _KEYS.filter(~_KEYS.str.contains(_PSEUDONYM))
+#: Column → whether a value must be read. Built once: expressions cost as much as a look at a small block.
+_LOOKS: Final = {
+    name: look.fill_null(False).alias(name)
+    for name, look in {
+        **{name: pl.col(name).str.contains(f"{_NUMBERS}|{_NOT_ASCII}") for name in _IDS},
+        **{name: pl.col(name).str.contains(_UNCLEAN) for name in (*_TEXTS, "attributes")},
+        "address": pl.col("address").str.contains(f"{_UNCLEAN}|{ROOM_CANDIDATE}"),
+        "actor_name": ~pl.col("actor_name").str.contains(_MASKED_NAME),
+        "actor_phone": ~pl.col("actor_phone").str.contains(_MASKED_PHONE),
+        "actor_key": _own_number(pl.col("actor_key")),
+    }.items()
+}
+
+
 def _mapped(
-    rows: pl.DataFrame, name: str, places: NDArray[np.uint32], function: Callable[[Any], Any]
+    rows: pl.DataFrame, name: str, places: NDArray[np.intp], function: Callable[[Any], Any]
 ) -> pl.DataFrame:
     """`function` of the values of a column at these rows."""
     values = rows[name].to_list()

@@ -7,6 +7,8 @@ cannot give the same text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
 from typing import Final
 
 import numpy as np
@@ -14,7 +16,7 @@ import polars as pl
 import polars_hash as plh
 from numpy.typing import NDArray
 
-from pipeline.frames import EVENT, PERSON, PHOTO
+from pipeline.frames import EVENT, PERSON, PHOTO, null_counts
 
 _PART: Final = "\x1f"
 _ITEM: Final = "\x1e"
@@ -32,8 +34,17 @@ def hash128(rows: pl.DataFrame, parts: Sequence[pl.Expr]) -> NDArray[np.uint64]:
 
     Evaluated at once: as two expressions polars would join and hash each text twice.
     """
+    return words(rows.select(digest128(parts)).to_series())
+
+
+def digest128(parts: Sequence[pl.Expr]) -> pl.Expr:
+    """A Binary column: xxh3-128 of the text parts."""
     text = plh.concat_str(*[part.fill_null(_NULL) for part in parts], separator=_PART)
-    digest = rows.select(text.nchash.xxh3_128(return_binary=True, byte_order="big")).to_series()
+    return text.nchash.xxh3_128(return_binary=True, byte_order="big")
+
+
+def words(digest: pl.Series) -> NDArray[np.uint64]:
+    """(2, n), the high and the low word of each digest of 128 bits."""
     if digest.is_empty():
         return np.empty((2, 0), np.uint64)
     binary = digest.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -47,10 +58,23 @@ def hash64(parts: Sequence[pl.Expr], name: str) -> pl.Expr:
     return text.nchash.xxh3_64().cast(pl.UInt64).alias(name)
 
 
+_IDENTITY: Final = digest128([pl.col("source").cast(pl.String), pl.col("event_id")]).alias("identity")
+
+
 def id_hash(rows: pl.DataFrame) -> list[pl.Series]:
     """`id_hi`, `id_lo`: 128 bit of the identity, (`source`, `event_id`), of rows that have these two."""
-    hi, lo = hash128(rows, [pl.col("source").cast(pl.String), pl.col("event_id")])
+    return _halves(rows.select(_IDENTITY).to_series())
+
+
+def _halves(identity: pl.Series) -> list[pl.Series]:
+    hi, lo = words(identity)
     return [pl.Series("id_hi", hi), pl.Series("id_lo", lo)]
+
+
+def event_hashes(events: pl.DataFrame) -> list[pl.Series]:
+    """`id_hash` and `content_hash` of events, in one query."""
+    identity, content = events.select(_IDENTITY, content_hash(events)).get_columns()
+    return [*_halves(identity), content]
 
 
 def case_hash() -> pl.Expr:
@@ -64,18 +88,18 @@ def content_hash(events: pl.DataFrame) -> pl.Expr:
     events : the rows to be hashed (EVENT or wider). What none of them has, most columns of a usual block, is
     the same text in every row and is not looked at again.
     """
+    nulls = null_counts(events)
+    return _content_hash(tuple(name for name in CONTENT_COLUMNS if nulls[name] < events.height))
+
+
+@lru_cache(maxsize=64)
+def _content_hash(held: tuple[str, ...]) -> pl.Expr:
+    """`content_hash` where only these columns hold anything. Kept: to build it costs as much as to evaluate
+    it on a small block."""
     parts: list[pl.Expr] = []
-    absent: list[str] = []
-    for name in CONTENT_COLUMNS:
-        if events[name].null_count() == events.height:
-            absent.append(_NULL)
-            continue
-        if absent:
-            parts.append(pl.lit(_PART.join(absent)))
-            absent = []
-        parts.append(_text(name))
-    if absent:
-        parts.append(pl.lit(_PART.join(absent)))
+    for is_held, group in groupby(CONTENT_COLUMNS, held.__contains__):
+        names = list(group)
+        parts += map(_text, names) if is_held else [pl.lit(_PART.join([_NULL] * len(names)))]
     return hash64(parts, "content_hash")
 
 
