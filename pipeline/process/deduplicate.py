@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.clock import utc_now
-from pipeline.frames import DECODED, DUPLICATE, QUARANTINED, expect
+from pipeline.frames import DECODED, DUPLICATE, NO_DUPLICATES, NO_QUARANTINED, QUARANTINED, expect
 from pipeline.process.records import MAX_EVENTS_PER_RECORD
 from pipeline.reference.erased import Erased, without_erased
 from pipeline.reference.hash_index import SPREAD, HashIndex
@@ -45,7 +45,7 @@ def positions(frame: pl.DataFrame) -> Int64s:
 
 def milliseconds(times: pl.Series) -> Int64s:
     """Unix milliseconds of a `Datetime("ms")` column without nulls, (n,) int64."""
-    return times.to_physical().to_numpy().astype(np.int64)
+    return times.cast(pl.Int64).to_numpy().astype(np.int64)
 
 
 def by_partition(frame: pl.DataFrame) -> list[tuple[int, slice]]:
@@ -85,11 +85,12 @@ class Entry(NamedTuple):
     @classmethod
     def of(cls, rows: pl.DataFrame) -> Entry:
         """rows : at least POSITION, ingested_at, content_hash and key_version."""
+        version = rows["key_version"]
         return cls(
             positions(rows),
             milliseconds(rows["ingested_at"]),
             rows["content_hash"].to_numpy(),
-            rows["key_version"].fill_null(0).to_numpy(),
+            (version.fill_null(0) if version.null_count() else version).to_numpy(),
         )
 
 
@@ -204,7 +205,7 @@ def deduplicate(
     """
     expect(events, DECODED, "deduplicate")
     if events.is_empty():
-        return Unique(events, pl.DataFrame(schema=DUPLICATE), pl.DataFrame(schema=QUARANTINED))
+        return Unique(events, NO_DUPLICATES, NO_QUARANTINED)
     window_ms = window // _MILLISECOND
     hi, lo = events["id_hi"].to_numpy(), events["id_lo"].to_numpy()
     position, ingested, content, version = Entry.of(events)
@@ -239,12 +240,12 @@ def deduplicate(
     if (conflict & other_key).any():  # only in the days after a new key was put in force
         conflict &= ~(other_key & _names_people(events))
     if not copy.any():
-        return Unique(events, pl.DataFrame(schema=DUPLICATE), pl.DataFrame(schema=QUARANTINED))
+        return Unique(events, NO_DUPLICATES, NO_QUARANTINED)
     return Unique(
-        events.filter(~copy),
-        duplicate_rows(events.filter(copy & ~conflict), "L1"),
+        events[np.flatnonzero(~copy)],
+        duplicate_rows(events[np.flatnonzero(copy & ~conflict)], "L1"),
         # most blocks have none, and a row's payload is made of every column
-        _conflicts(events.filter(conflict), erased) if conflict.any() else pl.DataFrame(schema=QUARANTINED),
+        _conflicts(events.filter(conflict), erased) if conflict.any() else NO_QUARANTINED,
     )
 
 

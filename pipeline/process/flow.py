@@ -25,10 +25,11 @@ from pipeline.frames import (
     DECODED,
     DUPLICATE,
     FEATURES,
+    NO_QUARANTINED,
     POSITION,
-    QUARANTINED,
     RANK,
     STORED,
+    beside,
     expect,
 )
 from pipeline.process.decode import DATA_ERRORS, MALFORMED, Decoded, decode
@@ -121,13 +122,13 @@ class PartitionState:
 
 def remember(states: Mapping[int, PartitionState], result: BlockResult) -> None:
     """Let each partition take in the ids and anchors of its rows, once they are stored."""
-    columns = ("_part", "_off", "_idx", "id_hi", "id_lo", "ingested_at", "content_hash", "key_version")
-    tables = [rows.select(columns) for rows in (result.events, result.rejections)]
+    columns = ["_part", "_off", "_idx", "id_hi", "id_lo", "ingested_at", "content_hash", "key_version"]
+    tables = [rows[columns] for rows in (result.events, result.rejections)]
     resent = result.duplicates.filter(pl.col("level") == "L2")
     if not resent.is_empty():
-        tables.append(resent.with_columns(*id_hash(resent)).select(columns))
-    kept = pl.concat(tables)
-    kept = kept.sort("_part", maintain_order=True)
+        tables.append(resent.hstack(id_hash(resent))[columns])
+    kept = pl.concat(tables, rechunk=True)
+    kept = kept[np.argsort(kept["_part"].to_numpy(), kind="stable")]
     hi, lo = kept["id_hi"].to_numpy(), kept["id_lo"].to_numpy()
     entries = Entry.of(kept)
     for partition, at in by_partition(kept):
@@ -203,11 +204,11 @@ def process_blocks(
     judged = _judge_all(unique.kept, states, rules, watch)
     copies = _with_matter(unique.duplicates, rules)
     watch.lap("admit")
-    rejected = judged.stored["outcome"] == "rejected"
-    some = rejected.any()  # a filter copies every column
+    rejected = (judged.stored["outcome"] == "rejected").to_numpy()
+    some = rejected.any()  # a selection of rows copies every column
     return BlockResult(
-        events=judged.stored.filter(~rejected) if some else judged.stored,
-        rejections=judged.stored.filter(rejected) if some else judged.stored.clear(),
+        events=judged.stored[np.flatnonzero(~rejected)] if some else judged.stored,
+        rejections=judged.stored[np.flatnonzero(rejected)] if some else judged.stored.clear(),
         duplicates=_joined(copies, judged.resent),
         quarantined=_joined(decoded.quarantined, unique.conflicts, judged.unstorable),
         case_events=case_events_of(judged.stored, judged.resent),
@@ -267,7 +268,7 @@ def _judge(
     watch.lap("drop_resends")
     stored = expect(enrich(unique.kept, rules.reference), STORED, "stored")
     watch.lap("enrich")
-    return _Judged(stored, unique.duplicates, pl.DataFrame(schema=QUARANTINED))
+    return _Judged(stored, unique.duplicates, NO_QUARANTINED)
 
 
 def _judge_all(
@@ -311,7 +312,8 @@ def _with_matter(copies: pl.DataFrame, rules: Rules) -> pl.DataFrame:
     """Fill category and lead department of redeliveries: they count where their originals do."""
     if copies.is_empty():
         return copies
-    return copies.with_columns(matter_facts(copies, rules.catalogues).get_columns())
+    known = matter_facts(copies, rules.catalogues)
+    return beside([(known if name in known.columns else copies)[name] for name in DUPLICATE])
 
 
 def case_events_of(stored: pl.DataFrame, resent: pl.DataFrame) -> pl.DataFrame:
@@ -326,18 +328,11 @@ def case_events_of(stored: pl.DataFrame, resent: pl.DataFrame) -> pl.DataFrame:
     levels = stored["level"]
     if levels.null_count() < levels.len():  # few events have one
         stored = stored.with_columns(levels.set(~levels.is_in(CASE_LEVELS).fill_null(True), None))
-    rank = pl.col("event_type").replace_strict(RANK, return_dtype=pl.UInt8)
-    own = stored.select(
-        "case_id",
-        pl.when(pl.col("time_adjusted")).then("ingested_at").otherwise("occurred_at").alias("occurred_at"),
-        rank.alias("rank"),
-        pl.col("outcome").replace_strict(_OUTCOMES, return_dtype=pl.UInt8).alias("outcome"),
-        *[name for name in CASE_EVENT if name not in {"case_id", "occurred_at", "rank", "outcome"}],
-    ).select(list(CASE_EVENT))
+    own = stored.select(_OF_STORED)
     if resent.is_empty():
         return own
     given = {
-        "rank": rank,
+        "rank": _RANK,
         "outcome": pl.lit(RESENT, pl.UInt8),
         "primary_case_id": pl.col("original_case_id"),
         "level": pl.lit(None, CASE_EVENT["level"]),  # of DUPLICATE it is another thing
@@ -355,6 +350,16 @@ def case_events_of(stored: pl.DataFrame, resent: pl.DataFrame) -> pl.DataFrame:
         ]
     )
     return pl.concat([own, copies])
+
+
+_RANK: Final = pl.col("event_type").replace_strict(RANK, return_dtype=pl.UInt8)
+#: The columns of CASE_EVENT that a stored event does not have as they are.
+_TOLD_ANEW: Final = {
+    "occurred_at": pl.when(pl.col("time_adjusted")).then("ingested_at").otherwise("occurred_at"),
+    "rank": _RANK,
+    "outcome": pl.col("outcome").replace_strict(_OUTCOMES, return_dtype=pl.UInt8),
+}
+_OF_STORED: Final = tuple(_TOLD_ANEW.get(name, pl.col(name)).alias(name) for name in CASE_EVENT)
 
 
 class _Stopwatch:

@@ -19,10 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.clock import utc_now
-from pipeline.frames import DUPLICATE
+from pipeline.frames import DUPLICATE, NO_DUPLICATES, beside
 from pipeline.process.deduplicate import by_partition, duplicate_rows, milliseconds, positions
-from pipeline.process.hashes import hash128, persons_text
+from pipeline.process.hashes import digest128, hash128, persons_text, words
 from pipeline.reference.hash_index import HashIndex
+from pipeline.reference.keys import is_given, is_true
 
 Int64s = NDArray[np.int64]
 UInt64s = NDArray[np.uint64]
@@ -47,12 +48,12 @@ ANCHOR: Final = {
 
 
 #: What is told of a row that may be a resend or what it repeats.
-_TOLD: Final = (
+_TOLD: Final = [
     "_part", "_off", "_idx", "occurred_at", "ingested_at", "l2_hi", "l2_lo", "event_id", "source", "case_id",
     "outcome",
-)  # fmt: skip
+]  # fmt: skip
 #: What an anchor is made of.
-_ANCHOR_FROM: Final = (*_TOLD, "submission_id")
+_ANCHOR_FROM: Final = [*_TOLD, "submission_id"]
 
 
 @dataclass(frozen=True)
@@ -271,42 +272,56 @@ class ContentKeys(NamedTuple):
 
 
 #: What the keys of a report are made of.
-_KEYS_FROM: Final = (
+_KEYS_FROM: Final = [
     "source", "submission_id", "actor_key", "matter_code", "grid_code", "unit_code", "title", "description",
     "photos", "lon", "lat", "crs", "persons", "organisation_code", "organisation_name",
-)  # fmt: skip
+]  # fmt: skip
 #: Of these, the ones that are compared as people read them.
 _READ: Final = ("title", "description", "organisation_name")
+
+
+def _normal(name: str) -> pl.Expr:
+    """Text compared as people read it: compatibility forms folded, white space runs one blank."""
+    return pl.col(name).str.normalize("NFKC").str.replace_all(r"\s+", " ").str.strip_chars().fill_null("")
+
+
+def _degrees(name: str) -> pl.Expr:
+    """Degrees to 5 decimals (about a metre) as whole numbers."""
+    return (pl.col(name) * 100_000).round().cast(pl.Int64).cast(pl.String)
+
+
+_NORMAL: Final = tuple(_normal(name) for name in _READ)
+#: Whether a report whose texts are normalised may be sent again at all.
+_APPLIES: Final = (
+    ((pl.col("title") != "") | (pl.col("description") != "") | (pl.col("photos").list.len() > 0))
+    .fill_null(False)
+    .alias("applies")
+)
+_CONTENT: Final = digest128(
+    [
+        *(pl.col(name) for name in ("actor_key", "matter_code", "grid_code", "unit_code")),
+        pl.concat_str("title", "description", separator=_LATER_ITEM),
+        pl.col("photos").list.eval(pl.element().struct.field("sha256")).list.sort().list.join(_LATER_ITEM),
+        _degrees("lon"),
+        _degrees("lat"),
+        pl.col("crs"),
+        persons_text(),
+        *(pl.col(name) for name in ("organisation_code", "organisation_name")),
+    ]
+).alias("content")  # fmt: skip
 
 
 def content_keys(judged: pl.DataFrame) -> ContentKeys:
     """Keys of rows of DECODED or wider."""
     # most rows are no reports: only those that may have a key are normalised and hashed
-    at = judged.select(
-        ((pl.col("event_type") == "REPORTED") & pl.col("actor_key").is_not_null()).fill_null(False).arg_true()
-    ).to_series()
-    rows = at.to_numpy()
+    rows = np.flatnonzero(is_true(judged["event_type"] == "REPORTED") & is_given(judged["actor_key"]))
     # normalised once: each use in an expression would do it again
-    reports = judged.select(_KEYS_FROM)[at].with_columns(_normal(name) for name in _READ)
-    applies = reports.select(
-        ((pl.col("title") != "") | (pl.col("description") != "") | (pl.col("photos").list.len() > 0))
-        .fill_null(False)
-        .alias("applies"),
-        pl.col("submission_id").is_not_null().alias("sent"),
-    )
-    text = pl.concat_str("title", "description", separator=_LATER_ITEM)
-    photos = (
-        pl.col("photos").list.eval(pl.element().struct.field("sha256")).list.sort().list.join(_LATER_ITEM)
-    )
-    parts = [
-        pl.col("actor_key"), pl.col("matter_code"), pl.col("grid_code"), pl.col("unit_code"), text, photos,
-        _degrees("lon"), _degrees("lat"), pl.col("crs"), persons_text(),
-        pl.col("organisation_code"), pl.col("organisation_name"),
-    ]  # fmt: skip
-    given = applies["applies"].to_numpy()
-    sent = given & applies["sent"].to_numpy()
+    reports = judged[_KEYS_FROM][rows].with_columns(_NORMAL)
+    applies, digest = reports.select(_APPLIES, _CONTENT).get_columns()
+    given = applies.to_numpy()
+    sent = given & is_given(reports["submission_id"])
     return ContentKeys(
-        Keys.at(rows[given], hash128(reports, parts)[:, given], judged.height),
+        Keys.at(rows[given], words(digest)[:, given], judged.height),
         Keys.at(rows[sent], _submission_hash(reports, np.flatnonzero(sent)), judged.height),
     )
 
@@ -328,7 +343,7 @@ def drop_resends(judged: pl.DataFrame, anchors: Mapping[int, Anchors]) -> Resend
     anchors : by partition; not changed.
     """
     keys = content_keys(judged)
-    kept = judged.with_columns(keys.content.series("l2_hi", "l2_lo"))
+    kept = judged.hstack(keys.content.series("l2_hi", "l2_lo"))
     suspect = np.zeros(judged.height, bool)
     for partition, part in by_partition(judged):
         suspect[part] = anchors[partition].known(keys.content.within(part), keys.submission.within(part))
@@ -336,33 +351,35 @@ def drop_resends(judged: pl.DataFrame, anchors: Mapping[int, Anchors]) -> Resend
         suspect[each.repeated(judged["_part"].to_numpy())] = True
     originals: dict[int, _Original] = {}
     if suspect.any():
-        told = kept.select(_TOLD).with_columns(keys.submission.series("sub_hi", "sub_lo"))
+        told = kept[_TOLD].hstack(keys.submission.series("sub_hi", "sub_lo"))
         for partition, part in by_partition(judged):
             found = _originals(told[part], np.flatnonzero(suspect[part]), anchors[partition])
             originals |= {row + part.start: original for row, original in found.items()}
     if not originals:
-        return Resends(kept, pl.DataFrame(schema=DUPLICATE))
+        return Resends(kept, NO_DUPLICATES)
     at = np.zeros(judged.height, bool)
     at[list(originals)] = True
     return Resends(
-        kept.filter(~at), _resend_rows(kept.filter(at), [originals[row] for row in sorted(originals)])
+        kept[np.flatnonzero(~at)],
+        _resend_rows(kept[np.flatnonzero(at)], [originals[row] for row in sorted(originals)]),
     )
 
 
 def anchors_of(kept: pl.DataFrame) -> pl.DataFrame:
     """`_part` and `ANCHOR` of the admitted reports among kept rows (with l2_hi, l2_lo and `outcome`)."""
-    # a filter copies every column that there is
-    reports = kept.select(_ANCHOR_FROM).filter(
-        (pl.col("outcome") == "admitted") & pl.col("l2_hi").is_not_null()
-    )
-    sent = np.flatnonzero(reports["submission_id"].is_not_null())
+    admitted = np.flatnonzero(is_true(kept["outcome"] == "admitted") & is_given(kept["l2_hi"]))
+    reports = kept[_ANCHOR_FROM][admitted]
+    sent = np.flatnonzero(is_given(reports["submission_id"]))
     submission = Keys.at(sent, _submission_hash(reports, sent), reports.height)
-    return reports.with_columns(
-        *submission.series("sub_hi", "sub_lo"),
-        position=pl.Series(positions(reports), dtype=pl.Int64),
-        occurred=pl.col("occurred_at").to_physical(),
-        ingested=pl.col("ingested_at").to_physical(),
-    ).select("_part", *[pl.col(name).cast(dtype) for name, dtype in ANCHOR.items()])
+    told = reports.hstack(
+        [
+            *submission.series("sub_hi", "sub_lo"),
+            pl.Series("position", positions(reports)),
+            reports["occurred_at"].cast(pl.Int64).alias("occurred"),
+            reports["ingested_at"].cast(pl.Int64).alias("ingested"),
+        ]
+    )
+    return beside([told["_part"], *(told[name].cast(dtype) for name, dtype in ANCHOR.items())])
 
 
 def _originals(rows: pl.DataFrame, suspects: NDArray[np.intp], anchors: Anchors) -> dict[int, _Original]:
@@ -373,11 +390,14 @@ def _originals(rows: pl.DataFrame, suspects: NDArray[np.intp], anchors: Anchors)
     windows = anchors.windows
     content_ms, submission_ms = windows.content // _MILLISECOND, windows.submission // _MILLISECOND
     kept_ms = windows.kept // _MILLISECOND
-    part = rows[suspects.tolist()].with_columns(
-        position=pl.Series(positions(rows)[suspects], dtype=pl.Int64),
-        occurred=pl.Series(milliseconds(rows["occurred_at"])[suspects], dtype=pl.Int64),
-        ingested=pl.Series(milliseconds(rows["ingested_at"])[suspects], dtype=pl.Int64),
-    ).select(*ANCHOR, "outcome")  # fmt: skip
+    part = rows[suspects]
+    part = part.hstack(
+        [
+            pl.Series("position", positions(part)),
+            pl.Series("occurred", milliseconds(part["occurred_at"])),
+            pl.Series("ingested", milliseconds(part["ingested_at"])),
+        ]
+    )[[*ANCHOR, "outcome"]]
     here: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     originals: dict[int, _Original] = {}
     for number, row in zip(suspects.tolist(), part.iter_rows(named=True), strict=True):
@@ -427,13 +447,3 @@ def _resend_rows(copies: pl.DataFrame, originals: list[_Original]) -> pl.DataFra
         )
         .select(list(DUPLICATE))
     )
-
-
-def _normal(name: str) -> pl.Expr:
-    """Text compared as people read it: compatibility forms folded, white space runs one blank."""
-    return pl.col(name).str.normalize("NFKC").str.replace_all(r"\s+", " ").str.strip_chars().fill_null("")
-
-
-def _degrees(name: str) -> pl.Expr:
-    """Degrees to 5 decimals (about a metre) as whole numbers."""
-    return (pl.col(name) * 100_000).round().cast(pl.Int64).cast(pl.String)

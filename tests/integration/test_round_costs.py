@@ -26,7 +26,7 @@ def test_a_partition_more_costs_no_queries(clickhouse: Client, tmp_path: Path) -
     load_reference(clickhouse, tmp_path)
     rules = rules_of(clickhouse)
     few, many = (_queries_of_a_round(rules, partitions) for partitions in (2, 12))
-    assert few > 50, "are queries counted at all?"
+    assert few > 10, "are queries counted at all?"
     assert (many - few) / 10 <= MOST_PER_PARTITION, (few, many)
 
 
