@@ -89,8 +89,12 @@ def _clean_people(rows: pl.DataFrame, privacy: Privacy) -> pl.DataFrame:
     if others.is_empty() or not others.select(_own_number(pl.col("key")).any()).item():
         return rows
 
-    def cleaner(persons: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [person | {"key": person["key"] and privacy.clean_key(person["key"])} for person in persons]
+    def cleaner(persons: list[dict[str, Any] | None]) -> list[dict[str, Any] | None]:
+        # a null stays one: its row is refused later
+        return [
+            person and person | {"key": person["key"] and privacy.clean_key(person["key"])}
+            for person in persons
+        ]
 
     places = rows.select(pl.col("persons").list.len() > 0).to_series().arg_true().to_numpy()
     return _mapped(rows, "persons", places, cleaner)

@@ -175,6 +175,15 @@ def test_what_is_no_word_of_the_contract_is_refused_as_in_json(place: str) -> No
         assert found.events.height == (2 if text in free else 1), text
 
 
+def test_a_null_among_people_costs_its_row_alone_where_another_key_is_a_number() -> None:
+    people = [[None], [{"key": PHONE, "role": "subject"}]]
+    rows = gateway_rows(event(1), event(2)).with_columns(pl.Series("persons", people, dtype=EVENT["persons"]))
+    found = through(rows)
+    assert found.quarantined["_idx"].to_list() == [0]
+    (person,) = found.events["persons"].item()
+    assert re.fullmatch("[0-9a-f]{64}", person["key"])
+
+
 def test_every_character_that_nfc_may_change_is_looked_at() -> None:
     looked_at = re.compile(_MAY_COMPOSE)
     everything = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
