@@ -133,16 +133,21 @@ class SeenIds:
         """Add kept rows (n,); of one id the largest position stays. Call after the commit only."""
         if len(hi) == 0:
             return
-        last = _last_of_each(hi, lo, kept.position)
-        hi, lo, kept = hi[last], lo[last], kept.at(last)
+        alike = np.sort(lo)
+        if (alike[1:] == alike[:-1]).any():  # hardly ever
+            last = _last_of_each(hi, lo, kept.position)
+            hi, lo, kept = hi[last], lo[last], kept.at(last)
+        newest = int(kept.ingested.max())
         numbers = self._index.find(hi, lo)
-        later = numbers >= 0
-        later[later] = kept.position[later] > self._held.position[numbers[later]]
-        self._held.put(numbers[later], kept.at(later))
-        fresh = numbers < 0
-        self._append(hi[fresh], lo[fresh], kept.at(fresh))
+        known = numbers >= 0
+        if known.any():
+            later = known.copy()
+            later[known] = kept.position[known] > self._held.position[numbers[known]]
+            self._held.put(numbers[later], kept.at(later))
+            hi, lo, kept = hi[~known], lo[~known], kept.at(~known)
+        self._append(hi, lo, kept)
         # a producer's clock in the far future must not push everything else out
-        self._latest = min(max(self._latest, int(kept.ingested.max())), int(utc_now().timestamp() * 1000))
+        self._latest = min(max(self._latest, newest), int(utc_now().timestamp() * 1000))
         if self._count >= self._next_eviction:
             self._evict()
 
@@ -174,9 +179,6 @@ class SeenIds:
 
 def _last_of_each(hi: UInt64s, lo: UInt64s, position: Int64s) -> NDArray[np.intp]:
     """Rows as they stand, of one id only the one with the largest position."""
-    alike = np.sort(lo)
-    if (alike[1:] != alike[:-1]).all():  # as nearly always
-        return np.arange(len(lo))
     order = np.lexsort((position, hi, lo))
     last = np.ones(len(order), bool)
     last[:-1] = (lo[order[1:]] != lo[order[:-1]]) | (hi[order[1:]] != hi[order[:-1]])

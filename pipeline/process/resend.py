@@ -84,6 +84,11 @@ class Keys(NamedTuple):
     @classmethod
     def of(cls, hi: pl.Series, lo: pl.Series) -> Keys:
         """hi, lo : UInt64, null where a row has no key."""
+        missing = hi.null_count()
+        if not missing:
+            return cls(np.ones(len(hi), bool), hi.to_numpy(), lo.to_numpy())
+        if missing == len(hi):
+            return cls.at(np.empty(0, np.intp), np.empty((2, 0), np.uint64), missing)
         # pyarrow: each of polars' calls here is a query of its own, and there are some per partition
         high, low = hi.to_arrow(), lo.to_arrow()
         given = np.asarray(high.is_valid().to_numpy(zero_copy_only=False))
