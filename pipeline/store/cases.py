@@ -180,8 +180,7 @@ def store_cases(client: Client, sets: pl.DataFrame) -> None:
     """Fold cases and store their states. sets : CASE_SET, all entries of each case that occurs in it."""
     if sets.is_empty():
         return
-    states = fold(sets)
     # A refresh repeats safely, and must not be swallowed for being like an earlier one: that may be what it
     # mends. A token of its own says so to every engine; newer ones do not heed `insert_deduplicate = 0` here.
     settings = {**_INSERT_SETTINGS, "insert_deduplication_token": f"refresh-{uuid.uuid4()}"}
-    insert_table(client, _TABLE, states.to_arrow(compat_level=pl.CompatLevel.oldest()), settings=settings)
+    insert_table(client, _TABLE, fold(sets), settings=settings)

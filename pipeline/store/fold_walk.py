@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.frames import EVENT_TYPES, RANK
@@ -31,7 +30,10 @@ from pipeline.store.fold import (
 
 Int64s = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 
+#: Stands for the limit that an event does not name: earlier than every other, and so never an extension.
+NO_LIMIT: Final = -(2**63)
 #: Of so few cases the rest is walked event by event: a step of numpy costs some 80 µs however few go on.
 _FEW_CASES: Final = 32
 
@@ -49,6 +51,22 @@ def _legal_in() -> NDArray[np.uint32]:
 _LEGAL_IN: Final = _legal_in()
 
 
+class Events(NamedTuple):
+    """Columns of CASE_EVENT as numbers without nulls, (events,) each; times in ms since 1970."""
+
+    occurred_at: Int64s
+    ingested_at: Int64s
+    rank: Bytes
+    outcome: Bytes
+    due_at: Int64s  # named by EXTENDED, else NO_LIMIT
+    rating: NDArray[np.int8]  # 0 without one
+    self_handled: Mask
+    backfill: Mask
+    evidence_pending: Mask
+    response_limit_seconds: Int64s  # -1 without one
+    resolution_limit_seconds: Int64s
+
+
 @dataclass(frozen=True)
 class Walk:
     """What the walk decided on each event: verdict, state after it, limit after it (ms since 1970)."""
@@ -58,16 +76,13 @@ class Walk:
     due_ms: Int64s
 
 
-def walk_cases(events: pl.DataFrame, starts: Int64s, lengths: Int64s, limit_ms: Int64s) -> Walk:
+def walk_cases(events: Events, starts: Int64s, lengths: Int64s, limit_ms: Int64s) -> Walk:
     """Decide on the k-th event of every case that has one, for k = 0, 1, …
 
-    limit_ms : (cases,) the opening report's limit; NEVER without one.
+    events : in fold order. limit_ms : (cases,) the opening report's limit; NEVER without one.
     """
-    rank, outcome = events["rank"].to_numpy(), events["outcome"].to_numpy()
-    at = events["occurred_at"].to_physical().to_numpy()
-    named = events["due_at"].to_physical().fill_null(-1).to_numpy()  # by EXTENDED; -1, null, is never later
-    has_due = events["due_at"].is_not_null().to_numpy()
-    own = _LEGAL_IN[events["self_handled"].fill_null(False).to_numpy().astype(np.intp), rank]
+    rank, outcome, at, named = events.rank, events.outcome, events.occurred_at, events.due_at
+    own = _LEGAL_IN[events.self_handled.astype(np.intp), rank]
     own[outcome == RESENT] = 0  # L2 duplicates of other reports are no REPORTED of this case
     verdicts, states = np.empty(len(rank), np.uint8), np.empty(len(rank), np.uint8)
     due_ms = np.empty(len(rank), np.int64)
@@ -86,9 +101,7 @@ def walk_cases(events: pl.DataFrame, starts: Int64s, lengths: Int64s, limit_ms: 
                 zip(starts[:going] + step, (starts + lengths)[:going], strict=True)
             ):
                 rows = slice(int(first), int(end))
-                taken = _Steps(
-                    *(values[rows].tolist() for values in (rank, outcome, own, at, named, has_due))
-                )
+                taken = _Steps(*(values[rows].tolist() for values in (rank, outcome, own, at, named)))
                 so_far = _SoFar(*(values[one] for values in columns))
                 verdicts[rows], states[rows], due_ms[rows] = _walk_on(taken, so_far, int(limit_ms[one]))
             break
@@ -97,7 +110,7 @@ def walk_cases(events: pl.DataFrame, starts: Int64s, lengths: Int64s, limit_ms: 
         extended = its_rank == RANK["EXTENDED"]
         legal = (own[here] >> was) & 1 == 1
         if extended.any():
-            late = ~has_due[here] | (named[here] <= limit) | (extensions[:going] >= MOST_EXTENSIONS)
+            late = (named[here] <= limit) | (extensions[:going] >= MOST_EXTENSIONS)
             legal &= ~(extended & late)
         reported = its_rank == RANK["REPORTED"]
         admitted = reported & (outcome[here] == ADMITTED)
@@ -135,7 +148,6 @@ class _Steps(NamedTuple):
     legal_in: list[int]
     at: list[int]
     named: list[int]
-    has_due: list[bool]
 
 
 class _SoFar(NamedTuple):
@@ -156,10 +168,10 @@ def _walk_on(steps: _Steps, so_far: _SoFar, limit_ms: int) -> tuple[list[int], l
     verdicts: list[int] = []
     states: list[int] = []
     dues: list[int] = []
-    for rank, outcome, legal_in, at, named, has_due in zip(*steps, strict=True):
+    for rank, outcome, legal_in, at, named in zip(*steps, strict=True):
         legal = legal_in >> state & 1 == 1
         reported, extended = rank == RANK["REPORTED"], rank == RANK["EXTENDED"]
-        if extended and (not has_due or named <= due or extensions >= MOST_EXTENSIONS):
+        if extended and (named <= due or extensions >= MOST_EXTENSIONS):
             legal = False
         if legal:
             verdicts.append(LEGAL)
