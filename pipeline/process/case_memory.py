@@ -43,7 +43,8 @@ _IDS_PER_QUERY: Final = 1_000
 _KEPT_SHARE: Final = 0.5
 #: Rows of frames that are joined no more.
 _MOST_JOINED: Final = 150_000
-_POSITION: Final = ("_inc", *POSITION)
+_POSITION: Final = ["_inc", *POSITION]
+_NO_ENTRIES: Final = pl.DataFrame(schema=CASE_SET)
 
 
 class CaseMemory:
@@ -140,7 +141,7 @@ class _Held:
             fresh = numbers < 0
             elsewhere = np.zeros(len(numbers), bool)
             elsewhere[fresh] = self._existing.may_hold(hashes[fresh])
-            found = _read(client, case_ids.filter(pl.Series(elsewhere)), read)
+            found = _read(client, case_ids[np.flatnonzero(elsewhere)], read)
             # nothing is changed before the last read has succeeded
             self._existing.add(hashes[fresh])
             numbers[fresh] = np.arange(len(self._numbers), len(self._numbers) + int(fresh.sum()))
@@ -150,27 +151,30 @@ class _Held:
             self._was_read[numbers[fresh]] = elsewhere[fresh]
             self._now += 1
             self._touched[numbers] = self._now
-            told = stored.with_columns(number=pl.Series(numbers[case])).filter(pl.Series(~elsewhere[case]))
+            told = _numbered(stored, numbers[case])
+            if elsewhere.any():
+                told = told.filter(pl.Series(~elsewhere[case]))
             self._append(self._unknown(told))
             if found.height:
                 its, ids = _encoded(found["case_id"])
-                self._append(found.with_columns(number=pl.Series(self._numbers.find(*text_words(ids))[its])))
-            sets = pl.concat([pl.DataFrame(schema=CASE_SET), *self._chosen(self._touched == self._now)])
+                self._append(_numbered(found, self._numbers.find(*text_words(ids))[its]))
+            sets = self._chosen(self._touched == self._now)
             if len(self) > self._most_entries:
                 self._evict()
-            return sets
+            return pl.concat(sets) if sets else _NO_ENTRIES
 
     def _chosen(self, cases: NDArray[np.bool_]) -> list[pl.DataFrame]:
         """Entries, CASE_SET, of the cases (by number) that are chosen."""
-        chosen = [(frame, cases[frame["number"].to_numpy()]) for frame in self._frames]
-        return [frame.filter(pl.Series(rows)).select(list(CASE_SET)) for frame, rows in chosen if rows.any()]
+        chosen = [(frame, np.flatnonzero(cases[frame["number"].to_numpy()])) for frame in self._frames]
+        # taken by place: a filter and a selection are two queries to polars, for each frame
+        return [frame[list(CASE_SET)][rows] for frame, rows in chosen if len(rows)]
 
     def _append(self, rows: pl.DataFrame) -> None:
         """Neighbours are joined when they are of like size, and small: few frames stay, however many small
         blocks come, and a row is copied a few times only."""
         if rows.is_empty():
             return
-        parts, height, at = [rows.select([*CASE_SET, "number"])], rows.height, len(self._frames)
+        parts, height, at = [rows], rows.height, len(self._frames)
         while (
             at
             and self._frames[at - 1].height < 2 * height
@@ -189,7 +193,7 @@ class _Held:
         doubtful[numbers] = self._was_read[numbers]
         if not doubtful.any():
             return rows
-        known = [entries.select(_POSITION) for entries in self._chosen(doubtful)]
+        known = [entries[_POSITION] for entries in self._chosen(doubtful)]
         return rows.join(pl.concat(known), on=_POSITION, how="anti") if known else rows
 
     def _evict(self) -> None:
@@ -208,7 +212,7 @@ class _Held:
         self._touched, self._was_read = touched[old], was_read[old]
         renumbered = np.empty(len(touched), np.int64)
         renumbered[old] = np.arange(len(old))
-        self._append(entries.with_columns(number=pl.Series(renumbered[entries["number"].to_numpy()])))
+        self._append(_numbered(entries, renumbered[entries["number"].to_numpy()]))
 
 
 class ExistingCases:
@@ -248,11 +252,13 @@ _BIT: Final = (1 << np.arange(8)).astype(np.uint8)
 
 def _read(client: Client, case_ids: pl.Series, read: Reading) -> pl.DataFrame:
     """The sets of these cases, as they are stored; a block that was handed over twice is in them once."""
+    if case_ids.is_empty():
+        return _NO_ENTRIES
     parts = [
         read(partial(read_sets, client, ids))
         for ids in case_ids.to_frame("case_id").iter_slices(_IDS_PER_QUERY)
     ]
-    return pl.concat([pl.DataFrame(schema=CASE_SET), *parts]).unique()
+    return pl.concat(parts).unique()
 
 
 def _hashes(case_ids: pl.Series) -> UInt64s:
@@ -263,6 +269,11 @@ def _encoded(case_ids: pl.Series) -> tuple[Int64s, pl.Series]:
     """(n,) the number of each row's case, and the distinct ids by number."""
     encoded = case_ids.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
     return np.asarray(encoded.indices.to_numpy()).astype(np.int64), pl.Series("case_id", encoded.dictionary)
+
+
+def _numbered(entries: pl.DataFrame, numbers: Int64s) -> pl.DataFrame:
+    """CASE_SET and `number`, that of each entry's case."""
+    return entries[list(CASE_SET)].hstack([pl.Series("number", numbers)])
 
 
 def _copied(rows: pl.DataFrame) -> pl.DataFrame:

@@ -19,6 +19,7 @@ from pipeline.store.fold import TUPLE_TYPES
 from pipeline.store.fold_frames import fold
 
 _TABLE: Final = "cases"
+_FLAGS: Final = pl.col(pl.Boolean).fill_null(False)
 #: The contract's, in the words of polars. What it lets through needs no escaping in SQL.
 _ID_PATTERN: Final = r"^[A-Za-z0-9._:-]{1,64}$"
 
@@ -54,14 +55,7 @@ def case_sets(frame: pl.DataFrame, inc: int) -> pl.DataFrame:
     inc : topic incarnation of their block, unix ms.
     Raises ContractError if a column is missing or has another dtype.
     """
-    return expect(frame, CASE_EVENT, "case events").select(
-        pl.lit(inc, pl.UInt64).alias(name)
-        if name == "_inc"
-        else pl.col(name).fill_null(False)
-        if dtype == pl.Boolean()
-        else pl.col(name)
-        for name, dtype in CASE_SET.items()
-    )
+    return expect(frame, CASE_EVENT, "case events").with_columns(_FLAGS, _inc=pl.lit(inc, pl.UInt64))
 
 
 def pack_case_events(frame: pl.DataFrame, inc: int) -> pl.DataFrame:
@@ -80,7 +74,7 @@ def pack_case_events(frame: pl.DataFrame, inc: int) -> pl.DataFrame:
     place = np.empty(len(ascending), np.int64)
     place[ascending] = np.arange(len(ascending))
     its = place[encoded.indices.to_numpy()]
-    tuples = sets.select(list(TUPLE_TYPES))[np.argsort(its, kind="stable")].to_struct("events")
+    tuples = sets[list(TUPLE_TYPES)][np.argsort(its, kind="stable")].to_struct("events")
     return pl.DataFrame(
         [case_ids[ascending], regroup(tuples, np.bincount(its, minlength=len(ascending)).astype(np.int64))]
     )
