@@ -41,8 +41,8 @@ def _once(call: Callable[[], T], /) -> T:
 _IDS_PER_QUERY: Final = 1_000
 #: The share of the entries that stays when there are too many.
 _KEPT_SHARE: Final = 0.5
-#: Rows of frames that are joined no more.
-_MOST_JOINED: Final = 150_000
+#: Rows of frames that are joined no more: those of two large rounds are not, which would copy them once more.
+_MOST_JOINED: Final = 60_000
 _POSITION: Final = ["_inc", *POSITION]
 _NO_ENTRIES: Final = pl.DataFrame(schema=CASE_SET)
 
@@ -95,7 +95,8 @@ class CaseMemory:
             held.know(client, read)
 
     def sets(self, client: Client, stored: pl.DataFrame, read: Reading = _once) -> pl.DataFrame | None:
-        """All entries of the sets that `stored` adds to, CASE_SET; None where the store must be asked.
+        """All entries of the sets that `stored` adds to, CASE_SET and `number` (of the entry's case, from 0);
+        None where the store must be asked.
 
         stored : CASE_SET, entries that `case_events` holds already; each is handed over once.
         """
@@ -159,15 +160,18 @@ class _Held:
                 its, ids = _encoded(found["case_id"])
                 self._append(_numbered(found, self._numbers.find(*text_words(ids))[its]))
             sets = self._chosen(self._touched == self._now)
+            place = np.empty(len(self._touched), np.int64)
+            place[numbers] = np.arange(len(numbers))
+            sets = [_numbered(entries, place[entries["number"].to_numpy()]) for entries in sets]
             if len(self) > self._most_entries:
                 self._evict()
             return pl.concat(sets) if sets else _NO_ENTRIES
 
     def _chosen(self, cases: NDArray[np.bool_]) -> list[pl.DataFrame]:
-        """Entries, CASE_SET, of the cases (by number) that are chosen."""
+        """Entries, CASE_SET and `number`, of the cases (by number) that are chosen."""
         chosen = [(frame, np.flatnonzero(cases[frame["number"].to_numpy()])) for frame in self._frames]
         # taken by place: a filter and a selection are two queries to polars, for each frame
-        return [frame[list(CASE_SET)][rows] for frame, rows in chosen if len(rows)]
+        return [frame[rows] for frame, rows in chosen if len(rows)]
 
     def _append(self, rows: pl.DataFrame) -> None:
         """Neighbours are joined when they are of like size, and small: few frames stay, however many small
@@ -198,21 +202,27 @@ class _Held:
 
     def _evict(self) -> None:
         """Let the cases go that were touched longest ago, down to a share of what may be kept."""
-        entries = pl.concat(self._frames)
-        age = self._touched[entries["number"].to_numpy()]
-        kept = int(self._most_entries * _KEPT_SHARE)
+        ages = [self._touched[frame["number"].to_numpy()] for frame in self._frames]
+        age, kept = np.concatenate(ages), int(self._most_entries * _KEPT_SHARE)
         oldest = np.partition(age, len(age) - kept)[len(age) - kept]
-        entries, touched, was_read = entries.filter(pl.Series(age > oldest)), self._touched, self._was_read
+        left = [(frame, np.flatnonzero(its > oldest)) for frame, its in zip(self._frames, ages, strict=True)]
+        frames = [
+            frame if len(rows) == frame.height else _copied(frame[rows]) for frame, rows in left if len(rows)
+        ]
+        touched, was_read = self._touched, self._was_read
         self._hold_nothing()
-        if entries.is_empty():
+        if not frames:
             return
-        cases = entries.select("case_id", "number").unique("number")
-        old = cases["number"].to_numpy()
-        self._numbers = HashIndex.build(*text_words(cases["case_id"]))
+        number = np.concatenate([frame["number"].to_numpy() for frame in frames])
+        entry = np.full(len(touched), -1)  # by number: one of the case's entries
+        entry[number] = np.arange(len(number))
+        old = np.flatnonzero(entry >= 0)
+        case_ids = pl.concat([frame["case_id"] for frame in frames], rechunk=True)[entry[old]]
+        self._numbers = HashIndex.build(*text_words(case_ids))
         self._touched, self._was_read = touched[old], was_read[old]
         renumbered = np.empty(len(touched), np.int64)
         renumbered[old] = np.arange(len(old))
-        self._append(_numbered(entries, renumbered[entries["number"].to_numpy()]))
+        self._frames = [_numbered(frame, renumbered[frame["number"].to_numpy()]) for frame in frames]
 
 
 class ExistingCases:
@@ -277,8 +287,18 @@ def _numbered(entries: pl.DataFrame, numbers: Int64s) -> pl.DataFrame:
 
 
 def _copied(rows: pl.DataFrame) -> pl.DataFrame:
-    """The same rows in memory of their own: a slice or a filter keeps the texts of all that it came from."""
-    return pl.DataFrame(pl.from_arrow(rows.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())))
+    """The same rows with texts of their own: a slice or a filter keeps those of all that it came from."""
+    return pl.DataFrame([_copied_texts(column) for column in rows.rechunk().get_columns()])
+
+
+def _copied_texts(column: pl.Series) -> pl.Series:
+    # two buffers: texts so short that they lie in the column itself, half of all columns of texts
+    if (
+        column.dtype != pl.String()
+        or len(column.to_arrow(compat_level=pl.CompatLevel.newest()).buffers()) == 2
+    ):
+        return column
+    return pl.Series(column.name, column.to_arrow(compat_level=pl.CompatLevel.oldest()))
 
 
 def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:

@@ -118,12 +118,13 @@ _IS_RESPONSE: Final = np.isin(np.arange(_RANKS), [RANK[name] for name in RESPONS
 def fold(sets: pl.DataFrame) -> pa.Table:
     """History and state of every case: one row per case, columns `store.fold.ALL`, as the store takes them.
 
-    sets : (n, CASE_SET), all entries of the cases' sets, in any order, entries given twice included.
+    sets : (n, CASE_SET), all entries of the cases' sets, in any order, entries given twice included. Who has
+    numbered the cases, from 0, tells it by `number`: finding their texts out again is a tenth of a fold.
     Raises ContractError if a column is missing or has another dtype.
     """
     entries = expect(sets, CASE_SET, "sets of case events")
     numbers = entries.select(_NUMBERS)
-    case = _case_numbers(entries["case_id"])
+    case = sets["number"].to_numpy() if "number" in sets.columns else _case_numbers(entries["case_id"])
     order, doubtful = _plain_order(case, numbers)
     folded = []
     if len(order) or not len(doubtful):
@@ -184,8 +185,8 @@ def _plain_order(number: Int64s, numbers: pl.DataFrame) -> tuple[Int64s, Int64s]
 class _Cases:
     """Cases and their events, walked.
 
-    texts : (entries, _TEXTS); rows : (events,) row there of each distinct event, in fold order, the events of
-    a case together; events : the same in numbers; case : (events,) number of the case.
+    texts : (entries, those of _TEXTS that any entry names); rows : (events,) row there of each event, in fold
+    order, the events of a case together; events : the same in numbers; case : (events,) number of the case.
     starts, lengths, versions : (cases,).
     opening : (cases,) the report that opened the case, -1 without one.
     """
@@ -227,8 +228,9 @@ class _Cases:
         else:
             nothing = np.empty(0, np.uint8)
             walk = Walk(nothing, nothing, np.empty(0, np.int64))
+        named = [name for name in _TEXTS if entries[name].null_count() < entries.height]
         # rows of a frame in pieces are gathered ten times as slowly
-        texts = entries[_TEXTS].rechunk()
+        texts = entries[named].rechunk()
         versions = lengths if versions is None else versions
         return cls(texts, rows, events, walk, case, starts, lengths, versions, opening)
 
@@ -243,16 +245,13 @@ class _Cases:
     def _history(self, legal: _Legal) -> dict[str, pa.Array]:
         events, verdicts = self.events, self.walk.verdicts
         illegal = np.flatnonzero(verdicts == ILLEGAL)
-        its_place = self._places(illegal)
-        ids = [self._texts(name, its_place) for name in ("source", "event_id")]
+        ids = [self._texts(name, illegal) for name in ("source", "event_id")]
         rank = events.rank[legal.rows]
         ratings = np.where(rank == RANK["FEEDBACK"], events.rating[legal.rows], 0).astype(np.int8)
-        every, dispatched = (
-            self._places(rows) for rows in (legal.rows, np.where(rank == RANK["DISPATCHED"], legal.rows, -1))
-        )
+        dispatched = np.where(rank == RANK["DISPATCHED"], legal.rows, -1)
         of_case, of_legal = _offsets(self.lengths), _offsets(legal.number.sum(axis=0))
         return {
-            "case_id": self._texts("case_id", self._places(self.starts)),
+            "case_id": self._texts("case_id", self.starts),
             "version": _count(self.versions),
             "event_times": _listed(_instants(events.occurred_at), of_case),
             "event_verdicts": _listed(pa.array(verdicts), of_case),
@@ -261,26 +260,26 @@ class _Cases:
                 pa.StructArray.from_arrays(ids, ["source", "event_id"]),
                 _offsets(self._counts(illegal)),
             ),
-            "resent_of": self._texts("primary_case_id", self._places(self._resent()), blank=True),
+            "resent_of": self._texts("primary_case_id", self._resent(), blank=True),
             "legal_times": _listed(_instants(events.occurred_at[legal.rows]), of_legal),
             "legal_ranks": _listed(pa.array(rank), of_legal),
             "legal_states": _listed(pa.array(self.walk.states[legal.rows]), of_legal),
             "legal_due_ms": _listed(pa.array(self.walk.due_ms[legal.rows]), of_legal),
             "legal_ratings": _listed(pa.array(ratings), of_legal),
             "legal_departments": _listed(self._texts("department", dispatched, blank=True), of_legal),
-            "legal_levels": _listed(self._texts("level", every, blank=True), of_legal),
-            "legal_primaries": _listed(self._texts("primary_case_id", every, blank=True), of_legal),
+            "legal_levels": _listed(self._texts("level", legal.rows, blank=True), of_legal),
+            "legal_primaries": _listed(self._texts("primary_case_id", legal.rows, blank=True), of_legal),
             **self._opening(),
         }
 
     def _opening(self) -> dict[str, pa.Array]:
         """Attributes of the report that opened the case, blank without one."""
-        events, opening, places = self.events, self.opening, self._places(self.opening)
+        events, opening = self.events, self.opening
         response = _at(events.response_limit_seconds, opening, _NO_SECONDS)
         resolution = _at(events.resolution_limit_seconds, opening, _NO_SECONDS)
         return {
-            **{name: self._texts(source, places, blank=True) for name, source in _OPENING.items()},
-            **{name: self._texts(name, places) for name in _OPENING_MAYBE},
+            **{name: self._texts(source, opening, blank=True) for name, source in _OPENING.items()},
+            **{name: self._texts(name, opening) for name in _OPENING_MAYBE},
             "response_limit_seconds": _maybe(response.astype(np.uint32), response < 0),
             "resolution_limit_seconds": _maybe(resolution.astype(np.uint32), resolution < 0),
             "report_ingested_at": _instants(_at(events.ingested_at, opening, 0)),
@@ -338,8 +337,8 @@ class _Cases:
             "rating": _maybe(events.rating[rating], rating < 0),
             "rating_count": _count(self._counts(rated)),
             "satisfied_count": _count(self._counts(rated[events.rating[rated] >= 4])),
-            "level": self._texts("level", self._places(level)),
-            "primary_case_id": self._texts("primary_case_id", self._places(primary)),
+            "level": self._texts("level", level),
+            "primary_case_id": self._texts("primary_case_id", primary),
             "evidence_pending": pa.array(evidence),
             "resolved_without_evidence": pa.array(evidence & (legal.first[RANK["RESOLVED"]] >= 0)),
             "illegal_count": _count(self._counts(verdicts == ILLEGAL)),
@@ -359,10 +358,10 @@ class _Cases:
         """The last that a legal DISPATCHED names, else the one that leads the report's matter."""
         naming = self._naming("department", legal.rows)
         named = self._last(naming[(naming >= 0) & (self.events.rank[legal.rows] == RANK["DISPATCHED"])])
-        lead = self._texts("lead_department", self._places(self.opening))
+        lead = self._texts("lead_department", self.opening)
         if (named < 0).all():
             return lead
-        return pc.coalesce(self._texts("department", self._places(named)), lead)
+        return pc.coalesce(self._texts("department", named), lead)
 
     # --- rows by case
 
@@ -395,25 +394,25 @@ class _Cases:
 
     # --- texts
 
-    def _places(self, rows: Int64s) -> pl.Series:
-        """Where the texts of the events `rows` lie, null where the row is -1."""
-        return pl.Series(pa.array(self.rows[rows].astype(np.uint32), mask=rows < 0))
-
-    def _texts(self, name: str, places: pl.Series, *, blank: bool = False) -> pa.Array:
-        """The texts at `places`; where there is none null, or blank."""
-        texts = self.texts[name]
-        if places.null_count() == len(places) or texts.null_count() == len(texts):
-            return pa.repeat(_BLANK, len(places)) if blank else pa.nulls(len(places), _TEXT)
-        found = texts[places].to_arrow(compat_level=pl.CompatLevel.oldest())
+    def _texts(self, name: str, rows: Int64s, *, blank: bool = False) -> pa.Array:
+        """What the events `rows` name; null or blank where they name nothing and where the row is -1."""
+        missing = rows < 0
+        if self._absent(name) or missing.all():
+            return pa.repeat(_BLANK, len(rows)) if blank else pa.nulls(len(rows), _TEXT)
+        # by null places: `gather` and `set` are queries to polars
+        places = pl.Series(pa.array(self.rows[rows].astype(np.uint32), mask=missing))
+        found = self.texts[name][places].to_arrow(compat_level=pl.CompatLevel.oldest())
         return found.fill_null("") if blank else found
 
     def _naming(self, name: str, rows: Int64s) -> Int64s:
         """`rows`, -1 instead of those that name no such text or a blank one."""
-        texts = self.texts[name]
-        if texts.null_count() == len(texts):
+        if self._absent(name):
             return np.full(len(rows), -1)
-        given = (texts != "").fill_null(False).to_numpy()[self.rows]
+        given = (self.texts[name] != "").fill_null(False).to_numpy()[self.rows]
         return np.where(given[rows], rows, -1)
+
+    def _absent(self, name: str) -> bool:
+        return name not in self.texts.columns
 
 
 @dataclass(frozen=True)
