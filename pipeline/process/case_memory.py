@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from pipeline.frames import CASE_SET, POSITION
 from pipeline.process.hashes import case_hash
 from pipeline.reference.hash_index import HashIndex, Int64s, UInt64s
-from pipeline.reference.keys import text_words
 from pipeline.store.cases import known_cases, read_sets
 
 T = TypeVar("T")
@@ -44,7 +43,13 @@ _KEPT_SHARE: Final = 0.5
 #: Rows of frames that are joined no more: those of two large rounds are not, which would copy them once more.
 _MOST_JOINED: Final = 60_000
 _POSITION: Final = ["_inc", *POSITION]
+_TEXTS: Final = [name for name, dtype in CASE_SET.items() if dtype == pl.String()]
 _NO_ENTRIES: Final = pl.DataFrame(schema=CASE_SET)
+_KEYS: Final = [
+    case_hash(),
+    pl.col("case_id").hash(1).alias("hi"),
+    pl.col("case_id").hash(2).alias("lo"),
+]
 
 
 class CaseMemory:
@@ -137,7 +142,7 @@ class _Held:
         with self._lock:
             self._know(client, read)
             case, case_ids = _encoded(stored["case_id"])
-            hashes, words = _hashes(case_ids), text_words(case_ids)
+            hashes, *words = _keys(case_ids)
             numbers = self._numbers.find(*words)
             fresh = numbers < 0
             elsewhere = np.zeros(len(numbers), bool)
@@ -158,14 +163,16 @@ class _Held:
             self._append(self._unknown(told))
             if found.height:
                 its, ids = _encoded(found["case_id"])
-                self._append(_numbered(found, self._numbers.find(*text_words(ids))[its]))
+                self._append(_numbered(found, self._numbers.find(*_keys(ids)[1:])[its]))
             sets = self._chosen(self._touched == self._now)
-            place = np.empty(len(self._touched), np.int64)
-            place[numbers] = np.arange(len(numbers))
-            sets = [_numbered(entries, place[entries["number"].to_numpy()]) for entries in sets]
             if len(self) > self._most_entries:
                 self._evict()
-            return pl.concat(sets) if sets else _NO_ENTRIES
+            if not sets:
+                return _NO_ENTRIES
+            here = np.empty(int(numbers.max()) + 1, np.int64)
+            here[numbers] = np.arange(len(numbers))
+            # before they are joined: a column in other pieces than the rest makes polars copy all
+            return pl.concat([_numbered(entries, here[entries["number"].to_numpy()]) for entries in sets])
 
     def _chosen(self, cases: NDArray[np.bool_]) -> list[pl.DataFrame]:
         """Entries, CASE_SET and `number`, of the cases (by number) that are chosen."""
@@ -218,7 +225,7 @@ class _Held:
         entry[number] = np.arange(len(number))
         old = np.flatnonzero(entry >= 0)
         case_ids = pl.concat([frame["case_id"] for frame in frames], rechunk=True)[entry[old]]
-        self._numbers = HashIndex.build(*text_words(case_ids))
+        self._numbers = HashIndex.build(*_keys(case_ids)[1:])
         self._touched, self._was_read = touched[old], was_read[old]
         renumbered = np.empty(len(touched), np.int64)
         renumbered[old] = np.arange(len(old))
@@ -275,6 +282,11 @@ def _hashes(case_ids: pl.Series) -> UInt64s:
     return np.asarray(case_ids.to_frame("case_id").select(case_hash()).to_series().to_numpy())
 
 
+def _keys(case_ids: pl.Series) -> list[UInt64s]:
+    """`_hashes`, and the two words of the ids in the index of numbers, by one query."""
+    return [keys.to_numpy() for keys in case_ids.to_frame("case_id").select(_KEYS)]
+
+
 def _encoded(case_ids: pl.Series) -> tuple[Int64s, pl.Series]:
     """(n,) the number of each row's case, and the distinct ids by number."""
     encoded = case_ids.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
@@ -288,17 +300,14 @@ def _numbered(entries: pl.DataFrame, numbers: Int64s) -> pl.DataFrame:
 
 def _copied(rows: pl.DataFrame) -> pl.DataFrame:
     """The same rows with texts of their own: a slice or a filter keeps those of all that it came from."""
-    return pl.DataFrame([_copied_texts(column) for column in rows.rechunk().get_columns()])
-
-
-def _copied_texts(column: pl.Series) -> pl.Series:
-    # two buffers: texts so short that they lie in the column itself, half of all columns of texts
-    if (
-        column.dtype != pl.String()
-        or len(column.to_arrow(compat_level=pl.CompatLevel.newest()).buffers()) == 2
-    ):
-        return column
-    return pl.Series(column.name, column.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    rows = rows.rechunk()
+    for name in _TEXTS:
+        column = rows[name]
+        # in two buffers: texts so short that they lie in the column itself, half of all columns of texts
+        if len(column.to_arrow(compat_level=pl.CompatLevel.newest()).buffers()) > 2:
+            own = pl.Series(name, column.to_arrow(compat_level=pl.CompatLevel.oldest()))
+            rows.replace_column(rows.get_column_index(name), own)
+    return rows
 
 
 def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:

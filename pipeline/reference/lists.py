@@ -25,6 +25,13 @@ def regroup(elements: pl.Series, counts: NDArray[np.int64]) -> pl.Series:
     return lists.cast(pl.List(elements.dtype))
 
 
+def by_number(numbers: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Rows in the order of their `numbers` (n,) from 0, those of one number as they come."""
+    # of 16 bits numpy sorts by radix, ten times as fast
+    keys = numbers.astype(np.uint16) if len(numbers) and numbers.max() < 1 << 16 else numbers
+    return np.argsort(keys, kind="stable")
+
+
 def rows_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """The row that each element belongs to."""
     return np.repeat(np.arange(len(counts)), counts)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ContractError
 from pipeline.frames import CASE_EVENT, CASE_LEVELS, CASE_SET, expect
-from pipeline.reference.lists import regroup
+from pipeline.reference.lists import by_number, regroup
 from pipeline.store.client import insert_table
 from pipeline.store.fold import TUPLE_TYPES
 from pipeline.store.fold_frames import fold
@@ -74,7 +74,7 @@ def pack_case_events(frame: pl.DataFrame, inc: int) -> pl.DataFrame:
     place = np.empty(len(ascending), np.int64)
     place[ascending] = np.arange(len(ascending))
     its = place[encoded.indices.to_numpy()]
-    tuples = sets[list(TUPLE_TYPES)][np.argsort(its, kind="stable")].to_struct("events")
+    tuples = sets[list(TUPLE_TYPES)][by_number(its)].to_struct("events")
     return pl.DataFrame(
         [case_ids[ascending], regroup(tuples, np.bincount(its, minlength=len(ascending)).astype(np.int64))]
     )

@@ -17,7 +17,7 @@ each of eighty columns cost a small round more than its events.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from pipeline.frames import CASE_SET, RANK, expect
 from pipeline.reference.hash_index import SPREAD
 from pipeline.reference.keys import owners
+from pipeline.reference.lists import by_number
 from pipeline.store.fold import (
     ALL,
     CLOSED_STATES,
@@ -122,7 +123,10 @@ def fold(sets: pl.DataFrame) -> pa.Table:
     numbered the cases, from 0, tells it by `number`: finding their texts out again is a tenth of a fold.
     Raises ContractError if a column is missing or has another dtype.
     """
-    entries = expect(sets, CASE_SET, "sets of case events")
+    # by names, for a selection is a query to polars
+    entries = expect(
+        sets[[name for name in sets.columns if name != "number"]], CASE_SET, "sets of case events"
+    )
     numbers = entries.select(_NUMBERS)
     case = sets["number"].to_numpy() if "number" in sets.columns else _case_numbers(entries["case_id"])
     order, doubtful = _plain_order(case, numbers)
@@ -164,9 +168,7 @@ def _plain_order(number: Int64s, numbers: pl.DataFrame) -> tuple[Int64s, Int64s]
     ids = numbers["id"].to_numpy() ^ (number.astype(np.uint64) * SPREAD)
     instant = numbers["occurred_at"].to_numpy() * _RANKS + numbers["rank"].to_numpy()
     order = np.argsort(instant, kind="stable")
-    # of 16 bits numpy sorts by radix
-    keys = number[order].astype(np.uint16) if number.max() < 1 << 16 else number[order]
-    order = order[np.argsort(keys, kind="stable")]
+    order = order[by_number(number[order])]
     doubtful = np.zeros(int(number.max()) + 1, bool)
     its, at = number[order], instant[order]
     doubtful[its[1:][(its[1:] == its[:-1]) & (at[1:] == at[:-1])]] = True
@@ -245,30 +247,30 @@ class _Cases:
     def _history(self, legal: _Legal) -> dict[str, pa.Array]:
         events, verdicts = self.events, self.walk.verdicts
         illegal = np.flatnonzero(verdicts == ILLEGAL)
-        ids = [self._texts(name, illegal) for name in ("source", "event_id")]
+        id_names = ["source", "event_id"]
         rank = events.rank[legal.rows]
         ratings = np.where(rank == RANK["FEEDBACK"], events.rating[legal.rows], 0).astype(np.int8)
         dispatched = np.where(rank == RANK["DISPATCHED"], legal.rows, -1)
         of_case, of_legal = _offsets(self.lengths), _offsets(legal.number.sum(axis=0))
         return {
-            "case_id": self._texts("case_id", self.starts),
+            "case_id": self._text("case_id", self.starts),
             "version": _count(self.versions),
             "event_times": _listed(_instants(events.occurred_at), of_case),
             "event_verdicts": _listed(pa.array(verdicts), of_case),
             "event_lates": _listed(pa.array(self._late().astype(np.uint8)), of_case),
             "illegal_ids": _listed(
-                pa.StructArray.from_arrays(ids, ["source", "event_id"]),
+                pa.StructArray.from_arrays(self._texts(id_names, illegal), id_names),
                 _offsets(self._counts(illegal)),
             ),
-            "resent_of": self._texts("primary_case_id", self._resent(), blank=True),
+            "resent_of": self._text("primary_case_id", self._resent(), blank=True),
             "legal_times": _listed(_instants(events.occurred_at[legal.rows]), of_legal),
             "legal_ranks": _listed(pa.array(rank), of_legal),
             "legal_states": _listed(pa.array(self.walk.states[legal.rows]), of_legal),
             "legal_due_ms": _listed(pa.array(self.walk.due_ms[legal.rows]), of_legal),
             "legal_ratings": _listed(pa.array(ratings), of_legal),
-            "legal_departments": _listed(self._texts("department", dispatched, blank=True), of_legal),
-            "legal_levels": _listed(self._texts("level", legal.rows, blank=True), of_legal),
-            "legal_primaries": _listed(self._texts("primary_case_id", legal.rows, blank=True), of_legal),
+            "legal_departments": _listed(self._text("department", dispatched, blank=True), of_legal),
+            "legal_levels": _listed(self._text("level", legal.rows, blank=True), of_legal),
+            "legal_primaries": _listed(self._text("primary_case_id", legal.rows, blank=True), of_legal),
             **self._opening(),
         }
 
@@ -278,8 +280,8 @@ class _Cases:
         response = _at(events.response_limit_seconds, opening, _NO_SECONDS)
         resolution = _at(events.resolution_limit_seconds, opening, _NO_SECONDS)
         return {
-            **{name: self._texts(source, opening, blank=True) for name, source in _OPENING.items()},
-            **{name: self._texts(name, opening) for name in _OPENING_MAYBE},
+            **dict(zip(_OPENING, self._texts(_OPENING.values(), opening, blank=True), strict=True)),
+            **dict(zip(_OPENING_MAYBE, self._texts(_OPENING_MAYBE, opening), strict=True)),
             "response_limit_seconds": _maybe(response.astype(np.uint32), response < 0),
             "resolution_limit_seconds": _maybe(resolution.astype(np.uint32), resolution < 0),
             "report_ingested_at": _instants(_at(events.ingested_at, opening, 0)),
@@ -337,8 +339,8 @@ class _Cases:
             "rating": _maybe(events.rating[rating], rating < 0),
             "rating_count": _count(self._counts(rated)),
             "satisfied_count": _count(self._counts(rated[events.rating[rated] >= 4])),
-            "level": self._texts("level", level),
-            "primary_case_id": self._texts("primary_case_id", primary),
+            "level": self._text("level", level),
+            "primary_case_id": self._text("primary_case_id", primary),
             "evidence_pending": pa.array(evidence),
             "resolved_without_evidence": pa.array(evidence & (legal.first[RANK["RESOLVED"]] >= 0)),
             "illegal_count": _count(self._counts(verdicts == ILLEGAL)),
@@ -358,10 +360,10 @@ class _Cases:
         """The last that a legal DISPATCHED names, else the one that leads the report's matter."""
         naming = self._naming("department", legal.rows)
         named = self._last(naming[(naming >= 0) & (self.events.rank[legal.rows] == RANK["DISPATCHED"])])
-        lead = self._texts("lead_department", self.opening)
+        lead = self._text("lead_department", self.opening)
         if (named < 0).all():
             return lead
-        return pc.coalesce(self._texts("department", named), lead)
+        return pc.coalesce(self._text("department", named), lead)
 
     # --- rows by case
 
@@ -394,15 +396,25 @@ class _Cases:
 
     # --- texts
 
-    def _texts(self, name: str, rows: Int64s, *, blank: bool = False) -> pa.Array:
+    def _text(self, name: str, rows: Int64s, *, blank: bool = False) -> pa.Array:
         """What the events `rows` name; null or blank where they name nothing and where the row is -1."""
+        return self._texts([name], rows, blank=blank)[0]
+
+    def _texts(self, names: Collection[str], rows: Int64s, *, blank: bool = False) -> list[pa.Array]:
+        """`_text` of several columns."""
+        nothing = pa.repeat(_BLANK, len(rows)) if blank else pa.nulls(len(rows), _TEXT)
         missing = rows < 0
-        if self._absent(name) or missing.all():
-            return pa.repeat(_BLANK, len(rows)) if blank else pa.nulls(len(rows), _TEXT)
+        if missing.all() or all(self._absent(name) for name in names):
+            return [nothing for _ in names]
         # by null places: `gather` and `set` are queries to polars
         places = pl.Series(pa.array(self.rows[rows].astype(np.uint32), mask=missing))
-        found = self.texts[name][places].to_arrow(compat_level=pl.CompatLevel.oldest())
-        return found.fill_null("") if blank else found
+        found = [
+            nothing
+            if self._absent(name)
+            else self.texts[name][places].to_arrow(compat_level=pl.CompatLevel.oldest())
+            for name in names
+        ]
+        return [texts.fill_null("") for texts in found] if blank else found
 
     def _naming(self, name: str, rows: Int64s) -> Int64s:
         """`rows`, -1 instead of those that name no such text or a blank one."""

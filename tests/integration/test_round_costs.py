@@ -1,4 +1,4 @@
-"""What a round costs however few its events: a partition more must not cost queries more.
+"""What a round costs however few its events: a partition more must not cost queries more, nor must a column.
 
 Each call on a polars Series that is no plain accessor is a query of 35 to 80 µs. Without those per partition
 a round of 4,000 events over twelve took a fifth less. They are counted, not timed.
@@ -13,13 +13,18 @@ from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
+from pipeline.process.case_memory import CaseMemory
 from pipeline.process.flow import Block, PartitionState, Rules, process_blocks, remember
 from pipeline.settings import Settings
+from pipeline.store.cases import case_sets, pack_case_events
+from pipeline.store.fold_frames import fold
 from tests.integration.worker_world import arrow, event, load_reference, rules_of
 
 EVENTS = 240
 #: Queries that a partition may add: a copy or a resend among its events has to be looked at by itself.
 MOST_PER_PARTITION = 1.0
+#: Of packing a round's events, of its cases' sets and of their fold to eighty columns; there were 54 of them.
+MOST_OF_THE_CASES = 8
 
 
 def test_a_partition_more_costs_no_queries(clickhouse: Client, tmp_path: Path) -> None:
@@ -28,6 +33,29 @@ def test_a_partition_more_costs_no_queries(clickhouse: Client, tmp_path: Path) -
     few, many = (_queries_of_a_round(rules, partitions) for partitions in (2, 12))
     assert few > 10, "are queries counted at all?"
     assert (many - few) / 10 <= MOST_PER_PARTITION, (few, many)
+
+
+def test_the_cases_of_a_round_cost_few_queries(clickhouse: Client, tmp_path: Path) -> None:
+    load_reference(clickhouse, tmp_path)
+    rules, states = rules_of(clickhouse), {0: PartitionState.empty(Settings())}
+    first, second = (
+        process_blocks(
+            [Block(0, [arrow(number, *(_report(number, 0, at) for at in range(EVENTS)))])], states, rules
+        ).case_events
+        for number in (0, 1)
+    )
+    memory = CaseMemory()
+    memory.begin(on=True)
+    assert memory.sets(clickhouse, case_sets(first, inc=1)) is not None
+
+    def refresh() -> None:
+        pack_case_events(second, inc=1)
+        sets = memory.sets(clickhouse, case_sets(second, inc=1))
+        assert sets is not None
+        assert fold(sets).num_rows
+
+    found = _queries(refresh)
+    assert 0 < found <= MOST_OF_THE_CASES, found
 
 
 def _queries_of_a_round(rules: Rules, partitions: int) -> int:
