@@ -14,7 +14,7 @@ import orjson
 import polars as pl
 import pyarrow as pa
 
-from pipeline.contract.columns import Columns, columns_of
+from pipeline.contract.columns import Columns, columns_of, is_empty
 from pipeline.contract.event import Actor, Attributes, Event, Location, Organisation, Person, Photo
 from pipeline.contract.privacy import (
     Privacy,
@@ -81,19 +81,17 @@ def to_batch(
     special = columns_of(Attributes, list(map(_attributes, event["attributes"])))
     grids = event["grid_code"]
     units = None if max(map(len, grids), default=0) <= 15 else [c if len(c) > 15 else None for c in grids]
+    places = None if which is None else pa.array(which, pa.int64())
 
     def each(value: Any, kind: pa.DataType) -> pa.Array:
         if not isinstance(value, Sequence) or isinstance(value, str):
             return pa.repeat(pa.scalar(value, kind), len(events))
-        if which is None:
-            return pa.array(value, kind)
-        if kind is _MILLISECONDS:  # a time takes longer to convert than to copy
-            return pa.array(value, kind).take(pa.array(which))
-        return pa.array([value[at] for at in which], kind)
+        values = pa.array(value, kind)
+        return values if places is None else values.take(places)
 
     tries = _tries(len(events), request_id, which)
     attributes = event["attributes"]
-    if tries is not None and not _is_empty(attributes):
+    if tries is not None and not is_empty(attributes):
         attributes = [
             None if given is None else canonical_attributes(given, own)
             for given, own in zip(attributes, tries, strict=True)
@@ -166,33 +164,27 @@ def _nothing(count: int, kind: pa.DataType) -> pa.Array:
     return pa.nulls(count, kind)
 
 
-def _is_empty(values: Sequence[Any]) -> bool:
-    """Whether nothing is given, as in most columns of most requests."""
-    # a text takes long to be told from None by comparison: most columns end with the first value
-    return not values or (values[0] is None and values.count(None) == len(values))
-
-
 def _texts(values: Sequence[str | None]) -> pa.Array:
-    return _nothing(len(values), _TEXT) if _is_empty(values) else pa.array(values, _TEXT)
+    return _nothing(len(values), _TEXT) if is_empty(values) else pa.array(values, _TEXT)
 
 
 def _times(values: Sequence[datetime | None]) -> pa.Array:
     """Cut to milliseconds, not rounded."""
-    if _is_empty(values):
+    if is_empty(values):
         return _nothing(len(values), _MILLISECONDS)
     return pa.array(values, _MILLISECONDS)
 
 
 def _mapped(function: Callable[[Any], str | None], values: Sequence[Any]) -> Sequence[str | None]:
     """`function` of each value that is given."""
-    if _is_empty(values):
+    if is_empty(values):
         return values
     return [None if value is None else function(value) for value in values]
 
 
 def _free_texts(values: Sequence[str | None], tries: Sequence[Tries] | None) -> pa.Array:
     """What people wrote: in NFC and redacted."""
-    if _is_empty(values):
+    if is_empty(values):
         return _nothing(len(values), _TEXT)
     clean = clean_texts([text or "" for text in values], tries)
     if all(values):
@@ -210,7 +202,7 @@ def _actor_keys(actor: Columns, privacy: Privacy) -> Sequence[str | None]:
     """The pseudonym of the identity number, else that of the phone, for they find the person who asks to be
     erased; else the actor's own key. Of staff the key comes first: admission must find them by it."""
     keys, id_numbers, phones = privacy.clean_keys(actor["key"]), actor["id_number"], actor["phone"]
-    if _is_empty(id_numbers) and _is_empty(phones):
+    if is_empty(id_numbers) and is_empty(phones):
         return keys
     return [
         key
