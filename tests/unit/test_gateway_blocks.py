@@ -23,9 +23,11 @@ from pipeline.frames import EVENT, expect
 from pipeline.ingest.blocks import (
     MOST_UNPACKED_BYTES,
     _sizes,
+    _stream,
     decode_block,
     encode_blocks,
     encode_frame,
+    encode_sorted,
     murmur2,
     partition_of,
     partitions_of,
@@ -78,6 +80,17 @@ def test_every_row_is_in_one_block_and_comes_back_as_it_was(count: int, partitio
         assert back.equals(frame[block.rows], null_equal=True)
         assert set(partitions_of(back["grid_code"], partitions)) == {block.partition}
         assert list(block.rows) == sorted(block.rows)
+
+
+@pytest.mark.parametrize("sizes", [[1], [3, 1, 40], [300], [2, 300, 5], [300, 1], [1, 300], [256, 255]])
+def test_blocks_written_together_are_the_streams_that_each_would_be_alone(sizes: Sequence[int]) -> None:
+    numbers = [place + 20 * at for place, size in enumerate(sizes) for at in range(size)]  # a village each
+    batch = frame_of(numbers).to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks().to_batches()[0]
+    home = np.repeat(np.arange(len(sizes), dtype=np.uint16), sizes)
+    blocks = encode_sorted(batch, home, np.arange(len(home)), 900_000)
+    assert [len(block.rows) for block in blocks] == list(sizes)
+    for block in blocks:
+        assert block.payload == _stream(batch.slice(block.rows[0], len(block.rows)))
 
 
 def test_a_row_holds_what_the_event_said() -> None:
