@@ -212,9 +212,10 @@ def normalise_id(number: str) -> str:
 
 def _normalised(numbers: Sequence[str]) -> list[bytes]:
     """`normalise_id` of each number, together where all are plainly spelled."""
-    joined = "".join(numbers)
-    if joined.isascii() and joined.isalnum() and _OLD_LENGTH not in map(len, numbers) and all(numbers):
-        return "\n".join(numbers).upper().encode().split(b"\n")
+    spelled = "\n".join(numbers).upper().encode("utf-8", "replace").split(b"\n")
+    plain = len(spelled) == len(numbers) and b"".join(spelled).isalnum()  # of bytes: ASCII alone
+    if plain and _OLD_LENGTH not in map(len, spelled):
+        return spelled
     return [normalise_id(number).encode("utf-8", "replace") for number in numbers]
 
 
@@ -543,8 +544,11 @@ class Privacy:
         """`person_key` of each number that is given."""
         numbers = list(id_numbers)
         given = [number for number in numbers if number is not None]
-        keys = iter(self._digest(self._person, _normalised(given)))
-        return [None if number is None else next(keys) for number in numbers]
+        keys: list[str | None] = [*self._digest(self._person, _normalised(given))]
+        if len(given) == len(numbers):
+            return keys
+        each = iter(keys)
+        return [None if number is None else next(each) for number in numbers]
 
     def phone_key(self, phone: str) -> str:
         return self._digest(self._phone, [normalise_phone(phone).encode("utf-8", "replace")])[0]

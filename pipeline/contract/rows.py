@@ -81,13 +81,15 @@ def to_batch(
     special = columns_of(Attributes, list(map(_attributes, event["attributes"])))
     grids = event["grid_code"]
     units = None if max(map(len, grids), default=0) <= 15 else [c if len(c) > 15 else None for c in grids]
-    places = None if which is None else pa.array(which, pa.int64())
 
     def each(value: Any, kind: pa.DataType) -> pa.Array:
         if not isinstance(value, Sequence) or isinstance(value, str):
             return pa.repeat(pa.scalar(value, kind), len(events))
-        values = pa.array(value, kind)
-        return values if places is None else values.take(places)
+        if which is None:
+            return pa.array(value, kind)
+        if kind is _MILLISECONDS:  # a time takes longer to convert than to copy
+            return pa.array(value, kind).take(pa.array(which))
+        return pa.array([value[at] for at in which], kind)
 
     tries = _tries(len(events), request_id, which)
     attributes = event["attributes"]
@@ -248,7 +250,7 @@ def canonical_attributes(attributes: dict[str, Any], tries: Tries | None = None)
 
 
 def _flat(lists: Sequence[Sequence[Any] | None]) -> list[Any]:
-    return list(chain.from_iterable([items for items in lists if items]))
+    return list(chain.from_iterable(filter(None, lists)))
 
 
 def _lists(lists: Sequence[Sequence[Any] | None], name: str, fields: Sequence[pa.Array]) -> pa.Array:
@@ -262,12 +264,10 @@ def _lists(lists: Sequence[Sequence[Any] | None], name: str, fields: Sequence[pa
 def _persons(lists: Sequence[Sequence[Person] | None], privacy: Privacy) -> pa.Array:
     """The pseudonym of the identity number where one is given, for it finds the person; else the key."""
     person = columns_of(Person, _flat(lists))
-    keys = [
-        key if pseudonym is None else pseudonym
-        for key, pseudonym in zip(
-            privacy.clean_keys(person["key"]), privacy.person_keys(person["id_number"]), strict=True
-        )
-    ]
+    keys: Sequence[str | None] = privacy.person_keys(person["id_number"])
+    if not all(keys):
+        own = privacy.clean_keys(person["key"])
+        keys = [key if pseudonym is None else pseudonym for key, pseudonym in zip(own, keys, strict=True)]
     return _lists(lists, "persons", [_texts(keys), _texts(person["role"])])
 
 

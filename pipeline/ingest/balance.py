@@ -79,7 +79,9 @@ class Balance:
         if not events:
             return
         begins = received_at.replace(second=0, microsecond=0)
-        minute = self._minutes.setdefault(begins, _Minute(begins))
+        minute = self._minutes.get(begins)
+        if minute is None:
+            minute = self._minutes[begins] = _Minute(begins)
         chosen = events if len(events) <= MOST_PER_REQUEST else self._chance.sample(events, MOST_PER_REQUEST)
         # a figure that appears with its first increase hides it from an alert
         for source in {event.source for event in chosen} - self._sources:

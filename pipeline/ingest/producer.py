@@ -58,6 +58,8 @@ _PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 _RENEWAL_SECONDS: Final = 1.0
 #: librdkafka counts the record with its headers.
 _RECORD_OVERHEAD_BYTES: Final = 100_000
+#: As `produce` takes them, made once: a request is written as many records.
+_HEADERS: Final[list[tuple[str, str | bytes | None]]] = list(HEADERS.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +288,7 @@ class KafkaProducer:
             key=block.key,
             partition=block.partition,
             on_delivery=on_delivery,
-            headers=dict(HEADERS),
+            headers=_HEADERS,
         )
 
     def _delivered(self) -> None:
