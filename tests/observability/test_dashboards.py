@@ -105,7 +105,7 @@ def closed_sets() -> dict[str, set[str]]:
         "district": set(Areas.load(catalogue).districts),
         "reason": {*load_catalogues(catalogue).reason_names_zh, "other"},
         "stage": set(re.findall(r'(?:\.lap|stage_seconds\.labels)\("(\w+)"\)', code)),
-        "table": set(re.findall(r'\._(?:insert|send)\(\s*"(\w+)"', writes)),
+        "table": set(re.findall(r'(?:_Rows|\._send)\(\s*"(\w+)"', writes)),
     } | {
         label: {sample.labels[label] for family in counter.collect() for sample in family.samples}
         for label, counter in counters.items()
