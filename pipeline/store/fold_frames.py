@@ -105,8 +105,13 @@ _COUNTED: Final = {
     )
 }  # fmt: skip
 _TEXT: Final = pa.large_string()
-_BLANK: Final = pa.scalar("", _TEXT)
-_STATE_NAMES: Final = pa.array([name for name, _ in sorted(STATES.items(), key=lambda item: item[1])], _TEXT)
+#: Blank, and the names of the states. By polars: the first array that pyarrow makes of values brings pandas
+#: along, for which a command that folds nothing would wait.
+_WORDS: Final = pl.Series(
+    ["", *(name for name, _ in sorted(STATES.items(), key=lambda item: item[1]))], dtype=pl.String
+).to_arrow(compat_level=pl.CompatLevel.oldest())
+_BLANK: Final = _WORDS[0]
+_STATE_NAMES: Final = _WORDS[1:]
 _STATE_NUMBERS: Final = np.full(max(STATES.values()) + 1, 0, np.uint32)
 _STATE_NUMBERS[sorted(STATES.values())] = np.arange(len(STATES))
 _INSTANT: Final = pa.timestamp("ms", tz="UTC")
