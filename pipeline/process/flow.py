@@ -241,6 +241,9 @@ def _joined(*parts: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(rows).sort(list(POSITION))
 
 
+_JUDGED: Final = {**DECODED, **FEATURES, **DECISION}
+
+
 @dataclass(frozen=True)
 class _Judged:
     stored: pl.DataFrame
@@ -255,12 +258,12 @@ def _judge(
     features = expect(rules.reference.look_up(kept, rules.catalogues.matter_categories), FEATURES, "features")
     watch.lap("look_up")
     judged = admit(
-        pl.concat([kept, features], how="horizontal"),
+        kept.hstack(features),
         rules.catalogues,
         rules.reference.modes,
         districts=rules.settings.districts_taking_part,
     )
-    judged = expect(judged, {**DECODED, **FEATURES, **DECISION}, "judged")
+    judged = expect(judged, _JUDGED, "judged")
     if judged.height != kept.height:
         raise ContractError(f"admission gave {judged.height} rows for {kept.height}")
     watch.lap("admit")

@@ -83,20 +83,18 @@ class HashIndex:
         found = np.full(len(hi), -1, np.int64)
         if len(hi) == 0 or self._count == 0:
             return found
-        pending = np.arange(len(hi))
-        wanted_hi, wanted_lo = hi, lo
         slots = self._home(hi, lo)
+        entries = self._slots[slots]
+        pending = np.flatnonzero(entries != _EMPTY)  # an empty slot ends a search: the key is absent
+        entries = entries[pending]
         while len(pending):
-            entries = self._slots[slots]
-            used = entries != _EMPTY
-            if not used.all():  # an empty slot ends a search: the key is absent
-                pending, slots, entries = pending[used], slots[used], entries[used]
-                wanted_hi, wanted_lo = wanted_hi[used], wanted_lo[used]
-            same = (self._lo[entries] == wanted_lo) & (self._hi[entries] == wanted_hi)
+            same = (self._lo[entries] == lo[pending]) & (self._hi[entries] == hi[pending])
             found[pending[same]] = self._values[entries[same]]
-            other = ~same
-            pending, slots = pending[other], (slots[other] + 1) & self._mask
-            wanted_hi, wanted_lo = wanted_hi[other], wanted_lo[other]
+            pending = pending[~same]
+            slots[pending] = (slots[pending] + 1) & self._mask
+            entries = self._slots[slots[pending]]
+            used = entries != _EMPTY
+            pending, entries = pending[used], entries[used]
         return found
 
     def keys(self) -> tuple[UInt64s, UInt64s]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -33,6 +34,11 @@ def is_true(flags: pl.Series) -> Mask:
     """(n,) where a Boolean is true; false where it is null."""
     holds: Mask = (flags.fill_null(False) if flags.null_count() else flags).to_numpy()
     return holds
+
+
+def where(condition: Mask, values: NDArray[Any]) -> pl.Series:
+    """`values` where `condition`, else null; (n,)."""
+    return pl.Series(values if condition.all() else pa.array(values, mask=~condition))
 
 
 def integers(values: pl.Series, absent: int) -> Int64s:

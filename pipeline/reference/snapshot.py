@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import xxhash
 from clickhouse_connect.driver.client import Client
 from numpy.typing import NDArray
@@ -34,6 +33,7 @@ from pipeline.reference.keys import (
     is_true,
     owners,
     take,
+    where,
     with_nothing,
 )
 from pipeline.reference.lists import flatten, rows_of
@@ -271,11 +271,11 @@ class Reference:
             "grid_found": pl.Series(owner >= 0),
             "grid_active": pl.Series(active),
             **{name: facts[name] for name in facts.columns},
-            "unit_found": _where(is_given(units), self._parts.units.find(units) >= 0),
+            "unit_found": where(is_given(units), self._parts.units.find(units) >= 0),
             **self._point(events, version),
             **self._staff(events, grid, at_ms),
             **self._persons(events, at_ms),
-            "organisation_found": _where(
+            "organisation_found": where(
                 is_given(organisations), self._parts.organisations.find(organisations) >= 0
             ),
             "route_department": grids.route(events["matter_code"], version, categories),
@@ -328,12 +328,7 @@ def _scattered(values: Mask, rows: NDArray[np.int64], height: int) -> pl.Series:
     """`values` at `rows`, null elsewhere."""
     complete, given = np.zeros(height, bool), np.zeros(height, bool)
     complete[rows], given[rows] = values, True
-    return _where(given, complete)
-
-
-def _where(condition: Mask, values: Mask) -> pl.Series:
-    """`values` where `condition`, else null."""
-    return pl.Series(pa.array(values, mask=~condition))
+    return where(given, complete)
 
 
 def _mentioned(values: pl.Series) -> list[str]:

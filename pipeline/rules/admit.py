@@ -75,8 +75,8 @@ def admit(
         place = np.where(is_report, is_report.cumsum() - 1, reports.height).astype(np.uint32)
         # one chunk: gathering across chunks costs ten times as much
         reports = pl.concat([reports, _RECORDED], rechunk=True)[place]
-    decision = pl.concat([reports, _common(judged, judge)], how="horizontal")
-    return pl.concat([events, expect(decision, DECISION, "decision")], how="horizontal")
+    decision = reports.hstack(_common(judged, judge))
+    return events.hstack(expect(decision, DECISION, "decision"))
 
 
 def matter_facts(events: pl.DataFrame, catalogues: Catalogues) -> pl.DataFrame:

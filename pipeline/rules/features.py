@@ -8,10 +8,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from pipeline.frames import TIMESTAMP
-from pipeline.reference.keys import encode, hex_words, integers, is_given, is_true, with_nothing
+from pipeline.reference.keys import encode, hex_words, integers, is_given, is_true, where, with_nothing
 from pipeline.reference.lists import flatten
 from pipeline.rules.catalogue import Catalogues
 from pipeline.rules.model import REQUIRED_FIELDS, Matter
@@ -259,8 +258,8 @@ def _evidence(reports: pl.DataFrame) -> list[pl.Series]:
     # null without photos: there is nothing to judge
     return [
         pl.Series("has_photo", has),
-        pl.Series("photo_hash_valid", pa.array(valid, mask=~has)),
-        pl.Series("photo_offset_seconds", pa.array(offset, mask=~has)),
+        where(has, valid).alias("photo_hash_valid"),
+        where(has, offset).alias("photo_offset_seconds"),
     ]
 
 
@@ -274,10 +273,10 @@ def _modes(reports: pl.DataFrame, terms: Terms, modes: pl.DataFrame) -> list[pl.
     records = terms.records(modes)
     prioritised = strongest_active(reports, wanted, records)
     required = strongest_active(reports, only, records)
-    not_looked_for = ~is_given(reports["grid_found"])
+    looked_for = is_given(reports["grid_found"])
     return [
-        pl.Series("mode_prioritises", pa.array(prioritised.active, mask=not_looked_for)),
-        pl.Series("only_mode_active", pa.array(required.active, mask=not_looked_for)),
+        where(looked_for, prioritised.active).alias("mode_prioritises"),
+        where(looked_for, required.active).alias("only_mode_active"),
         terms.mode_names[(prioritised.mode + 1).astype(np.uint32)],
         *terms.levels[(prioritised.level + 1).astype(np.uint32)].get_columns(),
     ]
