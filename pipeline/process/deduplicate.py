@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -268,18 +269,21 @@ def _repeated(part: NDArray[np.uint16], hi: UInt64s, lo: UInt64s) -> NDArray[np.
 
 def duplicate_rows(events: pl.DataFrame, level: str) -> pl.DataFrame:
     """DUPLICATE rows of copies whose original has the same id and case (L1), category still unknown."""
-    return events.select(
-        "_part", "_off", "_idx",
-        pl.lit(level).alias("level"),
-        "event_id", "source", "event_type", "case_id", "occurred_at", "ingested_at", "channel", "matter_code",
-        "grid_code",
-        pl.lit(None, pl.String).alias("category"),
-        pl.lit(None, pl.String).alias("lead_department"),
-        pl.col("source").alias("original_source"),
-        pl.col("event_id").alias("original_event_id"),
-        pl.col("case_id").alias("original_case_id"),
-        "content_hash", "key_version",
-    ).select(list(DUPLICATE))  # fmt: skip
+    return events.select(_of_copy(level))
+
+
+@cache
+def _of_copy(level: str) -> tuple[pl.Expr, ...]:
+    """The columns of DUPLICATE from those of an event."""
+    given = {
+        "level": pl.lit(level),
+        "category": pl.lit(None, pl.String),
+        "lead_department": pl.lit(None, pl.String),
+        "original_source": pl.col("source"),
+        "original_event_id": pl.col("event_id"),
+        "original_case_id": pl.col("case_id"),
+    }
+    return tuple(given.get(name, pl.col(name)).alias(name) for name in DUPLICATE)
 
 
 def _conflicts(events: pl.DataFrame, erased: Erased | None) -> pl.DataFrame:

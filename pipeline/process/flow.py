@@ -331,7 +331,8 @@ def case_events_of(stored: pl.DataFrame, resent: pl.DataFrame) -> pl.DataFrame:
     levels = stored["level"]
     if levels.null_count() < levels.len():  # few events have one
         stored = stored.with_columns(levels.set(~levels.is_in(CASE_LEVELS).fill_null(True), None))
-    own = stored.select(_OF_STORED)
+    told = stored.select(_TOLD_ANEW)
+    own = beside([(told if name in told.columns else stored)[name] for name in CASE_EVENT])
     if resent.is_empty():
         return own
     given = {
@@ -357,12 +358,11 @@ def case_events_of(stored: pl.DataFrame, resent: pl.DataFrame) -> pl.DataFrame:
 
 _RANK: Final = pl.col("event_type").replace_strict(RANK, return_dtype=pl.UInt8)
 #: The columns of CASE_EVENT that a stored event does not have as they are.
-_TOLD_ANEW: Final = {
-    "occurred_at": pl.when(pl.col("time_adjusted")).then("ingested_at").otherwise("occurred_at"),
-    "rank": _RANK,
-    "outcome": pl.col("outcome").replace_strict(_OUTCOMES, return_dtype=pl.UInt8),
-}
-_OF_STORED: Final = tuple(_TOLD_ANEW.get(name, pl.col(name)).alias(name) for name in CASE_EVENT)
+_TOLD_ANEW: Final = (
+    pl.when(pl.col("time_adjusted")).then("ingested_at").otherwise("occurred_at").alias("occurred_at"),
+    _RANK.alias("rank"),
+    pl.col("outcome").replace_strict(_OUTCOMES, return_dtype=pl.UInt8).alias("outcome"),
+)
 
 
 class _Stopwatch:
