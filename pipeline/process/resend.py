@@ -313,7 +313,7 @@ _CONTENT: Final = digest128(
         persons_text(),
         *(pl.col(name) for name in ("organisation_code", "organisation_name")),
     ]
-).alias("content")  # fmt: skip
+).alias("content")
 
 
 def content_keys(judged: pl.DataFrame) -> ContentKeys:

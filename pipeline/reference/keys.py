@@ -22,11 +22,9 @@ _WORDS = (pl.col("key").hash(1).alias("hi"), pl.col("key").hash(2).alias("lo"))
 
 def is_given(values: pl.Series) -> Mask:
     """(n,) where there is a value."""
-    if not values.null_count():  # either answer below takes 40 µs
+    if not values.null_count():  # as mostly; a query to polars takes 40 µs and more
         return np.ones(len(values), bool)
-    valid: Mask = (
-        values.to_arrow(compat_level=pl.CompatLevel.newest()).is_valid().to_numpy(zero_copy_only=False)
-    )
+    valid: Mask = values.is_not_null().to_numpy()
     return valid
 
 

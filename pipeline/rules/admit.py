@@ -128,7 +128,7 @@ class _Judge:
     verdict: tuple[pl.Expr, ...]  # a column per reason, then one per missing field, as a number
     rule_bits: npt.NDArray[np.uint64]  # per rule the bits of its reasons
     of_report: tuple[pl.Expr, ...]  # what is said of a report beside its verdict
-    of_event: tuple[pl.Expr, ...]  # flags of every event
+    of_event: tuple[pl.Expr, ...]  # the matter's terms, and flags
 
 
 @lru_cache(maxsize=4)
@@ -157,7 +157,10 @@ def _judge(catalogues: Catalogues) -> _Judge:
         ),
         rule_bits=np.array(rule_bits, np.uint64),
         of_report=of_report,
-        of_event=_flags(admission.event_flags),
+        of_event=(
+            *(pl.col(term).alias(name) for term, name in _OF_MATTER.items()),
+            *_flags(admission.event_flags),
+        ),
     )
 
 
@@ -167,14 +170,9 @@ def _flags(conditions: Sequence[CompiledCondition]) -> tuple[pl.Expr, ...]:
 
 def _common(judged: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
     """What is said of every event: the matter's terms, the catalogue's version, lateness."""
-    terms = matter_terms(judged, judge.terms, list(_OF_MATTER)).get_columns()
-    return beside(
-        [
-            *(term.alias(_OF_MATTER[term.name]) for term in terms),
-            judge.terms.version_names[judged["_version"]].alias("catalogue_version"),
-            *judged.hstack(terms).select(judge.of_event).get_columns(),
-        ]
-    )
+    known = judged.hstack(matter_terms(judged, judge.terms, list(_OF_MATTER)))
+    version = judge.terms.version_names[judged["_version"]].alias("catalogue_version")
+    return known.select(judge.of_event).hstack([version])
 
 
 def _decide_reports(

@@ -220,16 +220,14 @@ def _completeness() -> list[pl.Expr]:
     return [value.fill_null(value=False).alias(name) for name, value in present.items()]
 
 
-#: Of one row alone; built once, for building expressions costs as much as evaluating them on a small block.
+#: Features that follow from a row. Built once: that costs as much as evaluating them on a small block.
 _FEATURES: Final = (
     ((pl.col("_channels") & pl.col("_channel").fill_null(0)) != 0).alias("channel_allowed"),
     *_reporter(),
     *_completeness(),
     pl.when(pl.col("persons").list.len() > 0).then(pl.col("persons_found") >= 1).alias("person_resolved"),
 )
-
-
-#: The columns of events, prepared by `add_terms`, that features are made of.
+#: The columns of events, prepared by `add_terms`, that all features are made of.
 FEATURES_FROM: Final = frozenset(
     {"_row", "channel", "matter_code", "photos", "occurred_at", "grid_code", "grid_found"}
 ).union(*(feature.meta.root_names() for feature in _FEATURES))
