@@ -100,9 +100,9 @@ class CaseMemory:
             held.know(client, read)
 
     def sets(self, client: Client, stored: pl.DataFrame, read: Reading = _once) -> pl.DataFrame | None:
-        """All entries of the sets that `stored` adds to, CASE_SET and `number` (of the entry's case, from 0);
-        None where the store must be asked.
+        """All entries of the sets that `stored` adds to; None where the store must be asked.
 
+        CASE_SET and `number`, that of the entry's case, from 0 in the order of case ids.
         stored : CASE_SET, entries that `case_events` holds already; each is handed over once.
         """
         held = self._held
@@ -169,8 +169,9 @@ class _Held:
                 self._evict()
             if not sets:
                 return _NO_ENTRIES
+            # in the order of ids, that of the table `cases`: its insert need not sort, a sixth of its time
             here = np.empty(int(numbers.max()) + 1, np.int64)
-            here[numbers] = np.arange(len(numbers))
+            here[numbers[case_ids.arg_sort().to_numpy()]] = np.arange(len(numbers))
             # before they are joined: a column in other pieces than the rest makes polars copy all
             return pl.concat([_numbered(entries, here[entries["number"].to_numpy()]) for entries in sets])
 

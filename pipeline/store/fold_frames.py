@@ -125,7 +125,7 @@ def fold(sets: pl.DataFrame) -> pa.Table:
     """History and state of every case: one row per case, columns `store.fold.ALL`, as the store takes them.
 
     sets : (n, CASE_SET), all entries of the cases' sets, in any order, entries given twice included. Who has
-    numbered the cases, from 0, tells it by `number`: finding their texts out again is a tenth of a fold.
+    numbered the cases, from 0, says so by `number`, the order of the states: it is a tenth of a fold.
     Raises ContractError if a column is missing or has another dtype.
     """
     # by names, for a selection is a query to polars
