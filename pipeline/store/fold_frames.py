@@ -117,7 +117,7 @@ _STATE_NUMBERS[sorted(STATES.values())] = np.arange(len(STATES))
 _INSTANT: Final = pa.timestamp("ms", tz="UTC")
 #: By number of a state, or rank.
 _IS_CLOSED: Final = np.isin(np.arange(_RANKS), [STATES[name] for name in CLOSED_STATES])
-_COUNTS: Final = ~np.isin(np.arange(_RANKS), [STATES["MERGED"], STATES["VOIDED"]])
+_MAY_COUNT: Final = ~np.isin(np.arange(_RANKS), [STATES["MERGED"], STATES["VOIDED"]])
 _IS_RESPONSE: Final = np.isin(np.arange(_RANKS), [RANK[name] for name in RESPONSES])
 
 
@@ -160,32 +160,32 @@ def _case_numbers(case_ids: pl.Series) -> Int64s:
     return np.asarray(encoded.indices.to_numpy()).astype(np.int64)
 
 
-def _plain_order(number: Int64s, numbers: pl.DataFrame) -> tuple[Int64s, Int64s]:
+def _plain_order(case: Int64s, numbers: pl.DataFrame) -> tuple[Int64s, Int64s]:
     """Rows in fold order, a case's rows together, of the cases where numbers alone tell it; and the rows of
     the other cases, in which an id occurs twice or two events share time and rank. Sorting texts costs ten
     times as much.
 
-    number : (n,) of each row's case; numbers : (n, _NUMBERS).
+    case : (n,) number of each row's case; numbers : (n, _NUMBERS).
     """
     nothing = np.empty(0, np.int64)
-    if not len(number):
+    if not len(case):
         return nothing, nothing
-    ids = numbers["id"].to_numpy() ^ (number.astype(np.uint64) * SPREAD)
+    ids = numbers["id"].to_numpy() ^ (case.astype(np.uint64) * SPREAD)
     instant = numbers["occurred_at"].to_numpy() * _RANKS + numbers["rank"].to_numpy()
     order = np.argsort(instant, kind="stable")
-    order = order[by_number(number[order])]
-    doubtful = np.zeros(int(number.max()) + 1, bool)
-    its, at = number[order], instant[order]
+    order = order[by_number(case[order])]
+    doubtful = np.zeros(int(case.max()) + 1, bool)
+    its, at = case[order], instant[order]
     doubtful[its[1:][(its[1:] == its[:-1]) & (at[1:] == at[:-1])]] = True
     alike = np.sort(ids)
     if (alike[1:] == alike[:-1]).any():  # or, once in a long while, two hashes that happen to agree
         by_id = np.argsort(ids, kind="stable")
         again = by_id[1:][ids[by_id[1:]] == ids[by_id[:-1]]]
         before = by_id[:-1][ids[by_id[1:]] == ids[by_id[:-1]]]
-        doubtful[number[again]] = doubtful[number[before]] = True
+        doubtful[case[again]] = doubtful[case[before]] = True
     if not doubtful.any():
         return np.asarray(order), nothing
-    return np.asarray(order[~doubtful[its]]), np.flatnonzero(doubtful[number])
+    return np.asarray(order[~doubtful[its]]), np.flatnonzero(doubtful[case])
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ class _Cases:
             "orphan": pa.array(~reported & ~only_resent),
             "duplicate_case": pa.array(only_resent),
             "is_admitted": pa.array(admitted),
-            "is_counted": pa.array(admitted & _COUNTS[state]),
+            "is_counted": pa.array(admitted & _MAY_COUNT[state]),
             "is_closed": pa.array(closed),
             "is_resolved": pa.array(closed | (state == STATES["RESOLVED"])),
             "department": self._department(legal),
