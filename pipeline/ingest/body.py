@@ -14,6 +14,8 @@ from starlette.types import Receive
 from pipeline.ingest.problem import ProblemError
 
 READ_SECONDS: Final = 30.0
+#: In a request's scope where its body had come to its end: then `receive` waits for nothing.
+WHOLE: Final = "gridpipe.whole"
 #: Largest zstd window taken, as RFC 8878 advises receivers: a frame cannot ask for gigabytes.
 _ZSTD_WINDOW_BYTES: Final = 8 * 1024 * 1024
 #: Input of one step. Of zstd four bytes can stand for a block of 128 KiB, so a step makes 16 MiB at most;
@@ -43,32 +45,41 @@ def declared_length(given: bytes | None, limit: int) -> int:
     return int(given)
 
 
-async def read_body(receive: Receive, declared: int, limit: int, grow: Callable[[int], None]) -> bytes:
+async def read_body(
+    receive: Receive, declared: int, limit: int, grow: Callable[[int], None], *, whole: bool = False
+) -> bytes:
     """The body as sent. declared : its length as declared; `grow` is told the bytes that came beyond it.
+    whole : all of it is here, see `WHOLE`.
 
     Raises ProblemError: 413 over `limit`, 408 after `READ_SECONDS`, 400 when the client went away.
     """
-    parts: list[bytes] = []
-    size = 0
-    more = True
+    if whole:  # a deadline that nothing waits for takes 5 µs, a twentieth of a request of one event
+        return await _read_parts(receive, declared, limit, grow)
     try:
         async with asyncio.timeout(READ_SECONDS):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ProblemError(400, "client_gone", "the client closed the connection")
-                part = message.get("body", b"")
-                more = message.get("more_body", False)
-                size += len(part)
-                if size > limit:
-                    raise too_large(limit, "as sent")
-                if size > declared:
-                    grow(size - max(declared, size - len(part)))
-                parts.append(part)
+            return await _read_parts(receive, declared, limit, grow)
     except TimeoutError:
         raise ProblemError(
             408, "body_too_slow", f"the body did not arrive within {READ_SECONDS:.0f} s"
         ) from None
+
+
+async def _read_parts(receive: Receive, declared: int, limit: int, grow: Callable[[int], None]) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ProblemError(400, "client_gone", "the client closed the connection")
+        part = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(part)
+        if size > limit:
+            raise too_large(limit, "as sent")
+        if size > declared:
+            grow(size - max(declared, size - len(part)))
+        parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from pipeline import metrics
 from pipeline.contract.cloudevents import split_media_type
 from pipeline.errors import ConfigurationError
-from pipeline.ingest.body import declared_length, read_body
+from pipeline.ingest.body import WHOLE, declared_length, read_body
 from pipeline.ingest.budget import Hold
 from pipeline.ingest.gateway import CONTENT_TYPES, Call, Gateway
 from pipeline.ingest.keys import Credential
@@ -119,7 +119,7 @@ class EventsCall:
         hold = Hold(gateway.budget, holder, declared if verified else 0, verified=verified)
         sent = waiting = None
         try:
-            body = await read_body(receive, hold.size, limit, hold.grow)
+            body = await read_body(receive, hold.size, limit, hold.grow, whole=WHOLE in scope)
             sent = hold.size
             waiting = gateway.waiting.begin()
             if credential is None:

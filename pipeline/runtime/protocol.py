@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from pipeline.ingest.body import WHOLE
 from pipeline.ingest.problem import ProblemError, problem_response, request_id_of
 
 MAX_HEAD_BYTES: Final = 16_384
@@ -224,6 +225,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._passed_over is not None:
             return  # only the head has come
         self._awaiting_head, self._idle_bytes = True, 0
+        self.scope[WHOLE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete and not self.transport.is_closing():
             self._close_later(HEAD_SECONDS)

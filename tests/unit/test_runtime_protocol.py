@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from pipeline.ingest.body import WHOLE
 from pipeline.runtime import protocol
 from pipeline.runtime.protocol import (
     _OWN_DESCRIPTORS,
@@ -264,6 +265,25 @@ UPGRADES: dict[str, tuple[bytes, list[bytes]]] = {
         [b"/a 4", b"/b 0"],
     ),
 }
+
+
+async def _whole(request: Request) -> Response:
+    begun = WHOLE in request.scope
+    body = await request.body()
+    return PlainTextResponse(f"<{begun} {WHOLE in request.scope} {len(body)}>")
+
+
+async def test_a_request_knows_whether_its_body_was_there_when_it_began() -> None:
+    head = POST.replace(b"Connection: close\r\n", b"") + b"Content-Length: 4\r\n\r\n"
+    last = POST + b"Content-Length: 0\r\n\r\n"
+    async for port in _serving(Starlette(routes=[Route("/", _whole, methods=["POST"])])):
+        assert _told_of(await ask(port, head + b"full" + last)) == [b"True True 4", b"True True 0"]
+        # the mark of a request is not that of the one behind it
+        for first in (head, head + b"fu", head + b"full" + head):
+            sent = head + b"full" + head + b"full" + last
+            answers = _told_of(await ask(port, sent[: len(first)], sent[len(first) :], pause=0.05))
+            assert answers.count(b"False True 4") == 1, first
+            assert answers[-1] == b"True True 0"
 
 
 async def _told(request: Request) -> Response:
