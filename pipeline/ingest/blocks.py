@@ -276,8 +276,10 @@ def _rows_of_single(payload: bytes) -> int | None:
         length = _slot(head, batch, _LENGTH)
         if kind is None or body is None or length is None or _slot(head, batch, _COMPRESSION) is not None:
             return None
-        whole = begin + 8 + size + struct.unpack_from("<q", head, body)[0] + len(_END)
-        if mark != _CONTINUATION or head[kind] != _RECORD_BATCH or whole != len(payload):
+        body_bytes = struct.unpack_from("<q", head, body)[0]
+        if mark != _CONTINUATION or head[kind] != _RECORD_BATCH or _overlaps(head, batch, body_bytes):
+            return None
+        if begin + 8 + size + body_bytes + len(_END) != len(payload):
             return None
         rows = int(struct.unpack_from("<q", head, length)[0])
     except (struct.error, ValueError, IndexError):
@@ -306,17 +308,32 @@ def _sizes(payload: bytes) -> tuple[int, int]:
             length = _slot(head, batch, _LENGTH)
             rows += 0 if length is None else max(struct.unpack_from("<q", head, length)[0], 0)
         if _slot(head, batch, _COMPRESSION) is None:
+            if _overlaps(head, batch, message.body.size):
+                raise ValueError("buffers that lie over one another")
             continue  # what is not packed takes no more room than the payload
-        vector = _slot(head, batch, _BUFFERS)
-        if vector is None:
-            continue
-        vector = _at(head, vector)
-        (count,) = struct.unpack_from("<I", head, vector)
-        places = np.frombuffer(head, "<i8", 2 * count, vector + 4).reshape(-1, 2)
+        places = _places(head, batch)
         body = memoryview(message.body)
         for offset in places[places[:, 1] > _LENGTH_BYTES, 0].tolist():
             total += max(struct.unpack_from("<q", body, offset)[0], 0)  # -1: left as it was
     return rows, total
+
+
+def _overlaps(head: memoryview, batch: int, body_bytes: int) -> bool:
+    """Whether the buffers of a batch that is not packed are longer than what they lie in: columns that share
+    bytes are sound to pyarrow, and take the payload's room once for each of them where they are joined to
+    others."""
+    named: int = sum(_places(head, batch)[:, 1].clip(0).tolist())
+    return named > body_bytes
+
+
+def _places(head: memoryview, batch: int) -> NDArray[np.int64]:
+    """(n, 2) offset and length of a record batch's buffers in its body."""
+    vector = _slot(head, batch, _BUFFERS)
+    if vector is None:
+        return np.empty((0, 2), np.int64)
+    vector = _at(head, vector)
+    (count,) = struct.unpack_from("<I", head, vector)
+    return np.frombuffer(head, "<i8", 2 * count, vector + 4).reshape(-1, 2)
 
 
 #: Slots of the fields in Arrow's flatbuffers.
@@ -372,7 +389,8 @@ def frame_of(batches: Sequence[pa.RecordBatch]) -> pl.DataFrame:
         raise ContractError("the Arrow stream holds no rows")
     try:
         # joined before the conversion, which costs a fixed time per batch and column
-        frame = pl.DataFrame(pl.from_arrow(pa.concat_batches(batches)))
+        joined = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+        frame = pl.DataFrame(pl.from_arrow(joined))
     except (pa.ArrowException, pl.exceptions.PolarsError, ValueError, OverflowError) as error:
         raise ContractError(f"not an Arrow stream: {type(error).__name__}") from error
     except (pl.exceptions.PanicException, MemoryError) as error:

@@ -38,17 +38,29 @@ def complete_earlier_log(client: Client, topic: str, inc: int, stopping: threadi
     earlier = _latest(client, "_inc < {inc:UInt64}", inc)
     if not earlier:
         return 0
+    blocks = _last_blocks(client, earlier)
+    tell_cases(client, topic, earlier, blocks, stopping)
+    log.info("earlier_log_completed", inc=earlier, blocks=len(blocks))
+    return len(blocks)
+
+
+def _last_blocks(client: Client, inc: int) -> list[Extent]:
+    """The last UNFOLDED_BLOCKS of each partition, by one query each: a log of weeks has more than memory
+    holds."""
     each = " UNION ALL ".join(
         f"SELECT _part, _blk_lo, _blk_hi FROM {table} WHERE _inc = {{inc:UInt64}}" for table in _TABLES
     )
-    blocks = client.query(
-        f"SELECT _part, _blk_lo, max(_blk_hi) FROM ({each}) GROUP BY _part, _blk_lo "
-        f"ORDER BY _part, _blk_lo DESC LIMIT {UNFOLDED_BLOCKS} BY _part",
-        parameters={"inc": earlier},
-    ).result_rows
-    tell_cases(client, topic, earlier, [Extent(*block) for block in blocks], stopping)
-    log.info("earlier_log_completed", inc=earlier, blocks=len(blocks))
-    return len(blocks)
+    blocks: list[Extent] = []
+    for _ in range(UNFOLDED_BLOCKS):
+        known = ", ".join(f"({block.partition}, {block.lo})" for block in blocks)
+        rows = client.query(
+            f"SELECT _part, max(_blk_lo), argMax(_blk_hi, (_blk_lo, _blk_hi)) FROM ({each}) "
+            + (f"WHERE (_part, _blk_lo) NOT IN ({known}) " if known else "")
+            + "GROUP BY _part ORDER BY _part",
+            parameters={"inc": inc},
+        ).result_rows
+        blocks += [Extent(*row) for row in rows]
+    return sorted(blocks)
 
 
 def tell_cases(

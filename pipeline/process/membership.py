@@ -243,7 +243,9 @@ class Membership:
             raise
 
     def _take(self, message: Any) -> None:
-        for record in message.value.records:
+        # taken out of the message, which the stream holds until the next one comes
+        records, message.value.records = message.value.records, ()
+        for record in records:
             if isinstance(record.value, batches.Damage):
                 self._partitions.damaged(record.partition, record.offset, record.value.decode())
             else:

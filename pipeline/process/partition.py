@@ -107,15 +107,18 @@ def _begin(client: Client, inc: int, partition: int, log_start: int) -> int:
     """Where the last blocks begin that lie before `log_start`, in part at least, and may not be folded. Those
     before them are whole, and their cases know them."""
     each = " UNION ALL ".join(
-        f"SELECT DISTINCT _blk_lo FROM {table} "
-        "WHERE _inc = {inc:UInt64} AND _part = {part:UInt16} AND _off < {offset:UInt64}"
+        f"SELECT maxOrNull(_blk_lo) AS last FROM {table} WHERE _inc = {{inc:UInt64}} "
+        "AND _part = {part:UInt16} AND _off < {offset:UInt64} AND _blk_lo < {begin:UInt64}"
         for table in OUTCOME_TABLES
     )
-    last = client.query(
-        f"SELECT DISTINCT _blk_lo FROM ({each}) ORDER BY _blk_lo DESC LIMIT {UNFOLDED_BLOCKS}",
-        parameters={"inc": inc, "part": partition, "offset": log_start},
-    ).result_rows
-    return int(last[-1][0]) if last else log_start
+    begin = log_start
+    for _ in range(UNFOLDED_BLOCKS):  # one after the other: a log of weeks has more blocks than memory holds
+        parameters = {"inc": inc, "part": partition, "offset": log_start, "begin": begin}
+        last = client.query(f"SELECT max(last) FROM ({each})", parameters=parameters).result_rows[0][0]
+        if last is None:
+            break
+        begin = int(last)
+    return begin
 
 
 def _any_before(client: Client, inc: int, partition: int, offset: int) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Final, TypeVar
 
@@ -44,11 +45,15 @@ class Threads:
         beside it with clients of their own. All have ended when it returns, or raises what the first failing
         one raised.
         """
-        others = [self._beside.submit(self._with_client, call) for call in calls[1:]]
+        others: list[Future[T]] = []
         try:
+            for call in calls[1:]:
+                others.append(self._beside.submit(self._with_client, call))
             return [calls[0](client), *(other.result() for other in others)]
-        finally:
-            wait(others)  # nothing may be written any more once somebody hears of a failure
+        finally:  # nothing may be written any more once somebody hears of a failure
+            for other in others:  # not `wait`, which takes one that `close` has cancelled for unfinished
+                with contextlib.suppress(CancelledError):
+                    other.exception()
 
     def _with_client(self, call: Callable[[Client], T]) -> T:
         client = self._client()

@@ -105,7 +105,7 @@ class _Round:
     def end(self) -> None:
         if not self.in_order.done():
             self.in_order.set_result(False)
-        self.before = ()
+        self.before = self.works = ()  # who waits for it must not hold its records
         self.over.set()
 
 

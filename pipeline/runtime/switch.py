@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
+from pipeline.collector import collect_what_ended
 from pipeline.process.worker import Worker
 from pipeline.runtime.valve import Answer, Orders
 
@@ -40,6 +41,7 @@ class WorkerSwitch:
                 await self._worker.run(self._leave)
                 self._direct_at = self._worker.direct_at
                 self._worker = None
+                collect_what_ended()  # it is in cycles, and was frozen with its reference data
                 self._closed.set()
                 opening = asyncio.create_task(self._opened.wait())
                 await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)

@@ -127,6 +127,45 @@ def test_every_damaged_byte_gives_what_it_gives_alone(alone: Callable[[list[byte
         assert found.quarantined.equals(expected.quarantined), at
 
 
+def overlapping() -> bytes:
+    """Descriptions that lie over the titles: every value is sound, and the body shorter than what it is read
+    as."""
+    long = ROWS[:3].with_columns(
+        title=pl.Series(["题" * 400, "a" * 900, "b" * 900]), description=pl.Series(["x", "y", "z"])
+    )
+    batch, payload = batch_of(long), bytearray(encode_frame(long))
+    first = {}
+    for number, name in enumerate(EVENT_ARROW.names):
+        first[name] = sum(len(column.buffers()) for column in batch.columns[:number])
+    begin = len(blocks._BEGIN)
+    head = memoryview(payload)[begin + 8 : begin + 8 + struct.unpack_from("<i", payload, begin + 4)[0]]
+    table = blocks._table(head, blocks._at(head, 0), blocks._HEADER)
+    slot = blocks._slot(head, table, blocks._BUFFERS)
+    assert slot is not None
+    vector = blocks._at(head, slot) + 4
+    for buffer in (1, 2):  # offsets and bytes
+        title, text = (vector + 16 * (first[name] + buffer) for name in ("title", "description"))
+        head[text : text + 16] = head[title : title + 16]
+    head.release()
+    return bytes(payload)
+
+
+def test_columns_that_share_bytes_are_refused() -> None:
+    """They are sound to pyarrow. Joined to others each takes its room: a megabyte became twenty-five."""
+    payload = overlapping()
+    with pa.ipc.open_stream(payload) as reader:
+        read = reader.read_all()
+    read.validate(full=True)
+    assert read["description"].equals(read["title"])
+    assert not is_single(payload)
+    assert rows_in(payload) == 1
+    with pytest.raises(ContractError):
+        read_batches(payload)
+    found = told([SMALL, payload, SMALL])
+    assert found.events["_off"].to_list() == [0, 0, 0, 2, 2, 2]
+    assert found.quarantined["_off"].to_list() == [1]
+
+
 def test_an_unsound_one_is_told_by_nobody_but_the_reader_of_each() -> None:
     with pytest.raises(ContractError):
         read_together([SMALL, stream()])
