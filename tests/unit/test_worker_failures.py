@@ -112,7 +112,7 @@ async def test_a_round_that_fails_in_the_drain_is_told_and_makes_the_end_a_failu
     worker._rules = type("Rules", (), {"now": None})()  # type: ignore[assignment]
     buffer = buffer_of(worker, recovered=True)
     buffer.take(Record(0, 0, None, b"{}"), time.monotonic() - 60)
-    worker._rounds.add(asyncio.create_task(worker._round(worker._cut_round())))
+    worker._rounds.add(asyncio.create_task(worker._round(worker._begun(worker._cut_round()))))
     with structlog.testing.capture_logs() as lines:
         await worker._drain()
     assert [line["event"] for line in lines] == ["worker_failed"]
