@@ -22,7 +22,7 @@ from typing import Any
 import clickhouse_connect
 import orjson
 
-from benchmarks.kpi_speed import NOW, CityNames, life_events, load
+from benchmarks.kpi_speed import NOW, CityNames, load_cases
 from pipeline.read.kpi import kpi
 from pipeline.store.migrate import migrate
 
@@ -44,10 +44,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=root) as path:
         client = clickhouse_connect.get_client(interface="chdb", path=path)
         migrate(client, "grid")
-        events = life_events(cases)
         with open(os.devnull, "w") as quiet:  # noqa: PTH123
             told, sys.stdout = sys.stdout, quiet
-            load(client, events)
+            load_cases(client, cases)
             sys.stdout = told
         call = partial(kpi, client, by="district", view="cohort", **month)
         scan = partial(client.query, _SCAN)
