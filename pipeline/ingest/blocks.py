@@ -39,8 +39,6 @@ _SEED: Final = np.uint32(0x9747B28C)
 #: Threads cost more than they save: a block's columns are small.
 _PLAIN: Final = pa.ipc.IpcWriteOptions(use_threads=False)
 _PACKED: Final = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-#: A stream begins with its schema.
-_SCHEMA_BYTES: Final = EVENT_ARROW.serialize().size
 #: A block has many small columns: handing them to a pool of threads costs more than reading them.
 _ONE_THREAD: Final = pa.ipc.IpcReadOptions(use_threads=False)
 
@@ -164,14 +162,13 @@ def _streams(batches: Sequence[pa.RecordBatch]) -> list[bytes]:
     if len(small) < 2:
         return [_stream(batch) for batch in batches]
     sink = pa.BufferOutputStream()
-    ends = [_SCHEMA_BYTES]
+    ends = [len(_BEGIN)]
     with pa.ipc.new_stream(sink, EVENT_ARROW, options=_PLAIN) as stream:
         for batch in small:
             stream.write_batch(batch)
             ends.append(sink.tell())
     written = memoryview(sink.getvalue())
-    begin, end = written[:_SCHEMA_BYTES], written[ends[-1] :]
-    cut = iter([b"".join((begin, written[first:last], end)) for first, last in pairwise(ends)])
+    cut = iter([b"".join((_BEGIN, written[first:last], _END)) for first, last in pairwise(ends)])
     return [next(cut) if batch.num_rows < _COMPRESSED_ROWS else _stream(batch) for batch in batches]
 
 

@@ -66,6 +66,17 @@ def test_stored_rows_of_a_lost_log_reach_their_cases(
     assert clickhouse.query("SELECT sum(report_count) FROM case_current").result_rows == [(3,)]
 
 
+def test_the_last_two_blocks_of_a_partition_may_not_be_folded(clickhouse: Client, tmp_path: Path) -> None:
+    """The second one was judged and written while the first was folded. What lies before them is known."""
+    load_reference(clickhouse, tmp_path / "reference")
+    for at in range(3):
+        block = Block(3, [record(at, event(at))])
+        result = process_block(block, PartitionState.empty(Settings()), rules_of(clickhouse))
+        Sink(clickhouse, TOPIC).write(result, inc=EARLIER, blocks=[extent(block)], rules="r")
+    assert complete_earlier_log(clickhouse, TOPIC, LATER, threading.Event()) == 2
+    assert known_cases(clickhouse) == ["c1", "c2"]
+
+
 def test_a_log_that_has_rows_already_leaves_the_earlier_one_alone(clickhouse: Client, tmp_path: Path) -> None:
     load_reference(clickhouse, tmp_path / "reference")
     block, result = judged(clickhouse, 1)
