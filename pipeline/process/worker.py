@@ -15,7 +15,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -37,6 +36,7 @@ from pipeline.process.earlier import complete_earlier_log, tell_cases
 from pipeline.process.flow import Block, BlockResult, Rules
 from pipeline.process.looks import Helped, Looks
 from pipeline.process.membership import Membership
+from pipeline.process.order import Round
 from pipeline.process.partition import UNFOLDED_BLOCKS, Recovered, recover, stored_of_blocks, stored_offsets
 from pipeline.process.records import Record
 from pipeline.process.rounds import AbandonedError, Stored, Work, fold_round, store_round
@@ -73,40 +73,6 @@ _ANSWER_SECONDS: Final = 60.0
 _INSTANTS_OF_OWED: Final = 20
 #: Blocks without records that are completed at once; what is done stays done whatever comes in between.
 _GONE_AT_ONCE: Final = 200
-
-
-@dataclass(eq=False)
-class _Round:
-    """Blocks that are stored together.
-
-    before : rounds under way that hold earlier blocks of its partitions. written : whether the next blocks of
-    its partitions may be cut. in_order : True once the commits of its blocks have been asked for, False where
-    that will not happen: nothing behind them may be committed.
-    """
-
-    works: Sequence[Work]
-    before: Sequence[_Round]
-    written: bool = False
-    in_order: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def holds(self, buffer: PartitionBuffer) -> bool:
-        return any(work.buffer is buffer for work in self.works)
-
-    async def may_commit(self) -> bool:
-        """Wait until the commits of all blocks before have been asked for; False where one's never will."""
-        return all([await one.in_order for one in self.before])
-
-    async def first(self) -> None:
-        """Wait until the rounds before are over."""
-        for one in self.before:
-            await one.over.wait()
-
-    def end(self) -> None:
-        if not self.in_order.done():
-            self.in_order.set_result(False)
-        self.before = self.works = ()  # who waits for it must not hold its records
-        self.over.set()
 
 
 def _stands(asked: asyncio.Future[bool]) -> bool:
@@ -182,7 +148,7 @@ class Worker:
         self._standing = Standing(self._buffers, braked)
         self._budget = Budget(settings.worker_buffer_bytes)
         self._rounds: set[asyncio.Task[None]] = set()
-        self._under_way: list[_Round] = []
+        self._under_way: list[Round] = []
         self._beside: set[asyncio.Task[None]] = set()  # recoveries, and what is read again
         self._wake = asyncio.Event()
         self._failed = asyncio.Event()
@@ -622,8 +588,8 @@ class Worker:
         self._feed()
         return works
 
-    def _begun(self, works: Sequence[Work]) -> _Round:
-        begun = _Round(
+    def _begun(self, works: Sequence[Work]) -> Round:
+        begun = Round(
             works, [one for one in self._under_way if any(one.holds(work.buffer) for work in works)]
         )
         self._under_way.append(begun)
@@ -660,7 +626,7 @@ class Worker:
         configured = self._settings.block_linger_seconds
         return configured if self._rounds else min(configured, _QUIET_LINGER_SECONDS)
 
-    async def _round(self, this: _Round) -> None:
+    async def _round(self, this: Round) -> None:
         assert self._rules is not None
         rules, works = self._rules.now, this.works
         done = False
@@ -710,12 +676,12 @@ class Worker:
             self._let_go(this)
             self._ended(this)
 
-    def _ended(self, this: _Round) -> None:
+    def _ended(self, this: Round) -> None:
         self._under_way.remove(this)
         this.end()
         self._settled.set()
 
-    def _let_go(self, this: _Round) -> None:
+    def _let_go(self, this: Round) -> None:
         """Its blocks are written, or never will be: the next ones of its partitions may be cut."""
         if this.written:
             return
@@ -724,7 +690,7 @@ class Worker:
             work.buffer.in_flight = False
         self._wake.set()
 
-    async def _commit(self, this: _Round, stored: Sequence[Stored]) -> None:
+    async def _commit(self, this: Round, stored: Sequence[Stored]) -> None:
         """Ask for the commit. Counted is what cannot be read again, once its commit stands, in offset
         order."""
         asked = {work.block.partition: self._ask(work) for item in stored for work in item.works}
