@@ -36,6 +36,7 @@ from benchmarks.harness import (
     Series,
     WrongCountsError,
     broker,
+    cpu_seconds_of,
     out,
     peak_mb_of,
     python,
@@ -248,6 +249,37 @@ def measure(
         "events_per_cpu_second": result["accepted"] / cpu,
         "peak_mb": memory,
     }
+
+
+def in_turn(kind: str, *, slices: int, seconds: float, persons: int) -> dict[str, list[float]]:
+    """Bare server and gateway side by side on one broker, loaded in turn by slices so short that both see the
+    same machine: events per CPU second of each slice, by server. Raises WrongCountsError."""
+    place = PLACE / "gateway"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    found: dict[str, list[float]] = {"bare": [], "gridpipe": []}
+    wanted = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            to = stack.enter_context(broker(cache.PARTITIONS))
+            servers = {
+                which: stack.enter_context(server(which, to, place, cache.PARTITIONS)) for which in found
+            }
+            for at in range(-1, slices):  # the first warms both
+                for which, (address, key, process) in servers.items():
+                    before = cpu_seconds_of(process.pid)
+                    result = run_load(place, address, key, kind, persons=persons, seconds=seconds)
+                    cpu = cpu_seconds_of(process.pid) - before
+                    if set(result["statuses"]) != {"202"} or result["rejected"] or result["unanswered"]:
+                        raise WrongCountsError(f"{which} {kind}: {result}")
+                    wanted += result["accepted"]
+                    if at >= 0:
+                        found[which].append(result["accepted"] / cpu)
+            if (stored := on_topic(to, cache.PARTITIONS)) != wanted:
+                raise WrongCountsError(f"{kind}: accepted {wanted}, on the topic {stored}")
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return found
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

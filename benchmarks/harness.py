@@ -422,5 +422,11 @@ def peak_mb_of(pid: int) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
+def cpu_seconds_of(pid: int) -> float:
+    """Processor time of all threads of a running process so far, ended ones too, to the nanosecond where
+    `/proc` counts hundredths: its CPU clock, as `clock_getcpuclockid` names it on Linux."""
+    return time.clock_gettime(~pid << 3 | 2)
+
+
 def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
