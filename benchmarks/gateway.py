@@ -104,13 +104,15 @@ def bodies(kind: str, parts: list[list[bytes]]) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def server(which: str, to: Broker, place: Path, partitions: int) -> Iterator[tuple[str, str, psutil.Process]]:
-    """`gridpipe` or `bare` as a process: (address, key, process)."""
+def server(
+    which: str, to: Broker, place: Path, partitions: int, *more: str
+) -> Iterator[tuple[str, str, psutil.Process]]:
+    """`gridpipe` (`more` are its further arguments) or `bare` as a process: (address, key, process)."""
     address = f"127.0.0.1:{free_port()}"
     if which == "bare":
         command = python("-m", "benchmarks.bare_server", to.bootstrap, address, str(partitions))
     else:
-        command = python("-m", "benchmarks.gateway_run", str(place / "gateway"), to.bootstrap, address)
+        command = python("-m", "benchmarks.gateway_run", str(place / "gateway"), to.bootstrap, address, *more)
     errors = (place / f"{which}.log").open("wb")
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=cache.ROOT)
     try:
@@ -280,6 +282,25 @@ def in_turn(kind: str, *, slices: int, seconds: float, persons: int) -> dict[str
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return found
+
+
+def calls(kind: str, *, requests: int, persons: int) -> float:
+    """Calls of Python functions within a request, by event."""
+    place = PLACE / "gateway"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        with (
+            broker(cache.PARTITIONS) as to,
+            server("gridpipe", to, place, cache.PARTITIONS, "count-calls") as (address, key, _),
+        ):
+            result = run_load(place, address, key, kind, persons=persons, requests=requests)
+        if result["accepted"] != requests * REQUESTS[kind][0]:
+            raise WrongCountsError(f"{kind}: {result}")
+        counted = orjson.loads((place / "gateway" / "calls.json").read_bytes())
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return float(counted["python"] / result["accepted"])
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

@@ -1,25 +1,30 @@
 """The gateway alone, as `gridpipe gateway` assembles it, against a broker; no store is asked for.
 
-    python -m benchmarks.gateway_run DATA_DIR BOOTSTRAP HOST:PORT
+    python -m benchmarks.gateway_run DATA_DIR BOOTSTRAP HOST:PORT [count-calls]
 
-Makes a key for source `bench`, prints it as one JSON line, serves until SIGTERM.
+Makes a key for source `bench`, prints it as one JSON line, serves until SIGTERM. With `count-calls` Python
+counts its calls within requests (not of what writes blocks beside them, which goes by time):
+DATA_DIR/calls.json.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import orjson
 from clickhouse_connect.driver.client import Client
 
+from benchmarks.calls import Calls
 from benchmarks.workload import SOURCE
 from pipeline import logs
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import UnavailableError
 from pipeline.ingest.durability import Replicated
 from pipeline.ingest.keys import KeyStore
-from pipeline.runtime.http import assemble, serve
+from pipeline.ingest.routes import EventsCall
+from pipeline.runtime import http
 from pipeline.runtime.supervisor import bind
 from pipeline.settings import load_settings
 
@@ -29,7 +34,7 @@ def _no_store() -> Client:
 
 
 def main() -> None:
-    data_dir, bootstrap, address = sys.argv[1:]
+    data_dir, bootstrap, address, *more = sys.argv[1:]
     settings = load_settings(
         data_dir=Path(data_dir),
         kafka=bootstrap,
@@ -46,7 +51,7 @@ def main() -> None:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     key = KeyStore(settings.keys_path).create([SOURCE])
     Privacy.load(settings.pseudonym_key_path, create=True)
-    parts = assemble(
+    parts = http.assemble(
         settings,
         bootstrap=bootstrap,
         client_factory=_no_store,
@@ -57,7 +62,21 @@ def main() -> None:
     listener = bind(settings.http, "--http")
     sys.stdout.buffer.write(orjson.dumps({"key": key}) + b"\n")
     sys.stdout.flush()
-    serve(parts, listener, None)
+    if more == ["count-calls"]:
+        _count_calls(settings.data_dir / "calls.json")
+    http.serve(parts, listener, None)
+
+
+def _count_calls(into: Path) -> None:
+    calls = Calls({EventsCall.__call__.__code__})
+    calls.on = True
+    leave = http.leave
+
+    def told(code: int) -> NoReturn:
+        into.write_bytes(orjson.dumps(calls.take()))
+        leave(code)
+
+    http.leave = told
 
 
 if __name__ == "__main__":

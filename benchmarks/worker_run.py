@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import resource
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 import orjson
 from clickhouse_connect.driver.client import Client
 
+from benchmarks.calls import Calls
 from benchmarks.peers.common import peak_mb
 from benchmarks.workload import ID_DIGITS
 from pipeline import metrics
@@ -133,30 +133,6 @@ def thread_seconds() -> dict[str, float]:
     return found
 
 
-class Calls:
-    """Counts calls of Python functions within rounds, in threads that start later, once `on`."""
-
-    def __init__(self) -> None:
-        self.python, self.native = itertools.count(), itertools.count()
-        threading.setprofile(self._profile)
-        self.on = False
-        self._rounds: set[int] = set()
-
-    def _profile(self, frame: Any, event: str, argument: Any) -> None:
-        thread = threading.get_ident()
-        if frame.f_code in _ROUND and event in {"call", "return"}:
-            (self._rounds.add if event == "call" else self._rounds.discard)(thread)
-        if self.on and thread in self._rounds:
-            if event == "call":
-                next(self.python)
-            elif event == "c_call":
-                next(self.native)
-
-    def take(self) -> dict[str, int]:
-        self.on = False
-        return {"python": next(self.python), "native": next(self.native)}
-
-
 class Begin:
     """Where the worker stands as it begins its first round: partitions are recovered one after the other, and
     rounds of the first ones run before the last one, and with it the worker, is ready."""
@@ -248,7 +224,7 @@ async def run(settings: Settings, bootstrap: str, expected: int, calls: Calls | 
 
 def main() -> None:
     data_dir, bootstrap, expected, *more = sys.argv[1:]
-    calls = Calls() if more == ["count-calls"] else None
+    calls = Calls(_ROUND) if more == ["count-calls"] else None
     if calls:
         worker._QUIET_LINGER_SECONDS = _LINGER_SECONDS  # type: ignore[misc]
     settings = load_settings(
