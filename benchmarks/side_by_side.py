@@ -29,7 +29,7 @@ GOALS = (
 )
 EVENTS_PER_SECOND_GOAL = 650_000
 #: Rounds with `--fewer-rounds`, of what no goal depends on closely: floors, and peers far from the best one.
-FEWER_ROUNDS = {"quixstreams": 3, "bytewax": 3, "consume_only": 2, "parse_polars": 2, "parse_msgspec": 2}
+FEWER_ROUNDS = {"quixstreams": 2, "bytewax": 2, "consume_only": 2, "parse_polars": 2, "parse_msgspec": 2}
 #: One event per record is slow for these: `--slow-events`.
 SLOW = ("faust", "quixstreams")
 
