@@ -29,7 +29,7 @@ GOALS = (
 )
 EVENTS_PER_SECOND_GOAL = 650_000
 #: Rounds with `--fewer-rounds`, of what no goal depends on closely: floors, and peers far from the best one.
-FEWER_ROUNDS = {"quixstreams": 2, "bytewax": 2, "consume_only": 2, "parse_polars": 2, "parse_msgspec": 2}
+FEWER_ROUNDS = {"quixstreams": 2, "bytewax": 2, "consume_only": 1, "parse_polars": 1, "parse_msgspec": 1}
 #: One event per record is slow for these: `--slow-events`.
 SLOW = ("faust", "quixstreams")
 
@@ -55,7 +55,7 @@ def _cases(options: argparse.Namespace) -> dict[str, int]:
     """Events by `program form`, in the order that they run."""
     blocks = options.events or (50_000 if options.quick else 1_000_000)
     each = options.each_events or (50_000 if options.quick else 200_000)
-    slow = options.slow_events or min(each, 60_000)
+    slow = options.slow_events or min(each, 30_000)
     found = {}
     for case in case_names():
         name, form = case.split(" ")

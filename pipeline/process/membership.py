@@ -19,6 +19,7 @@ import faust
 import structlog
 from aiokafka.errors import IllegalGenerationError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata, TopicPartition
+from faust.tables import TableManager
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.types import TP
@@ -152,6 +153,14 @@ class _Consumer(FaustConsumer):
         return fetched, active
 
 
+class _NoTables(TableManager):
+    """Faust's waits a second for tables to be declared before anything is subscribed to; we have none."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
+
+
 class Membership:
     """One member of the consumer group, reading one topic."""
 
@@ -180,6 +189,7 @@ class Membership:
             topic_disable_leader=True,
             topic_allow_declare=False,
             stream_wait_empty=False,
+            TableManager=_NoTables,
             broker_commit_interval=_NEVER_SECONDS,
             broker_rebalance_timeout=_REBALANCE_SECONDS,
             broker_session_timeout=_SESSION_SECONDS,
