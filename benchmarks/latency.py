@@ -251,11 +251,16 @@ class Sent:
         self.not_accepted += refused
         self.expected["recorded"] += number + refused
 
-    def drain_rate(self, url: str, sent: Mapping[str, Any]) -> float:
-        """Events/s from the begin of a load, just added, until all is done with. Raises as `drain`."""
-        before = self.stored
-        done = self.drain(url)
-        return float((self.stored - before) / (done - sent["began"]))
+    def held_rate(self, url: str, sent: Mapping[str, Any]) -> float:
+        """Events/s that were stored while a load came that has just ended and is added; waits until all is
+        done with.
+
+        Not until then: what waits is stored twice as fast once nothing comes any more, and the service does
+        not hold that. Raises as `drain`.
+        """
+        done, lasted = stored(url) - self.stored, time.perf_counter() - sent["began"]
+        self.drain(url)
+        return done / lasted
 
     def drain(self, url: str) -> float:
         """Wait until all is done with; when that was. Raises NotDrainedError, WrongCountsError."""
@@ -321,7 +326,7 @@ def _run(series: Series, place: Path, persons: int, seconds: float, asked: list[
         if not asked:
             capacity = _capacity(place, running.url, key, persons, seconds / 2, total)
             told["capacity_per_second"] = capacity
-            out.print(f"capacity: {capacity:,.0f} events/s from HTTP to the store")
+            out.print(f"capacity: {capacity:,.0f} events/s stored while batches came as fast as answered")
             cases = {f"{share:.0%} of the capacity": share * capacity for share in SHARES}
         for number, (case, rate) in enumerate(cases.items()):
             result = _measure(place, running, key, persons, rate, seconds, templates, total, number)
@@ -341,7 +346,7 @@ def _capacity(  # noqa: PLR0917
     address = url.removeprefix("http://")
     sent = run_load(place, address, key, "ndjson500", persons=persons, seconds=seconds, first_pass=0)
     total.load(sent)
-    return total.drain_rate(url, sent)
+    return total.held_rate(url, sent)
 
 
 def _measure(  # noqa: PLR0917

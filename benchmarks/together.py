@@ -125,9 +125,9 @@ def _run(  # noqa: PLR0917
     warm = load(0, min(15.0, max(4.0, seconds / 10)), 0.0)
     total = Sent()
     total.load(warm)
-    capacity = total.drain_rate(running.url, warm)
+    capacity = total.held_rate(running.url, warm)
     rate = rate or capacity * share
-    out.print(f"as fast as answered: {capacity:,.0f} events/s to the store; now {rate:,.0f} events/s")
+    out.print(f"as fast as answered: {capacity:,.0f} events/s stored meanwhile; now {rate:,.0f} events/s")
     before = total.stored
     waiting = Waiting(running.url, before, rate)
     with Memory(running) as memory:
