@@ -18,7 +18,6 @@ from typing import Final
 from benchmarks import (
     gateway,
     latency,
-    processor,
     profile,
     reads,
     report,
@@ -36,10 +35,9 @@ _EACH_EVENTS: Final = "200000"
 _PARTS: Final[dict[str, tuple[ModuleType, list[str]]]] = {
     "peers": (
         side_by_side,
-        ["--events", _EVENTS, "--each-events", _EACH_EVENTS, "--fewer-rounds"],
+        # the processor is among them: its three forms, and the large register
+        ["--events", _EVENTS, "--each-events", _EACH_EVENTS, "--fewer-rounds", "--large-register", "4800000"],
     ),
-    # the three forms at 500,000 persons are among the peers already
-    "processor": (processor, ["--events", _EVENTS, "--form", "arrow"]),
     "stages": (stages, []),
     "gateway": (gateway, ["--seconds", "1.5", "--fewer-rounds"]),
     "latency": (latency, ["--seconds", "15"]),
@@ -47,17 +45,13 @@ _PARTS: Final[dict[str, tuple[ModuleType, list[str]]]] = {
     "profile": (profile, ["--events", _EVENTS]),
     "reads": (reads, ["--cases", "100000", "--rounds", "5"]),
 }
-_QUICK: Final = {"processor": ["--form", "arrow"]}
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks all", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="every part as short as it can be")
     quick = ["--quick"] if parser.parse_args(arguments).quick else []
-    parts = {
-        name: (module, [*quick, *_QUICK.get(name, [])] if quick else more)
-        for name, (module, more) in _PARTS.items()
-    }
+    parts = {name: (module, quick or more) for name, (module, more) in _PARTS.items()}
     out.print("making what is not in var/bench-cache yet")
     failed = run_parts(
         {f"preparation of {name}": partial(module.prepare, more) for name, (module, more) in parts.items()}

@@ -168,13 +168,19 @@ def _rate(kind: str, case: str, name: str, least: float) -> Measured:
 
 
 def _register(saved: Series) -> Verdict | None:
-    runs = saved.get("processor", {}).get("runs", {})
+    """Of the newest series that ran both sizes beside each other: what disturbed one disturbed the other."""
+    found = [verdict for kind in ("peers", "processor") if (verdict := _register_of(saved.get(kind, {})))]
+    return max(found, key=lambda verdict: max(str(each["at"]) for each in verdict.origins), default=None)
+
+
+def _register_of(series: Mapping[str, Any]) -> Verdict | None:
+    runs = series.get("runs", {})
     large = next((case for case in runs if case.startswith("gridpipe arrow, ")), None)
     if large is None or "gridpipe arrow" not in runs:
         return None
-    origins = [saved["processor"]["origins"][case] for case in ("gridpipe arrow", large)]
+    origins = [series["origins"][case] for case in ("gridpipe arrow", large)]
     if origins[0]["begun"] != origins[1]["begun"]:
-        return None  # not run beside each other: what disturbed one did not disturb the other
+        return None
     small = {run["round"]: run["events_per_second"] for run in runs["gridpipe arrow"]}
     ratios = [run["events_per_second"] / small[run["round"]] for run in runs[large] if run["round"] in small]
     if not ratios:

@@ -11,7 +11,7 @@ than a million events leaves out most merges, and what its buffer holds is fetch
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import cache, peers_inputs
 from benchmarks.harness import RunFailedError, Series, WrongCountsError, out, rounds, tell
@@ -28,10 +28,20 @@ GOALS = (
     ("one event per record to the best Python row program", "gridpipe each", "rows:each", 1.5),
 )
 EVENTS_PER_SECOND_GOAL = 650_000
-#: Rounds with `--fewer-rounds`, of what no goal depends on closely: floors, and peers far from the best one.
-FEWER_ROUNDS = {"quixstreams": 2, "bytewax": 2, "consume_only": 1, "parse_polars": 1, "parse_msgspec": 1}
+ARROW = "gridpipe arrow"
+#: Rounds with `--fewer-rounds`, of what no goal depends on: floors, and a peer far from the best one.
+FEWER_ROUNDS = {"quixstreams": 2, "consume_only": 1, "parse_polars": 1, "parse_msgspec": 1}
 #: One event per record is slow for these: `--slow-events`.
 SLOW = ("faust", "quixstreams")
+
+
+class _Case(NamedTuple):
+    """What one run works on. name : `gridpipe` or of `PEERS`; form : of the records."""
+
+    name: str
+    form: str
+    events: int
+    persons: int
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
@@ -44,6 +54,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--slow-events", type=int, help=f"the same, of {', '.join(SLOW)}")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--persons", type=int, default=500_000)
+    parser.add_argument("--large-register", type=int, help="persons of another run of ours, Arrow blocks")
     parser.add_argument("--partitions", type=int, default=cache.PARTITIONS)
     parser.add_argument("--fewer-rounds", action="store_true", help="of floors and of slow peers")
     parser.add_argument("--only", action="append", choices=[*PEERS, "gridpipe"], help="default: all")
@@ -51,8 +62,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _cases(options: argparse.Namespace) -> dict[str, int]:
-    """Events by `program form`, in the order that they run."""
+def _cases(options: argparse.Namespace) -> dict[str, _Case]:
+    """The runs of a round by their names in the series, in the order that they run."""
     blocks = options.events or (50_000 if options.quick else 1_000_000)
     each = options.each_events or (50_000 if options.quick else 200_000)
     slow = options.slow_events or min(each, 30_000)
@@ -60,30 +71,33 @@ def _cases(options: argparse.Namespace) -> dict[str, int]:
     for case in case_names():
         name, form = case.split(" ")
         if (not options.only or name in options.only) and (not options.form or form in options.form):
-            found[case] = blocks if form != "each" else slow if name in SLOW else each
+            events = blocks if form != "each" else slow if name in SLOW else each
+            found[case] = _Case(name, form, events, options.persons)
+            if case == ARROW and options.large_register:
+                large = found[case]._replace(persons=options.large_register)
+                found[f"{ARROW}, {large.persons:,} persons"] = large
     return found
 
 
-def _own_environment(case: str) -> bool:
-    name = case.split(" ", maxsplit=1)[0]
-    return name in PEERS and PEERS[name].own_environment
+def _own_environment(case: _Case) -> bool:
+    return case.name in PEERS and PEERS[case.name].own_environment
 
 
 def prepare(arguments: list[str]) -> None:
     """Make what the runs use and is not in the cache. Raises RunFailedError without the peers' packages."""
     options = _options(arguments)
-    for case, size in _cases(options).items():
-        name, form = case.split(" ")
-        source = cache.events(size, options.persons)
+    cases = _cases(options).values()
+    for name, form, size, persons in cases:
+        source = cache.events(size, persons)
         if name == "gridpipe":
-            cache.store(options.persons)
+            cache.store(persons)
         elif PEERS[name].own_environment:
-            peers_inputs.reference(options.persons)
+            peers_inputs.reference(persons)
         if name == "gridpipe" or PEERS[name].needs_topic:
             cache.records(source, form, partitions=options.partitions)
         else:
             peers_inputs.ndjson(source)
-    if any(map(_own_environment, _cases(options))):
+    if any(map(_own_environment, cases)):
         peers_inputs.interpreter()
 
 
@@ -94,8 +108,8 @@ def main(arguments: list[str]) -> int:
     series = Series(
         "peers",
         {
-            "events": max(cases.values(), default=0),
-            "one per record": {case: size for case, size in cases.items() if case.endswith(" each")},
+            "events": max((case.events for case in cases.values()), default=0),
+            "one per record": {name: case.events for name, case in cases.items() if case.form == "each"},
             "persons": options.persons,
             "partitions": options.partitions,
         },
@@ -104,9 +118,9 @@ def main(arguments: list[str]) -> int:
     try:
         prepare(arguments)
     except RunFailedError as error:  # ours and the floors need none of it
-        for case in filter(_own_environment, list(cases)):
-            series.leave_out(case, str(error))
-            del cases[case]
+        for name in [name for name, case in cases.items() if _own_environment(case)]:
+            series.leave_out(name, str(error))
+            del cases[name]
         out.print(f"peers left out: {error}", markup=False)
     try:
         _run(series, cases, number, options)
@@ -116,28 +130,28 @@ def main(arguments: list[str]) -> int:
     return 1 if series.facts.get("left_out") else 0
 
 
-def _run(series: Series, cases: dict[str, int], number: int, options: argparse.Namespace) -> None:
-    fewer = {case: FEWER_ROUNDS.get(case.split(" ")[0], number) for case in cases}
-    for at, case in rounds(number, cases, fewer if options.fewer_rounds else None):
-        name, form = case.split(" ")
-        source = cache.events(cases[case], options.persons)
+def _run(series: Series, cases: dict[str, _Case], number: int, options: argparse.Namespace) -> None:
+    fewer = {told: FEWER_ROUNDS.get(case.name, number) for told, case in cases.items()}
+    for at, told in rounds(number, cases, fewer if options.fewer_rounds else None):
+        name, form, size, persons = cases[told]
+        source = cache.events(size, persons)
         if name == "gridpipe":
             records = cache.records(source, form, partitions=options.partitions)
-            result: dict[str, Any] = run_ours(source, records, options.persons, options.partitions)
+            result: dict[str, Any] = run_ours(source, records, persons, options.partitions)
         else:
             try:
-                result = run_peer(name, source, form, options.persons, options.partitions)
+                result = run_peer(name, source, form, persons, options.partitions)
             except (WrongCountsError, RunFailedError) as error:  # ours may not fail; theirs is left out
-                series.leave_out(case, f"round {at + 1}: {error}")
-                out.print(f"round {at + 1}/{number}  {case}: left out, {error}", markup=False)
+                series.leave_out(told, f"round {at + 1}: {error}")
+                out.print(f"round {at + 1}/{number}  {told}: left out, {error}", markup=False)
                 continue
-        series.add(case, at, result)
-        tell(series, case, at, number)
+        series.add(told, at, result)
+        tell(series, told, at, number)
 
 
 def case_names() -> list[str]:
     """`program form`, in the order that they run."""
-    names = ["gridpipe arrow", "gridpipe ndjson"]
+    names = [ARROW, "gridpipe ndjson"]
     names += [f"{name} ndjson" for name in PEERS if name != "faust"]
     return names + ["gridpipe each"] + [f"{name} each" for name, peer in PEERS.items() if peer.kind == "row"]
 

@@ -73,7 +73,8 @@ class Waiting(threading.Thread):
 def _kafka(place: Path) -> Iterator[str]:
     with Cluster(place / "kafka", nodes=1, retention_ms=_RETENTION_MS, heap_mb=512) as cluster:
         topic = NewTopic(TOPIC, cache.PARTITIONS, 1)
-        AdminClient({"bootstrap.servers": cluster.bootstrap}).create_topics([topic])[TOPIC].result(30)
+        admin = AdminClient({"bootstrap.servers": cluster.bootstrap})  # its futures fail once it is gone
+        admin.create_topics([topic])[TOPIC].result(30)
         yield cluster.bootstrap
 
 
