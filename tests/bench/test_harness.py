@@ -206,8 +206,8 @@ def test_everything_makes_beforehand_what_its_parts_use(
         *(("events", 300_000, persons, "w") for persons in (500_000, 4_800_000)),
         *(("arrow", 300_000, persons) for persons in (500_000, 4_800_000)),
         ("ndjson", 300_000, 500_000),
-        *(("events", count, 500_000, "w") for count in (60_000, 200_000)),
-        *(("each", count, 500_000) for count in (60_000, 200_000)),
+        *(("events", count, 500_000, "w") for count in (30_000, 200_000)),
+        *(("each", count, 500_000) for count in (30_000, 200_000)),
         ("events", 50_000, 500_000, "w"), ("events", 50_000, 20_000, "w"),
         ("events", 50_000, 500_000, "pass00000."), ("events", 50_000, 20_000, "pass00000."),
     }  # fmt: skip

@@ -58,7 +58,7 @@ def test_cases_that_were_not_run_beside_each_other_make_no_ratio() -> None:
     }
     series = {"processor": saved("processor", runs)}
     assert verdict("4.8 million persons against 500,000", series)[:2] == ["+5% slower, +1 MB", "reached"]
-    peers = saved("peers", {case: [each[0] | {"peak_mb": 5.0}] for case, each in runs.items()})
+    peers = saved("peers", {case: [each[0] | {"peak_mb": 5.0, "events": 10}] for case, each in runs.items()})
     older, newer = ORIGIN | {"at": "2020-01-01T00:00:00+00:00"}, ORIGIN | {"at": "2100-01-01T00:00:00+00:00"}
     for at, told in ((older, "+1 MB"), (newer, "+0 MB")):
         peers["origins"] = dict.fromkeys(runs, at)
