@@ -54,3 +54,12 @@ def test_a_count_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found, problems = gate.check("counts", {"parts per million events": 180.0})
     assert found == {"parts per million events": 300.0}
     assert len(problems) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["gateway: python calls per event", "gateway: python calls per single request"]
+)
+def test_more_calls_of_the_gateway_fail(name: str) -> None:
+    assert gate.failures({name: 109.0}, {name: 100.0}) == []
+    (problem,) = gate.failures({name: 111.0}, {name: 100.0})
+    assert "11% worse" in problem
