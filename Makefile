@@ -83,7 +83,7 @@ bench-long: setup ## cost and memory over 50 million events and 30 minutes, part
 		$(BIN)/python -m benchmarks $$what $(if $(QUICK),--quick) || code=$$?; \
 	done; exit $$code
 
-bench-gate: setup ## fail when a speed ratio fell by more than 15 % (a minute)
+bench-gate: setup ## fail when a speed ratio fell by more than 15 % (a minute and a half)
 	@$(BIN)/python -m benchmarks.gate
 
 bench-smoke: setup ## events/s from topic to ClickHouse, against a plain Faust agent

@@ -7,7 +7,7 @@ Ratios compare two programs in turn on the same machine at the same moment, by p
 a KPI call to a full scan. One that lies more than 15 % below the baseline is measured again, twice at most,
 and the best result counts: a neighbour on the machine disturbs one measurement, a slower program all of them.
 Counts hold on any machine and gate hard, by one measurement: Python calls per event on the hot path and per
-request of a single one (10 %), rows per insert, parts written per million events (20 %). Exit 1 with one line
+single request (10 %), rows per insert, parts written per million events (20 %). Exit 1 with one line
 per failure; the baseline is benchmarks/baseline.json.
 """
 

@@ -226,28 +226,44 @@ def _events_in(value: bytes) -> int:
         return sum(batch.num_rows for batch in stream)
 
 
-def measure(
-    which: str, kind: str, *, seconds: float, persons: int, partitions: int = cache.PARTITIONS
-) -> dict[str, Any]:
-    """One server, fresh broker, load as fast as it is answered. Raises WrongCountsError."""
+@contextlib.contextmanager
+def _place() -> Iterator[Path]:
+    """An empty directory for one measurement."""
     place = PLACE / "gateway"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     try:
-        with broker(partitions) as to, server(which, to, place, partitions) as (address, key, process):
-            warm = run_load(place, address, key, kind, persons=persons, seconds=min(1.0, seconds / 4))
-            before = process.cpu_times()
-            result = run_load(place, address, key, kind, persons=persons, seconds=seconds)
-            after = process.cpu_times()
-            memory = peak_mb_of(process.pid)
-            wanted = warm["accepted"] + result["accepted"]
-            if set(result["statuses"]) != {"202"} or result["rejected"] or result["unanswered"]:
-                raise WrongCountsError(f"{which} {kind}: {result}")
-            if (found := on_topic(to, partitions, wanted)) != wanted:
-                raise WrongCountsError(f"{which} {kind}: accepted {wanted}, on the topic {found}")
+        yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    cpu = after.user + after.system - before.user - before.system
+
+
+def _check_answers(which: str, kind: str, result: dict[str, Any]) -> None:
+    if set(result["statuses"]) != {"202"} or result["rejected"] or result["unanswered"]:
+        raise WrongCountsError(f"{which} {kind}: {result}")
+
+
+def _check_topic(what: str, to: Broker, partitions: int, wanted: int) -> None:
+    if (found := on_topic(to, partitions, wanted)) != wanted:
+        raise WrongCountsError(f"{what}: accepted {wanted}, on the topic {found}")
+
+
+def measure(
+    which: str, kind: str, *, seconds: float, persons: int, partitions: int = cache.PARTITIONS
+) -> dict[str, Any]:
+    """One server, fresh broker, load as fast as it is answered. Raises WrongCountsError."""
+    with (
+        _place() as place,
+        broker(partitions) as to,
+        server(which, to, place, partitions) as (address, key, process),
+    ):
+        warm = run_load(place, address, key, kind, persons=persons, seconds=min(1.0, seconds / 4))
+        before = cpu_seconds_of(process.pid)
+        result = run_load(place, address, key, kind, persons=persons, seconds=seconds)
+        cpu = cpu_seconds_of(process.pid) - before
+        memory = peak_mb_of(process.pid)
+        _check_answers(which, kind, result)
+        _check_topic(f"{which} {kind}", to, partitions, warm["accepted"] + result["accepted"])
     return result | {
         "events": result["accepted"],
         "events_per_second": result["accepted"] / result["seconds"],
@@ -260,50 +276,33 @@ def measure(
 def in_turn(kind: str, *, slices: int, seconds: float, persons: int) -> dict[str, list[float]]:
     """Bare server and gateway side by side on one broker, loaded in turn by slices so short that both see the
     same machine: events per CPU second of each slice, by server. Raises WrongCountsError."""
-    place = PLACE / "gateway"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
     found: dict[str, list[float]] = {"bare": [], "gridpipe": []}
     wanted = 0
-    try:
-        with contextlib.ExitStack() as stack:
-            to = stack.enter_context(broker(cache.PARTITIONS))
-            servers = {
-                which: stack.enter_context(server(which, to, place, cache.PARTITIONS)) for which in found
-            }
-            for at in range(-1, slices):  # the first warms both
-                for which, (address, key, process) in servers.items():
-                    before = cpu_seconds_of(process.pid)
-                    result = run_load(place, address, key, kind, persons=persons, seconds=seconds)
-                    cpu = cpu_seconds_of(process.pid) - before
-                    if set(result["statuses"]) != {"202"} or result["rejected"] or result["unanswered"]:
-                        raise WrongCountsError(f"{which} {kind}: {result}")
-                    wanted += result["accepted"]
-                    if at >= 0:
-                        found[which].append(result["accepted"] / cpu)
-            if (stored := on_topic(to, cache.PARTITIONS, wanted)) != wanted:
-                raise WrongCountsError(f"{kind}: accepted {wanted}, on the topic {stored}")
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with _place() as place, broker(cache.PARTITIONS) as to, contextlib.ExitStack() as stack:
+        servers = {which: stack.enter_context(server(which, to, place, cache.PARTITIONS)) for which in found}
+        for at in range(-1, slices):  # the first warms both
+            for which, (address, key, process) in servers.items():
+                before = cpu_seconds_of(process.pid)
+                result = run_load(place, address, key, kind, persons=persons, seconds=seconds)
+                cpu = cpu_seconds_of(process.pid) - before
+                _check_answers(which, kind, result)
+                wanted += result["accepted"]
+                if at >= 0:
+                    found[which].append(result["accepted"] / cpu)
+        _check_topic(kind, to, cache.PARTITIONS, wanted)
     return found
 
 
 def calls(kind: str, *, requests: int, persons: int) -> float:
-    """Calls of Python functions within a request, by event."""
-    place = PLACE / "gateway"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    try:
+    """Calls of Python functions within a request, by event. Raises WrongCountsError."""
+    with _place() as place:
         with (
             broker(cache.PARTITIONS) as to,
             server("gridpipe", to, place, cache.PARTITIONS, "count-calls") as (address, key, _),
         ):
             result = run_load(place, address, key, kind, persons=persons, requests=requests)
-        if result["accepted"] != requests * REQUESTS[kind][0]:
-            raise WrongCountsError(f"{kind}: {result}")
+            _check_answers("gridpipe", kind, result)
         counted = orjson.loads((place / "gateway" / "calls.json").read_bytes())
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
     return float(counted["python"] / result["accepted"])
 
 

@@ -13,7 +13,7 @@ import pytest
 from pipeline.read import gauges
 
 
-@pytest.mark.parametrize(("took", "rest"), [(0.0, 5.0), (1.25, 5.0), (2.0, 8.0), (15.0, 60.0), (300.0, 60.0)])
+@pytest.mark.parametrize(("took", "rest"), [(0.0, 5.0), (1.25, 5.0), (2.0, 8.0), (15.0, 30.0), (300.0, 30.0)])
 def test_a_refresh_rests_four_times_as_long_as_it_took(took: float, rest: float) -> None:
     assert gauges.rest_seconds(took) == rest
 
