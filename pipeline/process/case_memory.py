@@ -269,14 +269,14 @@ _BIT: Final = (1 << np.arange(8)).astype(np.uint8)
 
 
 def _read(client: Client, case_ids: pl.Series, read: Reading) -> pl.DataFrame:
-    """The sets of these cases, as they are stored; a block that was handed over twice is in them once."""
+    """The sets of these cases, as they are stored."""
     if case_ids.is_empty():
         return _NO_ENTRIES
     parts = [
         read(partial(read_sets, client, ids))
         for ids in case_ids.to_frame("case_id").iter_slices(_IDS_PER_QUERY)
     ]
-    return pl.concat(parts).unique()
+    return pl.concat(parts)
 
 
 def _hashes(case_ids: pl.Series) -> UInt64s:

@@ -6,23 +6,27 @@ from typing import Final
 
 from pipeline.frames import CASE_LEVELS, RANK
 from pipeline.store.ddl import MERGE_SETTINGS
-from pipeline.store.fold import HISTORY, STATE, TUPLE_TYPES, states_at
+from pipeline.store.entries import TUPLE, TUPLES_OF_ENTRIES
+from pipeline.store.fold import HISTORY, STATE, states_at
 
 AS_OF: Final = "{as_of:DateTime64(3, 'UTC')}"
 
-_TUPLE = ", ".join(f"{name} {kind}" for name, kind in TUPLE_TYPES.items())
 _COLUMNS = ",\n        ".join(f"{name} {kind}" for name, (kind, _) in (HISTORY | STATE).items())
 
 CASE_TABLES: Final = {
-    # Small granules: a refresh reads some hundreds of cases scattered over the key.
+    # A round reads the sets of some hundreds of cases scattered over the key: small granules, each compressed
+    # by itself, beside its key in one file. A worker writes and reads `entries`; `events` is the same in SQL.
     "case_events": f"""
     CREATE TABLE case_events
     (
         case_id String,
-        events SimpleAggregateFunction(groupUniqArrayArray, Array(Tuple({_TUPLE})))
+        entries SimpleAggregateFunction(groupUniqArrayArray, Array(String)),
+        events Array({TUPLE}) ALIAS {TUPLES_OF_ENTRIES}
     )
     ENGINE = AggregatingMergeTree ORDER BY case_id
-    SETTINGS index_granularity = 256, non_replicated_deduplication_window = 100000, {MERGE_SETTINGS}""",
+    SETTINGS index_granularity = 32, max_compress_block_size = 8192, min_compress_block_size = 4096,
+        min_bytes_for_wide_part = 1000000000000, non_replicated_deduplication_window = 100000,
+        {MERGE_SETTINGS}""",
     "cases": f"""
     CREATE TABLE cases
     (
@@ -34,24 +38,14 @@ CASE_TABLES: Final = {
 }
 
 _LEVELS = ", ".join(f"'{level}'" for level in CASE_LEVELS)
-_KEPT = ", ".join(
-    f"if(e.level IN ({_LEVELS}), e.level, NULL)" if name == "level" else f"e.{name}" for name in TUPLE_TYPES
+#: Which rows of `cases` hold something else than CASE_LEVELS, and the update that takes it away.
+LEVEL_WORDS: Final = (
+    f"arrayExists(level -> level NOT IN ('', {_LEVELS}), legal_levels)",
+    (
+        f"level = if(level IN ({_LEVELS}), level, NULL), "
+        f"legal_levels = arrayMap(x -> if(x IN ({_LEVELS}), x, ''), legal_levels)"
+    ),
 )
-_QUOTED = _TUPLE.replace("'", "''")
-#: By table: which of its rows hold something else than CASE_LEVELS, and the update that takes it away.
-LEVEL_WORDS: Final = {
-    "case_events": (
-        f"arrayExists(level -> level IS NOT NULL AND level NOT IN ({_LEVELS}), events.level)",
-        f"events = arrayMap(e -> CAST(({_KEPT}), 'Tuple({_QUOTED})'), events)",
-    ),
-    "cases": (
-        f"arrayExists(level -> level NOT IN ('', {_LEVELS}), legal_levels)",
-        (
-            f"level = if(level IN ({_LEVELS}), level, NULL), "
-            f"legal_levels = arrayMap(x -> if(x IN ({_LEVELS}), x, ''), legal_levels)"
-        ),
-    ),
-}
 
 
 def _case_view(as_of: str) -> str:

@@ -12,10 +12,10 @@ from clickhouse_connect.driver.client import Client
 from numpy.typing import NDArray
 
 from pipeline.errors import ContractError
-from pipeline.frames import CASE_EVENT, CASE_LEVELS, CASE_SET, expect
+from pipeline.frames import CASE_EVENT, expect
 from pipeline.reference.lists import by_number, regroup
 from pipeline.store.client import insert_table
-from pipeline.store.fold import TUPLE_TYPES
+from pipeline.store.entries import IS_UNSAFE, pack_entries, storable, unpack_entries
 from pipeline.store.fold_frames import fold
 
 _TABLE: Final = "cases"
@@ -55,28 +55,29 @@ def case_sets(frame: pl.DataFrame, inc: int) -> pl.DataFrame:
     inc : topic incarnation of their block, unix ms.
     Raises ContractError if a column is missing or has another dtype.
     """
-    return expect(frame, CASE_EVENT, "case events").with_columns(_FLAGS, _inc=pl.lit(inc, pl.UInt64))
+    events = expect(frame, CASE_EVENT, "case events")
+    return storable(events.with_columns(_FLAGS, IS_UNSAFE, _inc=pl.lit(inc, pl.UInt64)))
 
 
 def pack_case_events(frame: pl.DataFrame, inc: int) -> pl.DataFrame:
-    """Rows of `case_events`: one per case, its events packed into one list of tuples.
+    """Rows of `case_events`: one per case, its events packed into one list of texts (`store.entries`).
 
     frame : (n, CASE_EVENT); inc : topic incarnation of the block, unix ms.
-    Returns (cases, {case_id: String, events: List[Struct]}), sorted by case_id, so that the same block gives
+    Returns (cases, {case_id: String, entries: List[String]}), sorted by case_id, so that the same block gives
     the same bytes under the same insert token.
     Raises ContractError if a column is missing or has another dtype.
     """
     sets = case_sets(frame, inc)
-    # ids are few, and sorted once each: as groups polars gathers the tuples twice
+    # ids are few, and sorted once each: as groups polars gathers the entries twice
     encoded = sets["case_id"].to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
     case_ids = pl.Series("case_id", encoded.dictionary, dtype=pl.String())
     ascending = case_ids.arg_sort().to_numpy()
     place = np.empty(len(ascending), np.int64)
     place[ascending] = np.arange(len(ascending))
     its = place[encoded.indices.to_numpy()]
-    tuples = sets[list(TUPLE_TYPES)][by_number(its)].to_struct("events")
+    entries = pack_entries(sets)[by_number(its)]
     return pl.DataFrame(
-        [case_ids[ascending], regroup(tuples, np.bincount(its, minlength=len(ascending)).astype(np.int64))]
+        [case_ids[ascending], regroup(entries, np.bincount(its, minlength=len(ascending)).astype(np.int64))]
     )
 
 
@@ -102,7 +103,7 @@ def refresh_cases(client: Client, inc: int, ranges: Sequence[tuple[int, int, int
 
 
 def read_sets(client: Client, case_ids: pl.DataFrame) -> pl.DataFrame:
-    """All entries of the sets of some cases, CASE_SET, in no order; an entry stored twice comes twice.
+    """All entries of the sets of some cases, CASE_SET, in no order.
 
     case_ids : (n, {case_id}), some thousands at most.
     Raises ContractError if an id is none of the contract's: it would be part of a statement.
@@ -143,24 +144,14 @@ def refold(client: Client, most: int = 10_000) -> Iterator[int]:
 
 
 def _read_sets(client: Client, where: str, parameters: dict[str, Any] | None = None) -> pl.DataFrame:
-    columns = ", ".join(f"e.{name} AS {name}" for name in TUPLE_TYPES)
     table = client.query_arrow(
-        f"SELECT case_id, {columns} FROM case_events ARRAY JOIN events AS e WHERE {where}",
+        f"SELECT case_id, entry AS entries FROM case_events ARRAY JOIN entries AS entry WHERE {where}",
         parameters=parameters,
         use_strings=True,
         settings=_READ_SETTINGS,
     )
-    rows = pl.DataFrame(pl.from_arrow(table))
-    return _without_words(rows.select(pl.col(name).cast(dtype) for name, dtype in CASE_SET.items()))
-
-
-def _without_words(sets: pl.DataFrame) -> pl.DataFrame:
-    """Of a level CASE_LEVELS only. A worker of an older release writes other words until it is restarted;
-    who keeps a set in memory would store them with every event of the case, long after they were deleted."""
-    levels = sets["level"]
-    if levels.null_count() == levels.len():  # few events have one
-        return sets
-    return sets.with_columns(levels.set(~levels.is_in(CASE_LEVELS).fill_null(True), None))
+    # a block that was handed over twice is told by its texts at a tenth of what the columns take
+    return unpack_entries(pl.DataFrame(pl.from_arrow(table)).unique())
 
 
 def known_cases(client: Client) -> Iterator[NDArray[np.uint64]]:

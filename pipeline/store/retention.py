@@ -98,8 +98,8 @@ def apply_retention(client: Client, settings: Settings) -> Retention:
 
 def forget_ended(client: Client, now: datetime) -> list[str]:
     """Begin to delete what no TTL can know to be over: facts of ended modes, residents who were withdrawn,
-    who was erased and is loaded all the same, and words in levels, which workers of an older release write
-    until they are restarted (revision 0012).
+    who was erased and is loaded all the same, and words in levels, which workers of an older release wrote
+    until they were restarted (revision 0012).
 
     Returns the tables that held some.
     """
@@ -108,11 +108,10 @@ def forget_ended(client: Client, now: datetime) -> list[str]:
     if forget_withdrawn(client, now) and "ref_persons" not in erased:
         found.append("ref_persons")
     found += erased
-    for table, (condition, update) in LEVEL_WORDS.items():
-        if client.query(f"SELECT count() FROM {table} WHERE {condition}").result_rows[0][0]:
-            statement = f"ALTER TABLE {table} UPDATE {update} WHERE {condition}"
-            client.command(statement, settings={"mutations_sync": 0})
-            found.append(table)
+    condition, update = LEVEL_WORDS
+    if client.query(f"SELECT count() FROM cases WHERE {condition}").result_rows[0][0]:
+        client.command(f"ALTER TABLE cases UPDATE {update} WHERE {condition}", settings={"mutations_sync": 0})
+        found.append("cases")
     return found
 
 

@@ -25,7 +25,7 @@ def test_the_oracle_sees_what_was_not_stored_as_it_was_sent(
     town.drained()
     right = judge(town.ledger, town.client)
     assert right.zeros, right
-    assert right.acked == right.stored > 300
+    assert right.acked == right.stored >= 300  # the number that was waited for
     sent = town.ledger.sent
     reports = [
         event

@@ -17,12 +17,9 @@ from pipeline.cli.serve import _serve_http
 from pipeline.clock import utc_now
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError
-from pipeline.process.case_memory import CaseMemory
 from pipeline.runtime import store
 from pipeline.runtime.doctor import _schema
 from pipeline.settings import Settings
-from pipeline.store import cases
-from pipeline.store.case_views import LEVEL_WORDS
 from pipeline.store.migrate import _script, check_schema, current_revision, head_revision, migrate
 from pipeline.store.retention import forget_ended
 from tests.integration.case_world import World, chain
@@ -73,15 +70,10 @@ def database(open_client: Client) -> Iterator[str]:
     open_client.database = "default"
 
 
-@pytest.mark.parametrize(
-    "written", ["before the migration", pytest.param("by an older worker after it", marks=pytest.mark.slow)]
-)
-def test_words_in_the_levels_of_stored_cases_go(
-    open_client: Client, database: str, written: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cases, "_without_words", lambda sets: sets)  # as older releases fold
-    early = written == "before the migration"
-    migrate(open_client, database, "0011" if early else head_revision())
+@pytest.mark.parametrize("written", ["before the migration", "by an older worker after it"])
+def test_words_in_the_levels_of_stored_cases_go(open_client: Client, database: str, written: str) -> None:
+    """Of `cases`; those of `case_events`: tests/integration/test_entries.py."""
+    migrate(open_client, database)
     world = World(open_client)
     given: list[str | None] = ["报陈主任", "district", None, "陈小明", "市级"]
     steps = [("REPORTED", 0.0), ("ACCEPTED", 1.0), ("DISPATCHED", 2.0), ("SIGNED", 3.0)]
@@ -90,21 +82,16 @@ def test_words_in_the_levels_of_stored_cases_go(
         world.write(*chain(f"c{number}", [*steps, raised]))
         world.write(*chain("c", [*(steps if not number else ()), raised, ("DISPATCHED", 4.5 + number)]))
     states = [world.case(name) for name in ("c", *(f"c{number}" for number in range(5)))]
-    if early:
+    if written == "before the migration":
+        open_client.command("TRUNCATE TABLE alembic_version")
+        open_client.command("INSERT INTO alembic_version VALUES ('0011')")
         migrate(open_client, database)
     else:
-        assert forget_ended(open_client, utc_now()) == ["case_events", "cases"]
+        assert forget_ended(open_client, utc_now()) == ["cases"]
     pending = "SELECT count() FROM system.mutations WHERE database = currentDatabase() AND NOT is_done"
     while open_client.query(pending).result_rows[0][0]:
         time.sleep(0.1)
     assert forget_ended(open_client, utc_now()) == []
-    held = "SELECT e.level FROM case_events ARRAY JOIN events AS e WHERE e.level IS NOT NULL ORDER BY e.level"
-    assert [word for (word,) in open_client.query(held).result_rows] == [
-        "district",
-        "district",
-        "市级",
-        "市级",
-    ]
     (row,) = open_client.query("SELECT legal_levels FROM cases FINAL WHERE case_id = 'c'").result_rows
     assert [word for word in row[0] if word] == ["district", "市级"]
     stored = open_client.query("SELECT case_id, level FROM cases FINAL ORDER BY case_id").result_rows
@@ -113,27 +100,6 @@ def test_words_in_the_levels_of_stored_cases_go(
     for was in states:  # nothing else changed
         now = world.case(was["case_id"])
         assert {**now, "level": 0, "legal_levels": 0} == {**was, "level": 0, "legal_levels": 0}
-
-
-def test_words_that_an_older_worker_wrote_do_not_come_back_from_memory(clickhouse: Client) -> None:
-    """The memory reads a set before the words are deleted, and hands it over with every event since."""
-    world = World(clickhouse)
-    steps = [("REPORTED", 0.0), ("ACCEPTED", 1.0), ("DISPATCHED", 2.0), ("SIGNED", 3.0)]
-    raised = [("ESCALATED", 4.0, {"level": "报陈主任"}), ("ESCALATED", 5.0, {"level": "市级"})]
-    world.write(*chain("c1", [*steps, *raised]))
-    memory = CaseMemory()
-    memory.begin(on=True)
-    entry = cases.read_sets(clickhouse, pl.DataFrame({"case_id": ["c1"]})).head(1)
-    sets = memory.sets(clickhouse, entry)
-    assert sets is not None
-    assert sorted(sets["level"].drop_nulls()) == ["市级"]
-    cases.store_cases(clickhouse, sets)
-    assert not holds_words(clickhouse, "cases")
-
-
-def holds_words(client: Client, table: str) -> bool:
-    condition, _ = LEVEL_WORDS[table]
-    return bool(client.command(f"SELECT count() FROM {table} FINAL WHERE {condition}"))
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

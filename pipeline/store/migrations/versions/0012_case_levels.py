@@ -1,6 +1,7 @@
-"""Levels in the cases' tables: free words go, for they may name a person, and nothing of a case is erased.
+"""Levels in `cases`: free words go, for they may name a person, and nothing of a case is erased.
 
-Written since by `process/flow.py::case_events_of`, which keeps CASE_LEVELS only.
+Written since by `process/flow.py::case_events_of`, which keeps CASE_LEVELS only. Those in `case_events` go
+with revision 0014.
 
 Revision: 0012
 """
@@ -18,8 +19,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    for table, (condition, update) in LEVEL_WORDS.items():
-        op.execute(f"ALTER TABLE {table} UPDATE {update} WHERE {condition}")
+    condition, update = LEVEL_WORDS
+    op.execute(f"ALTER TABLE cases UPDATE {update} WHERE {condition}")
 
 
 def downgrade() -> None:
