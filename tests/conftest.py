@@ -59,6 +59,15 @@ def open_client(engine_path: Path) -> Iterator[Client]:
     client.close()
 
 
+@pytest.fixture
+def database(open_client: Client) -> Iterator[str]:
+    """A name that no other database has, for a test that migrates one step by step."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield name
+    open_client.command(f"DROP DATABASE IF EXISTS {name}")
+    open_client.database = "default"
+
+
 def made_of(client: Client, database: str) -> dict[str, str]:
     """Table or view → the statement that makes it, the database's name left out."""
     found = client.query(

@@ -116,6 +116,8 @@ def _field_in_sql(name: str, kind: str) -> str:
     value = f"e.{name}"
     if name == "level":  # older releases wrote free words (revision 0012)
         value = f"if({value} IN ({_LEVELS}), {value}, NULL)"
+    if name in _WORDS:
+        value = f"replaceRegexpAll({value}, '[\\\\x00-\\\\x1f\\\\\\\\]', ' ')"
     if "DateTime64" in kind:
         value = f"toUnixTimestamp64Milli({value})"
     if kind == "Bool":
@@ -134,5 +136,5 @@ _QUOTED: Final = TUPLE.replace("'", "''")
 TUPLES_OF_ENTRIES: Final = (
     f"arrayMap(p -> CAST(({_ELEMENTS}), '{_QUOTED}'), arrayMap(entry -> splitByChar('\\t', entry), entries))"
 )
-#: SQL: the other way round, from `events`.
+#: SQL: the other way round, from the tuples of older releases, which nothing had cleaned.
 ENTRIES_OF_TUPLES: Final = f"arrayMap(e -> arrayStringConcat([{_FIELDS_IN_SQL}], '\\t'), events)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -62,15 +61,9 @@ def created(client: Client) -> dict[str, str]:
     return {str(name): str(text) for name, text in rows}
 
 
-@pytest.fixture
-def database(open_client: Client) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    yield name
-    open_client.command(f"DROP DATABASE IF EXISTS {name}")
-    open_client.database = "default"
-
-
-@pytest.mark.parametrize("written", ["before the migration", "by an older worker after it"])
+@pytest.mark.parametrize(
+    "written", ["before the migration", pytest.param("by an older worker after it", marks=pytest.mark.slow)]
+)
 def test_words_in_the_levels_of_stored_cases_go(open_client: Client, database: str, written: str) -> None:
     """Of `cases`; those of `case_events`: tests/integration/test_entries.py."""
     migrate(open_client, database)

@@ -24,7 +24,6 @@ branch_labels = None
 depends_on = None
 
 _OLD = "case_events_of_tuples"
-_HERE = "database = currentDatabase()"
 #: Copied by one statement: some seconds, less than any bound on a statement.
 _ROWS = 100_000
 log = structlog.get_logger(__name__)
@@ -33,17 +32,15 @@ log = structlog.get_logger(__name__)
 def upgrade() -> None:
     # The old table is renamed first: nothing can be written into it while it is copied, and what a killed
     # migration has copied is copied again, for a set holds an entry once.
-    columns = "SELECT countIf(name = 'events'), countIf(name = 'entries') FROM system.columns"
-    old, new = _row(f"{columns} WHERE {_HERE} AND table = 'case_events'")
-    if old and not new:
+    if _exists("case_events") and "entries" not in {row[0] for row in _rows("DESCRIBE TABLE case_events")}:
         _run(f"RENAME TABLE case_events TO {_OLD}")
     _run(repeatable(CASE_TABLES["case_events"]))
-    if not _row(f"SELECT count() FROM system.tables WHERE {_HERE} AND name = '{_OLD}'")[0]:
+    if not _exists(_OLD):
         return
-    (rows,), done, last = _row(f"SELECT count() FROM {_OLD}"), 0, ""
+    ((rows,),), done, last = _rows(f"SELECT count() FROM {_OLD}"), 0, ""
     while True:
         ahead = f"SELECT case_id FROM {_OLD} WHERE case_id > '{last}' ORDER BY case_id LIMIT {_ROWS}"
-        (upto,) = _row(f"SELECT max(case_id) FROM ({ahead})")
+        ((upto,),) = _rows(f"SELECT max(case_id) FROM ({ahead})")
         if not upto:
             break
         _run(
@@ -63,5 +60,9 @@ def _run(statement: str) -> None:
     op.get_bind().exec_driver_sql(statement)
 
 
-def _row(query: str) -> tuple[Any, ...]:
-    return tuple(op.get_bind().exec_driver_sql(query).one())
+def _rows(query: str) -> list[Any]:
+    return list(op.get_bind().exec_driver_sql(query).all())
+
+
+def _exists(table: str) -> bool:
+    return bool(_rows(f"EXISTS TABLE {table}")[0][0])
