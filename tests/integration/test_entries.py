@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
-from sqlalchemy import Connection
 
 from pipeline.errors import ContractError
 from pipeline.frames import CASE_EVENT, CASE_SET
@@ -130,17 +129,21 @@ def test_tuples_of_older_releases_become_texts_though_a_migration_is_killed(
     wanted = in_order(case_sets(events, INC))
     assert not tuples(open_client).equals(wanted)
 
-    execute, allowed = Connection.exec_driver_sql, 2
+    command, query, allowed = type(open_client).command, type(open_client).query, 2
 
-    def dies(self: Connection, statement: str, *arguments: Any, **named: Any) -> Any:
+    def dies(self: Client, statement: str, *arguments: Any, **named: Any) -> Any:
         nonlocal allowed
         if statement.startswith("INSERT INTO case_events"):
             if not allowed:
                 raise KeyboardInterrupt
             allowed -= 1
-        return execute(self, statement.replace("LIMIT 100000", "LIMIT 9"), *arguments, **named)
+        return command(self, statement, *arguments, **named)
 
-    monkeypatch.setattr(Connection, "exec_driver_sql", dies)
+    def few(self: Client, statement: str, *arguments: Any, **named: Any) -> Any:
+        return query(self, statement.replace("LIMIT 100000", "LIMIT 9"), *arguments, **named)
+
+    monkeypatch.setattr(type(open_client), "command", dies)
+    monkeypatch.setattr(type(open_client), "query", few)
     with pytest.raises(KeyboardInterrupt):
         migrate(open_client, database)
     copied = open_client.query("SELECT uniqExact(case_id) FROM case_events").result_rows[0][0]

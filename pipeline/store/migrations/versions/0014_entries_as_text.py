@@ -9,10 +9,12 @@ Revision: 0014
 
 from __future__ import annotations
 
-from typing import Any
+import uuid
+from typing import Any, cast
 
 import structlog
 from alembic import op
+from clickhouse_connect.driver.client import Client
 
 from pipeline.store.case_views import CASE_TABLES
 from pipeline.store.ddl import repeatable
@@ -30,39 +32,37 @@ log = structlog.get_logger(__name__)
 
 
 def upgrade() -> None:
+    # of the client, for an insert needs a token, and SQLAlchemy hands on no settings
+    client: Client = cast("Any", op.get_bind().connection.dbapi_connection).client
     # The old table is renamed first: nothing can be written into it while it is copied, and what a killed
     # migration has copied is copied again, for a set holds an entry once.
-    if _exists("case_events") and "entries" not in {row[0] for row in _rows("DESCRIBE TABLE case_events")}:
-        _run(f"RENAME TABLE case_events TO {_OLD}")
-    _run(repeatable(CASE_TABLES["case_events"]))
-    if not _exists(_OLD):
+    if _exists(client, "case_events") and "entries" not in {
+        row[0] for row in client.query("DESCRIBE TABLE case_events").result_rows
+    }:
+        client.command(f"RENAME TABLE case_events TO {_OLD}")
+    client.command(repeatable(CASE_TABLES["case_events"]))
+    if not _exists(client, _OLD):
         return
-    ((rows,),), done, last = _rows(f"SELECT count() FROM {_OLD}"), 0, ""
+    rows, done, last = client.query(f"SELECT count() FROM {_OLD}").result_rows[0][0], 0, ""
     while True:
         ahead = f"SELECT case_id FROM {_OLD} WHERE case_id > '{last}' ORDER BY case_id LIMIT {_ROWS}"
-        ((upto,),) = _rows(f"SELECT max(case_id) FROM ({ahead})")
+        upto = client.query(f"SELECT max(case_id) FROM ({ahead})").result_rows[0][0]
         if not upto:
             break
-        _run(
+        # A token of its own: one of the range would take what a killed statement wrote in part for the whole.
+        client.command(
             f"INSERT INTO case_events (case_id, entries) SELECT case_id, {ENTRIES_OF_TUPLES} FROM {_OLD} "
-            f"WHERE case_id > '{last}' AND case_id <= '{upto}'"
+            f"WHERE case_id > '{last}' AND case_id <= '{upto}'",
+            settings={"insert_deduplication_token": f"copy-{uuid.uuid4()}"},
         )
         last, done = upto, done + _ROWS
         log.info("case_events_copied", rows=min(done, rows), of=rows)
-    _run(f"DROP TABLE {_OLD}")
+    client.command(f"DROP TABLE {_OLD}")
 
 
 def downgrade() -> None:
     """The tuples are gone; `events` gives them."""
 
 
-def _run(statement: str) -> None:
-    op.get_bind().exec_driver_sql(statement)
-
-
-def _rows(query: str) -> list[Any]:
-    return list(op.get_bind().exec_driver_sql(query).all())
-
-
-def _exists(table: str) -> bool:
-    return bool(_rows(f"EXISTS TABLE {table}")[0][0])
+def _exists(client: Client, table: str) -> bool:
+    return bool(client.query(f"EXISTS TABLE {table}").result_rows[0][0])
