@@ -302,6 +302,12 @@ store_disk_size_bytes = Gauge(
 response_seconds = Gauge(
     "gridpipe_response_seconds", "Response time (响应时间).", ["district", "quantile"], registry=REGISTRY
 )
+held_cases = Gauge(
+    "gridpipe_held_cases",
+    "Cases whose figures are held in memory (0: KPI calls are answered by ClickHouse).",
+    registry=REGISTRY,
+)
+held_bytes = Gauge("gridpipe_held_bytes", "Memory of the cases and reports that are held.", registry=REGISTRY)
 
 
 def _resident_bytes() -> float:

@@ -251,6 +251,12 @@ class Settings(BaseSettings):
     fact_retention_days: int = Field(
         1_095, ge=30, description="Days after receipt that events without personal data are kept."
     )
+    held_cases: int = Field(
+        2_000_000,
+        ge=0,
+        description="Most cases of which the api holds the figures in memory, half a kilobyte each; with "
+        "more, and with 0, ClickHouse counts them for every call.",
+    )
     small_cell_k: int = Field(
         5, ge=0, description="Rows of villages and grids with fewer reports are blank for readers; 0: none."
     )

@@ -144,7 +144,7 @@ class Board:
         def ask(client: Client) -> dict[str, Any]:
             now = self.reader.clock()
             window = {"from_": now - DEFAULT_WINDOW, "to": now, "as_of": now}
-            return kpi_together(client, by, names=self._names(client), **window)
+            return kpi_together(client, by, names=self._names(client), held=self.reader.held, **window)
 
         return ask
 
@@ -171,7 +171,15 @@ class Board:
 
     def _kpi(self, client: Client, by: str, at: datetime) -> dict[str, Any]:
         window = {"from_": at - DEFAULT_WINDOW, "to": at, "as_of": at}
-        return kpi(client, by=by, view="cohort", names=self._names(client), parts=True, **window)
+        return kpi(
+            client,
+            by=by,
+            view="cohort",
+            names=self._names(client),
+            parts=True,
+            held=self.reader.held,
+            **window,
+        )
 
     def _names(self, client: Client) -> KpiNames:
         return KpiNames(self.reader.areas, self.reader.catalogues, client)

@@ -133,7 +133,7 @@ def _ask(reader: Reader, client: Client) -> dict[str, Any]:
     now = reader.clock()
     names = KpiNames(reader.areas, reader.catalogues, client)
     window = {"from_": now - WINDOW, "to": now, "as_of": now}
-    return kpi(client, by="district", view="cohort", names=names, parts=True, **window)
+    return kpi(client, by="district", view="cohort", names=names, parts=True, held=reader.held, **window)
 
 
 def _breaches(client: Client, *, now: datetime) -> dict[str, int]:

@@ -11,6 +11,7 @@ import polars as pl
 from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import ContractError
+from pipeline.read.held.figures import HeldFigures
 from pipeline.read.times import instant, parameter
 from pipeline.store.client import at_once
 from pipeline.store.kpi_views import (
@@ -18,6 +19,7 @@ from pipeline.store.kpi_views import (
     COHORT_RATES,
     DURATIONS,
     LOOK,
+    MOST_NAMED,
     PERCENTILES,
     RATES,
     TOGETHER,
@@ -83,6 +85,7 @@ def kpi(
     view: str,
     names: Names,
     parts: bool = False,
+    held: HeldFigures | None = None,
 ) -> dict[str, Any]:
     """Every metric per key.
 
@@ -91,6 +94,7 @@ def kpi(
     denominator is 0; percentiles in whole seconds. `city` and `district` list their every key and no other,
     the rest the keys that have a report or a case, sorted.
     parts : of a cohort, add to each row `parts`: rate → [numerator, denominator].
+    held : answers where it can, in place of the store.
     Raises ContractError for an unknown `by` or `view`.
     Source: docs/metrics.md.
     """
@@ -99,7 +103,9 @@ def kpi(
     if view not in VIEWS:
         raise ContractError(f"view must be one of {', '.join(VIEWS)}")
     window = {"from_": from_, "to": to, "as_of": as_of}
-    found = _rows(client, view, by, names, **window)
+    found = _held_rows(client, view, by, names, held, **window)
+    if found is None:
+        found = _rows(client, view, by, names, **window)
     return _answer(found, by, view, names, parts=parts, **window)
 
 
@@ -111,12 +117,20 @@ def kpi_together(
     to: datetime,
     as_of: datetime,
     names: Names,
+    held: HeldFigures | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What `kpi` answers for each of `by` (cohort, with parts): four cost half of what they do one by one.
 
-    by : the first so many of TOGETHER, two or more.
+    by : the first so many of TOGETHER, two or more. held : answers where it can, in place of the store.
     """
     window = {"from_": from_, "to": to, "as_of": as_of}
+    alone = [_held_rows(client, "cohort", name, names, held, **window) for name in by]
+    if not any(rows is None for rows in alone):
+        return {
+            name: _answer(rows, name, "cohort", names, parts=True, **window)
+            for name, rows in zip(by, alone, strict=True)
+            if rows is not None
+        }
     found = _rows(client, "cohort", by, names, **window)
     answers = {}
     for name in by:
@@ -190,11 +204,7 @@ def _rows(
         "to": parameter(to),
         "as_of": parameter(as_of),
     }
-    of_cases = {
-        "citizen_channels": sorted(
-            channel for channel, kind in names.channel_kinds.items() if kind in CITIZEN_KINDS
-        )
-    }
+    of_cases = {"citizen_channels": _citizen_channels(names)}
 
     def read(query: str) -> pl.DataFrame:
         asked = parameters | (of_cases if "citizen_channels" in query else {})
@@ -215,6 +225,39 @@ def _rows(
     past, orphans = look()
     beside = [reports_query(by)] + ([orphans_query(by)] if orphans else [])
     return _joined(*at_once(client, partial(cases, past), *(partial(read, query) for query in beside)))
+
+
+def _citizen_channels(names: Names) -> list[str]:
+    return sorted(channel for channel, kind in names.channel_kinds.items() if kind in CITIZEN_KINDS)
+
+
+def _held_rows(
+    client: Client,
+    view: str,
+    by: str,
+    names: Names,
+    held: HeldFigures | None,
+    *,
+    from_: datetime,
+    to: datetime,
+    as_of: datetime,
+) -> pl.DataFrame | None:
+    """The view's rows for one `by` from what is held; None where it does not hold the answer."""
+    window = {"from_": from_, "to": to, "as_of": as_of}
+    found = None if held is None else held.parts(client, view, by, _citizen_channels(names), **window)
+    if found is None:
+        return None
+    parts, orphans = found
+    if orphans:
+        if len(orphans) > MOST_NAMED:
+            return None
+        asked = {name.removesuffix("_"): parameter(at) for name, at in window.items()} | {"orphans": orphans}
+        frame = pl.from_arrow(
+            client.query_arrow(orphans_query(by, named=True), parameters=asked, settings=_SETTINGS)
+        )
+        assert isinstance(frame, pl.DataFrame)
+        parts.append(frame)
+    return _joined(*parts)
 
 
 def _joined(*parts: pl.DataFrame) -> pl.DataFrame:

@@ -14,6 +14,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalErr
 from pipeline.clock import Clock, utc_now
 from pipeline.errors import UnavailableError
 from pipeline.pool import BoundedPool
+from pipeline.read.held.figures import HeldFigures
 from pipeline.read.names import Areas
 from pipeline.rules.catalogue import Catalogues
 from pipeline.settings import Settings
@@ -34,6 +35,7 @@ class Reader:
 
     client_factory : opens a client whose database is the pipeline's; a client runs one query at a time, so
     the pool has one per worker thread. A client that met a connection error is dropped, never reused.
+    held : answers KPI calls where it can; by default it never does.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Reader:
         settings: Settings,
         clock: Clock = utc_now,
         workers: int = 4,
+        held: HeldFigures | None = None,
     ) -> None:
         self.catalogues = catalogues
         self.areas = Areas.load(settings.catalogue_dir)
         self.settings = settings
         self.clock = clock
+        self.held = held or HeldFigures(0)
         self._client_factory = client_factory
         self._idle: queue.LifoQueue[Client] = queue.LifoQueue()
         self._pool = BoundedPool("read", threads=workers, queue=_WAITING)

@@ -78,7 +78,9 @@ def read_routes(reader: Reader) -> list[BaseRoute]:
     async def get_kpi(request: Request) -> Any:
         asked = kpi_parameters(only(request, "by", "from", "to", "as_of", "view"), now=reader.clock())
         found = await reader.run(
-            lambda client: kpi(client, names=KpiNames(reader.areas, reader.catalogues, client), **asked)
+            lambda client: kpi(
+                client, names=KpiNames(reader.areas, reader.catalogues, client), held=reader.held, **asked
+            )
         )
         return for_reader(request, found, asked["by"], reader.settings.small_cell_k)
 

@@ -46,8 +46,10 @@ from pipeline.page.board import Board
 from pipeline.page.live import Live
 from pipeline.page.routes import PAGE_PATHS, live_routes, page_files
 from pipeline.page.watch import Watch
+from pipeline.read.follow import keep_up_for_ever
 from pipeline.read.gauges import REFRESH_SECONDS as GAUGES_SECONDS
 from pipeline.read.gauges import refresh_for_ever
+from pipeline.read.held.figures import HeldFigures
 from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
 from pipeline.read.routes import Reader, read_routes
 from pipeline.rules.catalogue import Catalogues, load_catalogues
@@ -250,6 +252,8 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
                     refresh_for_ever(parts.show or parts.reader, districts=shared), name="business-gauges"
                 )
                 stack.callback(gauges.cancel)
+                following = asyncio.create_task(keep_up_for_ever(parts.reader), name="held-figures")
+                stack.callback(following.cancel)
             if parts.live is not None:
                 stack.push_async_callback(parts.live.end)
                 live = asyncio.create_task(parts.live.run(), name="live-page")
@@ -328,10 +332,11 @@ def assemble(
     watch = Reader(client_factory, catalogues=catalogues, settings=settings, workers=_WATCHING)
     reader = show = None
     if read:
-        reader = Reader(client_factory, catalogues=catalogues, settings=settings)
+        held = HeldFigures(settings.held_cases)
+        reader = Reader(client_factory, catalogues=catalogues, settings=settings, held=held)
         # what nobody asks for has no place in the queue of those who ask: a crowd of them would blank the
         # page and the alerts, too
-        show = Reader(client_factory, catalogues=catalogues, settings=settings, workers=_SHOWING)
+        show = Reader(client_factory, catalogues=catalogues, settings=settings, workers=_SHOWING, held=held)
     checks["store"] = _store_check(watch)
 
     async def catalogue() -> str:

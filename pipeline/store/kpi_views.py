@@ -169,8 +169,18 @@ LOOK: Final = f"""
     FROM cases"""
 
 
-def orphans_query(by: _Keys) -> str:
-    """SQL query: events of cases without a report, one row per key that has any; `by` as of `_groups`."""
+#: So many cases can be named in a query.
+MOST_NAMED: Final = 5_000
+
+
+def orphans_query(by: _Keys, *, named: bool = False) -> str:
+    """SQL query: events of cases without a report, one row per key that has any; `by` as of `_groups`.
+
+    named : the parameter `orphans` says which cases these are; else every state is read to find them.
+    """
+    orphans = f"SELECT case_id FROM cases FINAL WHERE {_IS_ORPHAN}"
+    if named:
+        orphans = "SELECT arrayJoin({orphans:Array(String)})"
     attributes = ("grid_code", "channel", "matter_code", "category", "lead_department")
     areas, told, grouping = _groups(by, _OF_REPORTS)
     return f"""
@@ -182,7 +192,7 @@ def orphans_query(by: _Keys) -> str:
                 SELECT e.occurred_at AS occurred_at, {_columns({name: f"e.{name}" for name in attributes})}
                 FROM case_events
                 ARRAY JOIN events AS e
-                WHERE case_id IN (SELECT case_id FROM cases FINAL WHERE {_IS_ORPHAN})
+                WHERE case_id IN ({orphans})
                 ORDER BY e._inc, e._part, e._off, e._idx
                 LIMIT 1 BY case_id, e.source, e.event_id
             )
@@ -204,37 +214,64 @@ _COHORT_COLUMNS: Final = (
 #: Of all admitted cases.
 _ADMITTED_COUNTS: Final = {
     "admitted_cases": "count()",
-    "voided": "countIf(state = 'VOIDED')",
-    "merged": "countIf(state = 'MERGED')",
+    "voided": "countIf(void_now)",
+    "merged": "countIf(merged_now)",
     "illegal_events": "sum(illegal_count)",
     "late_events": "sum(late_count)",
 }
-#: Of the counted cases C.
-_COUNTED: Final = {
-    "closed": "is_closed",
-    "open": "NOT is_closed",
-    "overdue": "NOT is_closed AND due",
-    "responded": "has_response",
-    "response_owed": f"has_response OR response_due_at <= {_AS_OF}",
-    "responded_in_time": "first_response_at <= response_due_at",
-    "due_to_close": "is_closed OR due",
-    "closed_in_time": "is_closed AND closed_at <= due_at",
-    "due_to_handle": "is_resolved OR due",
-    "handled_in_time": "is_resolved AND resolved_at <= due_at",
-    "resolved_cases": "resolved_count > 0",
-    "reworked_cases": "resolved_count > 0 AND rework_count + reopened_count > 0",
-    "accepted_cases": "accepted_count > 0",
-    "extended_cases": "extended_count > 0",
-    "demands": "citizen",
-    "demands_settled": "citizen AND is_closed AND ifNull(rating, 5) > 2",
-    "unproven": "evidence_pending",
+#: What COUNTED is made of. FACTS hold of a state as it is stored, MOMENTS go by the instant or the catalogue.
+FACTS: Final = {
+    "counted": "is_counted",
+    "closed_now": "is_closed",
+    "resolved_now": "is_resolved",
+    "answered": "isNotNull(first_response_at)",
+    "answered_in_time": "ifNull(first_response_at <= response_due_at, 0)",
+    "closed_by_limit": "is_closed AND ifNull(closed_at <= due_at, 0)",
+    "resolved_by_limit": "is_resolved AND ifNull(resolved_at <= due_at, 0)",
+    "once_resolved": "resolved_count > 0",
+    "once_reworked": "rework_count + reopened_count > 0",
+    "once_accepted": "accepted_count > 0",
+    "once_extended": "extended_count > 0",
+    "not_displeased": "ifNull(rating, 5) > 2",
+    "without_proof": "evidence_pending",
+    "void_now": "state = 'VOIDED'",
+    "merged_now": "state = 'MERGED'",
 }
-_COUNTED_SUMS: Final = {
+MOMENTS: Final = {
+    "limit_passed": f"ifNull(due_at <= {_AS_OF}, 0)",
+    "response_limit_passed": f"ifNull(response_due_at <= {_AS_OF}, 0)",
+    "citizen": "has({citizen_channels:Array(String)}, channel)",
+}
+#: Of the counted cases C: name → condition over FACTS and MOMENTS, in words that SQL of any engine has.
+COUNTED: Final = {
+    "closed": "closed_now",
+    "open": "NOT closed_now",
+    "overdue": "NOT closed_now AND limit_passed",
+    "responded": "answered",
+    "response_owed": "answered OR response_limit_passed",
+    "responded_in_time": "answered_in_time",
+    "due_to_close": "closed_now OR limit_passed",
+    "closed_in_time": "closed_by_limit",
+    "due_to_handle": "resolved_now OR limit_passed",
+    "handled_in_time": "resolved_by_limit",
+    "resolved_cases": "once_resolved",
+    "reworked_cases": "once_resolved AND once_reworked",
+    "accepted_cases": "once_accepted",
+    "extended_cases": "once_extended",
+    "demands": "citizen",
+    "demands_settled": "citizen AND closed_now AND not_displeased",
+    "unproven": "without_proof",
+}
+COUNTED_SUMS: Final = {
     "returns": "returned_count",
     "dispatches": "dispatched_count",
     "ratings": "rating_count",
     "satisfied": "satisfied_count",
     "negative_durations": " + ".join(f"ifNull({name}_ms < 0, 0)" for name in _ENDS),
+}
+#: Milliseconds of a case's durations, so that a negative fraction of a second is still seen as negative.
+DURATIONS_MS: Final = {f"{name}_ms": _ms(*ends) for name, ends in _ENDS.items()} | {
+    "resolution_seconds_ms": f"if(is_closed, {_ms(*_ENDS['resolution_seconds'])}, NULL)"
 }
 #: Rate of the cohort view → the columns that hold its numerator and its denominator.
 COHORT_RATES: Final = {
@@ -260,13 +297,10 @@ def _cohort_cases(by: _Keys, past: bool) -> str:
         past=past,
     )
     areas, told, grouping = _groups(by, _OF_CASES)
-    # milliseconds here, so that a negative fraction of a second is still seen as negative
-    ms = {f"{name}_ms": _ms(*ends) for name, ends in _ENDS.items()}
-    ms["resolution_seconds_ms"] = f"if(is_closed, {ms['resolution_seconds_ms']}, NULL)"
-    counts = {name: f"countIf(is_counted AND ({condition}))" for name, condition in _COUNTED.items()}
-    sums = {name: f"sumIf({value}, is_counted)" for name, value in _COUNTED_SUMS.items()}
+    counts = {name: f"countIf(counted AND ({condition}))" for name, condition in COUNTED.items()}
+    sums = {name: f"sumIf({value}, counted)" for name, value in COUNTED_SUMS.items()}
     values = {
-        name: f"arraySort(groupArrayIf(intDiv({name}_ms, 1000), is_counted AND {name}_ms >= 0))"
+        name: f"arraySort(groupArrayIf(intDiv({name}_ms, 1000), counted AND {name}_ms >= 0))"
         for name in _ENDS
     }
     rates = {name: f"{part} / nullIf({whole}, 0)" for name, (part, whole) in COHORT_RATES.items()}
@@ -274,12 +308,10 @@ def _cohort_cases(by: _Keys, past: bool) -> str:
     return f"""
         SELECT * EXCEPT ({", ".join(DURATIONS)}), {_columns(rates)}, {_columns(percentiles)}, 1 AS has_cases
         FROM (
-            SELECT {told} AS key, {_columns(_ADMITTED_COUNTS)}, countIf(is_counted) AS cases,
+            SELECT {told} AS key, {_columns(_ADMITTED_COUNTS)}, countIf(counted) AS cases,
                 {_columns(counts)}, {_columns(sums)}, {_columns(values)}
             FROM (
-                SELECT *, {_columns(areas)}, ifNull(due_at <= {_AS_OF}, 0) AS due,
-                    isNotNull(first_response_at) AS has_response,
-                    has({{citizen_channels:Array(String)}}, channel) AS citizen, {_columns(ms)}
+                SELECT *, {_columns(areas | FACTS | MOMENTS | DURATIONS_MS)}
                 FROM ({cases})
             )
             {grouping}

@@ -9,6 +9,7 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import ContractError
+from pipeline.read.held.figures import HeldFigures
 from pipeline.read.kpi import kpi
 from pipeline.store.cases import refresh_cases
 from pipeline.store.kpi_views import BY, LOOK
@@ -22,7 +23,11 @@ SHUT = [
 
 def ask(client: Client, **changes: Any) -> dict[str, dict[str, Any]]:
     asked: dict[str, Any] = {"by": "city", "from_": at(0), "to": at(48), "as_of": at(48), "view": "cohort"}
-    return {row["key"]: row for row in kpi(client, names=KpiNames(), **(asked | changes))["rows"]}
+    answer = kpi(client, names=KpiNames(), **(asked | changes))
+    held = HeldFigures(most_cases=1_000_000)
+    held.keep_up(client)
+    assert kpi(client, names=KpiNames(), held=held, **(asked | changes)) == answer
+    return {row["key"]: row for row in answer["rows"]}
 
 
 def test_without_any_event_city_and_districts_are_listed_with_zeros_and_nulls(clickhouse: Client) -> None:
