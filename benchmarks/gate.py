@@ -87,9 +87,9 @@ def gateway() -> dict[str, float]:
 
 
 def kpi() -> dict[str, float]:
-    """CPU of a full scan over that of a KPI call."""
+    """CPU of a full scan over that of a KPI call, which the store answers, or what the api holds."""
     found = run_program(python("-m", "benchmarks.kpi_scan", str(KPI_CASES)))
-    return {"KPI call to full scan": found["ratio"]}
+    return {"KPI call to full scan": found["ratio"], "held KPI call to full scan": found["held_ratio"]}
 
 
 MEASURES: Final[dict[str, Callable[[], dict[str, float]]]] = {

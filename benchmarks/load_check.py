@@ -146,9 +146,11 @@ def lag(text: str) -> float:
     )
 
 
-def held(text: str) -> float:
-    """Ids and report contents that are held for deduplication."""
-    return sum(float(value) for value in re.findall(r"^gridpipe_dedup_entries\{[^}]*\} (\S+)$", text, re.M))
+def held(text: str) -> tuple[float, float]:
+    """(ids and report contents that are held for deduplication, bytes that KPI calls are answered from)."""
+    ids = re.findall(r"^gridpipe_dedup_entries\{[^}]*\} (\S+)$", text, re.M)
+    size = re.findall(r"^gridpipe_held_bytes (\S+)$", text, re.M)
+    return sum(map(float, ids)), sum(map(float, size))
 
 
 def settle(url: str, totals: Totals, seconds: float) -> tuple[dict[str, int], float]:

@@ -30,14 +30,15 @@ _HELD_SECONDS: Final = 15.0
 class Memory:
     """Resident megabytes of the service's processes, sampled beside the load.
 
-    held : tells how many ids and contents are held for deduplication; OSError, HTTPException: not now.
+    held : tells how many ids and contents are held for deduplication, and the bytes of the cases and reports
+    that KPI calls are answered from; OSError, HTTPException: not now.
     """
 
-    def __init__(self, service: Supervisor, held: Callable[[], float] | None = None) -> None:
+    def __init__(self, service: Supervisor, held: Callable[[], tuple[float, float]] | None = None) -> None:
         self.service = service
         self.samples: list[tuple[float, dict[str, float]]] = []
         #: Beside each sample what was held when last asked, NaN before.
-        self.held: list[float] = []
+        self.held: list[tuple[float, float]] = []
         self._ask = held
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -52,7 +53,7 @@ class Memory:
 
     def _run(self) -> None:
         begin = time.monotonic()
-        held, ask_at = float("nan"), begin
+        held, ask_at = (math.nan, math.nan), begin
         while not self._stop.wait(_SAMPLE_SECONDS):
             if self._ask and time.monotonic() >= ask_at:
                 ask_at = time.monotonic() + _HELD_SECONDS
@@ -67,10 +68,12 @@ class Memory:
 
     def write(self, path: Path) -> None:
         roles = sorted({role for _, found in self.samples for role in found})
-        lines = [",".join(["second", *roles, "ids_held"])]
+        lines = [",".join(["second", *roles, "ids_held", "figures_held_bytes"])]
         lines += [
-            ",".join([f"{at:.0f}", *(f"{found.get(role, 0):.1f}" for role in roles), f"{held:.0f}"])
-            for (at, found), held in zip(self.samples, self.held, strict=True)
+            ",".join(
+                [f"{at:.0f}", *(f"{found.get(role, 0):.1f}" for role in roles), f"{ids:.0f}", f"{size:.0f}"]
+            )
+            for (at, found), (ids, size) in zip(self.samples, self.held, strict=True)
         ]
         path.write_text("\n".join(lines) + "\n")
 
@@ -82,7 +85,8 @@ class Memory:
     def verdict(self, role: str) -> tuple[str, bool]:
         """How the memory of a process grew, in words, and whether it is flat, cannot be told or is left out.
 
-        What the ids take that came in between is taken off the store's: their window bounds it, not the run.
+        What grows by design is taken off: of the store what the ids take that came in between, whose window
+        bounds it, of http the cases that calls are answered from, whose number is bounded.
         """
         thirds = _thirds([found[role] for _, found in self.samples if role in found])
         if thirds is None:
@@ -94,15 +98,24 @@ class Memory:
         )
         if role in NOT_JUDGED:
             return f"{text}; not judged: {NOT_JUDGED[role]}", True
-        held = _thirds([number for number in self.held if not math.isnan(number)])
-        if role == "store" and held is not None:
-            more = max(0.0, held[1] - held[0])
-            later -= more * ID_BYTES / 2**20
+        if role == "store" and (ids := self._more_held(0)) is not None:
+            later -= ids * ID_BYTES / 2**20
             text += (
-                f"; {more:,.0f} more ids and contents are held for deduplication, which take at least "
-                f"{more * ID_BYTES / 2**20:,.0f} MB: {later / earlier - 1:+.1%} without them"
+                f"; {ids:,.0f} more ids and contents are held for deduplication, which take at least "
+                f"{ids * ID_BYTES / 2**20:,.0f} MB: {later / earlier - 1:+.1%} without them"
+            )
+        elif role == "http" and (size := self._more_held(1)):
+            later -= size / 2**20
+            text += (
+                f"; {size / 2**20:,.0f} MB more of cases and reports are held to answer from: "
+                f"{later / earlier - 1:+.1%} without them"
             )
         return text, later / earlier - 1 <= MEMORY_TOLERANCE
+
+    def _more_held(self, at: int) -> float | None:
+        """From the second to the last third; None where it was not told."""
+        thirds = _thirds([held[at] for held in self.held if not math.isnan(held[at])])
+        return None if thirds is None else max(0.0, thirds[1] - thirds[0])
 
 
 def _thirds(values: Sequence[float]) -> tuple[float, float] | None:

@@ -252,7 +252,7 @@ class Settings(BaseSettings):
         1_095, ge=30, description="Days after receipt that events without personal data are kept."
     )
     held_cases: int = Field(
-        2_000_000,
+        1_200_000,
         ge=0,
         description="Most cases of which the api holds the figures in memory, half a kilobyte each; with "
         "more, and with 0, ClickHouse counts them for every call.",

@@ -280,11 +280,12 @@ def test_metrics_are_read_from_the_exposition() -> None:
         'gridpipe_events_total{outcome="admitted"} 12.0\ngridpipe_events_total{outcome="duplicate"} 3.0\n'
         'gridpipe_consumer_lag_records{partition="0"} 2.0\ngridpipe_consumer_lag_records{partition="1"} 5.0\n'
         'gridpipe_dedup_entries{level="L1"} 10.0\ngridpipe_dedup_entries{level="L2"} 2.0\n'
+        "gridpipe_held_bytes 4.5e+08\n"
     )
     assert load_check.outcomes(text)["admitted"] == 12
     assert load_check.outcomes(text)["quarantined"] == 0
     assert load_check.lag(text) == 7
-    assert load_check.held(text) == 12
+    assert load_check.held(text) == (12, 450_000_000)
 
 
 def test_knee_is_the_last_step_that_was_carried() -> None:

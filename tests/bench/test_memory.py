@@ -32,10 +32,15 @@ def test_what_is_not_known_is_not_called_zero() -> None:
     assert growth_text({"store": 0.031, "http": None}) == "store +3.1%, http unknown"
 
 
-def sampled(role: str, *thirds: float, held: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Memory:
+def sampled(
+    role: str,
+    *thirds: float,
+    held: tuple[float, ...] = (0.0, 0.0, 0.0),
+    figures: tuple[float, ...] = (0.0, 0.0, 0.0),
+) -> Memory:
     memory = Memory(None)  # type: ignore[arg-type]  # not started
     memory.samples = [(2.0 * at, {role: value}) for at, value in enumerate(np.repeat(thirds, 3).tolist())]
-    memory.held = np.repeat(held, 3).tolist()
+    memory.held = list(zip(np.repeat(held, 3).tolist(), np.repeat(figures, 3).tolist(), strict=True))
     return memory
 
 
@@ -59,15 +64,30 @@ def test_memory_of_more_ids_is_no_leak() -> None:
     assert not sampled("http", 900.0, 1_000.0, 1_100.0, held=(0.0, ids, 2.0 * ids)).verdict("http")[1]
 
 
+def test_cases_that_are_held_to_answer_from_are_no_leak() -> None:
+    size = 100.0 * 2**20
+    text, flat = sampled("http", 200.0, 300.0, 400.0, figures=(0.0, size, 2 * size)).verdict("http")
+    assert flat
+    assert text.endswith("100 MB more of cases and reports are held to answer from: +0.0% without them")
+    assert not sampled("http", 200.0, 300.0, 416.0, figures=(0.0, size, 2 * size)).verdict("http")[1]
+    assert not sampled("store", 200.0, 300.0, 400.0, figures=(0.0, size, 2 * size)).verdict("store")[1]
+
+
 def test_what_was_never_asked_takes_nothing_off() -> None:
-    text, flat = sampled("store", 100.0, 100.0, 104.0, held=(float("nan"),) * 3).verdict("store")
+    never = (float("nan"),) * 3
+    assert not sampled("http", 100.0, 100.0, 106.0, held=never, figures=never).verdict("http")[1]
+    text, flat = sampled("store", 100.0, 100.0, 104.0, held=never).verdict("store")
     assert (text, flat) == ("memory of store: +4.0% (+4 MB) from the second to the last third", True)
 
 
 def test_what_is_held_stands_beside_the_memory(tmp_path: Path) -> None:
     sampled("store", 1.0, 2.0, 3.0, held=(10.0, 20.0, 30.0)).write(tmp_path / "memory.csv")
     rows = (tmp_path / "memory.csv").read_text().splitlines()
-    assert (rows[0], rows[1], rows[-1]) == ("second,store,ids_held", "0,1.0,10", "16,3.0,30")
+    assert (rows[0], rows[1], rows[-1]) == (
+        "second,store,ids_held,figures_held_bytes",
+        "0,1.0,10,0",
+        "16,3.0,30,0",
+    )
 
 
 def test_an_id_takes_as_much_as_is_taken_off_for_it() -> None:

@@ -2,8 +2,8 @@
 
 The store alone counts by reading every state and every report, each time: seconds of processor time for a
 million cases. What is held here is read once; from then on only the parts that inserts add are read, before
-each call, so that its figures hold all that was visible when it was asked. A past instant, at which cases stood
-otherwise, is left to the store.
+each call, so that its figures hold all that was visible when it was asked. A past instant, at which cases
+stood otherwise, is left to the store.
 """
 
 from __future__ import annotations
