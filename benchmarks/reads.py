@@ -3,12 +3,12 @@
     python -m benchmarks reads [--quick] [--cases N …] [--rounds N]
 
 The rows are made by `kpi_speed.load_cases` and folded as a worker folds them. Calls go as the api's go: those
-for now are answered from what it holds (`GRIDPIPE_HELD_CASES`) after a look at what the store has more, a past
-`as_of` by the store. A call is measured `rounds` times after one that warms up, 20 times at least where a goal
-is about so many cases; p95 and the CPU time of the process are kept. Calls are of three kinds: `now`, `past`
-(ten days ago, both views) and `scrape`, which is no KPI call: what the gauges of /metrics cost when they are
-refreshed (the call by district, cases whose limit passed in the last hour, rejections that may concern life and
-limb, free disk).
+for now are answered from what it holds (`GRIDPIPE_HELD_CASES`) after a look at what the store has more;
+a past `as_of` by the store. A call is measured `rounds` times after one that warms up, 20 times at least
+where a goal is about so many cases; p95 and the CPU time of the process are kept. Calls are of three kinds:
+`now`, `past` (ten days ago, both views) and `scrape`, which is no KPI call: what the gauges of /metrics cost
+when they are refreshed (the call by district, cases whose limit passed in the last hour, rejections that may
+concern life and limb, free disk).
 """
 
 from __future__ import annotations

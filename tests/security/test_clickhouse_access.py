@@ -145,6 +145,7 @@ READERS = {
     "infra/grafana/sink.py": {"grid_city"},
     "pipeline/page/board.py": {"grid_api"},
     "pipeline/read/gauges.py": {"grid_api"},
+    "pipeline/read/held/parts.py": {"grid_api"},
     "pipeline/runtime/doctor.py": {"grid_api", "grid_ingest"},
     "pipeline/store/erase.py": {"grid_eraser"},
     "pipeline/store/migrate.py": {"grid_ingest"},

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.frames import RANK
-from pipeline.read.held.columns import NEVER, Columns, Ints, Window, Words
+from pipeline.read.held.columns import BESIDE, NEVER, Columns, Ints, Window, Words
 from pipeline.reference.hash_index import HashIndex
 from pipeline.store.kpi_views import (
     COHORT_RATES,
@@ -23,14 +24,19 @@ from pipeline.store.kpi_views import (
 )
 
 Numbers = NDArray[np.uint32]
+Rows = Ints | slice
 
 #: A duration that is unknown or negative.
 _NONE: Final = 2**32 - 1
-#: Number of a fact or a moment in a case's bits.
+_SUMS: Final = COUNTED_SUMS | {"illegal_events": "illegal_count", "late_events": "late_count"}
+#: What makes cases alike, as one number of 32 bits: facts and moments have a bit each, every count two, which
+#: hold it up to _MOST.
 _BITS: Final = {
     name: bit for bit, name in enumerate((*FACTS, "limit_passed", "response_limit_passed", "citizen"))
 }
-_KEY_SHIFT: Final = np.uint64(len(_BITS))
+_DIGITS: Final = {name: len(_BITS) + 2 * at for at, name in enumerate(_SUMS)}
+_MOST: Final = 3
+_KEY_SHIFT: Final = np.uint64(32)
 #: Words of a case: column → what it is called where words are shared with reports.
 WORDS: Final = {
     "grid_code": "grid", "matter_code": "matter", "category": "category", "department": "department",
@@ -53,7 +59,6 @@ _TIMES: Final = {
 }
 #: Durations whose end is an instant of the case, in a flow; closures have an end each.
 _ENDING: Final = tuple(name for name in DURATIONS if f"{name}_at" in _TIMES)
-_SUMS: Final = COUNTED_SUMS | {"illegal_events": "illegal_count", "late_events": "late_count"}
 #: Counts of a flow: of legal events of a kind; ratings are those of any.
 _FLOW_RANKS: Final = {
     "cases": RANK["REPORTED"],
@@ -61,27 +66,39 @@ _FLOW_RANKS: Final = {
     "merged": RANK["MERGED"],
     "closed": RANK["CLOSED"],
 }
-_FLOW: Final = (*_FLOW_RANKS, "ratings")
+_FLOW_COUNTS: Final = {name: f"countEqual(legal_ranks, {rank})" for name, rank in _FLOW_RANKS.items()} | {
+    "ratings": "arrayCount(x -> x != 0, legal_ratings)"
+}
+#: What makes cases alike that lie in a flow's window with all their events: two bits for each count.
+_FLOW_DIGITS: Final = {name: 2 * at for at, name in enumerate(_FLOW_COUNTS)}
+_FLOW_RESPONDED: Final = 2 * len(_FLOW_DIGITS)
 
 
 def _query() -> str:
     """SQL query: the rows of the parts {parts}, in no order."""
-    facts = " + ".join(f"bitShiftLeft(toUInt32({name}), {_BITS[name]})" for name in FACTS)
+    facts = [f"bitShiftLeft(toUInt32({name}), {_BITS[name]})" for name in FACTS]
+    counts = [
+        f"bitShiftLeft(toUInt32(least({sql}, {_MOST})), {_DIGITS[name]})" for name, sql in _SUMS.items()
+    ]
     columns = {
         "hi": "xxh3(case_id)",
         "lo": "cityHash64(case_id)",
         "part": "_part",
         "version": "version",
         "admitted": "is_admitted",
-        "facts": facts,
+        "alike": " + ".join(facts + counts),
+        "has_more": " OR ".join(f"({sql}) > {_MOST}" for sql in _SUMS.values()),
         **{name: f"ifNull(toUnixTimestamp64Milli({sql}), {NEVER})" for name, sql in _TIMES.items()},
         **{name: f"toUInt32({sql})" for name, sql in _SUMS.items()},
         **{
             name: f"if(ifNull({name}_ms, -1) < 0, {_NONE}, least(intDiv({name}_ms, 1000), {_NONE - 1}))"
             for name in DURATIONS
         },
-        **{f"flow_{name}": f"countEqual(legal_ranks, {rank})" for name, rank in _FLOW_RANKS.items()},
-        "flow_ratings": "arrayCount(x -> x != 0, legal_ratings)",
+        "flow_alike": " + ".join(
+            f"bitShiftLeft(toUInt16(least({sql}, {_MOST})), {_FLOW_DIGITS[name]})"
+            for name, sql in _FLOW_COUNTS.items()
+        ),
+        "flow_has_more": " OR ".join(f"{sql} > {_MOST}" for sql in _FLOW_COUNTS.values()),
         **{name: f"ifNull(toString({name}), '')" for name in WORDS},
         # of the cases that may be orphans: their events are asked for by name
         "orphan": f"if(ifNull(toUnixTimestamp64Milli(first_event_at) < least(ifNull(toUnixTimestamp64Milli("
@@ -100,11 +117,11 @@ def _query() -> str:
 CASES: Final = _query()
 
 _DTYPES: Final = {
-    "version": np.uint32, "admitted": np.bool_, "facts": np.uint32,
+    "version": np.uint32, "admitted": np.bool_, "alike": np.uint32, "has_more": np.bool_,
     **dict.fromkeys(_TIMES, np.int64),
     **dict.fromkeys(_SUMS, np.uint32),
     **dict.fromkeys(DURATIONS, np.uint32),
-    **{f"flow_{name}": np.uint16 for name in _FLOW},
+    "flow_alike": np.uint16, "flow_has_more": np.bool_,
     **dict.fromkeys(WORDS, np.uint32),
     "start": np.int64, "steps": np.uint32,
 }  # fmt: skip
@@ -212,29 +229,25 @@ class HeldCases:
         """What `kpi_views.cases_query("cohort", …)` gives, by the keys of a column of WORDS."""
         held, as_of = self._rows, window.as_of
         reported = held["reported"]
-        rows = np.flatnonzero(held["admitted"] & window.holds(reported) & (reported <= as_of))
+        inside = held["admitted"] & window.holds(reported) & (reported <= as_of)
+        # all of it is no copy
+        rows = slice(None) if inside.all() else np.flatnonzero(inside)
         keys, key = self._keys(word, key_of, rows)
-        rows, key = rows[key > 0], key[key > 0]
         _, citizen = self._words["channel"].keyed(lambda channel: "citizen" if channel in citizens else "")
-        bits = held["facts"][rows]
-        bits |= (held["due"][rows] <= as_of).astype(np.uint32) << _BITS["limit_passed"]
-        bits |= (held["response_due"][rows] <= as_of).astype(np.uint32) << _BITS["response_limit_passed"]
-        bits |= citizen[held["channel"][rows]] << np.uint32(_BITS["citizen"])
-        alike = pl.DataFrame(
-            {
-                "alike": (key.astype(np.uint64) << _KEY_SHIFT) | bits,
-                **{name: held[name][rows] for name in _SUMS},
-            }
-        )
+        alike = held["alike"][rows] | (held["due"][rows] <= as_of).astype(np.uint32) << _BITS["limit_passed"]
+        alike |= (held["response_due"][rows] <= as_of).astype(np.uint32) << _BITS["response_limit_passed"]
+        alike |= citizen[held["channel"][rows]] << np.uint32(_BITS["citizen"])
+        counted = (alike & (1 << _BITS["counted"])) != 0
         # cases are alike in a few hundred ways: conditions are worked out once for each
-        alike = alike.group_by("alike").agg(pl.len().alias("n"), pl.col(*_SUMS).sum())
-        of = alike["alike"].to_numpy()
-        alike = alike.with_columns(
-            pl.Series("number", of >> _KEY_SHIFT),
-            *(pl.Series(name, of >> np.uint64(bit) & np.uint64(1) == 1) for name, bit in _BITS.items()),
-        )
+        ways = pl.DataFrame({"way": key.astype(np.uint64) << _KEY_SHIFT | alike}).group_by("way").len("n")
+        way = ways["way"].to_numpy()
+        ways = ways.with_columns(
+            pl.Series("number", (way >> _KEY_SHIFT).astype(np.uint32)),
+            *(pl.Series(name, (way >> np.uint64(bit)) & np.uint64(1) == 1) for name, bit in _BITS.items()),
+            *(pl.Series(name, (way >> np.uint64(at)) & np.uint64(_MOST)) for name, at in _DIGITS.items()),
+        ).filter(pl.col("number") > 0)
         n = pl.col("n")
-        found = alike.group_by("number").agg(
+        found = ways.group_by("number").agg(
             n.sum().alias("admitted_cases"),
             n.filter("void_now").sum().alias("voided"),
             n.filter("merged_now").sum().alias("merged"),
@@ -243,14 +256,14 @@ class HeldCases:
                 n.filter(pl.col("counted") & pl.sql_expr(sql)).sum().alias(name)
                 for name, sql in COUNTED.items()
             ),
-            *(pl.col(name).filter("counted").sum() for name in COUNTED_SUMS),
-            *(pl.col(name).sum() for name in _SUMS if name not in COUNTED_SUMS),
+            *((n * pl.col(name)).filter("counted").sum().alias(name) for name in COUNTED_SUMS),
+            *((n * pl.col(name)).sum().alias(name) for name in _SUMS if name not in COUNTED_SUMS),
         )
-        counted = (bits & (1 << _BITS["counted"])) != 0
+        found = self._with_more(found, rows, key, counted)
         values = {}
         for name in DURATIONS:
             of_case = held[name][rows]
-            known = counted & (of_case != _NONE)
+            known = counted & (of_case != _NONE) & (key > 0)
             values[name] = (key[known], of_case[known])
         return _with_keys(found, keys, values).with_columns(
             *(
@@ -259,72 +272,98 @@ class HeldCases:
             )
         )
 
+    def _with_more(
+        self, found: pl.DataFrame, rows: Rows, key: Numbers, counted: NDArray[np.bool_]
+    ) -> pl.DataFrame:
+        """With what counts of cases are above _MOST."""
+        at = np.flatnonzero(self._rows["has_more"][rows] & (key > 0))
+        if not len(at):
+            return found
+        more = {}
+        for name in _SUMS:
+            over = np.maximum(self._rows[name][rows][at].astype(np.int64) - _MOST, 0)
+            more[f"more_{name}"] = over * counted[at] if name in COUNTED_SUMS else over
+        sums = pl.DataFrame({"number": key[at], **more}).group_by("number").sum()
+        return found.join(sums, on="number", how="left").select(
+            pl.all().exclude(*more, *_SUMS),
+            *(pl.col(name) + pl.col(f"more_{name}").fill_null(0) for name in _SUMS),
+        )
+
     # --- flow
     def flow(self, word: str, key_of: Callable[[str], str], window: Window) -> pl.DataFrame:
         """What `kpi_views.cases_query("flow", …)` gives, by the keys of a column of WORDS."""
         held = self._rows
         # nothing lies after `as_of`: see `has_later_events`
         first, last = held["first_legal"], held["last_legal"]
-        at_all = held["admitted"] & (last >= window.from_) & (first < window.to)
-        at_all &= (held["reported"] < window.to) & (held["reported"] <= window.as_of)
-        whole = at_all & (first >= window.from_) & (last < window.to)
-        rows = np.flatnonzero(whole)
-        counts = {name: held[f"flow_{name}"][rows] for name in _FLOW}
-        # what of a case lies outside takes a look at each of its events
-        partly = np.flatnonzero(at_all & ~whole)
-        steps = _spans(held["start"][partly], held["steps"][partly])
-        its = np.repeat(np.arange(len(partly)), held["steps"][partly])
-        at = self._steps["at"][steps]
-        inside = window.holds(at)
-        steps, its = steps[inside], its[inside]
-        rank, rated = self._steps["rank"][steps], self._steps["rating"][steps] != 0
-        touched = np.bincount(its, minlength=len(partly)) > 0
-        of_partly = {
-            name: np.bincount(its[rank == number], minlength=len(partly))[touched]
-            for name, number in _FLOW_RANKS.items()
-        }
-        of_partly["ratings"] = np.bincount(its[rated], minlength=len(partly))[touched]
-        rows = np.r_[rows, partly[touched]]
-        counts = {name: np.r_[counts[name].astype(np.int64), of_partly[name]] for name in _FLOW}
-
+        inside = held["admitted"] & (last >= window.from_) & (first < window.to)
+        inside &= (held["reported"] < window.to) & (held["reported"] <= window.as_of)
+        whole = inside & (first >= window.from_) & (last < window.to) & ~held["flow_has_more"]
+        rows: Rows = slice(None) if whole.all() else np.flatnonzero(whole)
         keys, key = self._keys(word, key_of, rows)
-        counts["responded"] = window.holds(held["response_seconds_at"][rows]).astype(np.int64)
-        found = (
-            pl.DataFrame({"number": key, **counts})
-            .filter(pl.col("number") > 0)
-            .group_by("number")
-            .agg(pl.col(*counts).sum())
-        )
+        responded = window.holds(held["response_seconds_at"][rows]).astype(np.uint16)
+        alike = held["flow_alike"][rows] | responded << np.uint16(_FLOW_RESPONDED)
+        ways = pl.DataFrame({"way": key.astype(np.uint64) << _KEY_SHIFT | alike}).group_by("way").len("n")
+        way, n = ways["way"].to_numpy(), ways["n"].to_numpy().astype(np.int64)
+        counts = {"number": (way >> _KEY_SHIFT).astype(np.uint32)} | {
+            name: n * (way >> np.uint64(at) & np.uint64(_MOST)).astype(np.int64)
+            for name, at in (_FLOW_DIGITS | {"responded": _FLOW_RESPONDED}).items()
+        }
+        # what lies outside with a part of a case takes a look at each of its events
+        partly, of_partly = self._partly(np.flatnonzero(inside & ~whole), window)
+        key_of_partly = self._keys(word, key_of, partly)[1]
+        found = pl.concat([pl.DataFrame(counts), pl.DataFrame({"number": key_of_partly} | of_partly)])
+        found = found.filter(pl.col("number") > 0).group_by("number").sum()
+
         values = {}
         for name in _ENDING:
-            end, seconds = held[f"{name}_at"][rows], held[name][rows]
-            known = window.holds(end) & (seconds != _NONE) & (key > 0)
-            values[name] = (key[known], seconds[known])
-        values["resolution_seconds"] = self._closures(rows, key, len(rows) - int(touched.sum()), window)
+            told = []
+            for its, its_key in ((rows, key), (partly, key_of_partly)):
+                seconds = held[name][its]
+                known = window.holds(held[f"{name}_at"][its]) & (seconds != _NONE) & (its_key > 0)
+                told.append((its_key[known], seconds[known]))
+            values[name] = _together(told)
+        closed = held["flow_alike"][rows] >> np.uint16(_FLOW_DIGITS["closed"]) & np.uint16(_MOST)
+        once = (closed == 1) & (key > 0)
+        at_once = (held["closed"][rows][once] - held["accepted"][rows][once]) // 1_000
+        others = np.r_[np.arange(len(held))[rows][closed > 1], partly]
+        row, seconds = self._closures(others, window)
+        its_key = self._keys(word, key_of, row)[1]
+        values["resolution_seconds"] = _together(
+            [(key[once], at_once.astype(np.uint32)), (its_key[its_key > 0], seconds[its_key > 0])]
+        )
         return _with_keys(found, keys, values).with_columns(
             closure_rate=pl.when(pl.col("cases") > 0).then(pl.col("closed") / pl.col("cases"))
         )
 
-    def _closures(self, rows: Ints, key: Numbers, whole: int, window: Window) -> tuple[Numbers, Numbers]:
-        """(key, seconds) of every closure in the window: whole seconds since the case was accepted.
-
-        whole : so many of the first rows lie in the window with all their events.
-        """
+    def _partly(self, rows: Ints, window: Window) -> tuple[Ints, dict[str, Ints]]:
+        """(those of `rows` that have a legal event in the window, what of each lies in it by count)."""
         held = self._rows
-        closures = held["flow_closed"][rows]
-        once = (closures == 1) & (key > 0)
-        once[whole:] = False
-        at_once = held["closed"][rows[once]] - held["accepted"][rows[once]]
-        others = np.flatnonzero((closures > 0) & (key > 0) & ~once)
-        steps = _spans(held["start"][rows[others]], held["steps"][rows[others]])
-        its = np.repeat(others, held["steps"][rows[others]])
+        its = np.repeat(np.arange(len(rows)), held["steps"][rows])
+        steps = _spans(held["start"][rows], held["steps"][rows])
+        inside = window.holds(self._steps["at"][steps])
+        steps, its = steps[inside], its[inside]
+        rank = self._steps["rank"][steps]
+        counted = {name: its[rank == number] for name, number in _FLOW_RANKS.items()}
+        counted["ratings"] = its[self._steps["rating"][steps] != 0]
+        touched = np.bincount(its, minlength=len(rows)) > 0
+        counts = {
+            name: np.bincount(which, minlength=len(rows))[touched].astype(np.int64)
+            for name, which in counted.items()
+        }
+        rows = rows[touched]
+        counts["responded"] = window.holds(held["response_seconds_at"][rows]).astype(np.int64)
+        return rows, counts
+
+    def _closures(self, rows: Ints, window: Window) -> tuple[Ints, Numbers]:
+        """(row, seconds) of every closure of `rows` in the window: whole seconds since it was accepted."""
+        its = np.repeat(rows, self._rows["steps"][rows])
+        steps = _spans(self._rows["start"][rows], self._rows["steps"][rows])
         at = self._steps["at"][steps]
         inside = (self._steps["rank"][steps] == RANK["CLOSED"]) & window.holds(at)
         its = its[inside]
-        took = np.r_[at_once, at[inside] - held["accepted"][rows[its]]]
-        return np.r_[key[once], key[its]], (took // 1_000).astype(np.uint32)
+        return its, ((at[inside] - self._rows["accepted"][its]) // 1_000).astype(np.uint32)
 
-    def _keys(self, word: str, key_of: Callable[[str], str], rows: Ints) -> tuple[Sequence[str], Numbers]:
+    def _keys(self, word: str, key_of: Callable[[str], str], rows: Rows) -> tuple[Sequence[str], Numbers]:
         """(keys, number of the key of each row), 0: it has none."""
         keys, of_word = self._words[WORDS[word]].keyed(key_of)
         return keys, of_word[self._rows[word][rows]]
@@ -336,6 +375,19 @@ def _spans(start: NDArray[np.int64], steps: NDArray[np.uint32]) -> Ints:
     return np.repeat(start - np.cumsum(steps) + steps, steps) + np.arange(int(steps.sum()))
 
 
+def _together(told: Sequence[tuple[Numbers, Numbers]]) -> tuple[Numbers, Numbers]:
+    """(key, value) of several, one after the other; no copy where only the first has any."""
+    if not any(len(key) for key, _ in told[1:]):
+        return told[0]
+    return np.concatenate([key for key, _ in told]), np.concatenate([value for _, value in told])
+
+
+def _ordered(alone: bool, values: tuple[Numbers, Numbers]) -> NDArray[Any]:
+    """(n,) values sorted within their key, after it in the upper half of 64 bits unless it is `alone`."""
+    key, value = values
+    return np.sort(value) if alone else np.sort((key.astype(np.uint64) << np.uint64(32)) | value)
+
+
 def _with_keys(
     found: pl.DataFrame, keys: Sequence[str], values: Mapping[str, tuple[Numbers, Numbers]]
 ) -> pl.DataFrame:
@@ -344,11 +396,10 @@ def _with_keys(
     found : {number, …}. values : name → (number of the key, value), each (n,).
     """
     number = found["number"].to_numpy()
+    alone = len(keys) <= 2  # one key beside the empty one: its values are all
     percentiles = {}
-    for name, (key, value) in values.items():
-        ordered = (
-            np.sort((key.astype(np.uint64) << np.uint64(32)) | value) if len(keys) > 2 else np.sort(value)
-        )
+    ordering = BESIDE.map(partial(_ordered, alone), values.values())
+    for (name, (key, _)), ordered in zip(values.items(), ordering, strict=True):
         count = np.bincount(key, minlength=len(keys))
         first = (np.cumsum(count) - count)[number]
         count = count[number]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 #: Stands for an instant that did not come: later than every other. Milliseconds.
 NEVER: Final = 2**62
+#: What can be worked out beside something else: sorting and counting leave other threads their turn. Whoever
+#: hands work over waits for it and is none of these threads.
+BESIDE: Final = ThreadPoolExecutor(2, thread_name_prefix="held")
 
 
 class Window(NamedTuple):

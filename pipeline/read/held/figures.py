@@ -20,7 +20,7 @@ from clickhouse_connect.driver.client import Client
 
 from pipeline import metrics
 from pipeline.read.held.cases import CASES, HeldCases
-from pipeline.read.held.columns import Window, Words
+from pipeline.read.held.columns import BESIDE, Window, Words
 from pipeline.read.held.parts import Followed, Part, active_parts, received
 from pipeline.read.held.reports import REPORTS, HeldReports
 from pipeline.store.kpi_views import CITY
@@ -192,13 +192,13 @@ class HeldFigures:
             copy = self._follow(client)
             if copy is None or copy.cases.has_later_events(window.as_of):
                 return None
+            reports = BESIDE.submit(copy.reports.counts, of_report, key_of, window)
             if view == "cohort":
                 cases = copy.cases.cohort(of_case, key_of, citizen_channels, window)
             else:
                 cases = copy.cases.flow(of_case, key_of, window)
-            reports = copy.reports.counts(of_report, key_of, window)
             orphans = copy.cases.orphans(window.as_of)
-        return [cases, reports], orphans
+            return [cases, reports.result()], orphans
 
 
 def _ms(at: datetime) -> int:
