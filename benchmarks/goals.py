@@ -128,7 +128,10 @@ def _single(saved: Series) -> str:
     return told
 
 
-_SCAN: Final = "a call walks the cases of its period; sums per district that the store keeps would end that"
+_SCAN: Final = (
+    "what the api does not hold (a past `as_of`, more cases than GRIDPIPE_HELD_CASES) the store counts: it "
+    "reads every state of the period and every report, and cuts the history of each case that changed since"
+)
 _UNKNOWN: Final = "not profiled yet"
 _OLD_CASES: Final = (
     "events of cases that the worker no longer remembers: their sets are read back from `case_events`, "
@@ -282,6 +285,8 @@ def _soak(saved: Series) -> Verdict | None:
     flat = len(grown) == len(runs[0]["memory_growth"]) > 0 and max(map(abs, grown)) <= MEMORY_TOLERANCE
     drained = runs[0]["drained_after_seconds"] is not None
     told = growth_text(runs[0]["memory_growth"]) + ("" if drained else "; not drained")
+    # what grows by design stands in these words; the figure is what the process took
+    told += "".join(f"; {words}" for words in runs[0].get("memory_told", {}).values() if ";" in words)
     reached = flat and drained and runs[0]["seconds"] >= _SOAK_SECONDS
     return Verdict(told, reached, [saved["growth"]["origins"]["soak"]])
 

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from benchmarks import cache
+from benchmarks import cache, load_check
 from benchmarks.gateway import body_events, pace_text, prepare_load, run_load
 from benchmarks.harness import PLACE, TOPIC, RunFailedError, Series, broker, out
 from benchmarks.latency import A_QUEUE, NotDrainedError, Sent, carried, memory_peak_mb, stored
@@ -131,7 +131,7 @@ def _run(  # noqa: PLR0917
     out.print(f"as fast as answered: {capacity:,.0f} events/s stored meanwhile; now {rate:,.0f} events/s")
     before = total.stored
     waiting = Waiting(running.url, before, rate)
-    with Memory(running) as memory:
+    with Memory(running, lambda: load_check.held(load_check.read_metrics(running.url))) as memory:
         waiting.start()
         sent = load(10_000, seconds, rate)
         done, lasted = stored(running.url) - before, time.perf_counter() - sent["began"]
@@ -157,6 +157,7 @@ def _run(  # noqa: PLR0917
         "waiting_last_third": later,
         "waiting": [[round(at, 1), round(wait)] for at, wait in waiting.samples],
         "memory_growth": grown,
+        "memory_told": {role: memory.verdict(role)[0] for role in running.pids},
         "memory_mb": [[round(at), sum(found.values())] for at, found in memory.samples],
         "peak_mb": memory_peak_mb(memory),
         "drained_after_seconds": left,

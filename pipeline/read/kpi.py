@@ -102,10 +102,9 @@ def kpi(
         raise ContractError(f"by must be one of {', '.join(BY)}")
     if view not in VIEWS:
         raise ContractError(f"view must be one of {', '.join(VIEWS)}")
-    window = {"from_": from_, "to": to, "as_of": as_of}
-    found = _held_rows(client, view, by, names, held, **window)
-    if found is None:
-        found = _rows(client, view, by, names, **window)
+    window: dict[str, Any] = {"from_": from_, "to": to, "as_of": as_of}
+    of_held = _held_rows(client, view, (by,), names, held, **window)
+    found = _rows(client, view, by, names, **window) if of_held is None else of_held[0]
     return _answer(found, by, view, names, parts=parts, **window)
 
 
@@ -123,13 +122,12 @@ def kpi_together(
 
     by : the first so many of TOGETHER, two or more. held : answers where it can, in place of the store.
     """
-    window = {"from_": from_, "to": to, "as_of": as_of}
-    alone = [_held_rows(client, "cohort", name, names, held, **window) for name in by]
-    if not any(rows is None for rows in alone):
+    window: dict[str, Any] = {"from_": from_, "to": to, "as_of": as_of}
+    alone = _held_rows(client, "cohort", by, names, held, whole=True, **window)
+    if alone is not None:
         return {
             name: _answer(rows, name, "cohort", names, parts=True, **window)
             for name, rows in zip(by, alone, strict=True)
-            if rows is not None
         }
     found = _rows(client, "cohort", by, names, **window)
     answers = {}
@@ -199,32 +197,40 @@ def _rows(
     Where nothing happened after `as_of` the stored states suffice; whether that still holds is asked again
     afterwards, for a case may have moved on meanwhile.
     """
-    parameters: dict[str, Any] = {
-        "from": parameter(from_),
-        "to": parameter(to),
-        "as_of": parameter(as_of),
-    }
-    of_cases = {"citizen_channels": _citizen_channels(names)}
+    store = _Store(client, names, from_, to, as_of)
+    past, orphans = store.look()
+    beside = [reports_query(by)] + ([orphans_query(by)] if orphans else [])
+    asked = (partial(store.cases, view, by, past), *(partial(store.read, query) for query in beside))
+    return _joined(*at_once(client, *asked))
 
-    def read(query: str) -> pl.DataFrame:
-        asked = parameters | (of_cases if "citizen_channels" in query else {})
-        frame = pl.from_arrow(client.query_arrow(query, parameters=asked, settings=_SETTINGS))
+
+class _Store:
+    """What a call asks the store."""
+
+    def __init__(self, client: Client, names: Names, from_: datetime, to: datetime, as_of: datetime) -> None:
+        self._client = client
+        self._parameters: dict[str, Any] = {
+            "from": parameter(from_), "to": parameter(to), "as_of": parameter(as_of)
+        }  # fmt: skip
+        self._of_cases = {"citizen_channels": _citizen_channels(names)}
+
+    def read(self, query: str, **more: Any) -> pl.DataFrame:
+        """more : parameters of this query."""
+        asked = self._parameters | more | (self._of_cases if "citizen_channels" in query else {})
+        frame = pl.from_arrow(self._client.query_arrow(query, parameters=asked, settings=_SETTINGS))
         assert isinstance(frame, pl.DataFrame)
         return frame
 
-    def look() -> tuple[bool, bool]:
-        past, orphans = client.query(LOOK, parameters=parameters).result_rows[0]
+    def look(self) -> tuple[bool, bool]:
+        """What LOOK says."""
+        past, orphans = self._client.query(LOOK, parameters=self._parameters).result_rows[0]
         return bool(past), bool(orphans)
 
-    def cases(past: bool) -> pl.DataFrame:
-        rows = read(cases_query(view, by, past=past))
-        if not past and look()[0]:
-            return read(cases_query(view, by))
+    def cases(self, view: str, by: str | tuple[str, ...], past: bool) -> pl.DataFrame:
+        rows = self.read(cases_query(view, by, past=past))
+        if not past and self.look()[0]:
+            return self.read(cases_query(view, by))
         return rows
-
-    past, orphans = look()
-    beside = [reports_query(by)] + ([orphans_query(by)] if orphans else [])
-    return _joined(*at_once(client, partial(cases, past), *(partial(read, query) for query in beside)))
 
 
 def _citizen_channels(names: Names) -> list[str]:
@@ -234,30 +240,33 @@ def _citizen_channels(names: Names) -> list[str]:
 def _held_rows(
     client: Client,
     view: str,
-    by: str,
+    by: Sequence[str],
     names: Names,
     held: HeldFigures | None,
     *,
     from_: datetime,
     to: datetime,
     as_of: datetime,
-) -> pl.DataFrame | None:
-    """The view's rows for one `by` from what is held; None where it does not hold the answer."""
+    whole: bool = False,
+) -> list[pl.DataFrame] | None:
+    """The view's rows for each of `by` with what is held; None where that is nothing.
+
+    whole : None also where the cases are left to the store.
+    """
     window = {"from_": from_, "to": to, "as_of": as_of}
     found = None if held is None else held.parts(client, view, by, _citizen_channels(names), **window)
-    if found is None:
+    if found is None or (whole and any(parts.cases is None for parts in found)):
         return None
-    parts, orphans = found
-    if orphans:
-        if len(orphans) > MOST_NAMED:
-            return None
-        asked = {name.removesuffix("_"): parameter(at) for name, at in window.items()} | {"orphans": orphans}
-        frame = pl.from_arrow(
-            client.query_arrow(orphans_query(by, named=True), parameters=asked, settings=_SETTINGS)
-        )
-        assert isinstance(frame, pl.DataFrame)
-        parts.append(frame)
-    return _joined(*parts)
+    store = _Store(client, names, **window)
+    rows = []
+    for name, (cases, reports, orphans) in zip(by, found, strict=True):
+        joined = [store.cases(view, name, past=True) if cases is None else cases, reports]
+        if orphans is None or len(orphans) > MOST_NAMED:
+            joined.append(store.read(orphans_query(name)))
+        elif orphans:
+            joined.append(store.read(orphans_query(name, named=True), orphans=orphans))
+        rows.append(_joined(*joined))
+    return rows
 
 
 def _joined(*parts: pl.DataFrame) -> pl.DataFrame:

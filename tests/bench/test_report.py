@@ -269,6 +269,17 @@ def test_soak_is_judged_by_each_process(store: float | None, seconds: int, word:
     assert found[0].startswith("store ")
 
 
+def test_what_grew_by_design_in_a_soak_is_told_beside_it() -> None:
+    told = {"store": "memory of store: +50%; 9 more ids: +1% without them", "http": "memory of http: +0%"}
+    run = {"memory_growth": {"store": 0.5, "http": 0.0}, "seconds": 1_800, "drained_after_seconds": 1.0}
+    found = verdict(
+        "memory of each process, soak of 30 minutes, last third over second",
+        {"growth": saved("growth", {"soak": [run | {"memory_told": told}]})},
+    )
+    assert found[1] == "not reached"
+    assert found[0].endswith(f"; {told['store']}")
+
+
 def test_samples_count_for_the_function_of_ours_that_is_nearest() -> None:
     folded = "\n".join(
         [

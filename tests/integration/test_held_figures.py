@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import random
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from clickhouse_connect.driver.client import Client
 
+from pipeline.read.held import cases as held_cases
+from pipeline.read.held import figures
 from pipeline.read.held.figures import HeldFigures
 from pipeline.read.kpi import BY, VIEWS, kpi, kpi_together
 from pipeline.store.cases import refold
 from pipeline.store.kpi_views import TOGETHER
-from tests.integration.case_world import Event, KpiNames, World, at, chain
+from tests.integration.case_world import GRID, Event, KpiNames, World, at, chain
 
 WINDOW: dict[str, Any] = {"from_": at(0), "to": at(48), "as_of": at(48)}
 SHUT = [
@@ -31,7 +37,9 @@ def city(client: Client, held: HeldFigures, keys: Sequence[str] = ("city", "depa
     for view in VIEWS:
         for by in keys:
             asked: dict[str, Any] = {"by": by, "view": view, "names": KpiNames(), **WINDOW}
-            assert held.parts(client, view, by, (), **WINDOW) is not None, (view, by)
+            parts = held.parts(client, view, (by,), (), **WINDOW)
+            assert parts is not None, (view, by)
+            assert parts[0].cases is not None, (view, by)
             assert kpi(client, held=held, **asked) == kpi(client, **asked), (view, by)
     row: dict[str, Any] = kpi(client, by="city", view="cohort", names=KpiNames(), held=held, **WINDOW)[
         "rows"
@@ -40,7 +48,8 @@ def city(client: Client, held: HeldFigures, keys: Sequence[str] = ("city", "depa
 
 
 def answers(held: HeldFigures, client: Client) -> bool:
-    return held.parts(client, "cohort", "city", (), **WINDOW) is not None
+    parts = held.parts(client, "cohort", ("city",), (), **WINDOW)
+    return parts is not None and parts[0].cases is not None
 
 
 def test_what_is_stored_later_counts_in_the_next_call(clickhouse: Client) -> None:
@@ -76,8 +85,6 @@ def test_merges_change_nothing(clickhouse: Client) -> None:
 def test_parts_that_merge_between_the_look_and_the_reading_are_read_where_they_went(
     clickhouse: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.read.held import figures
-
     world = World(clickhouse)
     world.write(*chain("a", SHUT))
     held = following(clickhouse)
@@ -142,13 +149,30 @@ def test_states_that_are_folded_again_take_the_place_of_the_old_ones(clickhouse:
     assert city(clickhouse, held)["closed"] == 1
 
 
-def test_a_past_instant_is_the_stores(clickhouse: Client) -> None:
-    World(clickhouse).write(*chain("a", SHUT))
+@pytest.mark.parametrize("most_later", [0, 2_000])
+def test_as_of_a_past_instant_cases_with_later_events_stood_otherwise(
+    clickhouse: Client, monkeypatch: pytest.MonkeyPatch, most_later: int
+) -> None:
+    """Few of them are asked for by themselves, many are counted by the store."""
+    monkeypatch.setattr(figures, "_MOST_LATER", most_later)
+    world = World(clickhouse)
+    world.write(*chain("a", SHUT), *chain("b", SHUT[:2]), *chain("c", [("REPORTED", 4)]))
+    world.write(*chain("d", [("SIGNED", 1), ("REPORTED", 3.5)]))
+    dispatched: dict[str, Any] = {"department": "never_heard_of"}
+    world.write(*chain("e", [("REPORTED", 0), ("ACCEPTED", 1), ("DISPATCHED", 2, dispatched), ("SIGNED", 5)]))
     held = following(clickhouse)
-    past = WINDOW | {"as_of": at(2)}
-    assert held.parts(clickhouse, "cohort", "city", (), **past) is None
-    asked: dict[str, Any] = {"by": "city", "view": "cohort", "names": KpiNames(), **past}
-    assert kpi(clickhouse, held=held, **asked) == kpi(clickhouse, **asked)
+    for _ in range(2):
+        for view in VIEWS:
+            for by in ("city", "department"):
+                for hour in (0.5, 1, 2, 3, 3.7, 4.5):
+                    past = WINDOW | {"as_of": at(hour)}
+                    parts = held.parts(clickhouse, view, (by,), (), **past)
+                    assert parts is not None
+                    assert (parts[0].cases is None) == (most_later == 0)
+                    asked: dict[str, Any] = {"by": by, "view": view, "names": KpiNames(), **past}
+                    assert kpi(clickhouse, held=held, **asked) == kpi(clickhouse, **asked)
+        # a case that stands otherwise since the states were asked for
+        world.write(*chain("b", [("DISPATCHED", 3)]))
 
 
 def test_orphans_are_found_until_their_report_comes(clickhouse: Client) -> None:
@@ -182,9 +206,7 @@ def test_more_cases_than_are_allowed_are_not_held(clickhouse: Client) -> None:
 def test_legal_events_of_states_that_were_replaced_are_left_behind(
     clickhouse: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.read.held import cases
-
-    monkeypatch.setattr(cases, "_FEW_STEPS", 4)
+    monkeypatch.setattr(held_cases, "_FEW_STEPS", 4)
     world = World(clickhouse)
     world.write(*chain("a", SHUT), *chain("b", SHUT))
     held = following(clickhouse)
@@ -193,3 +215,247 @@ def test_legal_events_of_states_that_were_replaced_are_left_behind(
         assert city(clickhouse, held)["ratings"] == hour - 5
     assert held._copy is not None
     assert len(held._copy.cases._steps) < 60
+
+
+def test_merges_with_what_was_changed_in_place_earlier_end_nothing(clickhouse: Client) -> None:
+    world = World(clickhouse)
+    world.write(*chain("a", SHUT))
+    clickhouse.command("ALTER TABLE cases UPDATE channel = channel WHERE 1", settings={"mutations_sync": 2})
+    held = following(clickhouse)
+    for number in range(3):
+        world.write(*chain(f"b{number}", SHUT))
+        assert answers(held, clickhouse)
+        clickhouse.command("OPTIMIZE TABLE cases FINAL")
+        assert answers(held, clickhouse)
+
+
+def test_what_went_into_a_part_that_is_not_read_yet_is_looked_after(
+    clickhouse: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(clickhouse)
+    world.write(*chain("a", SHUT), *chain("b", SHUT))
+    held = following(clickhouse)
+    world.write(*chain("c", SHUT), refresh=False)
+    looked, looks = figures.active_parts, []
+
+    def look(client: Client, names: Any) -> Any:
+        looks.append(1)
+        if (
+            len(looks) == 2
+        ):  # after the reading of events: an insert into cases, merged with all others at once
+            world.write(*chain("d", SHUT))
+            client.command("OPTIMIZE TABLE cases FINAL")
+        return looked(client, names)
+
+    monkeypatch.setattr(figures, "active_parts", look)
+    assert answers(held, clickhouse)
+    monkeypatch.undo()
+    clickhouse.command("ALTER TABLE cases DELETE WHERE case_id = 'a'", settings={"mutations_sync": 2})
+    assert not answers(held, clickhouse)
+    held.keep_up(clickhouse)
+    city(clickhouse, held)
+
+
+def test_of_equal_versions_the_one_stored_last_stays_whenever_it_is_read(
+    clickhouse: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(clickhouse)
+    world.write(*chain("a", SHUT))
+    clickhouse.command("ALTER TABLE cases UPDATE is_closed = 0 WHERE 1", settings={"mutations_sync": 2})
+    held = following(clickhouse)
+    assert city(clickhouse, held)["closed"] == 0
+    world.write(*chain("b", SHUT))
+    looked, looks = figures.active_parts, []
+
+    def look(client: Client, names: Any) -> Any:
+        looks.append(1)
+        if len(looks) > 1:
+            return looked(client, names)
+        before = looked(client, names)
+        last = max(part.last for part in before["cases"])
+        client.command("OPTIMIZE TABLE cases FINAL")  # ends after the look
+        assert list(refold(client)) == [2]  # its part was there at the look
+        before["cases"] += [part for part in looked(client, names)["cases"] if part.first > last]
+        return before
+
+    monkeypatch.setattr(figures, "active_parts", look)
+    assert answers(held, clickhouse)
+    monkeypatch.undo()
+    assert len(looks) > 2
+    assert city(clickhouse, held)["closed"] == 2
+
+
+def test_no_answer_has_more_rows_than_a_reader_is_granted(
+    clickhouse: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(clickhouse)
+    world.write(*(event for number in range(40) for event in chain(f"c{number}", SHUT[:2])))
+    monkeypatch.setattr(figures, "_SLICE_ROWS", 4)
+    clickhouse.set_client_setting("max_result_rows", "20")
+    try:
+        held = following(clickhouse)
+    finally:
+        clickhouse.set_client_setting("max_result_rows", "0")
+    assert city(clickhouse, held)["cases"] == 40
+
+
+def test_too_many_cases_are_not_read_over_and_over(
+    clickhouse: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(clickhouse)
+    world.write(*(event for name in "abc" for event in chain(name, SHUT)))
+    held, reads, now = HeldFigures(2), [], [1_000.0]
+    monkeypatch.setattr(figures._Copy, "_read", lambda *_: reads.append(1))
+    monkeypatch.setattr(figures.time, "monotonic", lambda: now[0])
+    for _ in range(60):
+        held.keep_up(clickhouse)
+        now[0] += 61
+    assert not reads
+
+
+def test_a_table_that_was_made_anew_is_another_one(clickhouse: Client) -> None:
+    world = World(clickhouse)
+    world.write(*chain("a", SHUT))
+    held = following(clickhouse)
+    for table in ("cases", "events"):
+        made = clickhouse.query(f"SHOW CREATE TABLE {table}").result_rows[0][0]
+        clickhouse.command(f"DROP TABLE {table} SYNC")
+        clickhouse.command(made)
+    world.write(*chain("z", SHUT[:2]), *chain("y", SHUT[:2]))
+    assert not answers(held, clickhouse)
+    held.keep_up(clickhouse)
+    assert city(clickhouse, held)["cases"] == 2
+
+
+def test_a_second_copy_that_is_read_again_adds_nothing(clickhouse: Client) -> None:
+    world = World(clickhouse)
+    held = following(clickhouse)
+    world.write(Event("a", "REPORTED", at(1), event_id="same", outcome="rejected"))
+    city(clickhouse, held)
+    world.write(Event("a", "REPORTED", at(1), event_id="same"))
+    for number in range(3):
+        city(clickhouse, held)
+        assert held._copy is not None
+        assert len(held._copy.reports) == 2
+        world.write(Event(f"c{number}", "SIGNED", at(1)))  # received in the same second
+
+
+def test_who_waits_for_a_look_that_began_after_it_came_does_not_look_again(
+    clickhouse: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    World(clickhouse).write(*chain("a", SHUT))
+    held = following(clickhouse)
+    looked, looks = figures.active_parts, []
+    waiting = threading.Event()
+
+    def look(client: Client, names: Any) -> Any:
+        looks.append(1)
+        if len(looks) == 1:
+            assert waiting.wait(10)
+        return looked(client, names)
+
+    monkeypatch.setattr(figures, "active_parts", look)
+    with ThreadPoolExecutor(6) as threads:
+        calls = [threads.submit(answers, held, clickhouse) for _ in range(6)]
+        time.sleep(0.3)  # all have come
+        waiting.set()
+        assert all(call.result() for call in calls)
+    assert len(looks) == 2  # the one that they waited for began before five of them came
+
+
+def test_who_waits_too_long_asks_the_store(clickhouse: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    World(clickhouse).write(*chain("a", SHUT))
+    held = following(clickhouse)
+    monkeypatch.setattr(figures, "_PATIENCE_SECONDS", 0.05)
+    with held._lock:
+        assert not answers(held, clickhouse)
+    assert answers(held, clickhouse)
+
+
+def test_an_error_in_the_mere_look_ends_nothing(clickhouse: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(clickhouse)
+    world.write(*chain("a", SHUT))
+    held = following(clickhouse)
+
+    def broken(*_: Any) -> Any:
+        raise OSError("gone")
+
+    monkeypatch.setattr(figures, "active_parts", broken)
+    with pytest.raises(OSError, match="gone"):
+        answers(held, clickhouse)
+    monkeypatch.undo()
+    assert answers(held, clickhouse)
+    world.write(*chain("b", SHUT))
+    monkeypatch.setattr(figures.HeldCases, "take", broken)
+    with pytest.raises(OSError, match="gone"):
+        answers(held, clickhouse)
+    monkeypatch.undo()
+    assert not answers(held, clickhouse)
+    held.keep_up(clickhouse)
+    assert city(clickhouse, held)["cases"] == 2
+
+
+def test_what_waits_for_its_report_is_held_by_name_and_nothing_else(clickhouse: Client) -> None:
+    world = World(clickhouse)
+    world.write(*chain("a", [("DISCOVERED", 0), ("REPORTED", 1)]), *chain("b", [("SIGNED", 2)]))
+    held = following(clickhouse)
+    assert held._copy is not None
+    assert set(held._copy.cases._orphans.values()) == {"b"}
+    early = WINDOW | {"as_of": at(0.5)}  # a is one then
+    asked: dict[str, Any] = {"by": "city", "view": "cohort", "names": KpiNames(), **early}
+    answer = kpi(clickhouse, held=held, **asked)
+    assert answer == kpi(clickhouse, **asked)
+    assert answer["rows"][0]["orphans"] == 1
+
+
+_COMMON = (
+    "ACCEPTED", "DISPATCHED", "SIGNED", "RESOLVED", "CLOSED", "FEEDBACK", "REOPENED", "ACCEPTED",
+    "DISPATCHED", "SIGNED", "HANDLING", "RESOLVED", "REWORK", "RESOLVED", "CLOSED", *["FEEDBACK"] * 4,
+    "REOPENED", "ACCEPTED", "DISPATCHED", "SIGNED", "RESOLVED", "CLOSED",
+)  # fmt: skip
+
+
+def _any_case(rng: random.Random, number: int) -> list[Event]:
+    """A long life with steps that are not legal, from time to time without a report or a limit."""
+    name, events, hour = f"c{number}", [], 3.0
+    grid = rng.choice([GRID, "440703002001001", "440785009009009", ""])
+    if rng.random() < 0.9:
+        report = {
+            "grid_code": grid,
+            "channel": rng.choice(["hotline_12345", "grid_patrol"]),
+            "matter_code": rng.choice(["SA-07", "UM-01", None]),
+            "resolution_limit_seconds": rng.choice([None, 3_600, 180_000]),
+            "response_limit_seconds": rng.choice([None, 60, 7_200]),
+        }
+        outcome = rng.choice(["admitted"] * 5 + ["rejected"])
+        events.append(
+            Event(name, "REPORTED", at(rng.choice([1, 2, 5, 20])), outcome=outcome, attributes=report)
+        )
+    for step in _COMMON[: rng.randrange(len(_COMMON) + 1)]:
+        hour += rng.choice([0.1, 1, 2.5])
+        kind = rng.choice(["MERGED", "UNMERGED", "VOIDED", "EXTENDED", step]) if rng.random() < 0.12 else step
+        given = {
+            "rating": rng.choice([None, 1, 3, 5]),
+            "due_at": at(hour + 40) if kind == "EXTENDED" else None,
+            "department": rng.choice([None, "police"]),
+            "primary_case_id": "c1" if kind == "MERGED" else None,
+            "grid_code": grid,
+        }
+        events.append(Event(name, kind, at(hour), event_id=f"{name}-{hour:.2f}", attributes=given))
+    return events
+
+
+def test_lives_of_any_kind_in_windows_that_cut_them(clickhouse: Client) -> None:
+    rng, world = random.Random(5), World(clickhouse)
+    events = [event for number in range(120) for event in _any_case(rng, number)]
+    rng.shuffle(events)
+    held = following(clickhouse)
+    for first in range(0, len(events), 500):
+        world.write(*events[first : first + 500])
+        for from_, to, as_of in ((0, 100, 100), (2, 9, 100), (6.5, 20, 100), (10, 5, 100), (0, 30, 15)):
+            window = {"from_": at(from_), "to": at(to), "as_of": at(as_of)}
+            for view in VIEWS:
+                for by in ("town", "channel"):
+                    asked: dict[str, Any] = {"by": by, "view": view, "names": KpiNames(), **window}
+                    found, wanted = kpi(clickhouse, held=held, **asked), kpi(clickhouse, **asked)
+                    assert repr(found) == repr(wanted), (view, by, window)

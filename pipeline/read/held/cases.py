@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.frames import RANK
 from pipeline.read.held.columns import BESIDE, NEVER, Columns, Ints, Window, Words
 from pipeline.reference.hash_index import HashIndex
+from pipeline.store.fold import ALL, HISTORY, prefix, states_of
 from pipeline.store.kpi_views import (
     COHORT_RATES,
     COUNTED,
@@ -74,8 +77,11 @@ _FLOW_DIGITS: Final = {name: 2 * at for at, name in enumerate(_FLOW_COUNTS)}
 _FLOW_RESPONDED: Final = 2 * len(_FLOW_DIGITS)
 
 
-def _query() -> str:
-    """SQL query: the rows of the parts {parts}, in no order."""
+def _query(states: str, part: str) -> str:
+    """SQL query: what is held of the cases that `states` gives, in no order.
+
+    states : query of the columns ALL_OF of some states. part : SQL, the part that a state lies in.
+    """
     facts = [f"bitShiftLeft(toUInt32({name}), {_BITS[name]})" for name in FACTS]
     counts = [
         f"bitShiftLeft(toUInt32(least({sql}, {_MOST})), {_DIGITS[name]})" for name, sql in _SUMS.items()
@@ -83,7 +89,7 @@ def _query() -> str:
     columns = {
         "hi": "xxh3(case_id)",
         "lo": "cityHash64(case_id)",
-        "part": "_part",
+        "part": part,
         "version": "version",
         "admitted": "is_admitted",
         "alike": " + ".join(facts + counts),
@@ -100,21 +106,43 @@ def _query() -> str:
         ),
         "flow_has_more": " OR ".join(f"{sql} > {_MOST}" for sql in _FLOW_COUNTS.values()),
         **{name: f"ifNull(toString({name}), '')" for name in WORDS},
-        # of the cases that may be orphans: their events are asked for by name
-        "orphan": f"if(ifNull(toUnixTimestamp64Milli(first_event_at) < least(ifNull(toUnixTimestamp64Milli("
-        f"reported_at), {NEVER}), ifNull(toUnixTimestamp64Milli(resent_at), {NEVER})), 1), case_id, '')",
+        # of orphans: their events are asked for by name
+        "orphan": "if(isNull(reported_at) AND isNull(resent_at), case_id, '')",
         "step_at": "if(is_admitted, arrayMap(t -> toUnixTimestamp64Milli(t), legal_times), [])",
         "step_rank": "if(is_admitted, legal_ranks, [])",
         "step_rating": "if(is_admitted, legal_ratings, [])",
     }
     told = ", ".join(f"{sql} AS told_{name}" for name, sql in columns.items())
     made = ", ".join(f"{sql} AS {name}" for name, sql in (FACTS | DURATIONS_MS).items())
-    return f"""
-        SELECT {told}
-        FROM (SELECT *, _part, {made} FROM cases WHERE _part IN {{parts:Array(String)}})"""
+    return f"SELECT {told} FROM (SELECT *, {made} FROM ({states}))"
 
 
-CASES: Final = _query()
+#: The columns of a state that `_query` reads.
+ALL_OF: Final = tuple(name for name in ALL if re.search(rf"\b{name}\b", _query("", "") + "version"))
+#: Of the parts {parts}, one of {slices} slices.
+CASES: Final = _query(
+    f"SELECT {', '.join(ALL_OF)}, _part FROM cases WHERE _part IN {{parts:Array(String)}} "
+    "AND xxh3(case_id) % {slices:UInt32} = {slice:UInt32}",
+    "_part",
+)
+_AS_OF: Final = "{as_of:DateTime64(3, 'UTC')}"
+_LATER: Final = f"SELECT case_id FROM cases WHERE last_event_at > {_AS_OF} AND first_event_at <= {_AS_OF}"
+#: As of {as_of}, of the cases that have later events: of few of them.
+CASES_AS_OF: Final = _query(
+    states_of(
+        prefix(
+            f"""
+            SELECT {", ".join(HISTORY)} FROM cases
+            WHERE (case_id, version) IN (
+                SELECT case_id, max(version) FROM cases WHERE case_id IN ({_LATER}) GROUP BY case_id
+            )
+            LIMIT 1 BY case_id""",
+            _AS_OF,
+        ),
+        ALL_OF,
+    ),
+    "''",
+)
 
 _DTYPES: Final = {
     "version": np.uint32, "admitted": np.bool_, "alike": np.uint32, "has_more": np.bool_,
@@ -123,11 +151,18 @@ _DTYPES: Final = {
     **dict.fromkeys(DURATIONS, np.uint32),
     "flow_alike": np.uint16, "flow_has_more": np.bool_,
     **dict.fromkeys(WORDS, np.uint32),
-    "start": np.int64, "steps": np.uint32,
+    "stored": np.int64, "start": np.int64, "steps": np.uint32,
 }  # fmt: skip
 #: Below it nothing is left behind.
 _FEW_STEPS: Final = 100_000
 _STEPS: Final = {"at": np.int64, "rank": np.uint8, "rating": np.int8}
+
+
+class Counted(NamedTuple):
+    """sums : counts by `number` of the key. values : duration → (number of the key, seconds), each (n,)."""
+
+    sums: pl.DataFrame
+    values: dict[str, tuple[Numbers, Numbers]]
 
 
 class HeldCases:
@@ -142,6 +177,8 @@ class HeldCases:
         self._steps = Columns(_STEPS)
         self._dead = 0
         self._orphans: dict[int, str] = {}
+        #: Rows that are not counted.
+        self._aside: Ints | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -165,8 +202,10 @@ class HeldCases:
         hi, lo = told["hi"].to_numpy(), told["lo"].to_numpy()
         numbers = self._index.find(hi, lo)
         known = numbers >= 0
+        version, its_stored = told["version"].to_numpy()[known], told["stored"].to_numpy()[known]
+        held, held_stored = self._rows["version"][numbers[known]], self._rows["stored"][numbers[known]]
         stays = np.ones(len(numbers), bool)
-        stays[known] = told["version"].to_numpy()[known] >= self._rows["version"][numbers[known]]
+        stays[known] = (version > held) | ((version == held) & (its_stored >= held_stored))
         if not stays.all():
             told, hi, lo = told.filter(pl.Series(stays)), hi[stays], lo[stays]
             numbers, known = numbers[stays], known[stays]
@@ -207,32 +246,50 @@ class HeldCases:
         for at in np.flatnonzero((case_ids != "").to_numpy()).tolist():
             self._orphans[int(numbers[at])] = case_ids[at]
 
-    def has_later_events(self, as_of: int) -> bool:
-        """Whether an admitted case has an event after the instant: then its state was another one."""
-        return bool((self._rows["last_event"][self._rows["admitted"]] > as_of).any())
+    def later(self, as_of: int) -> Ints:
+        """The admitted cases that have an event after the instant: then their state was another one."""
+        return np.flatnonzero(self._rows["admitted"] & (self._rows["last_event"] > as_of))
 
-    def orphans(self, as_of: int) -> list[str]:
-        """Cases that have events but, as of the instant, neither a report nor a resend of one."""
-        if not self._orphans:
-            return []
-        rows = np.fromiter(self._orphans, np.int64, len(self._orphans))
+    @contextlib.contextmanager
+    def without(self, numbers: Ints, others: HeldCases | None) -> Iterator[None]:
+        """Count neither these rows nor the cases that `others` holds while the context is open."""
+        if others is not None:
+            theirs = self._index.find(*others._index.keys())
+            numbers = np.r_[numbers, theirs[theirs >= 0]]
+        self._aside = numbers if len(numbers) else None
+        try:
+            yield
+        finally:
+            self._aside = None
+
+    def _admitted(self) -> NDArray[np.bool_]:
+        admitted = self._rows["admitted"]
+        if self._aside is None:
+            return admitted
+        admitted = admitted.copy()
+        admitted[self._aside] = False
+        return admitted
+
+    def orphans(self, as_of: int) -> list[str] | None:
+        """Cases that have events but, as of the instant, neither a report nor a resend of one. None: there
+        are some that have one since, whose names are not held."""
         held = self._rows
-        without = (held["first_event"][rows] <= as_of) & (
-            np.minimum(held["reported"][rows], held["resent"][rows]) > as_of
-        )
-        return [self._orphans[row] for row in rows[without].tolist()]
+        known = np.minimum(held["reported"], held["resent"])
+        if ((held["first_event"] <= as_of) & (known > as_of) & (known < NEVER)).any():
+            return None
+        rows = np.fromiter(self._orphans, np.int64, len(self._orphans))
+        began = held["first_event"][rows] <= as_of
+        return [self._orphans[row] for row in rows[began].tolist()]
 
     # --- cohort
-    def cohort(
-        self, word: str, key_of: Callable[[str], str], citizens: Collection[str], window: Window
-    ) -> pl.DataFrame:
-        """What `kpi_views.cases_query("cohort", …)` gives, by the keys of a column of WORDS."""
+    def cohort(self, word: str, key_of_word: Numbers, citizens: Collection[str], window: Window) -> Counted:
+        """The cases reported in the window. word : of WORDS. key_of_word : number of the key of each word."""
         held, as_of = self._rows, window.as_of
         reported = held["reported"]
-        inside = held["admitted"] & window.holds(reported) & (reported <= as_of)
+        inside = self._admitted() & window.holds(reported) & (reported <= as_of)
         # all of it is no copy
         rows = slice(None) if inside.all() else np.flatnonzero(inside)
-        keys, key = self._keys(word, key_of, rows)
+        key = key_of_word[held[word][rows]]
         _, citizen = self._words["channel"].keyed(lambda channel: "citizen" if channel in citizens else "")
         alike = held["alike"][rows] | (held["due"][rows] <= as_of).astype(np.uint32) << _BITS["limit_passed"]
         alike |= (held["response_due"][rows] <= as_of).astype(np.uint32) << _BITS["response_limit_passed"]
@@ -265,12 +322,7 @@ class HeldCases:
             of_case = held[name][rows]
             known = counted & (of_case != _NONE) & (key > 0)
             values[name] = (key[known], of_case[known])
-        return _with_keys(found, keys, values).with_columns(
-            *(
-                pl.when(pl.col(whole) > 0).then(pl.col(part) / pl.col(whole)).alias(rate)
-                for rate, (part, whole) in COHORT_RATES.items()
-            )
-        )
+        return Counted(found, values)
 
     def _with_more(
         self, found: pl.DataFrame, rows: Rows, key: Numbers, counted: NDArray[np.bool_]
@@ -290,16 +342,16 @@ class HeldCases:
         )
 
     # --- flow
-    def flow(self, word: str, key_of: Callable[[str], str], window: Window) -> pl.DataFrame:
-        """What `kpi_views.cases_query("flow", …)` gives, by the keys of a column of WORDS."""
+    def flow(self, word: str, key_of_word: Numbers, window: Window) -> Counted:
+        """What happened in the window. word : of WORDS. key_of_word : number of the key of each word."""
         held = self._rows
-        # nothing lies after `as_of`: see `has_later_events`
+        # nothing lies after `as_of`: see `later`
         first, last = held["first_legal"], held["last_legal"]
-        inside = held["admitted"] & (last >= window.from_) & (first < window.to)
+        inside = self._admitted() & (last >= window.from_) & (first < window.to)
         inside &= (held["reported"] < window.to) & (held["reported"] <= window.as_of)
         whole = inside & (first >= window.from_) & (last < window.to) & ~held["flow_has_more"]
         rows: Rows = slice(None) if whole.all() else np.flatnonzero(whole)
-        keys, key = self._keys(word, key_of, rows)
+        key = key_of_word[held[word][rows]]
         responded = window.holds(held["response_seconds_at"][rows]).astype(np.uint16)
         alike = held["flow_alike"][rows] | responded << np.uint16(_FLOW_RESPONDED)
         ways = pl.DataFrame({"way": key.astype(np.uint64) << _KEY_SHIFT | alike}).group_by("way").len("n")
@@ -310,7 +362,7 @@ class HeldCases:
         }
         # what lies outside with a part of a case takes a look at each of its events
         partly, of_partly = self._partly(np.flatnonzero(inside & ~whole), window)
-        key_of_partly = self._keys(word, key_of, partly)[1]
+        key_of_partly = key_of_word[held[word][partly]]
         found = pl.concat([pl.DataFrame(counts), pl.DataFrame({"number": key_of_partly} | of_partly)])
         found = found.filter(pl.col("number") > 0).group_by("number").sum()
 
@@ -327,13 +379,11 @@ class HeldCases:
         at_once = (held["closed"][rows][once] - held["accepted"][rows][once]) // 1_000
         others = np.r_[np.arange(len(held))[rows][closed > 1], partly]
         row, seconds = self._closures(others, window)
-        its_key = self._keys(word, key_of, row)[1]
+        its_key = key_of_word[held[word][row]]
         values["resolution_seconds"] = _together(
             [(key[once], at_once.astype(np.uint32)), (its_key[its_key > 0], seconds[its_key > 0])]
         )
-        return _with_keys(found, keys, values).with_columns(
-            closure_rate=pl.when(pl.col("cases") > 0).then(pl.col("closed") / pl.col("cases"))
-        )
+        return Counted(found, values)
 
     def _partly(self, rows: Ints, window: Window) -> tuple[Ints, dict[str, Ints]]:
         """(those of `rows` that have a legal event in the window, what of each lies in it by count)."""
@@ -363,10 +413,20 @@ class HeldCases:
         its = its[inside]
         return its, ((at[inside] - self._rows["accepted"][its]) // 1_000).astype(np.uint32)
 
-    def _keys(self, word: str, key_of: Callable[[str], str], rows: Rows) -> tuple[Sequence[str], Numbers]:
-        """(keys, number of the key of each row), 0: it has none."""
-        keys, of_word = self._words[WORDS[word]].keyed(key_of)
-        return keys, of_word[self._rows[word][rows]]
+
+def rows_of(view: str, counted: Sequence[Counted], keys: Sequence[str]) -> pl.DataFrame:
+    """What `kpi_views.cases_query` gives for a view, of cases that were counted apart. keys : by number."""
+    sums = counted[0].sums
+    if len(counted) > 1:
+        sums = (
+            pl.concat([each.sums.cast(pl.Int64) for each in counted], how="diagonal").group_by("number").sum()
+        )
+    values = {name: _together([each.values[name] for each in counted]) for name in DURATIONS}
+    rates = COHORT_RATES if view == "cohort" else {"closure_rate": ("closed", "cases")}
+    return _with_keys(sums, keys, values).with_columns(
+        pl.when(pl.col(whole) > 0).then(pl.col(part) / pl.col(whole)).alias(rate)
+        for rate, (part, whole) in rates.items()
+    )
 
 
 def _spans(start: NDArray[np.int64], steps: NDArray[np.uint32]) -> Ints:

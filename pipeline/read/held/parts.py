@@ -14,7 +14,11 @@ from typing import Final, NamedTuple
 
 from clickhouse_connect.driver.client import Client
 
+#: Engines whose parts are numbered as they become visible: not those that replicas share.
+_ENGINES: Final = frozenset({"MergeTree", "ReplacingMergeTree"})
+#: Spans of time that a condition names; nearer ones are one.
 _MOST_SPANS: Final = 20
+_NEAR_SECONDS: Final = 10
 
 
 class Part(NamedTuple):
@@ -29,6 +33,12 @@ class Part(NamedTuple):
     rows: int
     earliest: int
     latest: int
+
+    @property
+    def version(self) -> int:
+        """Mutations up to this number are in its rows: an insert is numbered after those that do not concern
+        it."""
+        return max(self.mutation, self.first)
 
     def holds(self, other: Part) -> bool:
         return self.partition == other.partition and self.first <= other.first and other.last <= self.last
@@ -53,14 +63,31 @@ def active_parts(client: Client, tables: Sequence[str]) -> dict[str, list[Part]]
 def received(parts: Sequence[Part]) -> str:
     """SQL condition on `ingested_at` that every row of these parts meets: the engine leaves parts out by it.
     Of tables with a column `_part` it cannot be asked for parts by name."""
-    spans = [(part.earliest, part.latest) for part in parts]
+    spans: list[tuple[int, int]] = []
+    for begin, end in sorted((part.earliest, part.latest) for part in parts):
+        if spans and begin <= spans[-1][1] + _NEAR_SECONDS:
+            spans[-1] = spans[-1][0], max(end, spans[-1][1])
+        else:
+            spans.append((begin, end))
     if len(spans) > _MOST_SPANS:
-        spans = [(min(begin for begin, _ in spans), max(end for _, end in spans))]
+        spans = [(spans[0][0], spans[-1][1])]
     return " OR ".join(
         f"(ingested_at >= fromUnixTimestamp64Milli({begin * 1_000}, 'UTC') "
         f"AND ingested_at < fromUnixTimestamp64Milli({end * 1_000 + 1_000}, 'UTC'))"
         for begin, end in spans
     )
+
+
+def tables(client: Client, names: Sequence[str]) -> tuple[str, ...] | None:
+    """What tells these tables from others of their names; None where their parts cannot be followed."""
+    found = client.query(
+        "SELECT name, engine, toString(uuid) FROM system.tables "
+        "WHERE database = currentDatabase() AND name IN {names:Array(String)} ORDER BY name",
+        parameters={"names": list(names)},
+    ).result_rows
+    if len(found) < len(names) or any(engine not in _ENGINES for _, engine, _ in found):
+        return None
+    return tuple(str(uuid) for _, _, uuid in found)
 
 
 @dataclass
@@ -75,7 +102,7 @@ class Followed:
         """Whether what was read is what is stored: no part is gone or was changed in place."""
         named = {part.name for part in parts}
         return all(
-            any(part.holds(seen) and part.mutation <= seen.mutation for part in parts)
+            any(part.holds(seen) and part.mutation <= seen.version for part in parts)
             for seen in self._seen
             if seen.name not in named
         )
@@ -96,5 +123,7 @@ class Followed:
             self._last[part.partition] = max(part.last, self._last.get(part.partition, -1))
         if not self.is_still_there(parts):
             return False
-        self._seen = [part for part in parts if part.last <= self._last.get(part.partition, -1)]
+        now = [part for part in parts if part.last <= self._last.get(part.partition, -1)]
+        # what went into a part that is not read yet is still looked after
+        self._seen = now + [seen for seen in self._seen if not any(part.holds(seen) for part in now)]
         return True

@@ -7,11 +7,12 @@ are counted, and are few.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from pipeline.read.held.columns import Columns, Ints, Window, Words
 from pipeline.reference.hash_index import HashIndex
@@ -27,7 +28,7 @@ _POSITION: Final = ("_inc", "_part", "_off", "_idx")
 
 
 def _query(table: str) -> str:
-    """SQL query: the reports of a table, in no order; a condition is to be added."""
+    """SQL query: the reports of a table, one of {slices} slices, in no order; a condition is to be added."""
     of, kind = {
         "events": ("id_hi, id_lo", str(_EVENTS)),
         "rejections": ("id_hi, id_lo", str(_REJECTIONS)),
@@ -38,7 +39,8 @@ def _query(table: str) -> str:
         SELECT xxh3({of}) AS told_hi, cityHash64({of}) AS told_lo, toUInt8({kind}) AS told_kind,
             {", ".join(f"{name} AS told{name}" for name in _POSITION)},
             toUnixTimestamp64Milli(occurred_at) AS told_at, {words}
-        FROM {table} WHERE event_type = 'REPORTED'"""
+        FROM {table}
+        WHERE event_type = 'REPORTED' AND xxh3(_inc, _part, _off) % {{slices:UInt32}} = {{slice:UInt32}}"""
 
 
 REPORTS: Final = {table: _query(table) for table in ("events", "rejections", "duplicates")}
@@ -49,6 +51,8 @@ _DTYPES: Final = {
     "at": np.int64, "shares": np.bool_,
     **dict.fromkeys(WORDS, np.uint32),
 }  # fmt: skip
+#: With its identity, what makes a row itself.
+_EXACTLY: Final = ("kind", "inc", "part", "off", "idx")
 
 
 class HeldReports:
@@ -58,6 +62,8 @@ class HeldReports:
         self._words = words
         self._index = HashIndex()
         self._rows = Columns(_DTYPES)
+        #: The rows that share their identity with others; few.
+        self._sharing: set[tuple[int, ...]] = set()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -69,17 +75,21 @@ class HeldReports:
     def take(self, told: pl.DataFrame) -> None:
         """Rows of one of `REPORTS`; those that are known already change nothing."""
         told = told.rename(lambda name: name.removeprefix("told_")).unique(
-            ["hi", "lo", "kind", "inc", "part", "off", "idx"], keep="first"
+            ["hi", "lo", *_EXACTLY], keep="first"
         )
         hi, lo = told["hi"].to_numpy(), told["lo"].to_numpy()
         numbers = self._index.find(hi, lo)
         known = numbers >= 0
         if known.any():
             same = np.flatnonzero(known)
-            held = self._rows
             again = np.ones(len(same), bool)
-            for name in ("kind", "inc", "part", "off", "idx"):
-                again &= held[name][numbers[same]] == told[name].to_numpy()[same]
+            for name in _EXACTLY:
+                again &= self._rows[name][numbers[same]] == told[name].to_numpy()[same]
+            # of what shares its identity, others than the one that the index finds are known by all they are
+            others = same[~again]
+            if len(others) and self._sharing:
+                exact = told[others].select("hi", "lo", *_EXACTLY).rows()
+                again[~again] = [row in self._sharing for row in exact]
             left = np.ones(len(numbers), bool)
             left[same[again]] = False
             if not left.all():
@@ -93,17 +103,20 @@ class HeldReports:
         rows = {name: told[name].to_numpy() for name in _DTYPES if name in told.columns and name not in WORDS}
         rows |= {name: self._words[word].numbers(told[name]) for name, word in WORDS.items()}
         added = self._rows.add(rows | {"shares": shares})
+        if shares.any():
+            self._sharing.update(told.filter(pl.Series(shares)).select("hi", "lo", *_EXACTLY).rows())
         # of rows that share their identity the first one found stands for it
         self._index.insert(hi[~known], lo[~known], added[~known])
 
-    def counts(self, word: str, key_of: Callable[[str], str], window: Window) -> pl.DataFrame:
-        """What `kpi_views.reports_query` gives, by the keys of a column of WORDS."""
+    def counts(
+        self, word: str, keys: Sequence[str], key_of_word: NDArray[np.uint32], window: Window
+    ) -> pl.DataFrame:
+        """What `kpi_views.reports_query` gives. word : of WORDS. key_of_word : number of each word's key."""
         held = self._rows
-        keys, of_word = self._words[WORDS[word]].keyed(key_of)
         inside = window.holds(held["at"]) & (held["at"] <= window.as_of)
         rows = np.flatnonzero(inside & ~held["shares"])
         rows = np.r_[rows, self._first_of_each(np.flatnonzero(inside & held["shares"]))]
-        cells = of_word[held[word][rows]].astype(np.int64) * 5 + held["kind"][rows]
+        cells = key_of_word[held[word][rows]].astype(np.int64) * 5 + held["kind"][rows]
         counted = np.bincount(cells, minlength=5 * len(keys)).reshape(len(keys), 5)
         admitted, rejected, l1, l2 = (counted[:, kind] for kind in (_EVENTS, _REJECTIONS, _L1, _L2))
         found = pl.DataFrame(
@@ -127,8 +140,7 @@ class HeldReports:
         if not len(rows):
             return rows
         order = pl.DataFrame(
-            {name: self._rows[name][rows] for name in ("hi", "lo", "inc", "part", "off", "idx", "kind")}
-            | {"row": rows}
+            {name: self._rows[name][rows] for name in ("hi", "lo", *_EXACTLY)} | {"row": rows}
         )
         return (
             order.sort("inc", "part", "off", "idx", "kind")
