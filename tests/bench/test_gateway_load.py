@@ -184,7 +184,7 @@ def test_together_has_a_figure_although_requests_were_refused(
 
 
 class _NoMemory:
-    def __init__(self, _: Any) -> None:
+    def __init__(self, _: Any, __: Any) -> None:
         self.samples: list[tuple[float, dict[str, float]]] = []
 
     def __enter__(self) -> _NoMemory:
@@ -193,3 +193,6 @@ class _NoMemory:
     def __exit__(self, *_: object) -> None: ...
     def growth(self, _: str) -> float:
         return 0.5
+
+    def verdict(self, role: str) -> tuple[str, bool]:
+        return role, False
