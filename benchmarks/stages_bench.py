@@ -228,7 +228,7 @@ def test_case_events(benchmark: Any, batch: Any) -> None:
         batch,
         lambda: pack_case_events(case_events_of(batch.stored, batch.resends.duplicates), INC),
     )
-    assert found["events"].list.len().sum() == batch.stored.height
+    assert found["entries"].list.len().sum() == batch.stored.height
 
 
 def test_process_block(benchmark: Any, batch: Any, world: Any) -> None:
