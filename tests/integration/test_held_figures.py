@@ -340,26 +340,42 @@ def test_a_second_copy_that_is_read_again_adds_nothing(clickhouse: Client) -> No
         world.write(Event(f"c{number}", "SIGNED", at(1)))  # received in the same second
 
 
+class _Counting:
+    """A lock that tells how many came to it."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.lock, self.came = lock, 0
+
+    def acquire(self, timeout: float) -> bool:
+        self.came += 1
+        return self.lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        self.lock.release()
+
+
 def test_who_waits_for_a_look_that_began_after_it_came_does_not_look_again(
     clickhouse: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     World(clickhouse).write(*chain("a", SHUT))
     held = following(clickhouse)
+    lock = _Counting(held._lock)
+    monkeypatch.setattr(held, "_lock", lock)
+    monkeypatch.setattr(figures, "_PATIENCE_SECONDS", 30.0)
     looked, looks = figures.active_parts, []
-    waiting = threading.Event()
 
     def look(client: Client, names: Any) -> Any:
         looks.append(1)
-        if len(looks) == 1:
-            assert waiting.wait(10)
+        deadline = time.monotonic() + 20
+        while len(looks) == 1 and lock.came < 6 and time.monotonic() < deadline:
+            time.sleep(0.01)
         return looked(client, names)
 
     monkeypatch.setattr(figures, "active_parts", look)
     with ThreadPoolExecutor(6) as threads:
         calls = [threads.submit(answers, held, clickhouse) for _ in range(6)]
-        time.sleep(0.3)  # all have come
-        waiting.set()
         assert all(call.result() for call in calls)
+    assert lock.came == 6
     assert len(looks) == 2  # the one that they waited for began before five of them came
 
 
