@@ -3,9 +3,9 @@
     python -m benchmarks.kpi_speed [--cases 100000]
 
 The rows are what the pipeline writes: case events through `pack_case_events`, folded with the sets that the
-worker remembers (`process.case_memory`). The calls go as the API's go: over HTTP, to the engine's bridge
-(answers are decoded, not sent on as JSON). Beside wall time stands the CPU time of the process, which other
-work on the machine disturbs less.
+worker remembers (`process.case_memory`). The calls are answered by the store (what an api holds it answers
+itself: `reads`), over HTTP, from the engine's bridge (answers are decoded, not sent on as JSON). Beside wall
+time stands the CPU time of the process, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations

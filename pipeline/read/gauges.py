@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
-import structlog
 from clickhouse_connect.driver.client import Client
 from prometheus_client import Gauge
 
 from pipeline import metrics
-from pipeline.errors import UnavailableError
 from pipeline.read.kpi import kpi
 from pipeline.read.names import KpiNames
 from pipeline.read.reader import Reader
 from pipeline.read.rejected import LIFE_SAFETY, life_safety_by_reason
+from pipeline.read.repeat import repeat
 from pipeline.read.times import parameter
 
 WINDOW: Final = timedelta(days=30)
@@ -47,8 +45,6 @@ _GAUGES: Final = {
 #: Gives the KPI call's default answer by district, with the counts behind each rate.
 Districts = Callable[[], Awaitable[dict[str, Any]]]
 
-log = structlog.get_logger(__name__)
-
 
 @contextlib.contextmanager
 def business_gauges(reader: Reader, *, interval_seconds: float = REFRESH_SECONDS) -> Iterator[None]:
@@ -67,21 +63,11 @@ async def refresh_for_ever(
 ) -> None:
     """Refresh the gauges until cancelled, every `interval_seconds` or as seldom as `rest_seconds` says. A
     failing refresh is logged once per spell, never raised."""
-    failing = False
-    while True:
-        began = time.monotonic()
-        try:
-            await refresh(reader, districts)
-            failing = False
-        except UnavailableError:
-            if not failing:
-                log.warning("gauges_not_refreshed", reason="ClickHouse does not answer")
-            failing = True
-        except Exception:
-            if not failing:
-                log.exception("gauges_not_refreshed")
-            failing = True
-        await asyncio.sleep(rest_seconds(time.monotonic() - began, interval_seconds))
+    await repeat(
+        lambda: refresh(reader, districts),
+        rest=partial(rest_seconds, interval_seconds=interval_seconds),
+        failing_as="gauges_not_refreshed",
+    )
 
 
 def rest_seconds(took: float, interval_seconds: float = REFRESH_SECONDS) -> float:

@@ -46,10 +46,10 @@ from pipeline.page.board import Board
 from pipeline.page.live import Live
 from pipeline.page.routes import PAGE_PATHS, live_routes, page_files
 from pipeline.page.watch import Watch
-from pipeline.read.follow import keep_up_for_ever
 from pipeline.read.gauges import REFRESH_SECONDS as GAUGES_SECONDS
 from pipeline.read.gauges import refresh_for_ever
-from pipeline.read.held.figures import HeldFigures
+from pipeline.read.held.figures import LOOK_SECONDS, HeldFigures
+from pipeline.read.repeat import repeat
 from pipeline.read.routes import OPENAPI_PATHS as READ_PATHS
 from pipeline.read.routes import Reader, read_routes
 from pipeline.rules.catalogue import Catalogues, load_catalogues
@@ -252,7 +252,14 @@ def _lifespan(parts: Parts) -> Callable[[Starlette], contextlib.AbstractAsyncCon
                     refresh_for_ever(parts.show or parts.reader, districts=shared), name="business-gauges"
                 )
                 stack.callback(gauges.cancel)
-                following = asyncio.create_task(keep_up_for_ever(parts.reader), name="held-figures")
+                following = asyncio.create_task(
+                    repeat(
+                        partial(parts.reader.run, parts.reader.held.keep_up),
+                        rest=lambda _: LOOK_SECONDS,
+                        failing_as="held_figures_not_read",
+                    ),
+                    name="held-figures",
+                )
                 stack.callback(following.cancel)
             if parts.live is not None:
                 stack.push_async_callback(parts.live.end)

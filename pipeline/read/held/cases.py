@@ -23,6 +23,7 @@ from pipeline.store.kpi_views import (
     DURATIONS,
     DURATIONS_MS,
     FACTS,
+    MOMENTS,
     PERCENTILES,
 )
 
@@ -34,9 +35,7 @@ _NONE: Final = 2**32 - 1
 _SUMS: Final = COUNTED_SUMS | {"illegal_events": "illegal_count", "late_events": "late_count"}
 #: What makes cases alike, as one number of 32 bits: facts and moments have a bit each, every count two, which
 #: hold it up to _MOST.
-_BITS: Final = {
-    name: bit for bit, name in enumerate((*FACTS, "limit_passed", "response_limit_passed", "citizen"))
-}
+_BITS: Final = {name: bit for bit, name in enumerate((*FACTS, *MOMENTS))}
 _DIGITS: Final = {name: len(_BITS) + 2 * at for at, name in enumerate(_SUMS)}
 _MOST: Final = 3
 _KEY_SHIFT: Final = np.uint64(32)

@@ -31,6 +31,8 @@ from pipeline.store.kpi_views import CITY
 
 log = structlog.get_logger(__name__)
 
+#: A call reads what is new by itself; so often it is read without one, so that no call finds much.
+LOOK_SECONDS: Final = 5.0
 _TABLES: Final = ("cases", *REPORTS)
 #: Rows older than their retention leave a table with a merge, which no number tells: read anew once a day.
 _ANEW_SECONDS: Final = 86_400.0
