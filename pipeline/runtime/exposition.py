@@ -19,6 +19,7 @@ _HTTP_PREFIXES: Final = (
     "gridpipe_gateway_",
     "gridpipe_balance_",
     "gridpipe_embedded_log_",
+    "gridpipe_held_",
     "gridpipe_process_up",
     "gridpipe_canary_",
     "gridpipe_store_disk_",

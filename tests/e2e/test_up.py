@@ -189,6 +189,10 @@ def test_an_event_becomes_a_case_and_a_closure_rate(service: Service, tmp_path: 
     assert city["response_seconds"]["p50"] == 180
     case = service.get(f"/v1/cases/case-{number}")
     assert case["state"] == "CLOSED"
+    deadline = time.monotonic() + 60
+    while sample(service, "gridpipe_held_cases")[()] < 2:  # the api answers from what it holds
+        assert time.monotonic() < deadline, "the api holds no case"
+        time.sleep(0.5)
 
 
 def test_metrics_of_all_roles_are_on_one_page_and_add_up(service: Service) -> None:

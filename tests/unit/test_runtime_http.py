@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from clickhouse_connect.driver.client import Client
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,6 +26,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+import pipeline
 from pipeline import metrics
 from pipeline.contract.privacy import Privacy
 from pipeline.errors import ConfigurationError, UnavailableError
@@ -85,6 +88,27 @@ def test_outcomes_are_the_workers_and_business_figures_the_apis() -> None:
     assert not counted_by_http("gridpipe_events_received")
     assert counted_by_http("gridpipe_closure_ratio")
     assert counted_by_http("gridpipe_http_requests")
+
+
+def test_a_family_comes_from_the_process_whose_packages_set_it() -> None:
+    """The other one's page would tell the zero it begins with, for ever."""
+    of_http, of_worker = _families_set_in("ingest", "read", "page"), _families_set_in("process", "sink")
+    assert "gridpipe_held_cases" in of_http
+    assert "gridpipe_events" in of_worker
+    assert [family for family in of_http if not counted_by_http(family)] == []
+    assert [family for family in of_worker if counted_by_http(family)] == []
+
+
+def _families_set_in(*packages: str) -> set[str]:
+    named = {
+        node.attr
+        for package in packages
+        for path in (Path(pipeline.__file__).parent / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "metrics"
+    }
+    found = (getattr(metrics, name) for name in named)
+    return {metric.describe()[0].name for metric in found if isinstance(metric, MetricWrapperBase)}
 
 
 @pytest.mark.parametrize(
