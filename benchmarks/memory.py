@@ -18,8 +18,8 @@ from pipeline.runtime.supervisor import Supervisor
 #: Memory must be flat within this share after the first third of a soak.
 MEMORY_TOLERANCE: Final = 0.05
 #: What an id that is held for deduplication takes of the store's process at least, bytes: keys, entry, slots.
-#: It is 80 at most, for their arrays grow by half, or to the double; a leak would hide in the difference.
-ID_BYTES: Final = 58
+#: It is 58 at most, for the slots grow to the double; a leak would hide in the difference.
+ID_BYTES: Final = 50
 #: Grow with what was sent, by design: role -> why its memory is not judged.
 NOT_JUDGED: Final = {"broker": "the embedded broker keeps every event until its log is rolled"}
 _SAMPLE_SECONDS: Final = 2.0

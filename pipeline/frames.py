@@ -264,6 +264,21 @@ def beside(columns: Sequence[pl.Series]) -> pl.DataFrame:
     return first.to_frame().hstack(others)
 
 
+def with_own_texts(rows: pl.DataFrame) -> pl.DataFrame:
+    """The same rows in one piece, with texts of their own: a slice, a filter or a selection of rows holds on
+    to the texts of all that it came from, for as long as it lives."""
+    rows = rows.rechunk()
+    for at, column in enumerate(rows.get_columns()):
+        # in two buffers: texts so short that they lie in the column itself, half of all columns of texts
+        if (
+            column.dtype == pl.String()
+            and len(column.to_arrow(compat_level=pl.CompatLevel.newest()).buffers()) > 2
+        ):
+            own = pl.Series(column.name, column.to_arrow(compat_level=pl.CompatLevel.oldest()))
+            rows.replace_column(at, own)
+    return rows
+
+
 def null_counts(frame: pl.DataFrame) -> dict[str, int]:
     """How many nulls each column holds."""
     return dict(zip(frame.columns, frame.null_count().row(0), strict=True))

@@ -18,7 +18,7 @@ import polars as pl
 from clickhouse_connect.driver.client import Client
 from numpy.typing import NDArray
 
-from pipeline.frames import CASE_SET, POSITION
+from pipeline.frames import CASE_SET, POSITION, with_own_texts
 from pipeline.process.hashes import case_hash
 from pipeline.reference.hash_index import HashIndex, Int64s, UInt64s
 from pipeline.store.cases import known_cases, read_sets
@@ -43,7 +43,6 @@ _KEPT_SHARE: Final = 0.5
 #: Rows of frames that are joined no more: those of two large rounds are not, which would copy them once more.
 _MOST_JOINED: Final = 60_000
 _POSITION: Final = ["_inc", *POSITION]
-_TEXTS: Final = [name for name, dtype in CASE_SET.items() if dtype == pl.String()]
 _NO_ENTRIES: Final = pl.DataFrame(schema=CASE_SET)
 _KEYS: Final = [
     case_hash(),
@@ -151,7 +150,7 @@ class _Held:
             # nothing is changed before the last read has succeeded
             self._existing.add(hashes[fresh])
             numbers[fresh] = np.arange(len(self._numbers), len(self._numbers) + int(fresh.sum()))
-            self._numbers.insert(words[0][fresh], words[1][fresh], numbers[fresh])
+            self._numbers.insert(words[0][fresh], words[1][fresh])
             self._touched = _grown(self._touched, len(self._numbers))
             self._was_read = _grown(self._was_read, len(self._numbers))
             self._was_read[numbers[fresh]] = elsewhere[fresh]
@@ -195,7 +194,7 @@ class _Held:
             at -= 1
             parts.insert(0, self._frames[at])
             height += parts[0].height
-        self._frames[at:] = [_copied(pl.concat(parts))]
+        self._frames[at:] = [with_own_texts(pl.concat(parts))]
 
     def _unknown(self, rows: pl.DataFrame) -> pl.DataFrame:
         """`rows` without those that came along when their case was read: another round had stored them, and
@@ -215,7 +214,9 @@ class _Held:
         oldest = np.partition(age, len(age) - kept)[len(age) - kept]
         left = [(frame, np.flatnonzero(its > oldest)) for frame, its in zip(self._frames, ages, strict=True)]
         frames = [
-            frame if len(rows) == frame.height else _copied(frame[rows]) for frame, rows in left if len(rows)
+            frame if len(rows) == frame.height else with_own_texts(frame[rows])
+            for frame, rows in left
+            if len(rows)
         ]
         touched, was_read = self._touched, self._was_read
         self._hold_nothing()
@@ -297,18 +298,6 @@ def _encoded(case_ids: pl.Series) -> tuple[Int64s, pl.Series]:
 def _numbered(entries: pl.DataFrame, numbers: Int64s) -> pl.DataFrame:
     """CASE_SET and `number`, that of each entry's case."""
     return entries[list(CASE_SET)].hstack([pl.Series("number", numbers)])
-
-
-def _copied(rows: pl.DataFrame) -> pl.DataFrame:
-    """The same rows with texts of their own: a slice or a filter keeps those of all that it came from."""
-    rows = rows.rechunk()
-    for name in _TEXTS:
-        column = rows[name]
-        # in two buffers: texts so short that they lie in the column itself, half of all columns of texts
-        if len(column.to_arrow(compat_level=pl.CompatLevel.newest()).buffers()) > 2:
-            own = pl.Series(name, column.to_arrow(compat_level=pl.CompatLevel.oldest()))
-            rows.replace_column(rows.get_column_index(name), own)
-    return rows
 
 
 def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:

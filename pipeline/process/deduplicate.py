@@ -78,10 +78,10 @@ class Entry(NamedTuple):
         self.content[rows], self.version[rows] = values.content, values.version
 
     def grown(self, size: int) -> Entry:
-        return Entry(
-            np.resize(self.position, size), np.resize(self.ingested, size),
-            np.resize(self.content, size), np.resize(self.version, size),
-        )  # fmt: skip
+        """With room for `size` rows; the new ones are not set, and no memory of theirs is touched."""
+        grown = Entry(*(np.empty(size, held.dtype) for held in self))
+        grown.put(slice(0, len(self.position)), self)
+        return grown
 
     @classmethod
     def of(cls, rows: pl.DataFrame) -> Entry:
@@ -158,7 +158,7 @@ class SeenIds:
             size = max(total, len(self._held.position) * 3 // 2, 1024)
             self._held = self._held.grown(size)
         self._held.put(slice(first, total), kept)
-        self._index.insert(hi, lo, np.arange(first, total, dtype=np.int64))
+        self._index.insert(hi, lo)
         self._count = total
 
     def _evict(self) -> None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.clock import utc_now
-from pipeline.frames import DUPLICATE, NO_DUPLICATES, beside
+from pipeline.frames import DUPLICATE, NO_DUPLICATES, beside, with_own_texts
 from pipeline.process.deduplicate import by_partition, duplicate_rows, milliseconds, positions
 from pipeline.process.hashes import digest128, hash128, persons_text, words
 from pipeline.reference.hash_index import HashIndex
@@ -194,8 +194,8 @@ class _Rows:
     def append(self, frame: pl.DataFrame) -> None:
         start = self._starts[-1] + self._frames[-1].height if self._frames else 0
         while self._frames and self._frames[-1].height < 2 * frame.height:
-            frame, start = pl.concat([self._frames.pop(), frame], rechunk=True), self._starts.pop()
-        self._frames.append(frame)
+            frame, start = pl.concat([self._frames.pop(), frame]), self._starts.pop()
+        self._frames.append(with_own_texts(frame))
         self._starts.append(start)
 
     def row(self, number: int) -> dict[str, Any]:
@@ -213,7 +213,6 @@ class _Chains:
         self._index = HashIndex()  # key -> slot
         self._newest = np.empty(0, np.int64)  # by slot
         self._before = np.empty(0, np.int64)  # by row, -1 at a chain's end
-        self._slots = 0
         self._rows = 0
 
     def known(self, keys: Keys) -> NDArray[np.bool_]:
@@ -252,11 +251,10 @@ class _Chains:
         slots = self._index.find(high[heads], low[heads])
         known, fresh = slots >= 0, slots < 0
         self._before[first + at[heads[known]]] = self._newest[slots[known]]
-        slots[fresh] = np.arange(self._slots, self._slots + int(fresh.sum()))
-        self._slots += int(fresh.sum())
-        self._newest = _grown(self._newest, self._slots)
+        slots[fresh] = np.arange(len(self._index), len(self._index) + int(fresh.sum()))
+        self._index.insert(high[heads[fresh]], low[heads[fresh]])
+        self._newest = _grown(self._newest, len(self._index))
         self._newest[slots] = first + at[tails]
-        self._index.insert(high[heads[fresh]], low[heads[fresh]], slots[fresh])
 
 
 def _grown(array: Int64s, size: int) -> Int64s:

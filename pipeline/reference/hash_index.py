@@ -1,4 +1,4 @@
-"""A hash index from 128-bit keys to integers, in numpy: what a worker holds per person and per event id.
+"""A hash index of 128-bit keys, in numpy: what a worker holds per person and per event id.
 
 A Python dict of 4.8 million keys costs six times the memory and ten times the time per look-up; a join builds
 the big side anew for every batch. Open addressing with linear probing does all keys of a batch per round:
@@ -26,15 +26,15 @@ _CHUNK: Final = 1 << 18
 
 
 class HashIndex:
-    """Maps distinct (hi, lo) pairs of uint64 to int64 values of at least 0. Grows; never forgets a key.
+    """Numbers distinct (hi, lo) pairs of uint64 from 0 in the order of insertion. Grows; forgets no key.
 
-    Costs 24 bytes per key and 4 bytes per slot (two to four slots per key). Reads may run in several threads
+    Costs 16 bytes per key and 4 bytes per slot (two to four slots per key). Reads may run in several threads
     at once; an insert needs the index for itself.
 
     >>> index = HashIndex()
-    >>> index.insert(np.array([1, 2], np.uint64), np.array([7, 8], np.uint64), np.array([10, 20], np.int64))
+    >>> index.insert(np.array([1, 2], np.uint64), np.array([7, 8], np.uint64))
     >>> index.find(np.array([2, 2], np.uint64), np.array([8, 9], np.uint64)).tolist()
-    [20, -1]
+    [1, -1]
     """
 
     def __init__(self, capacity_hint: int = 0) -> None:
@@ -42,34 +42,30 @@ class HashIndex:
         self._count = 0
         self._hi: UInt64s = np.empty(max(capacity_hint, 16), np.uint64)
         self._lo: UInt64s = np.empty(max(capacity_hint, 16), np.uint64)
-        self._values: Int64s = np.empty(max(capacity_hint, 16), np.int64)
         self._allocate(capacity_hint)
 
     @classmethod
     def build(cls, hi: UInt64s, lo: UInt64s) -> HashIndex:
-        """An index of `hi`, `lo` (n,) whose values are the positions 0 … n-1."""
+        """An index of `hi`, `lo` (n,)."""
         index = cls(capacity_hint=len(hi))
-        index.insert(hi, lo, np.arange(len(hi), dtype=np.int64))
+        index.insert(hi, lo)
         return index
 
-    def insert(self, hi: UInt64s, lo: UInt64s, values: Int64s) -> None:
-        """Add n keys, all arrays (n,). Keys must be absent; of a key given twice the first is found.
+    def insert(self, hi: UInt64s, lo: UInt64s) -> None:
+        """Add n keys, (n,) each. Each must be absent; of one given twice the first is found, and both count.
 
-        Raises ValueError if lengths differ or a value is negative (-1 means absent).
+        Raises ValueError if lengths differ.
         """
         added = len(hi)
-        if len(lo) != added or len(values) != added:
-            raise ValueError(f"hi, lo and values differ in length: {added}, {len(lo)}, {len(values)}")
+        if len(lo) != added:
+            raise ValueError(f"hi and lo differ in length: {added}, {len(lo)}")
         if added == 0:
             return
-        if int(values.min()) < 0:
-            raise ValueError("values must be 0 or more; -1 stands for an absent key")
         total = self._count + added
         if total > len(self._hi):
             self._resize_entries(max(total, len(self._hi) + len(self._hi) // 2))
         self._hi[self._count : total] = hi
         self._lo[self._count : total] = lo
-        self._values[self._count : total] = values
         first = self._count
         self._count = total
         if total > len(self._slots) * _MAX_LOAD:
@@ -79,7 +75,7 @@ class HashIndex:
             self._place(start, min(start + _CHUNK, total))
 
     def find(self, hi: UInt64s, lo: UInt64s) -> Int64s:
-        """Values of n keys, (n,) int64, -1 where a key is absent."""
+        """Numbers of n keys, (n,) int64, -1 where a key is absent."""
         found = np.full(len(hi), -1, np.int64)
         if len(hi) == 0 or self._count == 0:
             return found
@@ -89,7 +85,7 @@ class HashIndex:
         entries = entries[pending]
         while len(pending):
             same = (self._lo[entries] == lo[pending]) & (self._hi[entries] == hi[pending])
-            found[pending[same]] = self._values[entries[same]]
+            found[pending[same]] = entries[same]
             pending = pending[~same]
             slots[pending] = (slots[pending] + 1) & self._mask
             entries = self._slots[slots[pending]]
@@ -107,7 +103,7 @@ class HashIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays held."""
-        return self._slots.nbytes + self._hi.nbytes + self._lo.nbytes + self._values.nbytes
+        return self._slots.nbytes + self._hi.nbytes + self._lo.nbytes
 
     def _allocate(self, keys: int) -> None:
         bits = max(_MIN_BITS, int(np.ceil(np.log2(max(keys, 1) / _MAX_LOAD))) if keys else 0)
@@ -116,7 +112,7 @@ class HashIndex:
         self._shift = np.uint64(64 - bits)
 
     def _resize_entries(self, size: int) -> None:
-        for name in ("_hi", "_lo", "_values"):
+        for name in ("_hi", "_lo"):
             old = getattr(self, name)
             new = np.empty(size, old.dtype)
             new[: len(old)] = old

@@ -143,8 +143,7 @@ class Stored:
         everything: list[pl.DataFrame] = []
         for rows in frames:
             last = rows.group_by(KEY, maintain_order=True).last()
-            start = len(index)
-            index.insert(*text_words(last[KEY]), np.arange(start, start + last.height, dtype=np.int64))
+            index.insert(*text_words(last[KEY]))
             newest.append(last.drop(KEY))
             if kind.history != "plain":
                 everything.append(rows)

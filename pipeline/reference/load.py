@@ -437,7 +437,7 @@ def _repeated(kind: Kind, rows: pl.DataFrame, seen: HashIndex) -> NDArray[np.boo
     hi, lo = text_words(keys)
     repeated = ~keys.is_first_distinct().to_numpy() | (seen.find(hi, lo) >= 0)
     fresh = ~repeated
-    seen.insert(hi[fresh], lo[fresh], np.zeros(int(fresh.sum()), np.int64))
+    seen.insert(hi[fresh], lo[fresh])
     result: NDArray[np.bool_] = repeated
     return result
 

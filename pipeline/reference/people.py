@@ -152,7 +152,7 @@ class People:
         self._tail[0][start:stop], self._tail[1][start:stop] = third, fourth
         for name, values in self._columns.items():
             values[start:stop] = persons[name].to_numpy()
-        self._index.insert(hi, lo, np.arange(start, stop, dtype=np.int64))
+        self._index.insert(hi, lo)
         deleted = persons["deleted_ms"].to_numpy()
         gone = np.flatnonzero(deleted >= 0)
         if len(gone):

@@ -191,6 +191,27 @@ def test_the_result_does_not_depend_on_how_the_log_is_cut(seed: int) -> None:
     assert whole.duplicates.height > 5
 
 
+def test_anchors_hold_their_own_texts_and_those_of_no_other_row() -> None:
+    """Texts of a whole round lie together: what shares a piece of them keeps all of it in memory."""
+    anchors, long = Anchors(WINDOWS), "x" * 40
+    for block in range(20):
+        numbers = range(100 * block, 100 * block + 100)
+        records = stream(*(report(n, event_id=f"{long}{n}", description=f"{TEXT}{n}") for n in numbers))
+        few = tuple(f"{long}{n}" for n in numbers if n % 50)
+        kept = drop_resends(judged(*records, rejected=few), {0: anchors}).kept
+        anchors.remember(anchors_of(kept))
+    assert len(anchors) == 40
+    texts = [row["event_id"] for row in map(anchors.row, range(40))]
+    assert texts == [f"{long}{50 * n}" for n in range(40)]
+    columns = [frame["event_id"] for frame in anchors._rows._frames]
+    held = sum(
+        buffer.size
+        for column in columns
+        for buffer in column.to_arrow(compat_level=pl.CompatLevel.newest()).buffers()[2:]
+    )
+    assert held == sum(map(len, texts))
+
+
 def test_an_anchor_is_forgotten_after_the_redelivery_window() -> None:
     def late(days: float) -> datetime:
         return NOON + timedelta(days=days)

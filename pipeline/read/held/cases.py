@@ -217,7 +217,7 @@ class HeldCases:
         self._dead += int(self._rows["steps"][numbers[known]].sum())
         self._rows.put(numbers[known], {name: values[known] for name, values in rows.items()})
         added = self._rows.add({name: values[~known] for name, values in rows.items()})
-        self._index.insert(hi[~known], lo[~known], added)
+        self._index.insert(hi[~known], lo[~known])
         numbers[~known] = added
         self._take_steps(numbers, told)
         self._note_orphans(numbers, told["orphan"])

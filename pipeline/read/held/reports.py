@@ -62,6 +62,8 @@ class HeldReports:
         self._words = words
         self._index = HashIndex()
         self._rows = Columns(_DTYPES)
+        #: By number of the index: the row that it stands for.
+        self._row_of = Columns({"row": np.int64})
         #: The rows that share their identity with others; few.
         self._sharing: set[tuple[int, ...]] = set()
 
@@ -70,7 +72,7 @@ class HeldReports:
 
     @property
     def nbytes(self) -> int:
-        return self._index.nbytes + self._rows.nbytes
+        return self._index.nbytes + self._row_of.nbytes + self._rows.nbytes
 
     def take(self, told: pl.DataFrame) -> None:
         """Rows of one of `REPORTS`; those that are known already change nothing."""
@@ -80,6 +82,7 @@ class HeldReports:
         hi, lo = told["hi"].to_numpy(), told["lo"].to_numpy()
         numbers = self._index.find(hi, lo)
         known = numbers >= 0
+        numbers[known] = self._row_of["row"][numbers[known]]
         if known.any():
             same = np.flatnonzero(known)
             again = np.ones(len(same), bool)
@@ -106,7 +109,8 @@ class HeldReports:
         if shares.any():
             self._sharing.update(told.filter(pl.Series(shares)).select("hi", "lo", *_EXACTLY).rows())
         # of rows that share their identity the first one found stands for it
-        self._index.insert(hi[~known], lo[~known], added[~known])
+        self._index.insert(hi[~known], lo[~known])
+        self._row_of.add({"row": added[~known]})
 
     def counts(
         self, word: str, keys: Sequence[str], key_of_word: NDArray[np.uint32], window: Window
