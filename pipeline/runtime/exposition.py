@@ -19,13 +19,15 @@ _HTTP_PREFIXES: Final = (
     "gridpipe_gateway_",
     "gridpipe_balance_",
     "gridpipe_embedded_log_",
-    "gridpipe_held_",
     "gridpipe_process_up",
     "gridpipe_canary_",
     "gridpipe_store_disk_",
 )
-_BUSINESS_GAUGES: Final = frozenset(
+#: Set by an api alone.
+_API_GAUGES: Final = frozenset(
     {
+        "gridpipe_held_cases",
+        "gridpipe_held_bytes",
         "gridpipe_closure_ratio",
         "gridpipe_response_ratio",
         "gridpipe_open_cases",
@@ -42,7 +44,7 @@ _BUSINESS_GAUGES: Final = frozenset(
 def counted_by_http(family: str) -> bool:
     """Whether gateway and api count this family; all others are the worker's. Every process knows every
     family, so that without this rule a page joined from two would hold each of them twice."""
-    return family.startswith(_HTTP_PREFIXES) or family in _BUSINESS_GAUGES
+    return family.startswith(_HTTP_PREFIXES) or family in _API_GAUGES
 
 
 class _Part(CollectorRegistry):
@@ -59,11 +61,11 @@ class _Part(CollectorRegistry):
 def http_part(*, reads: bool = True) -> bytes:
     """Exposition of what gateway and api count.
 
-    reads : whether this process is an api. Nobody else sets the business gauges: a gateway alone would tell
-    the zeros they begin with, as figures of 1970.
+    reads : whether this process is an api. Nobody else sets its gauges: a gateway alone would tell the zeros
+    they begin with, as figures of 1970 and as cases that are not held.
     """
     return generate_latest(
-        _Part(lambda family: counted_by_http(family) and (reads or family not in _BUSINESS_GAUGES))
+        _Part(lambda family: counted_by_http(family) and (reads or family not in _API_GAUGES))
     )
 
 

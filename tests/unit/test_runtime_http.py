@@ -80,6 +80,7 @@ def test_a_gateway_alone_tells_no_business_figures() -> None:
     assert "gridpipe_gateway_events_total" in page
     assert "gridpipe_business_as_of" not in page
     assert "gridpipe_closure_ratio" not in page
+    assert "gridpipe_held_" not in page
     assert "gridpipe_business_as_of_timestamp_seconds 1.0" in http_part(reads=True).decode()
 
 
